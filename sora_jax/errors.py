@@ -1,0 +1,19 @@
+"""Mistakes of input, told in one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """A mistake that the user can mend: what is wrong, where, what to do.
+
+    The command line prints its text as one line and exits with 2; anything else that is raised is a bug and
+    keeps its traceback.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint to append to "unknown ...": the nearest of the known names, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"

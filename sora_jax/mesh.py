@@ -1,0 +1,51 @@
+"""Mesh axes, and the one table that says how every array lies on them.
+
+A size-1 axis is the default, so a laptop and a pod run the same code.
+"""
+
+import jax
+
+from sora_jax.errors import InputError
+from sora_jax.settings import MeshSettings
+
+AXES = ("data", "fsdp", "context", "tensor")
+
+# Logical name of an array's dimension -> mesh axes it is split over.
+RULES = {
+    ".": None,  # on every chip
+    "batch": ("data", "fsdp"),
+    "tokens": "context",  # a sequence dimension of activations
+    "height": "context",  # rows of pixels or of latents in the autoencoder
+    "embed": "fsdp",  # the model width of a weight
+    "mlp": "tensor",
+    "heads": "tensor",
+    "heads_all": ("context", "tensor"),  # inside attention: whole sequences, few heads (Ulysses)
+}
+
+
+def spec(axes: str) -> jax.P:
+    """Mesh axes of an array, from one logical name per dimension, e.g. "batch tokens ."."""
+    return jax.P(*(RULES[name] for name in axes.split()))
+
+
+def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.sharding.Mesh:
+    """A mesh over all devices, or over those given.
+
+    Args:
+      settings: sizes of the axes; one of them may be -1, it takes what is left.
+    Raises: InputError if the sizes do not multiply to the number of devices.
+    """
+    jax.config.update("jax_remove_size_one_mesh_axis_from_type", True)
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(settings, axis) for axis in AXES]
+    fixed = 1
+    for size in sizes:
+        fixed *= 1 if size == -1 else size
+    if sizes.count(-1) > 1 or fixed < 1:
+        raise InputError(f"config.mesh: sizes {sizes} must be positive, at most one of them -1")
+    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+    product = sizes[0] * sizes[1] * sizes[2] * sizes[3]
+    if product != len(devices):
+        wanted = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise InputError(f"config.mesh: {wanted} = {product} devices, but {len(devices)} are there")
+    return jax.make_mesh(sizes, AXES, devices=devices)

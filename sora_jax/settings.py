@@ -1,0 +1,235 @@
+"""Typed settings, made once from an ml_collections ConfigDict.
+
+A file in configs/ is a function of these defaults; `--config.train.steps=100` overrides one of them. Sizes for
+people are strings, "WIDTHxHEIGHT" or one number for "any aspect ratio with this number's square of pixels".
+"""
+
+import dataclasses
+import json
+import typing
+
+import ml_collections
+
+from sora_jax.errors import InputError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """Sizes of the mesh axes; one of them may be -1: what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    context: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """What `prepare` cuts, and how the stream packs it."""
+
+    path: str = ""  # a data set written by `prepare`
+    fps: float = 16.0
+    sizes: tuple[str, ...] = ("256",)  # every clip is cut at each of them
+    frames: tuple[int, ...] = (81, 17, 1)  # lengths, the longest that fits first; each 4n + 1
+    batch: int = 8  # rows (transformer) or clips (autoencoder) a step, over all hosts
+    row_patches: int = 1024  # N, patches in a row
+    row_tokens: int = 256  # S, text tokens in a row
+    row_clips: int = 8  # at most this many clips in a row
+    caption_dropout: float = 0.1  # share of captions emptied, for guidance
+    crop_frames: int = 17  # what the autoencoder sees of a clip
+    crop_size: str = "64x64"
+    validation: float = 0.05  # share of the sources held out, by hash of the source
+    threads: int = 4
+    shuffle_seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderSettings:
+    """A causal video autoencoder in Wan's form; the defaults are Wan 2.1's sizes."""
+
+    width: int = 96  # channels of the encoder's first level
+    decoder_width: int = 96
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)  # one a level
+    blocks: int = 2  # residual blocks a level in the encoder; the decoder has one more
+    temporal: tuple[bool, ...] = (False, True, True)  # which of the downsamplings halve time as well
+    latent_channels: int = 16
+    patch: int = 1  # pixels folded into channels before the first convolution (Wan 2.2: 2)
+    shortcuts: bool = False  # parameter-free shortcuts around each level (Wan 2.2)
+    latent_mean: tuple[float, ...] = ()  # per channel; empty: 0. Latents leave as (mu - mean) / std
+    latent_std: tuple[float, ...] = ()
+    dtype: str = "bfloat16"
+
+    @property
+    def temporal_stride(self) -> int:
+        return 2 ** sum(self.temporal)
+
+    @property
+    def spatial_stride(self) -> int:
+        return self.patch * 2 ** len(self.temporal)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """A text encoder in UMT5's form; the defaults are UMT5-XXL's sizes."""
+
+    vocabulary: int = 256384
+    width: int = 4096  # E
+    heads: int = 64
+    head_dim: int = 64
+    mlp: int = 10240
+    layers: int = 24
+    buckets: int = 32  # of relative positions
+    max_distance: int = 128
+    max_tokens: int = 512  # of one caption; the rest is cut
+    dtype: str = "bfloat16"
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerSettings:
+    """A diffusion transformer in Wan's form; the defaults are Wan 2.1 1.3B's sizes."""
+
+    patch: tuple[int, int, int] = (1, 2, 2)  # frames, rows, columns of latents in a patch
+    width: int = 1536  # D
+    heads: int = 12
+    mlp: int = 8960
+    layers: int = 30
+    frequencies: int = 256  # width of the sinusoid of time
+    remat: str = "full"  # full: keep only each layer's input; none: keep everything
+    dtype: str = "bfloat16"
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowSettings:
+    """Rectified flow: times are sigmoid(normal(mean, std)), then shifted towards noise."""
+
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    shift: float = 0.0  # 0: by the clip's size, else this factor for all (see diffusion.flow.shift_of)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+    """The autoencoder's loss: L1 + kl * KL."""
+
+    kl: float = 3e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW with warm-up, a constant or cosine schedule, and clipping by the global norm."""
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 1000
+    schedule: str = "constant"  # constant, cosine
+    final_fraction: float = 0.1  # of the learning rate, at the end of a cosine
+    b1: float = 0.9
+    b2: float = 0.99
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How long, how often."""
+
+    steps: int = 100_000
+    accumulate: int = 1  # micro-batches a step
+    log_every: int = 10
+    save_every: int = 1000
+    keep: int = 3  # last checkpoints kept
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """Defaults of `sample` for this model."""
+
+    size: str = "832x480"
+    frames: int = 81
+    fps: float = 16.0
+    steps: int = 50
+    solver: str = "euler"  # euler, heun
+    guidance: float = 5.0
+    shift: float = 0.0  # 0: by the clip's size
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that a run needs to know."""
+
+    objective: str = "flow"  # what `train` trains: flow (the transformer), autoencoder
+    mesh: MeshSettings = MeshSettings()
+    data: DataSettings = DataSettings()
+    autoencoder: AutoencoderSettings = AutoencoderSettings()
+    text: TextSettings = TextSettings()
+    transformer: TransformerSettings = TransformerSettings()
+    flow: FlowSettings = FlowSettings()
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    train: TrainSettings = TrainSettings()
+    sample: SampleSettings = SampleSettings()
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The defaults, for a file in configs/ to change; an unknown key raises and names the nearest."""
+    return to_config(Settings())
+
+
+def to_config(settings: Settings) -> ml_collections.ConfigDict:
+    """The same settings as a locked ConfigDict."""
+    return ml_collections.ConfigDict(dataclasses.asdict(settings)).lock()
+
+
+def from_config(config: ml_collections.ConfigDict) -> Settings:
+    """Typed settings.
+
+    Raises: InputError for an unknown key (names the nearest), a wrong type or a value out of its range.
+    """
+    return from_dict(Settings, config.to_dict(), "config")
+
+
+def to_json(settings) -> str:
+    return json.dumps(dataclasses.asdict(settings), indent=1)
+
+
+def from_dict(cls, values: dict, where: str):
+    """A settings dataclass from nested plain values; `where` names the place in errors."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    types = typing.get_type_hints(cls)
+    made = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise InputError(f"{where}.{key}: no such key, {nearest(key, fields)}")
+        made[key] = _typed(types[key], value, f"{where}.{key}")
+    return cls(**made)
+
+
+def _typed(kind, value, where):
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: a group of keys, not {value!r}")
+        return from_dict(kind, value, where)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{where}: a tuple such as (1, 2), not {value!r}")
+        of = typing.get_args(kind)
+        if of[-1] is not Ellipsis and len(of) != len(value):
+            raise InputError(f"{where}: {len(of)} values, not {len(value)}")
+        return tuple(_typed(of[0], item, where) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(f"{where}: a value of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def parse_size(size: str, where: str) -> tuple[int, int] | int:
+    """ "832x480" -> (480, 832), rows first as arrays have them; "256" -> 256, a side of any aspect ratio."""
+    parts = size.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"{where}: {size!r} is no size; write WIDTHxHEIGHT (832x480) or one side (256)")
+    if len(parts) == 1:
+        return int(parts[0])
+    return int(parts[1]), int(parts[0])
