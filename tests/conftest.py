@@ -23,7 +23,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 @pytest.fixture
 def one_device():
     """A mesh of one device, set for the test."""
-    with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])) as mesh:
+    mesh = make_mesh(MeshSettings(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
         yield mesh
 
 
