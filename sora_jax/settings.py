@@ -89,6 +89,8 @@ class TransformerSettings:
     """A diffusion transformer in Wan's form; the defaults are Wan 2.1 1.3B's sizes."""
 
     patch: tuple[int, int, int] = (1, 2, 2)  # frames, rows, columns of latents in a patch
+    channels: int = 16  # of the latents
+    text_width: int = 4096  # E
     width: int = 1536  # D
     heads: int = 12
     mlp: int = 8960
@@ -170,6 +172,23 @@ class Settings:
     optimizer: OptimizerSettings = OptimizerSettings()
     train: TrainSettings = TrainSettings()
     sample: SampleSettings = SampleSettings()
+
+    def __post_init__(self):
+        for ours, wanted in (("channels", "autoencoder.latent_channels"), ("text_width", "text.width")):
+            group, key = wanted.split(".")
+            value = getattr(getattr(self, group), key)
+            if getattr(self.transformer, ours) != value:
+                raise InputError(f"config.transformer.{ours}: must be config.{wanted}, which is {value}")
+        if self.transformer.width % self.transformer.heads:
+            raise InputError(f"config.transformer.heads: must divide the width {self.transformer.width}")
+        for where, value, known in (
+            ("objective", self.objective, ("flow", "autoencoder")),
+            ("transformer.remat", self.transformer.remat, ("full", "none")),
+            ("optimizer.schedule", self.optimizer.schedule, ("constant", "cosine")),
+            ("sample.solver", self.sample.solver, ("euler", "heun")),
+        ):
+            if value not in known:
+                raise InputError(f"config.{where}: {value!r}? {nearest(value, known)}")
 
 
 def default_config() -> ml_collections.ConfigDict:

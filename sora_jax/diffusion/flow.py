@@ -1,0 +1,87 @@
+"""Rectified flow: a straight path from data to noise, its velocity, its times, its loss.
+
+Times are in [0, 1], 0 = data, 1 = noise. Source: Liu et al. 2022 (arXiv 2209.03003); Lipman et al. 2022
+(arXiv 2210.02747); times as in Esser et al. 2024 (arXiv 2403.03206).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sora_jax.mesh import spec
+from sora_jax.patches import PatchBatch
+from sora_jax.settings import FlowSettings
+
+# Tokens of one latent frame at which the shift is 1 and 3, from Open-Sora 2.0 (arXiv 2503.09642), section 4.1.
+SHIFT_TOKENS = (256, 4096)
+SHIFTS = (1.0, 3.0)
+
+
+def shift_times(t, shift):
+    """Move times towards noise: s t / (1 + (s - 1) t). Source: arXiv 2403.03206, eq. 23."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def shift_of(patches, frames):
+    """The shift that suits a clip's size: larger clips keep more of their signal at the same noise.
+
+    Linear in the patches of one frame, times the square root of the number of frames.
+
+    Args:
+      patches: of the whole clip, positive.
+      frames: of its grid of patches, positive.
+    """
+    (low, high), (first, last) = SHIFT_TOKENS, SHIFTS
+    return (first + (patches / frames - low) * (last - first) / (high - low)) * jnp.sqrt(frames)
+
+
+def clip_shifts(batch: PatchBatch, clips: int, settings: FlowSettings):
+    """The shift of each clip of each row, [B, clips] float32; 1 where a row has fewer clips."""
+    segments = jax.reshard(batch.segments, spec("batch ."))
+    if settings.shift:
+        return jnp.full_like(segments[:, :1], settings.shift, jnp.float32) * jnp.ones(clips)
+    mine = segments[:, :, None] == jnp.arange(1, clips + 1)
+    patches = jnp.sum(mine, axis=1)
+    frame = jax.reshard(batch.positions, spec("batch . ."))[:, :, 0]
+    frames = jnp.max(jnp.where(mine, frame[:, :, None] + 1, 1), axis=1)
+    return jnp.where(patches > 0, shift_of(jnp.maximum(patches, 1), frames), 1.0)
+
+
+def sample_times(key, batch: PatchBatch, clips: int, settings: FlowSettings):
+    """A time for each clip of each row, [B, clips] float32: sigmoid of a normal, shifted by the clip's size."""
+    B = batch.segments.shape[0]
+    normal = jax.random.normal(key, (B, clips), out_sharding=spec("batch ."))
+    t = jax.nn.sigmoid(settings.time_mean + settings.time_std * normal)
+    return shift_times(t, clip_shifts(batch, clips, settings))
+
+
+def levels_of(batch: PatchBatch, times):
+    """The table of noise levels of each row, and which one each patch has.
+
+    Args:
+      times: of each clip, [B, clips].
+    Returns: ([B, clips + 1] float32, level 0 is time 0; [B, N] int32, 0 for known patches and padding).
+    """
+    table = jnp.pad(times, ((0, 0), (1, 0)))
+    return table, jnp.where(batch.known, 0, batch.segments)
+
+
+def flow_errors(velocity_fn, batch: PatchBatch, noise, times):
+    """Squared error of the velocity, and where it counts.
+
+    Args:
+      velocity_fn: (patches, table, levels) -> velocity, [B, N, P] float32.
+      batch: clean patches.
+      noise: [B, N, P] float32.
+      times: of each clip, [B, clips] float32.
+    Returns: (mean over P of the squared error, [B, N] float32, 0 where it does not count;
+      1 where a patch is neither known nor padding, else 0, [B, N] float32).
+    Source: arXiv 2210.02747, eq. 23, with time reversed.
+    """
+    table, levels = levels_of(batch, times)
+    data = batch.patches.astype(jnp.float32)
+    one_hot = jax.nn.one_hot(levels, table.shape[1], dtype=jnp.float32)
+    t = jnp.einsum("bnt,bt->bn", one_hot, table, precision="highest", out_sharding=spec("batch tokens"))
+    t = t[..., None]
+    velocity = velocity_fn((1 - t) * data + t * noise, table, levels)
+    counts = ((batch.segments > 0) & ~batch.known).astype(jnp.float32)
+    return jnp.mean(jnp.square(velocity - (noise - data)), axis=-1) * counts, counts

@@ -1,0 +1,149 @@
+"""The diffusion transformer, in Wan's form: self-attention, cross-attention to text, MLP, modulated by time.
+
+Patches of several clips lie packed in one row, and each patch has its own noise level: the modulation is computed
+once per distinct level of a row and picked for each patch inside a block, so that no [B, N, 6, D] outlives it.
+
+Source: Peebles & Xie 2022 (arXiv 2212.09748); Wan 2025 (arXiv 2503.20314), section 4.2.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sora_jax.mesh import spec
+from sora_jax.models.attention import attention, merge_heads, rotary_angles, rotate, split_heads
+from sora_jax.models.layers import (
+    Mlp,
+    layer_norm,
+    linear,
+    normal_002,
+    rms_norm,
+    run_stack,
+    sharded,
+    sinusoid,
+    stack,
+)
+from sora_jax.settings import TransformerSettings
+
+EPSILON = 1e-6
+TIME_SCALE = 1000.0  # Wan's time embedding takes times in [0, 1000]
+residual = spec("batch tokens .")
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of x to context, with RMSNorm over all of q and k before the heads are split."""
+
+    def __init__(self, settings: TransformerSettings, *, rngs):
+        D, dtype = settings.width, jnp.dtype(settings.dtype)
+        self.A = settings.heads
+        self.q = linear(D, D, "embed heads", dtype=dtype, rngs=rngs)
+        self.k = linear(D, D, "embed heads", dtype=dtype, rngs=rngs)
+        self.v = linear(D, D, "embed heads", dtype=dtype, rngs=rngs)
+        self.out = linear(D, D, "heads embed", dtype=dtype, rngs=rngs)
+        self.q_norm = rms_norm(D, "heads", epsilon=EPSILON, rngs=rngs)
+        self.k_norm = rms_norm(D, "heads", epsilon=EPSILON, rngs=rngs)
+
+    def __call__(self, x, context, x_segments, context_segments, angles=None):
+        wide = spec("batch tokens heads")
+        q = split_heads(self.q_norm(self.q(x, out_sharding=wide)), self.A)
+        k = split_heads(self.k_norm(self.k(context, out_sharding=wide)), self.A)
+        v = split_heads(self.v(context, out_sharding=wide), self.A)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        y = attention(q.astype(v.dtype), k.astype(v.dtype), v, x_segments, context_segments)
+        return self.out(merge_heads(y), out_sharding=residual).astype(jnp.float32)
+
+
+def pick(table, one_hot):
+    """For each patch the row of its level: table [B, T, D], one_hot [B, N, T] -> [B, N, D] float32, exact.
+
+    A matrix product rather than a gather: its transpose is one too, where a gather's is a scatter.
+    """
+    return jnp.einsum("bnt,btd->bnd", one_hot, table, precision="highest", out_sharding=residual)
+
+
+class TransformerBlock(nnx.Module):
+    def __init__(self, settings: TransformerSettings, *, rngs):
+        D = settings.width
+        init = sharded(jax.nn.initializers.normal(D**-0.5), ". .")
+        self.modulation = nnx.Param(init(rngs.params(), (6, D)))
+        self.self_attention_norm = layer_norm(D, epsilon=EPSILON, affine=False, rngs=rngs)
+        self.self_attention = Attention(settings, rngs=rngs)
+        self.cross_attention_norm = layer_norm(D, epsilon=EPSILON, affine=True, rngs=rngs)
+        self.cross_attention = Attention(settings, rngs=rngs)
+        self.mlp_norm = layer_norm(D, epsilon=EPSILON, affine=False, rngs=rngs)
+        self.mlp = Mlp(D, settings.mlp, dtype=jnp.dtype(settings.dtype), rngs=rngs)
+
+    def __call__(self, x, modulation, one_hot, angles, segments, text, text_segments):
+        """x [B, N, D] float32; modulation [B, T, 6, D] float32, one row for each level of one_hot [B, N, T]."""
+        m = modulation + self.modulation[...]
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (pick(m[:, :, i], one_hot) for i in range(6))
+        h = self.self_attention_norm(x) * (1 + scale) + shift
+        x = x + gate * self.self_attention(h, h, segments, segments, angles)
+        x = x + self.cross_attention(self.cross_attention_norm(x), text, segments, text_segments)
+        h = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
+        return x + mlp_gate * self.mlp(h).astype(jnp.float32)
+
+
+class DiT(nnx.Module):
+    """Velocity of noisy patches, given the noise level of each and a text for each clip."""
+
+    def __init__(self, settings: TransformerSettings, *, rngs):
+        D, E, dtype = settings.width, settings.text_width, jnp.dtype(settings.dtype)
+        P = math.prod(settings.patch) * settings.channels
+        self.settings = settings
+
+        def embed(d_in, d_out, dtype):
+            return linear(d_in, d_out, ". embed", dtype=dtype, init=normal_002, rngs=rngs)
+
+        self.patch_embedding = linear(P, D, ". embed", dtype=dtype, rngs=rngs)
+        self.text_in, self.text_out = embed(E, D, dtype), embed(D, D, dtype)
+        self.time_in, self.time_out = embed(settings.frequencies, D, jnp.float32), embed(D, D, jnp.float32)
+        self.time_modulation = linear(D, 6 * D, ". embed", dtype=jnp.float32, rngs=rngs)
+        self.blocks = stack(lambda rngs: TransformerBlock(settings, rngs=rngs), settings.layers, rngs=rngs)
+        self.head_norm = layer_norm(D, epsilon=EPSILON, affine=False, rngs=rngs)
+        self.head_modulation = nnx.Param(
+            sharded(jax.nn.initializers.normal(D**-0.5), ". .")(rngs.params(), (2, D))
+        )
+        self.head = linear(D, P, "embed .", dtype=dtype, init=jax.nn.initializers.zeros, rngs=rngs)
+
+    def __call__(self, patches, times, levels, positions, segments, text, text_segments):
+        """Velocity (noise - data) of each patch.
+
+        Args:
+          patches: noisy patches, [B, N, P] float.
+          times: the distinct noise levels of each row, in [0, 1], 0 = data, [B, T] float32.
+          levels: which of its row's times a patch has, [B, N] int32.
+          positions: (frame, row, column), [B, N, 3].
+          segments: [B, N] int32; a patch attends to patches and text of its own segment.
+          text: [B, S, E].
+          text_segments: [B, S] int32.
+        Returns: [B, N, P] float32.
+        """
+        D, T = self.settings.width, times.shape[1]
+        B = len(text)
+        patches, positions, text = (jax.reshard(a, residual) for a in (patches, positions, text))
+        levels, segments, text_segments = (
+            jax.reshard(a, spec("batch tokens")) for a in (levels, segments, text_segments)
+        )
+        whole = spec("batch . .")
+        e = sinusoid(jax.reshard(times, spec("batch .")) * TIME_SCALE, self.settings.frequencies)
+        e = self.time_out(jax.nn.silu(self.time_in(e, out_sharding=whole)), out_sharding=whole)
+        modulation = self.time_modulation(jax.nn.silu(e), out_sharding=whole).reshape(B, T, 6, D)
+        text = self.text_out(
+            jax.nn.gelu(self.text_in(text, out_sharding=residual), approximate=True), out_sharding=residual
+        )
+        one_hot = jax.nn.one_hot(levels, T, dtype=jnp.float32)
+        angles = rotary_angles(positions, D // self.settings.heads)
+        x = self.patch_embedding(patches, out_sharding=residual).astype(jnp.float32)
+        x = run_stack(
+            self.blocks,
+            x,
+            lambda block, x: block(x, modulation, one_hot, angles, segments, text, text_segments),
+            self.settings.remat,
+        )
+        shift, scale = (pick(e + self.head_modulation[i], one_hot) for i in range(2))
+        x = self.head_norm(x) * (1 + scale) + shift
+        return self.head(x, out_sharding=residual).astype(jnp.float32)

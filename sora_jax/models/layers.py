@@ -1,0 +1,98 @@
+"""The layers that the models share: each weight is declared once, with its shape, init and mesh axes.
+
+Weights are float32; a layer computes in the dtype it was made with, which is the one place where weights are cast.
+Norms always compute in float32.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sora_jax.mesh import spec
+
+xavier_uniform = jax.nn.initializers.xavier_uniform()
+
+
+def sharded(init, axes: str):
+    """An initializer whose array is laid out by `axes`, e.g. "embed mlp"."""
+    layout = spec(axes)
+    return lambda key, shape, dtype=jnp.float32: init(key, shape, dtype, out_sharding=layout)
+
+
+def linear(d_in: int, d_out: int, axes: str, *, rngs, dtype, init=xavier_uniform, use_bias=True) -> nnx.Linear:
+    """A linear layer with a weight [d_in, d_out] laid out by `axes`, e.g. "embed mlp"."""
+    out_axis = axes.split()[1]
+    return nnx.Linear(
+        d_in,
+        d_out,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=sharded(init, axes),
+        # A bias over the model width is small: every chip holds it.
+        bias_init=sharded(jax.nn.initializers.zeros, "." if out_axis == "embed" else out_axis),
+        rngs=rngs,
+    )
+
+
+def rms_norm(d: int, axis: str, *, epsilon: float, rngs) -> nnx.RMSNorm:
+    """RMSNorm over the last dimension of size d, with a scale laid out by `axis`; float32."""
+    return nnx.RMSNorm(
+        d,
+        epsilon=epsilon,
+        dtype=jnp.float32,
+        scale_init=sharded(jax.nn.initializers.ones, axis),
+        rngs=rngs,
+    )
+
+
+def layer_norm(d: int, *, epsilon: float, affine: bool, rngs) -> nnx.LayerNorm:
+    """LayerNorm over the last dimension of size d, with or without scale and bias; float32."""
+    return nnx.LayerNorm(d, epsilon=epsilon, use_scale=affine, use_bias=affine, dtype=jnp.float32, rngs=rngs)
+
+
+def stack(make_block, L: int, *, rngs):
+    """L blocks as one, every weight with a leading [L]; `make_block(rngs)` makes one."""
+    return jax.vmap(lambda key: make_block(nnx.Rngs(key)))(jax.random.split(rngs.params(), L))
+
+
+def run_stack(blocks, x, call, remat: str):
+    """Apply stacked blocks one after another: x = call(block, x) for each.
+
+    Args:
+      remat: "full" keeps only each block's input for the backward pass, "none" keeps everything.
+    """
+
+    def body(x, block):
+        return call(block, x), None
+
+    if remat == "full":
+        body = jax.checkpoint(body, prevent_cse=False)
+    return jax.lax.scan(body, x, blocks)[0]
+
+
+class Mlp(nnx.Module):
+    """Linear, GELU (tanh), linear: [..., N, D] -> [..., N, D]."""
+
+    def __init__(self, D: int, M: int, *, dtype, rngs):
+        self.up = linear(D, M, "embed mlp", dtype=dtype, rngs=rngs)
+        self.down = linear(M, D, "mlp embed", dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        h = jax.nn.gelu(self.up(x, out_sharding=spec("batch tokens mlp")), approximate=True)
+        return self.down(h, out_sharding=spec("batch tokens ."))
+
+
+def sinusoid(t, width: int):
+    """Sinusoidal features of a scalar: [cos, sin] of t * 10000^(-2 i / width), [...] -> [..., width] float32.
+
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.5, with the cosines first.
+    """
+    half = width // 2
+    frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+normal_002 = functools.partial(jax.nn.initializers.normal, 0.02)()

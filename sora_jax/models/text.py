@@ -1,0 +1,111 @@
+"""A text encoder in UMT5's form: relative positions, gated GELU, RMSNorm, no biases.
+
+Source: Raffel et al. 2019 (arXiv 1910.10683); UMT5 (arXiv 2304.09151) gives each layer its own relative bias.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sora_jax.mesh import spec
+from sora_jax.models.attention import attention, merge_heads, split_heads
+from sora_jax.models.layers import linear, rms_norm, run_stack, sharded, stack
+from sora_jax.settings import TextSettings
+
+EPSILON = 1e-6
+normal = jax.nn.initializers.normal
+
+
+class TextSelfAttention(nnx.Module):
+    def __init__(self, settings: TextSettings, *, rngs):
+        E, A, K = settings.width, settings.heads, settings.head_dim
+        self.settings = settings
+        dtype = jnp.dtype(settings.dtype)
+
+        def project(std):
+            return linear(E, A * K, "embed heads", dtype=dtype, init=normal(std), use_bias=False, rngs=rngs)
+
+        # Logits are not divided by sqrt(K): the init of q makes up for it (Mesh TensorFlow's T5).
+        self.q, self.k, self.v = project((E * K) ** -0.5), project(E**-0.5), project(E**-0.5)
+        out_init = normal((A * K) ** -0.5)
+        self.out = linear(A * K, E, "heads embed", dtype=dtype, init=out_init, use_bias=False, rngs=rngs)
+        bias_init = sharded(normal(E**-0.5), ". heads")
+        self.relative_bias = nnx.Param(bias_init(rngs.params(), (settings.buckets, A)))
+
+    def __call__(self, x, segments):
+        S = x.shape[1]
+        q, k, v = (split_heads(f(x, out_sharding=spec("batch tokens heads")), self.settings.heads)
+                   for f in (self.q, self.k, self.v))  # fmt: skip
+        buckets = relative_buckets(S, self.settings.buckets, self.settings.max_distance)
+        bias = self.relative_bias[...].at[buckets].get(out_sharding=spec(". . heads")).transpose(2, 0, 1)
+        y = attention(q, k, v, segments, segments, bias=bias, scale=1.0)
+        return self.out(merge_heads(y), out_sharding=spec("batch tokens ."))
+
+
+class GatedMlp(nnx.Module):
+    def __init__(self, settings: TextSettings, *, rngs):
+        E, M, dtype = settings.width, settings.mlp, jnp.dtype(settings.dtype)
+
+        def project(axes, d_in, d_out):
+            return linear(d_in, d_out, axes, dtype=dtype, init=normal(d_in**-0.5), use_bias=False, rngs=rngs)
+
+        self.gate, self.up = project("embed mlp", E, M), project("embed mlp", E, M)
+        self.down = project("mlp embed", M, E)
+
+    def __call__(self, x):
+        wide = spec("batch tokens mlp")
+        h = jax.nn.gelu(self.gate(x, out_sharding=wide), approximate=True) * self.up(x, out_sharding=wide)
+        return self.down(h, out_sharding=spec("batch tokens ."))
+
+
+class TextBlock(nnx.Module):
+    def __init__(self, settings: TextSettings, *, rngs):
+        self.attention_norm = rms_norm(settings.width, ".", epsilon=EPSILON, rngs=rngs)
+        self.attention = TextSelfAttention(settings, rngs=rngs)
+        self.mlp_norm = rms_norm(settings.width, ".", epsilon=EPSILON, rngs=rngs)
+        self.mlp = GatedMlp(settings, rngs=rngs)
+
+    def __call__(self, x, segments):  # [B, S, E] -> [B, S, E], float32
+        x = x + self.attention(self.attention_norm(x), segments).astype(jnp.float32)
+        return x + self.mlp(self.mlp_norm(x)).astype(jnp.float32)
+
+
+class TextEncoder(nnx.Module):
+    """Tokens to embeddings; captions packed into one row do not see each other."""
+
+    def __init__(self, settings: TextSettings, *, rngs):
+        self.settings = settings
+        table_init = sharded(normal(1.0), ". embed")
+        self.embedding = nnx.Param(table_init(rngs.params(), (settings.vocabulary, settings.width)))
+        self.blocks = stack(lambda rngs: TextBlock(settings, rngs=rngs), settings.layers, rngs=rngs)
+        self.norm = rms_norm(settings.width, ".", epsilon=EPSILON, rngs=rngs)
+
+    def __call__(self, tokens, segments):
+        """Embed tokens in the context of their segment.
+
+        Args:
+          tokens: [B, S] int32.
+          segments: which caption a token belongs to, 0 = padding, [B, S] int32.
+        Returns: [B, S, E] float32, the tokens of padding 0.
+        """
+        tokens, segments = (jax.reshard(x, spec("batch tokens")) for x in (tokens, segments))
+        x = self.embedding[...].at[tokens].get(out_sharding=spec("batch tokens ."))
+        x = run_stack(self.blocks, x, lambda block, x: block(x, segments), "full")
+        return jnp.where(segments[..., None] > 0, self.norm(x), 0.0)
+
+
+def relative_buckets(S: int, buckets: int, max_distance: int):
+    """Bucket of the distance key - query, both directions, [S, S] int32 (queries, keys).
+
+    Half of the buckets are for keys after the query; in each half the first half is exact and the rest grows
+    logarithmically up to `max_distance`.
+
+    Source: Raffel et al. 2019 (arXiv 1910.10683), section 2.1.
+    """
+    distance = jnp.arange(S)[None, :] - jnp.arange(S)[:, None]
+    half = buckets // 2
+    exact = half // 2
+    far = jnp.abs(distance)
+    ratio = jnp.log(jnp.maximum(far, 1) / exact) / jnp.log(max_distance / exact)
+    logarithmic = jnp.minimum(exact + (ratio * (half - exact)).astype(jnp.int32), half - 1)
+    return jnp.where(distance > 0, half, 0) + jnp.where(far < exact, far, logarithmic)
