@@ -1,0 +1,50 @@
+"""Files that are there in full or not at all."""
+
+import contextlib
+import errno
+import os
+import pathlib
+from collections.abc import Iterator
+
+from sora_jax.errors import InputError
+
+# What the user can mend; any other OSError is a bug and keeps its traceback.
+MENDABLE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than is allowed here",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.EROFS: "that disk is read-only",
+    errno.ENOTDIR: "a file stands where a folder should be",
+    errno.EEXIST: "a file stands where a folder should be",
+}
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A temporary file to write, which takes the place of `path` at the end, or vanishes if an error comes first.
+
+    Args:
+      path: the file to write; its folder is made if it is not there. A file that stands there is kept until the
+        new one is complete and on the disk.
+    Raises: InputError if it can't be written, e.g. because the disk is full.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file in it")
+    # Hidden, and with the suffix kept: writers choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        raise InputError(f"{path}: can't be written, {MENDABLE[error.errno]}") from error
+    finally:
+        with contextlib.suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
