@@ -14,6 +14,19 @@ class VideoModel(nnx.Module):
         self.text_encoder = TextEncoder(settings.text, rngs=rngs)
         self.transformer = DiT(settings.transformer, rngs=rngs)
 
-    def embed(self, tokens, segments):
-        """Tokens [B, S] int32 with their segments -> embeddings [B, S, E] float32."""
-        return self.text_encoder(tokens, segments)
+    def embed_text(self, batch):
+        """The batch with embeddings, [B, S, E] float32, in the place of its tokens."""
+        return batch.replace(text=self.text_encoder(batch.text, batch.text_segments))
+
+    def velocity(self, batch, patches, times, levels):
+        """Velocity of `patches`, which lie and are described as the batch (with embedded text) says.
+
+        Args:
+          batch: PatchBatch with text embedded; its own patches are not read.
+          patches: noisy, [B, N, P].
+          times, levels: as DiT takes them, [B, T] float32 and [B, N] int32.
+        Returns: [B, N, P] float32.
+        """
+        return self.transformer(
+            patches, times, levels, batch.positions, batch.segments, batch.text, batch.text_segments
+        )

@@ -1,0 +1,136 @@
+"""Checkpoints: the state of a run, sharded and written in the background by Orbax, and what it needs to be used.
+
+A workdir's `checkpoints/<updates done>/` holds `state` (a TrainState) and `meta` (JSON: the settings and the hash
+of the data). A save is complete or not there: Orbax renames it into place when all of it is written.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+
+from sora_jax.errors import InputError
+from sora_jax.settings import Settings, from_dict
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of a workdir, for the run that writes them; a context manager that waits at its end."""
+
+    def __init__(self, workdir: pathlib.Path, keep: int):
+        manager = ocp.checkpoint_managers
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=manager.LatestN(keep),
+            save_decision_policy=manager.FixedIntervalPolicy(1),  # the loop decides
+            cleanup_tmp_directories=True,
+        )
+        self.folder = pathlib.Path(workdir).resolve() / FOLDER
+        self.manager = ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        try:
+            self._checked(self.manager.wait_until_finished)
+        finally:
+            self.manager.close()
+
+    def latest(self) -> int | None:
+        """Updates done in the newest complete checkpoint."""
+        return self.manager.latest_step()
+
+    def save(self, state, settings: Settings, data_hash: str):
+        """Begin to write the state; it may be donated to the next step at once.
+
+        Raises: InputError if this save, or the one before it, can't be written.
+        """
+        meta = {"settings": dataclasses.asdict(settings), "data_hash": data_hash}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        step = int(state.step)
+        if step != self.latest():
+            self._checked(lambda: self.manager.save(step, args=args))
+
+    def restore(self, abstract_state, settings: Settings):
+        """The newest state, in the shardings of `abstract_state`.
+
+        Raises: InputError if it was made with other models than the settings say.
+        """
+        step = self.latest()
+        check_models(read_meta(self.folder, step)[0], settings, f"{self.folder}/{step}")
+        restored = self.manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        )
+        return restored.state
+
+    def _checked(self, write):
+        try:
+            write()
+        except (OSError, ValueError) as error:
+            # TensorStore reports the operating system's errors (disk full, no permission) as ValueError.
+            last = self.latest()
+            kept = f"step {last} is complete" if last is not None else "there is none yet"
+            reason = str(error).splitlines()[0][:300]
+            raise InputError(f"{self.folder}: a checkpoint can't be written ({reason}); {kept}") from error
+
+
+def find_checkpoint(workdir: pathlib.Path) -> tuple[pathlib.Path, int]:
+    """The folder of checkpoints of a workdir, and the newest complete step in it.
+
+    Raises: InputError if there is none.
+    """
+    folder = pathlib.Path(workdir).resolve() / FOLDER
+    if not pathlib.Path(workdir).is_dir():
+        raise InputError(f"{workdir}: no such folder; --checkpoint takes the --workdir of a training run")
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    if not steps:
+        raise InputError(f"{workdir}: no checkpoint in it; run `sora-jax train --workdir={workdir}` first")
+    return folder, max(steps)
+
+
+def read_meta(folder: pathlib.Path, step: int) -> tuple[Settings, str]:
+    """The settings that a checkpoint was made with, and the hash of its data."""
+    with ocp.CheckpointManager(folder, item_names=("state", "meta")) as manager:
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    return from_dict(Settings, meta["settings"], f"{folder}/{step}"), meta["data_hash"]
+
+
+def restore_ema(folder: pathlib.Path, step: int, abstract_params: dict) -> dict:
+    """The averaged parameters alone, in the shardings of `abstract_params`."""
+    target = {"ema": abstract_params}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    with ocp.CheckpointManager(folder, item_names=("state",)) as manager:
+        args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
+        return manager.restore(step, args=ocp.args.Composite(state=args)).state["ema"]
+
+
+def check_models(stored: Settings, wanted: Settings, where: str):
+    """Raise InputError for the first setting of a model that differs; other settings may."""
+    for group in ("objective", "autoencoder", "text", "transformer"):
+        before, now = getattr(stored, group), getattr(wanted, group)
+        if group == "objective":
+            differs = [("objective", before, now)] if before != now else []
+        else:
+            differs = [
+                (f"{group}.{field.name}", getattr(before, field.name), getattr(now, field.name))
+                for field in dataclasses.fields(before)
+                if field.name not in ("dtype", "remat") and getattr(before, field.name) != getattr(now, field.name)
+            ]
+        for key, old, new in differs:
+            raise InputError(
+                f"{where}: made with config.{key}={old}, now {new}; change it back, or take a new --workdir"
+            )
+
+
+def abstract_on_mesh(tree):
+    """Arrays or their shapes -> shapes with concrete shardings on the current mesh, as a restore wants them."""
+    mesh = jax.sharding.get_mesh()
+
+    def place(x):
+        spec = x.sharding.spec if x.sharding is not None else jax.P()
+        sharding = jax.sharding.NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(place, tree)

@@ -1,0 +1,71 @@
+"""One update: a pure function of the state and a batch, and nothing else."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sora_jax.settings import Settings
+from sora_jax.train.optimizer import learning_rate
+from sora_jax.train.state import TrainState
+
+
+def make_step(objective, optimizer, settings: Settings):
+    """The jitted step: (state, batch) -> (state, metrics); the state given is donated.
+
+    Metrics are float32 scalars: loss, gradient_norm (before clipping), learning_rate, and the objective's own.
+    """
+    return jax.jit(functools.partial(train_step, objective, optimizer, settings), donate_argnums=0)
+
+
+def train_step(objective, optimizer, settings: Settings, state: TrainState, batch):
+    """The update as plain maths; all randomness is a function of the seed and the number of updates done."""
+    key = jax.random.fold_in(jax.random.key(settings.train.seed), state.step)
+    drawn = objective.draw(key, batch)
+    grads, sums, weight = accumulate(objective, state.params, (batch, drawn), settings.train.accumulate)
+    grads, metrics = jax.tree.map(lambda x: x / weight, (grads, sums))
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # The average forgets the random start: its decay warms up with the number of updates.
+    decay = jnp.minimum(settings.optimizer.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    ema = jax.tree.map(lambda average, p: average + (1 - decay) * (p - average), state.ema, params)
+    metrics |= {
+        "gradient_norm": optax.global_norm(grads),
+        "learning_rate": learning_rate(settings.optimizer, settings.train.steps)(state.step + 1),
+    }
+    return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+
+def accumulate(objective, params, inputs, parts: int):
+    """Gradients and sums of the loss over the whole batch, made in `parts` micro-batches.
+
+    Returns: (gradients of the summed loss, sums to divide by the weight, the weight).
+    """
+
+    def grads_of(inputs):
+        def loss(params):
+            total, weight, sums = objective.loss(params, *inputs)
+            return total, ({"loss": total} | sums, weight)
+
+        grads, (sums, weight) = jax.grad(loss, has_aux=True)(params)
+        return grads, sums, weight
+
+    if parts == 1:
+        return grads_of(inputs)
+    split = jax.tree.map(lambda x: split_batch(x, parts), inputs)
+    sums = jax.eval_shape(grads_of, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding.spec), sums)
+
+    def add(carry, inputs):
+        return jax.tree.map(jnp.add, carry, grads_of(inputs)), None
+
+    return jax.lax.scan(add, zeros, split)[0]
+
+
+def split_batch(x, parts: int):
+    """[B, ...] -> [parts, B / parts, ...] without moving a row to another chip."""
+    rows = x.shape[0] // parts
+    axes = jax.typeof(x).sharding.spec
+    axes = jax.P(axes[0] if axes else None, None, *axes[1:])
+    return jnp.moveaxis(jnp.reshape(x, (rows, parts, *x.shape[1:]), out_sharding=axes), 1, 0)

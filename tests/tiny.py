@@ -1,0 +1,92 @@
+"""The smallest settings that have every part, and random packed batches for them."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from sora_jax.mesh import make_mesh, spec
+from sora_jax.patches import PatchBatch, grid_positions
+from sora_jax.settings import (
+    AutoencoderSettings,
+    DataSettings,
+    MeshSettings,
+    OptimizerSettings,
+    Settings,
+    TextSettings,
+    TrainSettings,
+    TransformerSettings,
+)
+
+SETTINGS = Settings(
+    data=DataSettings(batch=8, row_patches=32, row_tokens=12, row_clips=3, crop_frames=5, crop_size="16x16"),
+    autoencoder=AutoencoderSettings(
+        width=8, decoder_width=8, multipliers=(1, 1, 2, 2), blocks=1, latent_channels=4, dtype="float32"
+    ),
+    text=TextSettings(
+        vocabulary=64, width=16, heads=4, head_dim=4, mlp=32, layers=2, max_tokens=8, dtype="float32"
+    ),
+    transformer=TransformerSettings(
+        channels=4, text_width=16, width=48, heads=4, mlp=64, layers=2, frequencies=16, dtype="float32"
+    ),
+    optimizer=OptimizerSettings(learning_rate=1e-3, warmup_steps=2, ema_decay=0.9),
+    train=TrainSettings(steps=8, log_every=1, save_every=4),
+)
+
+
+def change(settings: Settings, **groups) -> Settings:
+    """Settings with some keys of some groups changed: change(s, train={"steps": 3})."""
+    return dataclasses.replace(
+        settings, **{name: dataclasses.replace(getattr(settings, name), **keys) for name, keys in groups.items()}
+    )
+
+
+def pack(rows, settings: Settings) -> PatchBatch:
+    """Rows of clips as numpy; a clip is (grid, patches [N, P], tokens)."""
+    N, S = settings.data.row_patches, settings.data.row_tokens
+    B, P = len(rows), rows[0][0][1].shape[-1]
+    batch = PatchBatch(
+        patches=np.zeros((B, N, P), np.float32),
+        positions=np.zeros((B, N, 3), np.int32),
+        segments=np.zeros((B, N), np.int32),
+        known=np.zeros((B, N), bool),
+        text=np.zeros((B, S), np.int32),
+        text_segments=np.zeros((B, S), np.int32),
+    )
+    for b, clips in enumerate(rows):
+        n = s = 0
+        for segment, (grid, patches, tokens) in enumerate(clips, 1):
+            count = len(patches)
+            batch.patches[b, n : n + count] = patches
+            batch.positions[b, n : n + count] = grid_positions(grid)
+            batch.segments[b, n : n + count] = segment
+            batch.text[b, s : s + len(tokens)] = tokens
+            batch.text_segments[b, s : s + len(tokens)] = segment
+            n, s = n + count, s + len(tokens)
+    return batch
+
+
+def random_clip(rng, grid, settings: Settings):
+    """A clip of noise with a caption of noise."""
+    P = settings.transformer.channels * int(np.prod(settings.transformer.patch))
+    tokens = rng.integers(2, settings.text.vocabulary, rng.integers(1, 5))
+    return grid, rng.normal(size=(int(np.prod(grid)), P)).astype(np.float32), tokens
+
+
+def random_batch(seed: int, settings: Settings = SETTINGS) -> PatchBatch:
+    """A batch with rows of one to three clips of several grids, and padding."""
+    rng = np.random.default_rng(seed)
+    choices = [[(3, 2, 3)], [(1, 2, 2), (2, 3, 2)], [(1, 1, 1), (2, 2, 4), (1, 3, 3)], [(2, 4, 4)]]
+    rows = [[random_clip(rng, grid, settings) for grid in choices[b % 4]] for b in range(settings.data.batch)]
+    return pack(rows, settings)
+
+
+def mesh_of(data=1, fsdp=1, context=1, tensor=1):
+    """A mesh over the first devices."""
+    sizes = (data, fsdp, context, tensor)
+    return make_mesh(MeshSettings(*sizes), jax.devices()[: int(np.prod(sizes))])
+
+
+def on_mesh(batch: PatchBatch) -> PatchBatch:
+    """The batch laid out on the current mesh."""
+    return jax.tree.map(lambda x: jax.device_put(x, spec("batch tokens" + " ." * (x.ndim - 2))), batch)
