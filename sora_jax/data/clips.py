@@ -6,6 +6,7 @@ full-range RGB.
 
 import contextlib
 import dataclasses
+import fractions
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import av
 import numpy as np
 from av.stream import Disposition
-from av.video.reformatter import Colorspace, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from PIL import Image
 
 from sora_jax.errors import InputError, nearest
@@ -246,3 +247,34 @@ def _to_rgb(frame):
         matrix = Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601
     interpolation = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
     return frame.to_ndarray(format="rgb24", src_colorspace=matrix, interpolation=interpolation)
+
+
+def write_clip(path: pathlib.Path, frames: np.ndarray, *, fps: float) -> None:
+    """Write a clip as H.264 in mp4, full colour resolution, or a single frame as PNG if the name says so.
+
+    Args:
+      path: ends in .mp4, or in .png for one frame; the name appears once the file is whole.
+      frames: uint8 [F, H, W, 3].
+      fps: frames a second.
+    """
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    if path.suffix == ".png":
+        if len(frames) != 1:
+            raise InputError(f"{path}: a PNG holds one frame, not {len(frames)}")
+        Image.fromarray(frames[0]).save(partial)
+    else:
+        options = {"crf": "8", "preset": "ultrafast", "g": "16"}
+        with av.open(str(partial), "w", format="mp4") as container:
+            stream = container.add_stream(
+                "libx264", rate=fractions.Fraction(fps).limit_denominator(1001), options=options
+            )
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv444p"
+            stream.codec_context.thread_count = 1
+            stream.codec_context.colorspace = Colorspace.ITU709
+            stream.codec_context.color_range = ColorRange.MPEG
+            for frame in frames:
+                rgb = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                container.mux(stream.encode(rgb.reformat(format="yuv444p", dst_colorspace=Colorspace.ITU709)))
+            container.mux(stream.encode())
+    partial.replace(path)
