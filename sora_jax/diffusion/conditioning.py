@@ -17,6 +17,6 @@ def hold_known(velocity_fn, known):
     return velocity
 
 
-def start_from(noise, given, known):
-    """What a solver starts from: the given patches where they are known, noise elsewhere, [B, N, P]."""
-    return jnp.where(known[..., None], given, noise)
+def start_from(noise, batch):
+    """What a solver starts from: the batch's patches where they are known, noise elsewhere, [B, N, P]."""
+    return jnp.where(batch.known[..., None], batch.patches, noise)

@@ -6,28 +6,25 @@ import jax.numpy as jnp
 from sora_jax.mesh import spec
 
 
-def twice(x):
-    """Each row of the batch twice, one after the other: [B, ...] -> [2 B, ...], still split over the batch."""
-    doubled = jnp.stack([x, x], axis=1)
-    axes = spec("batch" + " ." * (x.ndim - 1))
-    return jnp.reshape(jax.reshard(doubled, spec("batch" + " ." * x.ndim)), (-1, *x.shape[1:]), out_sharding=axes)
+def in_pairs(x):
+    """Each row twice, one after the other, on the same chips: [B, ...] -> [2 B, ...]."""
+    return jnp.repeat(x, 2, axis=0, out_sharding=jax.typeof(x).sharding.spec)
 
 
-def guided(velocity_fn, scale: float):
+def guided(velocity_fn, scale):
     """A velocity function that is pushed away from the unconditional velocity.
 
     Args:
-      velocity_fn: (x, t) -> velocity for rows in pairs (conditional, unconditional), [2 B, ...]: one pass makes
+      velocity_fn: (x, t) -> velocity for rows in pairs (conditional, unconditional), [2 B, N, P]: one pass makes
         both.
-      scale: 1 = the conditional velocity itself.
-    Returns: (x, t) -> velocity, [B, ...].
+      scale: scalar, 1 = the conditional velocity itself.
+    Returns: (x, t) -> velocity, [B, N, P].
     Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6, with scale = 1 + w.
     """
 
     def velocity(x, t):
-        both = velocity_fn(twice(x), t)
-        shape = (x.shape[0], 2, *x.shape[1:])
-        both = jnp.reshape(both, shape, out_sharding=spec("batch" + " ." * x.ndim))
+        both = velocity_fn(in_pairs(x), t)
+        both = jnp.reshape(both, (x.shape[0], 2, *x.shape[1:]), out_sharding=spec("batch . tokens ."))
         conditional, unconditional = both[:, 0], both[:, 1]
         return unconditional + scale * (conditional - unconditional)
 

@@ -31,7 +31,7 @@ def train_step(objective, optimizer, settings: Settings, state: TrainState, batc
     decay = jnp.minimum(settings.optimizer.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema = jax.tree.map(lambda average, p: average + (1 - decay) * (p - average), state.ema, params)
     metrics |= {
-        "gradient_norm": optax.global_norm(grads),
+        "gradient_norm": optax.tree.norm(grads),
         "learning_rate": learning_rate(settings.optimizer, settings.train.steps)(state.step + 1),
     }
     return TrainState(state.step + 1, params, ema, opt_state), metrics

@@ -1,0 +1,144 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from sora_jax.diffusion.conditioning import hold_known, start_from
+from sora_jax.diffusion.flow import clip_shifts, flow_errors, levels_of, sample_times, shift_of, shift_times
+from sora_jax.diffusion.guidance import guided
+from sora_jax.diffusion.solvers import euler, heun, time_grid
+from sora_jax.settings import FlowSettings
+
+
+def gaussian_velocity(mean, std):
+    """The exact velocity when the data are normal: E[noise - data | x at time t] is linear in x."""
+
+    def velocity(x, t):
+        variance = (1 - t) ** 2 * std**2 + t**2
+        slope = (t - (1 - t) * std**2) / variance
+        return slope * (x - (1 - t) * mean) - mean
+
+    return velocity
+
+
+def exact_end(noise, mean, std):
+    """Where the flow takes noise: the path of a normal keeps its quantile."""
+    return mean + std * noise
+
+
+@pytest.mark.parametrize("solver, order", [(euler, 1), (heun, 2)])
+def test_solver_error_falls_at_its_order_on_a_gaussian(solver, order):
+    noise = np.linspace(-2, 2, 9, dtype=np.float32)
+
+    def error(steps):
+        end = jax.jit(lambda x: solver(gaussian_velocity(0.7, 0.5), x, time_grid(steps)))(noise)
+        return np.max(np.abs(end - exact_end(noise, 0.7, 0.5)))
+
+    errors = [error(steps) for steps in (16, 32, 64)]
+    measured = np.log2(np.divide(errors[:-1], errors[1:]))
+    np.testing.assert_allclose(measured, order, atol=0.2)
+    assert errors[-1] < (0.03 if order == 1 else 0.001)
+
+
+@pytest.mark.parametrize("solver", [euler, heun])
+def test_solver_is_exact_when_the_velocity_is_constant(solver):
+    # All data in one point: every path is straight, so one step is enough.
+    noise = np.linspace(-2, 2, 5, dtype=np.float32)
+    end = solver(lambda x, t: noise - 3.0, noise, time_grid(1))
+    np.testing.assert_allclose(end, 3.0, atol=1e-6)
+
+
+def test_time_grid_runs_from_noise_to_data_and_is_shifted_towards_noise():
+    times = np.asarray(time_grid(4, 3.0))
+    assert times[0] == 1 and times[-1] == 0
+    np.testing.assert_allclose(times[1:-1], [0.9, 0.75, 0.5], rtol=1e-6)
+
+
+def test_shift_of_published_sizes():
+    np.testing.assert_allclose(shift_of(256, 1), 1.0)
+    np.testing.assert_allclose(shift_of(4096, 1), 3.0)
+    np.testing.assert_allclose(shift_of(4 * 256, 4), 2.0)
+    assert shift_times(0.5, 3.0) == 0.75
+
+
+def test_each_clip_of_a_row_has_its_own_shift(one_device):
+    batch = tiny.on_mesh(tiny.random_batch(0))
+    shifts = np.asarray(clip_shifts(batch, 3, FlowSettings()))
+    np.testing.assert_allclose(shifts[0], [shift_of(18, 3), 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(shifts[2], [shift_of(1, 1), shift_of(16, 2), shift_of(9, 1)], rtol=1e-6)
+    np.testing.assert_array_equal(clip_shifts(batch, 3, FlowSettings(shift=5.0)), np.full((8, 3), 5.0))
+
+
+def test_times_are_logit_normal_before_the_shift(one_device):
+    batch = tiny.on_mesh(tiny.random_batch(0))
+    settings = FlowSettings(time_mean=0.5, time_std=0.8, shift=1.0)
+    keys = jax.random.split(jax.random.key(0), 400)
+    times = jax.jit(jax.vmap(lambda key: sample_times(key, batch, 3, settings)))(keys)
+    logits = np.log(times / (1 - times))
+    np.testing.assert_allclose([logits.mean(), logits.std()], [0.5, 0.8], atol=0.03)
+
+
+def test_known_patches_are_clean_and_carry_no_loss(one_device):
+    batch = tiny.random_batch(0)
+    batch.known[:, :4] = True
+    batch = tiny.on_mesh(batch)
+    noise = jax.random.normal(jax.random.key(0), batch.patches.shape)
+    times = jnp.full((8, 3), 0.6)
+    seen = {}
+
+    def velocity(patches, table, levels):
+        seen.update(patches=patches, levels=levels, table=table)
+        return jnp.zeros_like(patches)
+
+    errors, counts = flow_errors(velocity, batch, noise, times)
+    np.testing.assert_array_equal(seen["patches"][:, :4], batch.patches[:, :4])
+    np.testing.assert_array_equal(seen["levels"][:, :4], 0)
+    np.testing.assert_array_equal(seen["table"][:, 0], 0)
+    np.testing.assert_array_equal(counts, (batch.segments > 0) & ~batch.known)
+    target = jnp.mean(jnp.square(noise - batch.patches), axis=-1)
+    np.testing.assert_allclose(errors, target * counts, rtol=1e-6)
+
+
+def test_a_perfect_velocity_has_no_error(one_device):
+    batch = tiny.on_mesh(tiny.random_batch(1))
+    noise = jax.random.normal(jax.random.key(1), batch.patches.shape)
+
+    def velocity(patches, table, levels):
+        t = jnp.take_along_axis(table, levels, axis=1)[..., None]
+        # Solve the path for the noise: x = (1 - t) data + t noise.
+        return jnp.where(t > 0, (patches - batch.patches) / jnp.maximum(t, 1e-6), noise - batch.patches)
+
+    errors, _ = flow_errors(velocity, batch, noise, jnp.full((8, 3), 0.5))
+    assert np.max(errors) < 1e-8
+
+
+def test_solving_leaves_known_patches_untouched(one_device):
+    batch = tiny.random_batch(2)
+    batch.known[:, ::2] = True
+    batch = tiny.on_mesh(batch)
+    start = start_from(jax.random.normal(jax.random.key(0), batch.patches.shape), batch)
+    end = heun(hold_known(lambda x, t: x + t, batch.known), start, time_grid(3))
+    np.testing.assert_array_equal(end[:, ::2], batch.patches[:, ::2])
+    assert not np.allclose(end[:, 1], start[:, 1])
+
+
+def test_levels_put_known_patches_and_padding_at_level_zero():
+    batch = tiny.random_batch(0)
+    batch.known[0, 0] = True
+    table, levels = levels_of(batch, jnp.asarray(np.full((8, 3), 0.3, np.float32)))
+    assert table.shape == (8, 4) and levels[0, 0] == 0 and levels[0, 1] == 1
+    np.testing.assert_array_equal(levels[batch.segments == 0], 0)
+
+
+@pytest.mark.parametrize("mesh", [{}, {"data": 2, "context": 2}])
+def test_guidance_extrapolates_from_the_unconditional_velocity(mesh):
+    with jax.set_mesh(tiny.mesh_of(**mesh)):
+        x = tiny.on_mesh(tiny.random_batch(0)).patches
+
+        def velocity(pairs, t):
+            sign = jnp.where(jnp.arange(len(pairs)) % 2, -1.0, 1.0)  # conditional +x, unconditional -x
+            return pairs * sign[:, None, None]
+
+        got = jax.jit(lambda x: guided(velocity, 3.0)(x, 0.5))(x)
+        np.testing.assert_allclose(got, -x + 3 * (x - -x), rtol=1e-6)

@@ -1,0 +1,124 @@
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from sora_jax.settings import OptimizerSettings
+from sora_jax.train.objectives import FlowObjective
+from sora_jax.train.optimizer import learning_rate, make_optimizer
+from sora_jax.train.state import init_state
+from sora_jax.train.step import make_step, train_step
+
+
+class Run:
+    """A tiny run on the current mesh."""
+
+    def __init__(self, settings=tiny.SETTINGS):
+        self.objective = FlowObjective(settings)
+        self.optimizer = make_optimizer(settings.optimizer, settings.train.steps)
+        self.step = make_step(self.objective, self.optimizer, settings)
+        self.settings = settings
+
+    def fresh(self):
+        return init_state(self.objective, self.optimizer, jax.random.key(0))
+
+    def go(self, steps, batches=None):
+        state = self.fresh()
+        for n in range(steps):
+            state, metrics = self.step(state, tiny.on_mesh(tiny.random_batch((batches or range(steps))[n])))
+        return jax.device_get(state), {name: float(x) for name, x in metrics.items()}
+
+
+@pytest.fixture(scope="module")
+def run():
+    with jax.set_mesh(tiny.mesh_of()):
+        yield Run()
+
+
+# One update of the tiny model on the first random batch. If a change of the model, the flow, the optimizer or
+# their randomness is meant, put the new metrics here: `pytest tests/test_step.py -k golden` prints them.
+GOLDEN = {"loss": 1.950095, "gradient_norm": 0.352160, "learning_rate": 0.0005}
+
+
+def test_golden_first_step_metrics(run):
+    _, metrics = run.go(1)
+    for name, value in GOLDEN.items():
+        message = f"{name} is {metrics[name]:.6f}, not {value}: if that is meant, update GOLDEN"
+        assert metrics[name] == pytest.approx(value, rel=1e-4), message
+
+
+def test_step_is_pure_same_inputs_same_bits(run):
+    first, second = run.go(2), run.go(2)
+    jax.tree.map(np.testing.assert_array_equal, first[0], second[0])
+    assert first[1] == second[1]
+
+
+def test_another_step_draws_other_noise(run):
+    # Without learning, a batch seen again differs in nothing but the noise and the times.
+    settings = tiny.change(tiny.SETTINGS, optimizer={"learning_rate": 0.0})
+    still = Run(settings)
+    losses = [still.go(n, batches=[0] * n)[1]["loss"] for n in (1, 2)]
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_micro_batches_give_the_update_of_the_whole_batch(run):
+    whole, whole_metrics = run.go(2)
+    split, split_metrics = Run(tiny.change(tiny.SETTINGS, train={"accumulate": 4})).go(2)
+    np.testing.assert_allclose(split_metrics["loss"], whole_metrics["loss"], rtol=1e-5)
+    # Adam divides by the gradient's own size: where that is rounding noise, so is the update. lr is 1e-3.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), split.params, whole.params)
+
+
+def test_average_follows_the_parameters_and_warms_up(run):
+    fresh = jax.device_get(run.fresh())
+    state, _ = run.go(1)
+    # At the first update the decay is (1 + 0) / (10 + 0): nine tenths of the way to the new parameters.
+    expected = jax.tree.map(lambda a, b: a + 0.9 * (b - a), fresh.ema, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema, expected)
+
+
+def test_learning_rate_warms_up_and_follows_its_schedule():
+    constant = learning_rate(OptimizerSettings(learning_rate=1.0, warmup_steps=10), 100)
+    np.testing.assert_allclose([constant(n) for n in (1, 5, 10, 100)], [0.1, 0.5, 1, 1], rtol=1e-6)
+    cosine = learning_rate(OptimizerSettings(learning_rate=1.0, warmup_steps=10, schedule="cosine"), 110)
+    np.testing.assert_allclose([cosine(n) for n in (5, 10, 60, 110)], [0.5, 1, 0.55, 0.1], rtol=1e-5)
+
+
+def test_only_weight_matrices_decay(one_device):
+    settings = tiny.change(tiny.SETTINGS, optimizer={"weight_decay": 0.5, "warmup_steps": 0})
+    optimizer = make_optimizer(settings.optimizer, 10)
+    params = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
+    updates, _ = optimizer.update(jax.tree.map(np.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.5 * settings.optimizer.learning_rate)
+    np.testing.assert_array_equal(updates["bias"], 0)
+
+
+def test_overfitting_eight_clips_drives_the_loss_down(one_device):
+    """The positive control: a model that can't learn eight clips by heart has a fault, not too little time."""
+    settings = tiny.change(
+        tiny.SETTINGS,
+        data={"row_patches": 8, "row_tokens": 4, "row_clips": 1},
+        transformer={"width": 96, "mlp": 192},
+        optimizer={"learning_rate": 3e-3, "warmup_steps": 20},
+        train={"steps": 600},
+    )
+    rng = np.random.default_rng(0)
+    clips = [[tiny.random_clip(rng, (2, 2, 2), settings)] for _ in range(8)]
+    run, batch = Run(settings), tiny.on_mesh(tiny.pack(clips, settings))
+    state = run.fresh()
+    losses = []
+    for _ in range(settings.train.steps):
+        state, metrics = run.step(state, batch)
+        losses.append(float(metrics["loss"]))
+    # Noise and data both have unit variance: 2 for a model that knows nothing, 1.73 for one that knows no clip.
+    assert np.mean(losses[:5]) > 1.5
+    assert np.mean(losses[-50:]) < 0.5, np.mean(losses[-50:])
+
+
+def test_train_step_is_plain_maths_without_a_jit(run):
+    shapes = jax.eval_shape(
+        lambda: train_step(
+            run.objective, run.optimizer, run.settings, run.fresh(), tiny.on_mesh(tiny.random_batch(0))
+        )
+    )
+    assert set(shapes[1]) == set(GOLDEN)
