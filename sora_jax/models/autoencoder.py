@@ -1,0 +1,340 @@
+"""A causal video autoencoder in Wan's form: both published geometries and any smaller one.
+
+A clip of 1 + s * n frames becomes 1 + n latent frames, s = settings.temporal_stride; the first frame is always
+alone, so an image is a clip of one frame. `encode` and `decode` take a whole clip, or scan over it in pieces at
+a memory that does not grow with its length.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sora_jax.errors import InputError
+from sora_jax.models.conv import (
+    CausalConv,
+    Downsample,
+    Linear,
+    Norm,
+    Upsample,
+    average_down,
+    fold_pixels,
+    merge,
+    repeat_up,
+    split,
+    unfold_pixels,
+)
+from sora_jax.settings import AutoencoderSettings
+
+COLOURS = 3
+LOGVAR_RANGE = (-30.0, 20.0)  # so that exp of it is a finite float32
+
+
+class ResidualBlock(nnx.Module):
+    def __init__(self, C_in: int, C_out: int, *, rngs: nnx.Rngs):
+        self.norm1 = Norm(C_in, rngs=rngs)
+        self.conv1 = CausalConv(C_in, C_out, (3, 3, 3), rngs=rngs)
+        self.norm2 = Norm(C_out, rngs=rngs)
+        self.conv2 = CausalConv(C_out, C_out, (3, 3, 3), rngs=rngs)
+        self.shortcut = None if C_in == C_out else Linear(C_in, C_out, rngs=rngs)
+
+    def __call__(self, x, past=None):
+        past1, past2 = past or (None, None)
+        h, past1 = self.conv1(jax.nn.silu(self.norm1(x)), past1)
+        h, past2 = self.conv2(jax.nn.silu(self.norm2(h)), past2)
+        return h + (x if self.shortcut is None else self.shortcut(x)), (past1, past2)
+
+
+class FrameAttention(nnx.Module):
+    """One head of attention among the pixels of each frame."""
+
+    # Scores held at once, in elements; above it, the queries go column by column.
+    SCORES = 2**26
+
+    def __init__(self, C: int, *, rngs: nnx.Rngs):
+        self.norm = Norm(C, rngs=rngs)
+        self.qkv = Linear(C, 3 * C, rngs=rngs)
+        self.out = Linear(C, C, init=jax.nn.initializers.zeros, rngs=rngs)
+
+    def __call__(self, x):
+        B, F, H, W, C = x.shape
+        q, k, v = jnp.split(self.qkv(self.norm(x)), 3, axis=-1)
+        # Queries keep their rows' shards; keys and values of a frame are needed whole.
+        k, v = (merge(_rows_gathered(a), 2) for a in (k, v))
+
+        @jax.checkpoint
+        def attend(q):  # [B, F, H, w, C]
+            scores = jnp.einsum("bfhwc,bfnc->bfhwn", q, k, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(scores * C**-0.5, axis=-1).astype(v.dtype)
+            return jnp.einsum("bfhwn,bfnc->bfhwc", weights, v)
+
+        columns = max(1, min(W, self.SCORES // (B * F * H * H * W)))
+        while W % columns:
+            columns -= 1
+        if columns == W:
+            h = attend(q)
+        else:
+            h = jax.lax.map(attend, jnp.moveaxis(split(q, 3, columns), 3, 0))
+            h = merge(jnp.moveaxis(h, 0, 3), 3)
+        return x + self.out(h)
+
+
+def _rows_gathered(x):
+    sharding = jax.typeof(x).sharding
+    if sharding.mesh.empty:
+        return x
+    batch, frames, _, *rest = sharding.spec
+    return jax.reshard(x, jax.P(batch, frames, None, *rest))
+
+
+class Middle(nnx.Module):
+    def __init__(self, C: int, *, rngs: nnx.Rngs):
+        self.block1 = ResidualBlock(C, C, rngs=rngs)
+        self.attention = FrameAttention(C, rngs=rngs)
+        self.block2 = ResidualBlock(C, C, rngs=rngs)
+
+    def __call__(self, x, past=None):
+        past1, past2 = past or (None, None)
+        x, past1 = self.block1(x, past1)
+        x, past2 = self.block2(self.attention(x), past2)
+        return x, (past1, past2)
+
+
+class Level(nnx.Module):
+    """Residual blocks, then a change of size: of rows and columns by `side`, of frames by `frames`."""
+
+    def __init__(self, C_in: int, C_out: int, blocks: int, *, resample, rngs: nnx.Rngs):
+        widths = [C_in] + [C_out] * blocks
+        pairs = itertools.pairwise(widths)
+        self.blocks = nnx.List([ResidualBlock(*pair, rngs=rngs) for pair in pairs])
+        self.resample = resample
+        self.side = 1 if resample is None else 2
+        self.frames = 1 if resample is None or resample.time is None else 2
+
+    def __call__(self, x, past=None):
+        *past, past_resample = past or (None,) * (len(self.blocks) + 1)
+        kept = []
+        for block, past_block in zip(self.blocks, past, strict=True):
+            x, past_block = block(x, past_block)
+            kept.append(past_block)
+        if self.resample is not None:
+            x, past_resample = self.resample(x, past_resample)
+        return x, (*kept, past_resample)
+
+
+class Encoder(nnx.Module):
+    """Pixels, or blocks of them -> features of the latents' size."""
+
+    def __init__(self, settings: AutoencoderSettings, *, rngs: nnx.Rngs):
+        widths = [settings.width * m for m in (1, *settings.multipliers)]
+        temporal = (*settings.temporal, None)
+        self.shortcuts = settings.shortcuts
+        self.conv_in = CausalConv(COLOURS * settings.patch**2, widths[0], (3, 3, 3), rngs=rngs)
+        self.levels = nnx.List([])
+        for C_in, C_out, halve_time in zip(widths[:-1], widths[1:], temporal, strict=True):
+            down = None if halve_time is None else Downsample(C_out, temporal=halve_time, rngs=rngs)
+            self.levels.append(Level(C_in, C_out, settings.blocks, resample=down, rngs=rngs))
+        self.middle = Middle(widths[-1], rngs=rngs)
+        self.norm_out = Norm(widths[-1], rngs=rngs)
+        self.conv_out = CausalConv(widths[-1], 2 * settings.latent_channels, (3, 3, 3), rngs=rngs)
+
+    def __call__(self, x, past=None):
+        past_in, past_levels, past_middle, past_out = past or (None, (None,) * len(self.levels), None, None)
+        x, past_in = self.conv_in(x, past_in)
+        kept = []
+        for level, past_level in zip(self.levels, past_levels, strict=True):
+            y, past_level = level(x, past_level)
+            if self.shortcuts:
+                y = y + average_down(x, y.shape[-1], frames=level.frames, side=level.side)
+            x = y
+            kept.append(past_level)
+        x, past_middle = self.middle(x, past_middle)
+        x, past_out = self.conv_out(jax.nn.silu(self.norm_out(x)), past_out)
+        return x, (past_in, tuple(kept), past_middle, past_out)
+
+
+class Decoder(nnx.Module):
+    """Latents -> pixels, or blocks of them."""
+
+    def __init__(self, settings: AutoencoderSettings, *, rngs: nnx.Rngs):
+        multipliers = settings.multipliers[::-1]
+        widths = [settings.decoder_width * m for m in (multipliers[0], *multipliers)]
+        temporal = (*settings.temporal[::-1], None)
+        self.shortcuts = settings.shortcuts
+        self.conv_in = CausalConv(settings.latent_channels, widths[0], (3, 3, 3), rngs=rngs)
+        self.middle = Middle(widths[0], rngs=rngs)
+        self.levels = nnx.List([])
+        C_in = widths[0]
+        for C_out, double_time in zip(widths[1:], temporal, strict=True):
+            # Without shortcuts the upsampling halves the channels, with them they stay.
+            C_next = C_out if settings.shortcuts else C_out // 2
+            up = None if double_time is None else Upsample(C_out, C_next, temporal=double_time, rngs=rngs)
+            self.levels.append(Level(C_in, C_out, settings.blocks + 1, resample=up, rngs=rngs))
+            C_in = C_next
+        self.norm_out = Norm(widths[-1], rngs=rngs)
+        self.conv_out = CausalConv(widths[-1], COLOURS * settings.patch**2, (3, 3, 3), rngs=rngs)
+
+    def __call__(self, x, past=None):
+        past_in, past_middle, past_levels, past_out = past or (None, None, (None,) * len(self.levels), None)
+        x, past_in = self.conv_in(x, past_in)
+        x, past_middle = self.middle(x, past_middle)
+        kept = []
+        for level, past_level in zip(self.levels, past_levels, strict=True):
+            y, kept_level = level(x, past_level)
+            if self.shortcuts and level.resample is not None:
+                first = past_level is None
+                y = y + repeat_up(x, y.shape[-1], frames=level.frames, side=level.side, first=first)
+            x = y
+            kept.append(kept_level)
+        x, past_out = self.conv_out(jax.nn.silu(self.norm_out(x)), past_out)
+        return x, (past_in, past_middle, tuple(kept), past_out)
+
+
+class Autoencoder(nnx.Module):
+    """Video in [-1, 1] <-> latents, sixteen or so channels at a fraction of the frames, rows and columns.
+
+    "Raw" latents are the posterior's; the normalised ones, which a diffusion model sees and files hold, have
+    settings.latent_mean taken off and are divided by settings.latent_std.
+    """
+
+    def __init__(self, settings: AutoencoderSettings, *, rngs: nnx.Rngs):
+        check_settings(settings)
+        self.settings = settings
+        self.encoder = Encoder(settings, rngs=rngs)
+        self.moments = Linear(2 * settings.latent_channels, 2 * settings.latent_channels, rngs=rngs)
+        self.unlatent = Linear(settings.latent_channels, settings.latent_channels, rngs=rngs)
+        self.decoder = Decoder(settings, rngs=rngs)
+
+    def encode_piece(self, video, past=None):
+        """The posterior of the next frames of a clip, and what the piece after it will need.
+
+        Args:
+          video: [B, F, H, W, 3] float in [-1, 1]; F = 1 + s * n if past is None (the clip begins), else s * n.
+          past: what the piece before it returned.
+        Returns: (mean, logvar), each [B, F', H', W', C] float32, raw; past.
+        """
+        x = fold_pixels(video, self.settings.patch).astype(self.settings.dtype)
+        x, past = self.encoder(x, past)
+        mean, logvar = jnp.split(self.moments(x).astype(jnp.float32), 2, axis=-1)
+        return (mean, jnp.clip(logvar, *LOGVAR_RANGE)), past
+
+    def decode_piece(self, latents, past=None):
+        """The next frames of a clip, and what the piece after it will need.
+
+        Args:
+          latents: raw, [B, F', H', W', C]; past: what the piece before it returned, None if the clip begins.
+        Returns: video, [B, F, H, W, 3] float32, not clipped to [-1, 1]; past.
+        """
+        x = self.unlatent(latents.astype(self.settings.dtype))
+        x, past = self.decoder(x, past)
+        return unfold_pixels(x, self.settings.patch).astype(jnp.float32), past
+
+    def encode(self, video, *, piece: int = 0):
+        """The posterior of a clip.
+
+        Args:
+          video: [B, F, H, W, 3] float in [-1, 1], F = 1 + s * n; NaN in, NaN out.
+          piece: latent frames at a time, in a scan whose memory does not grow with F; 0: all at once.
+        Returns: (mean, logvar), each [B, F', H', W', C] float32, raw.
+        Raises: InputError if the frames, rows or columns do not fit, or the type is no float.
+        """
+        check_video(video.shape, video.dtype, self.settings)
+        return _in_pieces(self.encode_piece, video, self.settings.temporal_stride, piece)
+
+    def decode(self, latents, *, piece: int = 0):
+        """The clip of raw latents.
+
+        Args:
+          latents: raw, [B, F', H', W', C].
+          piece: latent frames at a time, in a scan whose memory does not grow with F'; 0: all at once.
+        Returns: video, [B, F, H, W, 3] float32, not clipped to [-1, 1].
+        Raises: InputError if the channels do not fit, or the type is no float.
+        """
+        check_latents(latents.shape, latents.dtype, self.settings)
+        return _in_pieces(self.decode_piece, latents, 1, piece)
+
+    def to_latents(self, mean):
+        """Normalised latents from raw ones."""
+        offset, scale = latent_statistics(self.settings)
+        return (mean - offset) / scale
+
+    def from_latents(self, latents):
+        """Raw latents from normalised ones."""
+        offset, scale = latent_statistics(self.settings)
+        return latents * scale + offset
+
+
+def _in_pieces(step, x, stride, piece):
+    """Run step over x [B, F, ...]: its first frame with what is left over, then pieces of piece * stride."""
+    rest = x.shape[1] - 1
+    if not piece or rest < piece * stride:
+        return step(x)[0]
+    start = 1 + rest % (piece * stride)
+    y, past = step(x[:, :start])
+    pieces = jnp.moveaxis(split(x[:, start:], 1, piece * stride), 1, 0)
+
+    def body(past, x):
+        y, past = step(x, past)
+        return past, y
+
+    _, ys = jax.lax.scan(body, past, pieces)
+
+    def joined(first, rest):
+        return jnp.concatenate([first, merge(jnp.moveaxis(rest, 0, 1), 1)], axis=1)
+
+    return jax.tree.map(joined, y, ys)
+
+
+def latent_statistics(settings: AutoencoderSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each raw latent channel, [C] float32; 0 and 1 where none are set."""
+    C = settings.latent_channels
+    mean = settings.latent_mean or (0.0,) * C
+    std = settings.latent_std or (1.0,) * C
+    return np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+
+def check_settings(settings: AutoencoderSettings) -> None:
+    """Raise InputError where the sizes of an autoencoder do not fit each other."""
+    levels, steps = len(settings.multipliers), len(settings.temporal)
+    if levels != steps + 1:
+        raise InputError(
+            f"config.autoencoder.temporal: {steps} values, but between {levels} multipliers (one a level) "
+            f"there are {levels - 1} downsamplings"
+        )
+    for name in ("latent_mean", "latent_std"):
+        values = getattr(settings, name)
+        if len(values) not in (0, settings.latent_channels):
+            raise InputError(
+                f"config.autoencoder.{name}: {len(values)} values for {settings.latent_channels} latent channels"
+            )
+
+
+def check_video(shape: tuple[int, ...], dtype, settings: AutoencoderSettings) -> None:
+    """Raise InputError unless video [B, F, H, W, 3] can be encoded."""
+    if len(shape) != 5 or shape[-1] != COLOURS:
+        raise InputError(f"video of shape {tuple(shape)}: [batch, frames, rows, columns, 3] is needed")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(f"video of type {dtype}: float in [-1, 1] is needed; uint8 x is x / 127.5 - 1")
+    _, frames, *sides, _ = shape
+    stride = settings.temporal_stride
+    if (frames - 1) % stride:
+        below = 1 + (frames - 1) // stride * stride
+        nearest = f"{below + stride}" if frames < 1 else f"{below} or {below + stride}"
+        raise InputError(f"video of {frames} frames: {stride} * n + 1 are needed, the nearest are {nearest}")
+    for side, name in zip(sides, ("rows", "columns"), strict=True):
+        multiple = settings.spatial_stride
+        if side == 0 or side % multiple:
+            below = side // multiple * multiple
+            nearest = f"{multiple}" if below == 0 else f"{below} or {below + multiple}"
+            raise InputError(f"video of {side} {name}: a multiple of {multiple} is needed, the nearest: {nearest}")
+
+
+def check_latents(shape: tuple[int, ...], dtype, settings: AutoencoderSettings) -> None:
+    """Raise InputError unless latents [B, F, H, W, C] can be decoded."""
+    if len(shape) != 5 or shape[-1] != settings.latent_channels or 0 in shape:
+        wanted = f"[batch, frames, rows, columns, {settings.latent_channels}]"
+        raise InputError(f"latents of shape {tuple(shape)}: {wanted} is needed")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(f"latents of type {dtype}: float is needed")
