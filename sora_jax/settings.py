@@ -32,9 +32,9 @@ class DataSettings:
     sizes: tuple[str, ...] = ("256",)  # every clip is cut at each of them
     frames: tuple[int, ...] = (81, 17, 1)  # lengths, the longest that fits first; each 4n + 1
     batch: int = 8  # rows (transformer) or clips (autoencoder) a step, over all hosts
-    row_patches: int = 1024  # N, patches in a row
-    row_tokens: int = 256  # S, text tokens in a row
-    row_clips: int = 8  # at most this many clips in a row
+    row_patches: int = 8192  # N, patches in a row
+    row_tokens: int = 1024  # S, text tokens in a row
+    row_clips: int = 16  # at most this many clips in a row
     caption_dropout: float = 0.1  # share of captions emptied, for guidance
     crop_frames: int = 17  # what the autoencoder sees of a clip
     crop_size: str = "64x64"

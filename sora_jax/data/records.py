@@ -1,0 +1,233 @@
+"""A prepared data set on disk: records that TFDS reads, and a manifest with one line for each.
+
+    clips-train.array_record-00000-of-00004 ...   the records; a record is one clip
+    clips-validation.array_record-00000-of-00001  those of the held-out sources
+    dataset_info.json, features.json              what TFDS needs to know
+    manifest.jsonl                                one line per record, in order: train, then validation
+    tokenizer.model                               learned from the captions, or the one that was given
+    autoencoder/                                  a copy of what made the latents (latents only)
+    about.json                                    what was asked for, what came of it; written last
+
+Written without TensorFlow and readable by `tfds.builder_from_directory(...).as_data_source(split)`.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterable
+
+import ml_dtypes  # registers numpy's bfloat16, without which TFDS asks for TensorFlow
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+
+from sora_jax.errors import InputError, nearest
+
+SPLITS = ("train", "validation")
+KINDS = ("pixels", "latents")
+
+_NAME = "clips"
+# Latents are noise to a compressor: it saves a fifth and costs reading twice the time.
+_OPTIONS = {"pixels": "group_size:1", "latents": "group_size:1,uncompressed"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One line of the manifest.
+
+    split: "train" or "validation".
+    source: name of the file it was cut from, inside the folder of videos.
+    start, end: its span there, in seconds.
+    fps: frames a second.
+    frames, height, width: in pixels.
+    shape: of the record's array: [F, H, W, 3] pixels or [f, h, w, C] latents.
+    captions: one or more wordings; the first is the one used for validation.
+    tokens: length of each caption in tokens, its end token included, uncut.
+    """
+
+    split: str
+    source: str
+    start: float
+    end: float
+    fps: float
+    frames: int
+    height: int
+    width: int
+    shape: tuple[int, int, int, int]
+    captions: tuple[str, ...]
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, line: str) -> "Clip":
+        values = json.loads(line)
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+
+class Records:
+    """A finished data set, for reading.
+
+    Args:
+      path: the folder that `prepare` wrote.
+      kind: "pixels" or "latents", what its records must be.
+      where: what to call the path in errors.
+    Raises: InputError if it is absent, unfinished or of the other kind.
+    """
+
+    def __init__(self, path: str | pathlib.Path, kind: str, *, where: str = "config.data.path"):
+        if not str(path):
+            raise InputError(f"{where}: name the folder that `prepare` wrote")
+        self.path = pathlib.Path(path)
+        if not self.path.is_dir():
+            there = [p.name for p in self.path.parent.iterdir()] if self.path.parent.is_dir() else []
+            raise InputError(
+                f"{where}: no folder {self.path}" + (f", {nearest(self.path.name, there)}" if there else "")
+            )
+        if not (self.path / "about.json").exists():
+            raise InputError(f"{where}: {self.path} is no finished data set; run `prepare` with --out={self.path}")
+        self.about = json.loads((self.path / "about.json").read_text())
+        if self.about["kind"] != kind:
+            needs = "without --autoencoder" if kind == "pixels" else "with --autoencoder=FOLDER"
+            raise InputError(f"{where}: {self.path} holds {self.about['kind']}, not {kind}; run `prepare` {needs}")
+
+    @property
+    def tokenizer(self) -> pathlib.Path:
+        return self.path / "tokenizer.model"
+
+    @property
+    def autoencoder(self) -> pathlib.Path:
+        return self.path / "autoencoder"
+
+    def clips(self, split: str) -> list[Clip]:
+        """The manifest's lines of this split; clip i describes record i.
+
+        Raises: InputError if there is none.
+        """
+        clips = [clip for clip in self._manifest if clip.split == split]
+        if not clips:
+            raise InputError(
+                f"{self.path}: no clip in its {split} split; prepare more videos, or change config.data.validation"
+            )
+        return clips
+
+    @functools.cached_property
+    def _manifest(self):
+        with (self.path / "manifest.jsonl").open() as lines:
+            return [Clip.from_json(line) for line in lines]
+
+    @functools.cached_property
+    def _sources(self):
+        return tfds.builder_from_directory(str(self.path)).as_data_source()
+
+    def read(self, split: str, index: int) -> np.ndarray:
+        """One record's array: pixels uint8 [F, H, W, 3] or latents bfloat16 [f, h, w, C]."""
+        return self._sources[split][index][self.about["kind"]]
+
+
+def features(kind: str, channels: int) -> tfds.features.FeaturesDict:
+    """What a record holds."""
+    dtype = np.uint8 if kind == "pixels" else ml_dtypes.bfloat16
+    return tfds.features.FeaturesDict(
+        {
+            kind: tfds.features.Tensor(shape=(None, None, None, channels), dtype=dtype, encoding="bytes"),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "source": tfds.features.Text(),
+            "start": np.float64,
+            "fps": np.float32,
+        }
+    )
+
+
+def write_shard(
+    path: pathlib.Path, kind: str, channels: int, clips: Iterable[tuple[Clip, np.ndarray]]
+) -> list[Clip]:
+    """Write records to a shard, whose name appears once it is whole; returns their clips.
+
+    Raises: InputError if the disk is full.
+    """
+    kept: list[Clip] = []
+    partial = path.with_name(f".{path.name}.partial")
+    schema = features(kind, channels)
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(partial), _OPTIONS[kind])
+        for clip, array in clips:
+            example = {
+                kind: array,
+                "captions": list(clip.captions),
+                "source": clip.source,
+                "start": clip.start,
+                "fps": clip.fps,
+            }
+            writer.write(schema.serialize_example(example))
+            kept.append(clip)
+        writer.close()
+    except RuntimeError as error:  # how array_record tells of a failed write
+        partial.unlink(missing_ok=True)
+        raise InputError(unwritable(path, str(error).partition(";")[0])) from error
+    partial.replace(path)
+    return kept
+
+
+def unwritable(path: pathlib.Path, reason: str) -> str:
+    """The line that tells of a failed write."""
+    return f"{path}: {reason}; make room and run the same command again: what is complete is kept"
+
+
+def finish(
+    out: pathlib.Path,
+    kind: str,
+    channels: int,
+    shards: dict[str, list[tuple[pathlib.Path, list[Clip]]]],
+    about: dict,
+):
+    """Make a data set of finished shards: name them, describe them to TFDS, write the manifest.
+
+    May be repeated after a stop at any point; about.json, written last, marks the end.
+
+    Args:
+      shards: for each split, its shards in order with their clips; each is where `write_shard` put it, or already
+        where an earlier call has moved it.
+      about: what about.json says.
+    """
+    splits, lines = [], []
+    for split, parts in shards.items():
+        parts = [(path, clips) for path, clips in parts if clips]
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=out, dataset_name=_NAME, split=split, filetype_suffix="array_record"
+        )
+        size = 0
+        for i, (path, clips) in enumerate(parts):
+            final = out / f"{_NAME}-{split}.array_record-{i:05d}-of-{len(parts):05d}"
+            if path.exists():
+                path.replace(final)
+            size += final.stat().st_size
+            lines += [clip.to_json() + "\n" for clip in clips]
+        if parts:
+            lengths = [len(clips) for _, clips in parts]
+            splits.append(
+                tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
+            )
+    tfds.folder_dataset.write_metadata(
+        data_dir=out,
+        features=features(kind, channels),
+        split_infos=splits,
+        description=f"Captioned clips as {kind}, cut by sora_jax",
+        filename_template=template,
+        check_data=False,
+    )
+    write_text(out / "manifest.jsonl", "".join(lines))
+    write_text(out / "about.json", json.dumps(about, indent=1, ensure_ascii=False))
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write a small file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(unwritable(path, error.strerror)) from error

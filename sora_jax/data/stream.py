@@ -1,0 +1,275 @@
+"""The training streams: batch s is a function of (seed, s), so the step alone says where a run is.
+
+Each host makes its own consecutive rows of every global batch, so the global batch is the same array for any
+number of hosts.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Iterator
+
+import grain
+import numpy as np
+
+from sora_jax.data.packing import PackPlan, Slot, pack_in_order
+from sora_jax.data.records import Records
+from sora_jax.data.tokenizer import Tokenizer
+from sora_jax.errors import InputError
+from sora_jax.patches import PatchBatch, grid_positions, patch_grid, patchify
+from sora_jax.settings import Settings, parse_size
+
+_FOREVER = sys.maxsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Batches by number, or one after the other from any step on.
+
+    batch_at: batch s of this host; depends on nothing but s.
+    batches: how many there are; for training, without end.
+    clips: how many clips take turns.
+    fill: share of the rows' patches that are not padding; 1 for crops.
+    batches_an_epoch: how many let every clip come once.
+    notes: what a person should know, each one line.
+    threads: that read ahead.
+    """
+
+    batch_at: Callable[[int], PatchBatch | np.ndarray]
+    batches: int
+    clips: int
+    fill: float
+    batches_an_epoch: float
+    notes: tuple[str, ...]
+    threads: int
+
+    def iterate(self, start: int = 0) -> Iterator[PatchBatch | np.ndarray]:
+        """Batches start, start + 1, ...; threads read ahead until the iterator is closed (or exhausted)."""
+        dataset = grain.MapDataset.range(start, self.batches).map(self.batch_at)
+        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)
+        iterator = iter(dataset.to_iter_dataset(options))
+        try:
+            yield from iterator
+        finally:
+            iterator.close()
+
+
+def train_rows(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
+    """Packed rows of patches and captions for the transformer, shuffled, without end: PatchBatch of numpy arrays.
+
+    Args:
+      settings: data.path names latents that `prepare` wrote.
+      host, hosts: which of how many consecutive parts of every global batch to make.
+    Raises: InputError if there is no such data set, or a clip or caption is larger than a row.
+    """
+    rows = _Rows(settings, "train")
+    data = settings.data
+    local = _local_rows(data.batch, host, hosts)
+    plan = PackPlan(
+        rows.patches,
+        rows.tokens,
+        row_patches=data.row_patches,
+        row_tokens=data.row_tokens,
+        row_clips=data.row_clips,
+        dropout=data.caption_dropout,
+        seed=data.shuffle_seed,
+    )
+    return Stream(
+        batch_at=lambda step: rows.assemble([plan[step * data.batch + i] for i in local]),
+        batches=_FOREVER,
+        clips=len(rows.patches),
+        fill=plan.fill,
+        batches_an_epoch=plan.rows_an_epoch / data.batch,
+        notes=rows.notes,
+        threads=data.threads,
+    )
+
+
+def validation_rows(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
+    """The held-out sources' clips, each once with its first caption, always in the same rows; ends.
+
+    The last batch is filled up with empty rows. Arguments and errors are those of `train_rows`.
+    """
+    rows = _Rows(settings, "validation")
+    data = settings.data
+    local = _local_rows(data.batch, host, hosts)
+    plan = pack_in_order(
+        rows.patches,
+        np.array([lengths[0] for lengths in rows.tokens]),
+        row_patches=data.row_patches,
+        row_tokens=data.row_tokens,
+        row_clips=data.row_clips,
+    )
+    slots = [tuple(Slot(clip, 0) for clip in row) for row in plan]
+    batches = -(-len(slots) // data.batch)
+    slots += [()] * (batches * data.batch - len(slots))
+    return Stream(
+        batch_at=lambda step: rows.assemble([slots[step * data.batch + i] for i in local]),
+        batches=batches,
+        clips=len(rows.patches),
+        fill=float(rows.patches.sum() / (len(plan) * data.row_patches)),
+        batches_an_epoch=batches,
+        notes=rows.notes,
+        threads=data.threads,
+    )
+
+
+def train_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
+    """Random crops of clips for the autoencoder, shuffled, without end: uint8 [B, F, H, W, 3].
+
+    Args:
+      settings: data.path names pixels that `prepare` wrote; data.crop_frames and data.crop_size the crop.
+      host, hosts: which of how many consecutive parts of every global batch to make.
+    Raises: InputError if there is no such data set, or no clip is as large as the crop.
+    """
+    crops = _Crops(settings, "train")
+    data = settings.data
+    local = _local_rows(data.batch, host, hosts)
+
+    @functools.lru_cache(maxsize=2)
+    def order(epoch):
+        return np.random.default_rng((data.shuffle_seed, epoch)).permutation(len(crops.clips))
+
+    def batch_at(step):
+        made = []
+        for i in local:
+            number = step * data.batch + i
+            epoch, place = divmod(number, len(crops.clips))
+            share = np.random.default_rng((data.shuffle_seed, number, 1)).random(3)
+            made.append(crops.cut(order(epoch)[place], share))
+        return np.stack(made)
+
+    return Stream(
+        batch_at=batch_at,
+        batches=_FOREVER,
+        clips=len(crops.clips),
+        fill=1.0,
+        batches_an_epoch=len(crops.clips) / data.batch,
+        notes=crops.notes,
+        threads=data.threads,
+    )
+
+
+def validation_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
+    """The middle of each clip of the held-out sources, once, in a fixed order; ends.
+
+    The last batch is filled up from the beginning. Arguments and errors are those of `train_crops`.
+    """
+    crops = _Crops(settings, "validation")
+    data = settings.data
+    local = _local_rows(data.batch, host, hosts)
+    n = len(crops.clips)
+    batches = -(-n // data.batch)
+    middle = np.full(3, 0.5)
+    return Stream(
+        batch_at=lambda step: np.stack([crops.cut((step * data.batch + i) % n, middle) for i in local]),
+        batches=batches,
+        clips=n,
+        fill=1.0,
+        batches_an_epoch=batches,
+        notes=crops.notes,
+        threads=data.threads,
+    )
+
+
+def _local_rows(batch, host, hosts):
+    """Which rows of every global batch this host makes."""
+    if batch % hosts:
+        raise InputError(f"config.data.batch: {batch} rows cannot be shared by {hosts} hosts; make it a multiple")
+    return range(host * batch // hosts, (host + 1) * batch // hosts)
+
+
+class _Rows:
+    """Latents and captions of a split, assembled into rows."""
+
+    def __init__(self, settings: Settings, split: str):
+        data = settings.data
+        self._records = Records(data.path, "latents")
+        self._split, self._data, self._patch = split, data, settings.transformer.patch
+        self._tokenizer = Tokenizer(self._records.tokenizer)
+        if self._tokenizer.vocabulary > settings.text.vocabulary:
+            raise InputError(
+                f"config.text.vocabulary: {settings.text.vocabulary} is less than the "
+                f"{self._tokenizer.vocabulary} tokens of {self._records.tokenizer}"
+            )
+        self._max_tokens = min(settings.text.max_tokens, data.row_tokens)
+        self._clips = self._records.clips(split)
+        self._width = int(np.prod(self._patch)) * self._clips[0].shape[-1]
+        self.patches = np.array([np.prod(patch_grid(clip.shape[:3], self._patch)) for clip in self._clips])
+        self.tokens = [tuple(min(n, self._max_tokens) for n in clip.tokens) for clip in self._clips]
+        cut = sum(n > self._max_tokens for clip in self._clips for n in clip.tokens)
+        self.notes = ()
+        if cut:
+            self.notes = (f"{cut} captions of the {split} split are cut to {self._max_tokens} tokens",)
+
+    def assemble(self, rows: list[tuple[Slot, ...]]) -> PatchBatch:
+        """The rows' clips, patches [B, N, P] in the records' own bfloat16."""
+        B, N, S = len(rows), self._data.row_patches, self._data.row_tokens
+        batch = PatchBatch(
+            patches=np.zeros((B, N, self._width), np.dtype("bfloat16")),
+            positions=np.zeros((B, N, 3), np.int32),
+            segments=np.zeros((B, N), np.int32),
+            known=np.zeros((B, N), bool),
+            text=np.zeros((B, S), np.int32),
+            text_segments=np.zeros((B, S), np.int32),
+        )
+        for b, slots in enumerate(rows):
+            n = s = 0
+            for segment, slot in enumerate(slots, start=1):
+                latents = self._records.read(self._split, slot.clip)
+                count = self.patches[slot.clip]
+                here = slice(n, n + count)
+                batch.patches[b, here] = patchify(latents, self._patch)
+                batch.positions[b, here] = grid_positions(patch_grid(latents.shape[:3], self._patch))
+                batch.segments[b, here] = segment
+                n += count
+                text = "" if slot.caption < 0 else self._clips[slot.clip].captions[slot.caption]
+                tokens = self._tokenizer.encode(text, self._max_tokens)
+                batch.text[b, s : s + len(tokens)] = tokens
+                batch.text_segments[b, s : s + len(tokens)] = segment
+                s += len(tokens)
+        return batch
+
+
+class _Crops:
+    """Pixels of a split, cut to one size and length."""
+
+    def __init__(self, settings: Settings, split: str):
+        data, strides = settings.data, settings.autoencoder
+        self._records, self._split = Records(data.path, "pixels"), split
+        size = parse_size(data.crop_size, "config.data.crop_size")
+        if isinstance(size, int):
+            raise InputError(f"config.data.crop_size: {data.crop_size!r} must be WIDTHxHEIGHT")
+        if any(side % strides.spatial_stride for side in size):
+            raise InputError(
+                f"config.data.crop_size: {data.crop_size} must be a multiple of the autoencoder's "
+                f"{strides.spatial_stride}"
+            )
+        if (data.crop_frames - 1) % strides.temporal_stride:
+            raise InputError(
+                f"config.data.crop_frames: {data.crop_frames} must be {strides.temporal_stride} n + 1 "
+                f"for the autoencoder"
+            )
+        self._crop = (data.crop_frames, *size)
+        clips = self._records.clips(split)
+        fits = [all(side >= cut for side, cut in zip(clip.shape, self._crop, strict=False)) for clip in clips]
+        self.clips = np.flatnonzero(fits)
+        wanted = f"{data.crop_frames} frames of {data.crop_size}"
+        if not len(self.clips):
+            largest = max(clips, key=lambda clip: np.prod(clip.shape))
+            raise InputError(
+                f"{self._records.path}: none of {len(clips)} clips in the {split} split has {wanted}; "
+                f"the largest has {largest.frames} of {largest.width}x{largest.height}"
+            )
+        self.notes = ()
+        if len(self.clips) < len(clips):
+            self.notes = (
+                f"{len(clips) - len(self.clips)} of {len(clips)} clips are smaller than {wanted}: not used",
+            )
+
+    def cut(self, index: int, share: np.ndarray) -> np.ndarray:
+        """The crop of clip `index` that lies at these shares of the free frames, rows and columns."""
+        frames = self._records.read(self._split, int(self.clips[index]))
+        free = np.array(frames.shape[:3]) - self._crop + 1
+        starts = np.minimum((share * free).astype(int), free - 1)
+        return frames[tuple(slice(s, s + n) for s, n in zip(starts, self._crop, strict=True))]

@@ -1,0 +1,155 @@
+"""Records on disk: TFDS reads back what was written, and nothing is half there."""
+
+import json
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from sora_jax.data.records import Clip, Records, finish, write_shard
+from sora_jax.errors import InputError
+
+
+def clip(split, index, shape=(2, 3, 4, 5)):
+    return Clip(
+        split=split,
+        source=f"{split}{index}.mp4",
+        start=index / 16,
+        end=index / 16 + 1,
+        fps=16.0,
+        frames=5,
+        height=24,
+        width=32,
+        shape=shape,
+        captions=("Ein Vögelchen.", "A bird.")[: 1 + index % 2],
+        tokens=(5, 3)[: 1 + index % 2],
+    )
+
+
+def array_of(kind, index, shape=(2, 3, 4, 5)):
+    values = np.random.default_rng(index).normal(size=shape) * 50
+    return values.astype(np.uint8 if kind == "pixels" else ml_dtypes.bfloat16)
+
+
+def write_data_set(out, kind, lengths):
+    """A finished data set whose shards have so many records."""
+    out.mkdir()
+    channels = 3 if kind == "pixels" else 5
+    shape = (2, 3, 4, channels)
+    shards, index = {}, 0
+    for split, counts in lengths.items():
+        shards[split] = []
+        for part, count in enumerate(counts):
+            numbers = range(index, index + count)
+            path = out / f"{split}{part}"
+            pairs = [(clip(split, i, shape), array_of(kind, i, shape)) for i in numbers]
+            shards[split].append((path, write_shard(path, kind, channels, iter(pairs))))
+            index += count
+    finish(out, kind, channels, shards, {"kind": kind})
+    return shards
+
+
+@pytest.mark.parametrize("kind", ["pixels", "latents"])
+def test_records_come_back_in_the_order_of_the_manifest(tmp_path, kind):
+    write_data_set(tmp_path / "d", kind, {"train": [3, 0, 2], "validation": [1]})
+    records = Records(tmp_path / "d", kind)
+    channels = 3 if kind == "pixels" else 5
+    assert [c.source for c in records.clips("train")] == [f"train{i}.mp4" for i in range(5)]
+    for split, first in {"train": 0, "validation": 5}.items():
+        for i, line in enumerate(records.clips(split)):
+            assert line == clip(split, first + i, (2, 3, 4, channels))
+            assert np.array_equal(records.read(split, i), array_of(kind, first + i, (2, 3, 4, channels)))
+    names = sorted(path.name for path in (tmp_path / "d").glob("*.array_record-*"))
+    assert names == [
+        "clips-train.array_record-00000-of-00002",
+        "clips-train.array_record-00001-of-00002",
+        "clips-validation.array_record-00000-of-00001",
+    ]
+
+
+def test_anybody_can_read_them_with_tfds_and_without_tensorflow(tmp_path):
+    write_data_set(tmp_path / "d", "latents", {"train": [2], "validation": []})
+    program = f"""
+import sys, ml_dtypes, tensorflow_datasets as tfds
+source = tfds.builder_from_directory({str(tmp_path / "d")!r}).as_data_source(split="train")
+one = source[1]
+print(len(source), one["latents"].dtype, one["latents"].shape, [c.decode() for c in one["captions"]],
+      one["source"].decode(), float(one["start"]), float(one["fps"]), "tensorflow" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == (
+        "2 bfloat16 (2, 3, 4, 5) ['Ein Vögelchen.', 'A bird.'] train1.mp4 0.0625 16.0 False"
+    )
+
+
+def test_finishing_again_after_a_stop_changes_nothing(tmp_path):
+    shards = write_data_set(tmp_path / "d", "pixels", {"train": [2, 1], "validation": [1]})
+    before = {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()}
+    (tmp_path / "d/about.json").unlink()
+    finish(tmp_path / "d", "pixels", 3, shards, {"kind": "pixels"})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()} == before
+
+
+def test_a_data_set_that_is_not_there_is_told(tmp_path):
+    write_data_set(tmp_path / "shapes", "pixels", {"train": [1]})
+    with pytest.raises(InputError, match="name the folder"):
+        Records("", "pixels")
+    with pytest.raises(InputError, match="did you mean 'shapes'"):
+        Records(tmp_path / "shape", "pixels")
+    with pytest.raises(InputError, match="holds pixels, not latents; run `prepare` with --autoencoder"):
+        Records(tmp_path / "shapes", "latents")
+    with pytest.raises(InputError, match="no clip in its validation split"):
+        Records(tmp_path / "shapes", "pixels").clips("validation")
+    (tmp_path / "shapes/about.json").unlink()
+    with pytest.raises(InputError, match="no finished data set"):
+        Records(tmp_path / "shapes", "pixels")
+
+
+def test_a_full_disk_leaves_no_half_shard(tmp_path):
+    program = f"""
+import pathlib, resource, signal, sys
+sys.path.insert(0, {str(pathlib_parent())!r})
+import test_records as t
+from sora_jax.data.records import write_shard
+from sora_jax.errors import InputError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+shape = (4, 64, 64, 5)
+pairs = ((t.clip("train", i, shape), t.array_of("latents", i, shape)) for i in range(40))
+try:
+    write_shard(pathlib.Path({str(tmp_path)!r}) / "shard", "latents", 5, pairs)
+except InputError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "File too large" in run.stdout
+    assert "what is complete is kept" in run.stdout
+    assert len(run.stdout.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def pathlib_parent():
+    return __file__.rpartition("/")[0]
+
+
+def test_the_manifest_is_one_json_object_a_line(tmp_path):
+    write_data_set(tmp_path / "d", "pixels", {"train": [2]})
+    lines = [json.loads(line) for line in (tmp_path / "d/manifest.jsonl").read_text().splitlines()]
+    assert lines[1] == {
+        "split": "train",
+        "source": "train1.mp4",
+        "start": 0.0625,
+        "end": 1.0625,
+        "fps": 16.0,
+        "frames": 5,
+        "height": 24,
+        "width": 32,
+        "shape": [2, 3, 4, 3],
+        "captions": ["Ein Vögelchen.", "A bird."],
+        "tokens": [5, 3],
+    }
+    info = tfds.builder_from_directory(str(tmp_path / "d")).info
+    assert info.splits["train"].num_examples == 2

@@ -1,0 +1,273 @@
+"""The streams: a batch is a function of (seed, step), whatever the hosts; rows hold what the records hold."""
+
+import collections
+import contextlib
+import dataclasses
+import threading
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from sora_jax.data.records import Clip, finish, write_shard
+from sora_jax.data.stream import train_crops, train_rows, validation_crops, validation_rows
+from sora_jax.data.tokenizer import EOS, Tokenizer, train_tokenizer
+from sora_jax.errors import InputError
+from sora_jax.patches import unpatchify
+from sora_jax.settings import DataSettings, Settings, TextSettings, TransformerSettings
+
+SHAPES = {
+    "latents": [(5, 4, 6), (2, 8, 8), (1, 6, 6), (3, 4, 4)],
+    "pixels": [(17, 40, 48), (9, 64, 32), (1, 40, 40)],
+}
+PATCH = (1, 2, 2)
+
+
+def array_of(kind, index):
+    """Record `index`: its first channel is its number everywhere, the others are noise."""
+    shape = SHAPES[kind][index % len(SHAPES[kind])]
+    draw = np.random.default_rng(index)
+    if kind == "pixels":
+        array = draw.integers(0, 256, (*shape, 3)).astype(np.uint8)
+    else:
+        array = draw.normal(size=(*shape, 4)).astype(ml_dtypes.bfloat16)
+    array[..., 0] = index
+    return array
+
+
+def write_data_set(out, kind, counts):
+    out.mkdir()
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    captions = [(f"clip {words[i // 10]} {words[i % 10]}", f"number {words[i % 10]}") for i in range(100)]
+    tokenizer = train_tokenizer([c for two in captions for c in two], out / "tokenizer.model", vocabulary=600)
+    shards, index = {}, 0
+    for split, count in counts.items():
+        pairs = []
+        for i in range(index, index + count):
+            array = array_of(kind, i)
+            clip = Clip(
+                split=split,
+                source=f"{i}.mp4",
+                start=0.0,
+                end=1.0,
+                fps=16.0,
+                frames=array.shape[0],
+                height=array.shape[1],
+                width=array.shape[2],
+                shape=array.shape,
+                captions=captions[i],
+                tokens=tuple(len(tokenizer.encode(text)) for text in captions[i]),
+            )
+            pairs.append((clip, array))
+        index += count
+        shards[split] = [(out / split, write_shard(out / split, kind, array.shape[-1], pairs))]
+    finish(out, kind, array.shape[-1], shards, {"kind": kind})
+
+
+@pytest.fixture(scope="module")
+def data_sets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for kind in SHAPES:
+        write_data_set(folder / kind, kind, {"train": 40, "validation": 7})
+    return folder
+
+
+def settings_of(folder, kind, **changes):
+    data = DataSettings(
+        path=str(folder / kind),
+        batch=4,
+        row_patches=64,
+        row_tokens=32,
+        row_clips=4,
+        caption_dropout=0.25,
+        crop_frames=9,
+        crop_size="32x40",
+        threads=2,
+        shuffle_seed=5,
+    )
+    return Settings(
+        data=dataclasses.replace(data, **changes),
+        text=TextSettings(vocabulary=600, max_tokens=16),
+        transformer=TransformerSettings(patch=PATCH),
+    )
+
+
+def arrays(batch):
+    return dataclasses.asdict(batch) if dataclasses.is_dataclass(batch) else {"pixels": batch}
+
+
+def assert_same(a, b):
+    for (name, left), right in zip(arrays(a).items(), arrays(b).values(), strict=True):
+        assert np.array_equal(left, right), name
+
+
+def take(stream, count, start=0):
+    with contextlib.closing(stream.iterate(start)) as batches:
+        return [next(batches) for _ in range(count)]
+
+
+STREAMS = [(train_rows, "latents"), (train_crops, "pixels")]
+
+
+@pytest.mark.parametrize(("open_stream", "kind"), STREAMS)
+def test_a_batch_is_a_function_of_seed_and_step(data_sets, open_stream, kind):
+    settings = settings_of(data_sets, kind)
+    batches = take(open_stream(settings), 8)
+    assert_same(open_stream(settings).batch_at(6), batches[6])
+    resumed = take(open_stream(settings), 3, start=5)
+    for a, b in zip(resumed, batches[5:], strict=True):
+        assert_same(a, b)
+    other = open_stream(settings_of(data_sets, kind, shuffle_seed=6)).batch_at(0)
+    name = "patches" if kind == "latents" else "pixels"
+    assert not np.array_equal(arrays(other)[name], arrays(batches[0])[name])
+
+
+@pytest.mark.parametrize(
+    ("open_stream", "kind"), [*STREAMS, (validation_rows, "latents"), (validation_crops, "pixels")]
+)
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_partition_the_global_batch(data_sets, open_stream, kind, hosts):
+    settings = settings_of(data_sets, kind)
+    whole = open_stream(settings)
+    parts = [open_stream(settings, host=host, hosts=hosts) for host in range(hosts)]
+    for step in range(min(whole.batches, 5)):
+        made = [arrays(part.batch_at(step)) for part in parts]
+        for name, value in arrays(whole.batch_at(step)).items():
+            assert np.array_equal(np.concatenate([part[name] for part in made]), value)
+
+
+def test_rows_hold_the_clips_and_captions_of_the_records(data_sets):
+    settings = settings_of(data_sets, "latents")
+    tokenizer = Tokenizer(data_sets / "latents/tokenizer.model")
+    seen, dropped = collections.Counter(), 0
+    for batch in take(train_rows(settings), 20):
+        assert not batch.known.any()
+        assert batch.patches.dtype == ml_dtypes.bfloat16
+        assert batch.text.max() < 600
+        for b in range(4):
+            last = batch.segments[b].max()
+            assert 1 <= last <= 4
+            for segment in range(1, last + 1):
+                mine = batch.segments[b] == segment
+                grid = tuple(batch.positions[b][mine].max(axis=0) + 1)
+                latents = unpatchify(batch.patches[b][mine], grid, PATCH)
+                index = int(latents[0, 0, 0, 0])
+                assert np.array_equal(latents, array_of("latents", index))
+                text = tokenizer.decode(batch.text[b][batch.text_segments[b] == segment].tolist())
+                if text:
+                    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+                    tens, ones = words[index // 10], words[index % 10]
+                    assert text in (f"clip {tens} {ones}", f"number {ones}")
+                else:
+                    assert batch.text[b][batch.text_segments[b] == segment].tolist() == [EOS]
+                    dropped += 1
+                seen[index] += 1
+            padding = batch.segments[b] == 0
+            assert not batch.patches[b][padding].any()
+            assert not batch.text[b][batch.text_segments[b] == 0].any()
+    assert set(seen) <= set(range(40))
+    assert dropped / sum(seen.values()) == pytest.approx(0.25, abs=0.08)
+
+
+def test_the_fill_is_what_the_rows_show(data_sets):
+    stream = train_rows(settings_of(data_sets, "latents"))
+    shown = np.mean([(batch.segments > 0).mean() for batch in take(stream, 60)])
+    assert stream.fill == pytest.approx(shown, abs=0.02)
+    assert stream.fill > 0.8
+
+
+def test_validation_rows_come_once_without_dropout_and_end(data_sets):
+    stream = validation_rows(settings_of(data_sets, "latents"))
+    tokenizer = Tokenizer(data_sets / "latents/tokenizer.model")
+    with contextlib.closing(stream.iterate()) as batches:
+        batches = list(batches)
+    assert len(batches) == stream.batches
+    found = []
+    for batch in batches:
+        assert batch.segments.shape == (4, 64)
+        for row, text, words in zip(batch.segments, batch.text_segments, batch.text, strict=True):
+            found += [tokenizer.decode(words[text == segment].tolist()) for segment in range(1, row.max() + 1)]
+    expected = ["four zero", "four one", "four two", "four three", "four four", "four five", "four six"]
+    assert sorted(found) == sorted(f"clip {name}" for name in expected)
+
+
+def test_crops_are_cut_from_clips_that_are_large_enough(data_sets):
+    stream = train_crops(settings_of(data_sets, "pixels"))
+    assert stream.notes == ("13 of 40 clips are smaller than 9 frames of 32x40: not used",)
+    seen, places = collections.Counter(), set()
+    for batch in take(stream, 54):
+        assert batch.shape == (4, 9, 40, 32, 3)
+        assert batch.dtype == np.uint8
+        for crop in batch:
+            index = int(crop[0, 0, 0, 0])
+            assert index % 3 != 2
+            whole = array_of("pixels", index)
+            windows = np.argwhere((whole[:, :, :, 1:] == crop[0, 0, 0, 1:]).all(-1))
+            place = next(
+                (f, y, x) for f, y, x in windows if np.array_equal(whole[f : f + 9, y : y + 40, x : x + 32], crop)
+            )
+            seen[index] += 1
+            places.add(tuple(int(p) for p in place))
+    assert set(seen.values()) == {8}  # 54 x 4 crops of 27 clips: each comes once an epoch
+    assert len(places) > 50
+    assert {f for f, _, _ in places} == set(range(9))
+
+
+def test_validation_crops_are_the_middle_and_fill_the_last_batch(data_sets):
+    stream = validation_crops(settings_of(data_sets, "pixels"))
+    with contextlib.closing(stream.iterate()) as batches:
+        crops = np.concatenate(list(batches))
+    indices = [int(crop[0, 0, 0, 0]) for crop in crops]
+    fitting = [i for i in range(40, 47) if i % 3 != 2]
+    assert indices == [*fitting, *fitting][: len(indices)]
+    assert len(indices) == 4 * stream.batches
+    assert np.array_equal(
+        crops[0], array_of("pixels", 40)[:9, :40, 8:40] if 40 % 3 == 0 else array_of("pixels", 40)[:9, 12:52]
+    )
+
+
+def test_threads_end_with_the_iterator(data_sets):
+    before = threading.active_count()
+    take(train_rows(settings_of(data_sets, "latents")), 2)
+    assert threading.active_count() <= before + 1
+
+
+def test_a_damaged_record_stops_the_run_with_its_reason(data_sets, tmp_path):
+    write_data_set(tmp_path / "latents", "latents", {"train": 12})
+    (shard,) = (tmp_path / "latents").glob("*.array_record-*")
+    data = bytearray(shard.read_bytes())
+    place = data.find(array_of("latents", 0)[1].tobytes())
+    assert place > 0
+    data[place : place + 64] = bytes(64)
+    shard.write_bytes(data)
+    with pytest.raises(Exception, match=r"(?i)corrupt|invalid|hash|checksum|read"):
+        take(train_rows(settings_of(tmp_path, "latents")), 6)
+
+
+def test_bad_settings_are_told(data_sets):
+    for changes, kind, reason in [
+        ({"batch": 3}, "latents", "3 rows cannot be shared by 2 hosts"),
+        ({"row_patches": 20}, "latents", "20 patches are too few .* needs 32"),
+        ({"crop_size": "40"}, "pixels", "must be WIDTHxHEIGHT"),
+        ({"crop_size": "36x40"}, "pixels", "must be a multiple of the autoencoder's 8"),
+        ({"crop_frames": 8}, "pixels", r"8 must be 4 n \+ 1"),
+        ({"crop_size": "128x128"}, "pixels", "none of 40 clips in the train split has 9 frames of 128x128"),
+    ]:
+        open_stream = train_rows if kind == "latents" else train_crops
+        with pytest.raises(InputError, match=reason):
+            open_stream(settings_of(data_sets, kind, **changes), host=0, hosts=2)
+    small = dataclasses.replace(
+        settings_of(data_sets, "latents"), text=TextSettings(vocabulary=300, max_tokens=16)
+    )
+    with pytest.raises(InputError, match="vocabulary: 300 is less than the"):
+        train_rows(small)
+
+
+def test_captions_longer_than_the_limit_are_cut_with_a_note(data_sets):
+    settings = settings_of(data_sets, "latents")
+    settings = dataclasses.replace(settings, text=TextSettings(vocabulary=600, max_tokens=3))
+    stream = train_rows(settings)
+    assert stream.notes == ("40 captions of the train split are cut to 3 tokens",)
+    batch = stream.batch_at(0)
+    lengths = [np.sum(row == s) for row in batch.text_segments for s in range(1, row.max() + 1)]
+    assert set(lengths) <= {1, 3}
