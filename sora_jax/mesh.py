@@ -4,6 +4,7 @@ A size-1 axis is the default, so a laptop and a pod run the same code.
 """
 
 import jax
+import numpy as np
 
 from sora_jax.errors import InputError
 from sora_jax.settings import MeshSettings
@@ -49,3 +50,14 @@ def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.shardi
         wanted = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
         raise InputError(f"config.mesh: {wanted} = {product} devices, but {len(devices)} are there")
     return jax.make_mesh(sizes, AXES, devices=devices)
+
+
+def place(batch, axes: str):
+    """Each host's part of a batch (numpy) -> global arrays on the current mesh."""
+    mesh = jax.sharding.get_mesh()
+
+    def put(x: np.ndarray):
+        layout = spec(" ".join((axes.split() + ["."] * x.ndim)[: x.ndim]))
+        return jax.make_array_from_process_local_data(jax.sharding.NamedSharding(mesh, layout), x)
+
+    return jax.tree.map(put, batch)

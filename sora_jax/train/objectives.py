@@ -4,6 +4,8 @@ An objective is static and hashable, and has
   init(key) -> params
   draw(key, batch) -> everything random that the loss of this batch needs, leading axis [B]
   loss(params, batch, drawn) -> (sum of the loss over what counts, how much counts, further sums to average)
+  work(batch) -> what one host's numpy batch holds: units and model FLOPs, for the metrics
+  axes, unit: logical axes of a batch's leading dimensions; what throughput is counted in
 `loss` is deterministic, so that a batch can be split into micro-batches without changing the update.
 """
 
@@ -11,6 +13,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sora_jax.diffusion.flow import flow_errors, sample_times
 from sora_jax.mesh import spec
@@ -19,6 +22,7 @@ from sora_jax.models.module import bind, init_params
 from sora_jax.models.video_model import VideoModel
 from sora_jax.patches import PatchBatch
 from sora_jax.settings import Settings
+from sora_jax.train.flops import train_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +30,15 @@ class FlowObjective:
     """Flow matching: the transformer and its text encoder learn the velocity of packed latent clips."""
 
     settings: Settings
+    axes = "batch tokens"
+    unit = "patches"
 
     def init(self, key):
         return init_params(VideoModel, self.settings, key)
+
+    def work(self, batch: PatchBatch) -> tuple[int, float]:
+        """Patches that are not padding, and the FLOPs of a step on them."""
+        return int(np.count_nonzero(batch.segments)), train_flops(self.settings, batch)
 
     def draw(self, key, batch: PatchBatch):
         """Noise for each patch, [B, N, P], and a time for each clip, [B, row_clips]."""
@@ -50,9 +60,15 @@ class AutoencoderObjective:
     """Reconstruction of pixel clips: L1 + kl * KL, each a mean over a clip."""
 
     settings: Settings
+    axes = "batch . height"
+    unit = "frames"
 
     def init(self, key):
         return init_params(Autoencoder, self.settings.autoencoder, key)
+
+    def work(self, batch) -> tuple[int, float]:
+        """Frames of pixels; its FLOPs are not counted (nan)."""
+        return batch.shape[0] * batch.shape[1], float("nan")
 
     def draw(self, key, batch):
         """Noise for the posterior of each latent, [B, f, h, w, C]."""

@@ -1,0 +1,52 @@
+"""Floating-point operations that a step must do, and what the chips could do: the two halves of MFU.
+
+A multiplication and an addition count as two. Only what the model asks for counts: no rematerialisation, no
+padding, no attention between clips.
+"""
+
+import math
+
+import numpy as np
+
+from sora_jax.patches import PatchBatch
+from sora_jax.settings import Settings, TextSettings, TransformerSettings
+
+# Dense bfloat16 FLOP/s of one device by JAX's device_kind, from the vendors' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU7x": 1153.5e12,  # a device is one of a chip's two cores
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def transformer_flops(settings: TransformerSettings, patches: int, tokens: int) -> float:
+    """One forward pass over one clip of so many patches with a caption of so many tokens."""
+    D, M, L, E = settings.width, settings.mlp, settings.layers, settings.text_width
+    P = math.prod(settings.patch) * settings.channels
+    # Self-attention's four projections, cross-attention's two on the side of the patches, the MLP.
+    linear = patches * (2 * 4 * D * D + 2 * 2 * D * D + 2 * 2 * D * M) + tokens * (2 * 2 * D * D)
+    attention = 2 * 2 * D * patches * (patches + tokens)
+    return L * (linear + attention) + patches * 2 * 2 * P * D + tokens * 2 * (E * D + D * D)
+
+
+def text_flops(settings: TextSettings, tokens: int) -> float:
+    """One forward pass of the text encoder over one caption."""
+    E, inner = settings.width, settings.heads * settings.head_dim
+    linear = tokens * (2 * 4 * E * inner + 2 * 3 * E * settings.mlp)
+    return settings.layers * (linear + 2 * 2 * inner * tokens * tokens)
+
+
+def train_flops(settings: Settings, batch: PatchBatch) -> float:
+    """A step on these rows (numpy): the backward pass is twice the forward pass."""
+    forward = 0.0
+    for patches, tokens in zip(batch.segments, batch.text_segments, strict=True):
+        for n, s in zip(np.bincount(patches)[1:], np.bincount(tokens)[1:], strict=True):
+            forward += transformer_flops(settings.transformer, int(n), int(s)) + text_flops(settings.text, int(s))
+    return 3 * forward

@@ -1,0 +1,117 @@
+"""The training loop, of every objective."""
+
+import hashlib
+import pathlib
+import shutil
+import time
+
+import jax
+import rich.console
+
+from sora_jax.data.records import Records
+from sora_jax.data.stream import train_crops, train_rows
+from sora_jax.errors import InputError
+from sora_jax.mesh import make_mesh, place
+from sora_jax.settings import Settings, to_json
+from sora_jax.train.checkpoint import Checkpoints, abstract_on_mesh
+from sora_jax.train.export import export_autoencoder
+from sora_jax.train.metrics import Metrics
+from sora_jax.train.objectives import make_objective
+from sora_jax.train.optimizer import make_optimizer
+from sora_jax.train.state import TrainState, abstract_state, init_state
+from sora_jax.train.step import make_step
+
+STREAMS = {"flow": (train_rows, "latents"), "autoencoder": (train_crops, "pixels")}
+
+
+def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Console) -> TrainState:
+    """Train, or go on training, until `train.steps` updates are done; all that is written goes into `workdir`.
+
+    Returns: the last state.
+    Raises: InputError for settings, data or a workdir that don't fit together.
+    """
+    workdir = pathlib.Path(workdir)
+    mesh = make_mesh(settings.mesh)
+    check_batch(settings, mesh)
+    make_stream, kind = STREAMS[settings.objective]
+    stream = make_stream(settings, host=jax.process_index(), hosts=jax.process_count())
+    for note in stream.notes:
+        console.print(f"note: {note}", highlight=False)
+    records = Records(settings.data.path, kind)
+    data_hash = hashlib.sha256((records.path / "manifest.jsonl").read_bytes()).hexdigest()[:16]
+    objective = make_objective(settings)
+    optimizer = make_optimizer(settings.optimizer, settings.train.steps)
+    step = make_step(objective, optimizer, settings)
+    with jax.set_mesh(mesh), Checkpoints(workdir, settings.train.keep) as checkpoints:
+        if checkpoints.latest() is None:
+            start_workdir(workdir, records, settings)
+            state = init_state(objective, optimizer, jax.random.key(settings.train.seed))
+        else:
+            state = checkpoints.restore(abstract_on_mesh(abstract_state(objective, optimizer)), settings)
+        start = int(state.step)
+        console.print(
+            f"{settings.objective}: {count_params(state.params):,} parameters on {jax.device_count()} "
+            f"{jax.devices()[0].device_kind} devices, {stream.clips} clips, {stream.fill:.0%} of each row filled, "
+            f"step {start} of {settings.train.steps}",
+            highlight=False,
+        )
+        metrics = Metrics(workdir, start, settings.train.steps, objective.unit, console)
+        batches = stream.iterate(start)
+        try:
+            pending = None
+            for n in range(start + 1, settings.train.steps + 1):
+                waiting = time.perf_counter()
+                batch = next(batches)
+                wait = time.perf_counter() - waiting
+                units, flops = objective.work(batch)
+                state, values = step(state, place(batch, objective.axes))
+                # The step before is read while this one runs, so that the chips never wait for the host.
+                if pending:
+                    metrics.log(*pending)
+                metrics.count(units * jax.process_count(), flops * jax.process_count(), wait)
+                last = n == settings.train.steps
+                pending = (n, values) if last or n % settings.train.log_every == 0 else None
+                if last or n % settings.train.save_every == 0:
+                    checkpoints.save(state, settings, data_hash)
+            if pending:
+                metrics.log(*pending)
+        finally:
+            batches.close()
+            metrics.close()
+        if settings.objective == "autoencoder":
+            export_autoencoder(settings, state.ema, stream, workdir / "autoencoder")
+    return state
+
+
+def check_batch(settings: Settings, mesh: jax.sharding.Mesh):
+    """Raise InputError if the batch can't be laid out on the mesh."""
+    rows = settings.train.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
+    if settings.data.batch % rows:
+        raise InputError(
+            f"config.data.batch: {settings.data.batch} must be a multiple of accumulate x data x fsdp = {rows}"
+        )
+    context = mesh.shape["context"]
+    for key in ("row_patches", "row_tokens"):
+        if settings.objective == "flow" and getattr(settings.data, key) % context:
+            raise InputError(
+                f"config.data.{key}: {getattr(settings.data, key)} must be a multiple of context = {context}"
+            )
+    heads = context * mesh.shape["tensor"]
+    for group in ("transformer", "text"):
+        if settings.objective == "flow" and getattr(settings, group).heads % heads:
+            raise InputError(f"config.{group}.heads: must be a multiple of context x tensor = {heads}")
+
+
+def start_workdir(workdir: pathlib.Path, records: Records, settings: Settings):
+    """Lay down what makes a workdir self-contained: settings, and for latents their autoencoder and tokenizer."""
+    if jax.process_index():
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "settings.json").write_text(to_json(settings))
+    if settings.objective == "flow":
+        shutil.copytree(records.autoencoder, workdir / "autoencoder", dirs_exist_ok=True)
+        shutil.copy(records.tokenizer, workdir / "tokenizer.model")
+
+
+def count_params(params: dict) -> int:
+    return sum(x.size for x in jax.tree.leaves(params))

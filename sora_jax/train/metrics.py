@@ -1,0 +1,97 @@
+"""What a run tells: a line of JSON a log step, the same numbers for TensorBoard, a progress bar."""
+
+import json
+import pathlib
+import time
+
+import jax
+import rich.console
+import rich.progress
+from tensorboardX import SummaryWriter
+
+from sora_jax.files import replacing
+from sora_jax.train.flops import PEAK_FLOPS
+
+
+class Metrics:
+    """Writes `metrics.jsonl` and `tensorboard/` in a workdir; on other hosts than the first it writes nothing.
+
+    Lines of steps after `start` are dropped: they belong to updates that a stop has undone.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start: int, steps: int, unit: str, console: rich.console.Console):
+        self.unit, self.steps, self.console = unit, steps, console
+        self.first_host = jax.process_index() == 0
+        self.peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+        self._units = self._flops = self._wait = self._count = 0
+        self._since = time.perf_counter()
+        self.bar = None
+        if self.first_host:
+            path = workdir / "metrics.jsonl"
+            keep_lines(path, start)
+            self.file = path.open("a", encoding="utf-8")
+            self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+            if console.is_terminal:
+                self.bar = progress_bar(console)
+                self.bar.start()
+                self.task = self.bar.add_task("training", total=steps, completed=start, numbers="")
+
+    def count(self, units: int, flops: float, wait: float):
+        """Add a step's units of work and FLOPs over all hosts, and the seconds it waited for data."""
+        self._units += units
+        self._flops += flops
+        self._wait += wait
+        self._count += 1
+
+    def log(self, step: int, metrics: dict):
+        """Log the metrics of a step, with the speed since the last log; waits until that step is done."""
+        values = {name: float(value) for name, value in metrics.items()}
+        now = time.perf_counter()
+        seconds = now - self._since
+        values["step_seconds"] = seconds / self._count
+        values[f"{self.unit}_per_s"] = self._units / seconds
+        values["data_wait"] = self._wait / seconds
+        if self.peak and self._flops == self._flops:  # known peak, counted FLOPs (nan otherwise)
+            values["mfu"] = self._flops / seconds / (self.peak * jax.device_count())
+        self._units = self._flops = self._wait = self._count = 0
+        self._since = now
+        if not self.first_host:
+            return
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        numbers = f"loss {values['loss']:.4f}  {values[self.unit + '_per_s']:,.0f} {self.unit}/s"
+        if self.bar:
+            self.bar.update(self.task, completed=step, numbers=numbers)
+        else:
+            self.console.print(f"step {step}/{self.steps}  {numbers}", highlight=False)
+
+    def close(self):
+        if self.bar:
+            self.bar.stop()
+        if self.first_host:
+            self.file.close()
+            self.board.close()
+
+
+def keep_lines(path: pathlib.Path, last: int):
+    """Drop the lines of steps after `last`, and a line that was cut off, from a file that may not be there."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    with replacing(path) as temporary:
+        kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last)
+        temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
+    """A bar with the count, free text from the field `numbers`, and the time that is left."""
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[numbers]}"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+    )
