@@ -1,0 +1,288 @@
+"""The command line: one verb each for preparing data, training, sampling, evaluating, and a demo of all of it."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+import rich.console
+from absl import flags
+from ml_collections import config_flags
+
+from sora_jax.errors import InputError, nearest
+from sora_jax.settings import SampleSettings, Settings, from_config, to_config
+
+SWITCH = "--"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """What follows `sora-jax`: its flags, and what it does with them."""
+
+    summary: str
+    define: Callable[[flags.FlagValues], None]
+    run: Callable[[flags.FlagValues, rich.console.Console], None]
+    config: bool = False  # takes --config and --config.KEY
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code: 0, or 2 for a mistake of input, told in one line."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    console = rich.console.Console(stderr=True)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(overview())
+        return 0
+    name, *rest = arguments
+    try:
+        if name not in VERBS:
+            raise InputError(f"{name}: no such verb, {nearest(name, VERBS)}; `sora-jax --help` lists them")
+        values = flags.FlagValues()
+        verb = VERBS[name]
+        rest = [underscored(argument) for argument in rest]
+        verb.define(values)
+        if {"--help", "-h"} & set(rest):
+            print(help_text(name, verb, values))
+            return 0
+        parse(verb, values, [f"sora-jax {name}", *rest])
+        # Grain and TFDS ask absl whether the program has read its flags.
+        flags.FLAGS.mark_as_parsed()
+        verb.run(values, console)
+    except InputError as error:
+        print(f"sora-jax {name}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def underscored(argument: str) -> str:
+    """--negative-prompt=x-y -> --negative_prompt=x-y: flags may be written either way."""
+    if not argument.startswith(SWITCH):
+        return argument
+    flag, equals, value = argument.partition("=")
+    return SWITCH + flag.removeprefix(SWITCH).replace("-", "_") + equals + value
+
+
+def parse(verb: Verb, values: flags.FlagValues, argv: list[str]):
+    """Read the flags. Raises: InputError for one that is unknown, has no value or a bad one."""
+    try:
+        if verb.config:
+            define_config(values, argv)
+        left = values(argv)
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, SyntaxError) as error:
+        raise InputError(one_line(error)) from error
+    if len(left) > 1:
+        raise InputError(f"{left[1]!r}: flags begin with --; quote a value with blanks in it")
+
+
+def define_config(values: flags.FlagValues, argv: list[str]):
+    """Define --config (a file, or the defaults if none is named) and a --config.KEY for every key."""
+    config = to_config(Settings())
+    for argument in argv:
+        if argument.startswith("--config."):
+            check_key(argument.partition("=")[0].split(".")[1:], config.to_dict(), "config")
+    named = [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
+    if not named:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        return
+    file = pathlib.Path(named[-1].partition(":")[0])
+    if not file.is_file():
+        there = [str(path) for path in file.parent.glob("*.py")]
+        raise InputError(f"--config: no file {file}" + (f", {nearest(str(file), there)}" if there else ""))
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+
+
+def check_key(path: list[str], keys: dict, where: str):
+    """Raise InputError if the path leads to no key, and name the nearest."""
+    first, *rest = path
+    if first not in keys:
+        raise InputError(f"--{where}.{first}: no such key, {nearest(first, keys)}")
+    if isinstance(keys[first], dict):
+        if not rest:
+            raise InputError(f"--{where}.{first}: a group; its keys are {', '.join(keys[first])}")
+        check_key(rest, keys[first], f"{where}.{first}")
+    elif rest:
+        raise InputError(f"--{where}.{first}.{rest[0]}: no such key, {where}.{first} is one itself")
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong in reading flags or a config file, without the lists that ml_collections adds."""
+    text = str(error.args[0] if error.args else error).replace("\\n", "\n")
+    lines = [line.strip(" '\"") for line in text.splitlines()]
+    first = lines[0].split("Other fields present")[0].strip()
+    hints = [line for line in lines[1:] if line.startswith("Did you mean")]
+    return " ".join([first, *hints])
+
+
+def settings_of(values: flags.FlagValues) -> Settings:
+    return from_config(values["config"].value)
+
+
+def needed(values: flags.FlagValues, name: str, example: str) -> str:
+    """The value of a flag that must be given."""
+    value = values[name].value
+    if not value:
+        raise InputError(
+            f"--{name.replace('_', '-')} is missing, for example --{name.replace('_', '-')}={example}"
+        )
+    return value
+
+
+def define_prepare(values):
+    flags.DEFINE_string("videos", None, "Folder of videos and captions.", flag_values=values)
+    flags.DEFINE_string("captions", None, "Captions, if not in the folder: .jsonl or .csv.", flag_values=values)
+    flags.DEFINE_string(
+        "autoencoder",
+        None,
+        "Workdir of a trained autoencoder, or its folder: write latents. Without it: pixels, to train one on.",
+        flag_values=values,
+    )
+    flags.DEFINE_string("tokenizer", None, "A sentencepiece model; else one is learned.", flag_values=values)
+    flags.DEFINE_string("out", None, "Folder for the data set.", flag_values=values)
+
+
+def run_prepare(values, console):
+    from sora_jax.data.prepare import prepare
+
+    prepare(
+        settings_of(values),
+        pathlib.Path(needed(values, "videos", "clips")),
+        pathlib.Path(needed(values, "out", "data/clips")),
+        captions=values["captions"].value,
+        autoencoder=values["autoencoder"].value,
+        tokenizer=values["tokenizer"].value,
+        console=console,
+    )
+
+
+def define_train(values):
+    flags.DEFINE_string(
+        "workdir", None, "Folder for all that the run writes; an old one goes on.", flag_values=values
+    )
+
+
+def run_train(values, console):
+    from sora_jax.train.loop import train
+
+    workdir = pathlib.Path(needed(values, "workdir", "runs/first"))
+    train(settings_of(values), workdir, console=console)
+
+
+def define_mesh(values):
+    flags.DEFINE_string(
+        "mesh", "data=-1", "Axes of the mesh, e.g. data=2,context=4; -1 is what is left.", flag_values=values
+    )
+
+
+def mesh_of(values):
+    """MeshSettings from --mesh=data=2,context=4."""
+    from sora_jax.settings import MeshSettings
+
+    sizes = {"data": 1}
+    known = [field.name for field in dataclasses.fields(MeshSettings)]
+    for part in values["mesh"].value.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in known:
+            raise InputError(f"--mesh: no axis {axis!r}, {nearest(axis, known)}")
+        try:
+            sizes[axis] = int(size)
+        except ValueError:
+            raise InputError(f"--mesh: {part!r} is not AXIS=SIZE") from None
+    return MeshSettings(**sizes)
+
+
+SAMPLE_HELP = {
+    "size": "WIDTHxHEIGHT of the video.",
+    "frames": "Its length, 4 n + 1; 1 is an image.",
+    "fps": "Frames a second.",
+    "steps": "Of the solver.",
+    "solver": "euler or heun.",
+    "guidance": "How hard to follow the prompt; 1 is not at all guided.",
+    "shift": "Of the times towards noise; 0: by the video's size.",
+}
+
+
+def define_sample(values):
+    flags.DEFINE_string("checkpoint", None, "Workdir of a trained transformer.", flag_values=values)
+    flags.DEFINE_multi_string("prompt", None, "What the video shows; again for another one.", flag_values=values)
+    flags.DEFINE_string("negative_prompt", "", "What to keep away from.", flag_values=values)
+    flags.DEFINE_string("out", None, "An .mp4, or a folder if there are many prompts.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "The same seed makes the same video.", flag_values=values)
+    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+    for field in dataclasses.fields(SampleSettings):
+        text = f"{SAMPLE_HELP[field.name]} Default: the checkpoint's own."
+        define[field.type](field.name, None, text, flag_values=values)
+    define_mesh(values)
+
+
+def run_sample(values, console):
+    from sora_jax.generate.sample import sample
+
+    chosen = {field.name: values[field.name].value for field in dataclasses.fields(SampleSettings)}
+    sample(
+        pathlib.Path(needed(values, "checkpoint", "runs/first")),
+        needed(values, "prompt", '"a red circle moves left"') if values["prompt"].value is None else
+        values["prompt"].value,
+        pathlib.Path(needed(values, "out", "sample.mp4")),
+        changes={name: value for name, value in chosen.items() if value is not None},
+        negative_prompt=values["negative_prompt"].value,
+        seed=values["seed"].value,
+        mesh=mesh_of(values),
+        console=console,
+    )  # fmt: skip
+
+
+def define_evaluate(values):
+    flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", flag_values=values)
+    flags.DEFINE_string("data", "", "A prepared data set; default: what it was trained on.", flag_values=values)
+    flags.DEFINE_string("out", None, "Folder for the report; default: WORKDIR/evaluation.", flag_values=values)
+    define_mesh(values)
+
+
+def run_evaluate(values, console):
+    from sora_jax.evaluate.evaluate import evaluate
+
+    checkpoint = pathlib.Path(needed(values, "checkpoint", "runs/first"))
+    out = pathlib.Path(values["out"].value or checkpoint / "evaluation")
+    evaluate(checkpoint, out, data=values["data"].value, mesh=mesh_of(values), console=console)
+    console.print(f"report: {out / 'index.html'}", highlight=False)
+
+
+def define_demo(values):
+    flags.DEFINE_string("out", "demo", "Folder for all that the demo makes.", flag_values=values)
+
+
+def run_demo(values, console):
+    from sora_jax.demo import demo
+
+    demo(pathlib.Path(values["out"].value), console=console)
+
+
+VERBS = {
+    "prepare": Verb("videos and captions -> a data set", define_prepare, run_prepare, config=True),
+    "train": Verb("a data set -> a trained model", define_train, run_train, config=True),
+    "sample": Verb("a trained model and prompts -> videos", define_sample, run_sample),
+    "evaluate": Verb("a trained model -> numbers, a table, a report", define_evaluate, run_evaluate),
+    "demo": Verb("all of it on this machine, in a few minutes", define_demo, run_demo),
+}
+
+
+def overview() -> str:
+    verbs = "\n".join(f"  {name:<10}{verb.summary}" for name, verb in VERBS.items())
+    return f"usage: sora-jax VERB [--flag=value ...]\n\n{verbs}\n\n`sora-jax VERB --help` tells more of each."
+
+
+def help_text(name: str, verb: Verb, values: flags.FlagValues) -> str:
+    """What a verb does, its flags, and the keys of its config."""
+    lines = [f"usage: sora-jax {name} [--flag=value ...]", "", f"{verb.summary}", ""]
+    for flag in sorted(values):
+        default = values[flag].default
+        shown = f" [{default}]" if default not in (None, "") else ""
+        lines.append(f"  --{flag.replace('_', '-'):<18}{values[flag].help}{shown}")
+    if verb.config:
+        lines += ["  --config            A file of configs/, e.g. --config=configs/clips.py", ""]
+        lines += ["Keys of the config, and what they are where the file says nothing:", ""]
+        for group, keys in dataclasses.asdict(Settings()).items():
+            if not isinstance(keys, dict):
+                lines.append(f"  --config.{group}={keys}")
+                continue
+            lines += [f"  --config.{group}.{key}={value}" for key, value in keys.items()]
+    return "\n".join(lines)

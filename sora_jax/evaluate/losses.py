@@ -1,0 +1,77 @@
+"""Validation loss of a transformer: at fixed times, with fixed noise, on the held-out sources."""
+
+import collections
+import functools
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from sora_jax.diffusion.flow import flow_errors
+from sora_jax.mesh import place, spec
+from sora_jax.models.module import bind
+from sora_jax.models.video_model import VideoModel
+from sora_jax.patches import PatchBatch
+from sora_jax.settings import Settings
+
+TIMES = tuple((n + 0.5) / 10 for n in range(10))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def errors_at(settings: Settings, params: dict, batch: PatchBatch, key, t):
+    """Squared error of the velocity of each patch at one time for all, [B, N] float32; 0 for padding."""
+    model = bind(VideoModel, settings, params)
+    embedded = model.embed_text(batch)
+    noise = jax.random.normal(key, batch.patches.shape, out_sharding=spec("batch tokens ."))
+    times = jnp.full((len(batch.segments), settings.data.row_clips), t, jnp.float32, out_sharding=spec("batch ."))
+    velocity = functools.partial(model.velocity, embedded)
+    return flow_errors(velocity, batch, noise, times)[0]
+
+
+def validation_losses(settings: Settings, params: dict, batches: Iterable[PatchBatch], advance) -> dict:
+    """Mean loss by time, by size and by length.
+
+    Args:
+      params: of the VideoModel, on the current mesh.
+      batches: each host's part of packed rows (numpy), in a fixed order.
+      advance: called with no argument after each batch and time.
+    Returns: {"loss": mean over all, "by_time": {"0.05": ...}, "by_size": {"64x64": ...}, "by_frames": {"17": ...},
+      "clips": how many}.
+    """
+    sums, counts = collections.Counter(), collections.Counter()
+    clips = 0
+    for number, batch in enumerate(batches):
+        placed = place(batch, "batch tokens")
+        key = jax.random.fold_in(jax.random.key(0), number)
+        segments, positions = multihost_utils.process_allgather((placed.segments, placed.positions), tiled=True)
+        kinds = clip_kinds(settings, segments, positions)
+        clips += len(kinds)
+        for t in TIMES:
+            errors = errors_at(settings, params, placed, key, jnp.float32(t))
+            errors = multihost_utils.process_allgather(errors, tiled=True)
+            for row, segment, size, frames in kinds:
+                mine = errors[row][segments[row] == segment]
+                for group in (("loss",), ("by_time", f"{t:.2f}"), ("by_size", size), ("by_frames", str(frames))):
+                    sums[group] += float(np.sum(mine))
+                    counts[group] += mine.size
+            advance()
+    means = {group: sums[group] / counts[group] for group in sums}
+    result = {"loss": means.pop(("loss",)), "clips": clips}
+    for name, key in means:
+        result.setdefault(name, {})[key] = means[name, key]
+    return result
+
+
+def clip_kinds(settings: Settings, segments: np.ndarray, positions: np.ndarray) -> list[tuple]:
+    """(row, segment, "WIDTHxHEIGHT" in pixels, frames) of every clip of packed rows."""
+    p_f, p_h, p_w = settings.transformer.patch
+    stride, temporal = settings.autoencoder.spatial_stride, settings.autoencoder.temporal_stride
+    kinds = []
+    for row, of_row in enumerate(segments):
+        for segment in range(1, of_row.max() + 1):
+            f, h, w = positions[row][of_row == segment].max(axis=0) + 1
+            frames = (f * p_f - 1) * temporal + 1
+            kinds.append((row, segment, f"{w * p_w * stride}x{h * p_h * stride}", int(frames)))
+    return kinds

@@ -1,0 +1,68 @@
+"""The verb `sample`: prompts to mp4 files."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import rich.console
+
+from sora_jax.errors import InputError, nearest
+from sora_jax.generate.pipeline import SOLVERS, decode_video, load_generator, sample_latents
+from sora_jax.generate.writer import VideoWriter
+from sora_jax.mesh import make_mesh
+from sora_jax.settings import MeshSettings, SampleSettings
+
+
+def sample(
+    checkpoint: pathlib.Path,
+    prompts: list[str],
+    out: pathlib.Path,
+    *,
+    changes: dict,
+    negative_prompt: str,
+    seed: int,
+    mesh: MeshSettings,
+    console: rich.console.Console,
+) -> list[pathlib.Path]:
+    """Make a video for each prompt.
+
+    Args:
+      checkpoint: workdir of a training run.
+      out: an .mp4; for several prompts a folder, in which they are numbered.
+      changes: SampleSettings that differ from the checkpoint's own.
+      seed: of the noise; prompt number n has the seed's n-th.
+    Returns: the files.
+    Raises: InputError for a checkpoint, prompt, size or length that can't be used.
+    """
+    paths = [out] if len(prompts) == 1 and out.suffix else [out / f"{n:03}.mp4" for n in range(len(prompts))]
+    if len(prompts) > 1 and out.suffix:
+        raise InputError(f"--out={out}: is one file for {len(prompts)} prompts; name a folder")
+    devices = make_mesh(mesh)
+    with jax.set_mesh(devices):
+        generator = load_generator(checkpoint)
+        settings: SampleSettings = dataclasses.replace(generator.settings.sample, **changes)
+        if settings.solver not in SOLVERS:
+            raise InputError(f"--solver={settings.solver}: {nearest(settings.solver, SOLVERS)}")
+        if settings.steps < 1:
+            raise InputError(f"--steps={settings.steps}: at least 1")
+        # Rows are split over these axes: what is missing is filled up and thrown away.
+        rows = devices.shape["data"] * devices.shape["fsdp"]
+        padded = prompts + [prompts[-1]] * (-len(prompts) % rows)
+        with console.status(f"solving {settings.steps} steps for {len(prompts)} videos"):
+            latents = sample_latents(generator, padded, settings, seed=seed, negative_prompt=negative_prompt)
+            latents = np.asarray(latents)
+        for n, (prompt, path) in enumerate(zip(prompts, paths, strict=True)):
+            metadata = {
+                "prompt": prompt,
+                "negative_prompt": negative_prompt,
+                "seed": seed,
+                "number": n,
+                "checkpoint_step": generator.step,
+                **dataclasses.asdict(settings),
+            }
+            with VideoWriter(path, settings.fps, metadata=metadata) as video:
+                for frames in decode_video(generator, latents[n]):
+                    video.write(frames)
+            console.print(f"{path}: {prompt}", highlight=False)
+    return paths
