@@ -5,6 +5,7 @@ alone, so an image is a clip of one frame. `encode` and `decode` take a whole cl
 a memory that does not grow with its length.
 """
 
+import functools
 import itertools
 
 import jax
@@ -13,6 +14,8 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.errors import InputError
+from sora_jax.mesh import spec
+from sora_jax.models.autoencoder_layers import Level, Middle
 from sora_jax.models.conv import (
     CausalConv,
     Downsample,
@@ -26,102 +29,11 @@ from sora_jax.models.conv import (
     split,
     unfold_pixels,
 )
+from sora_jax.models.module import bind
 from sora_jax.settings import AutoencoderSettings
 
 COLOURS = 3
 LOGVAR_RANGE = (-30.0, 20.0)  # so that exp of it is a finite float32
-
-
-class ResidualBlock(nnx.Module):
-    def __init__(self, C_in: int, C_out: int, *, rngs: nnx.Rngs):
-        self.norm1 = Norm(C_in, rngs=rngs)
-        self.conv1 = CausalConv(C_in, C_out, (3, 3, 3), rngs=rngs)
-        self.norm2 = Norm(C_out, rngs=rngs)
-        self.conv2 = CausalConv(C_out, C_out, (3, 3, 3), rngs=rngs)
-        self.shortcut = None if C_in == C_out else Linear(C_in, C_out, rngs=rngs)
-
-    def __call__(self, x, past=None):
-        past1, past2 = past or (None, None)
-        h, past1 = self.conv1(jax.nn.silu(self.norm1(x)), past1)
-        h, past2 = self.conv2(jax.nn.silu(self.norm2(h)), past2)
-        return h + (x if self.shortcut is None else self.shortcut(x)), (past1, past2)
-
-
-class FrameAttention(nnx.Module):
-    """One head of attention among the pixels of each frame."""
-
-    # Scores held at once, in elements; above it, the queries go column by column.
-    SCORES = 2**26
-
-    def __init__(self, C: int, *, rngs: nnx.Rngs):
-        self.norm = Norm(C, rngs=rngs)
-        self.qkv = Linear(C, 3 * C, rngs=rngs)
-        self.out = Linear(C, C, init=jax.nn.initializers.zeros, rngs=rngs)
-
-    def __call__(self, x):
-        B, F, H, W, C = x.shape
-        q, k, v = jnp.split(self.qkv(self.norm(x)), 3, axis=-1)
-        # Queries keep their rows' shards; keys and values of a frame are needed whole.
-        k, v = (merge(_rows_gathered(a), 2) for a in (k, v))
-
-        @jax.checkpoint
-        def attend(q):  # [B, F, H, w, C]
-            scores = jnp.einsum("bfhwc,bfnc->bfhwn", q, k, preferred_element_type=jnp.float32)
-            weights = jax.nn.softmax(scores * C**-0.5, axis=-1).astype(v.dtype)
-            return jnp.einsum("bfhwn,bfnc->bfhwc", weights, v)
-
-        columns = max(1, min(W, self.SCORES // (B * F * H * H * W)))
-        while W % columns:
-            columns -= 1
-        if columns == W:
-            h = attend(q)
-        else:
-            h = jax.lax.map(attend, jnp.moveaxis(split(q, 3, columns), 3, 0))
-            h = merge(jnp.moveaxis(h, 0, 3), 3)
-        return x + self.out(h)
-
-
-def _rows_gathered(x):
-    sharding = jax.typeof(x).sharding
-    if sharding.mesh.empty:
-        return x
-    batch, frames, _, *rest = sharding.spec
-    return jax.reshard(x, jax.P(batch, frames, None, *rest))
-
-
-class Middle(nnx.Module):
-    def __init__(self, C: int, *, rngs: nnx.Rngs):
-        self.block1 = ResidualBlock(C, C, rngs=rngs)
-        self.attention = FrameAttention(C, rngs=rngs)
-        self.block2 = ResidualBlock(C, C, rngs=rngs)
-
-    def __call__(self, x, past=None):
-        past1, past2 = past or (None, None)
-        x, past1 = self.block1(x, past1)
-        x, past2 = self.block2(self.attention(x), past2)
-        return x, (past1, past2)
-
-
-class Level(nnx.Module):
-    """Residual blocks, then a change of size: of rows and columns by `side`, of frames by `frames`."""
-
-    def __init__(self, C_in: int, C_out: int, blocks: int, *, resample, rngs: nnx.Rngs):
-        widths = [C_in] + [C_out] * blocks
-        pairs = itertools.pairwise(widths)
-        self.blocks = nnx.List([ResidualBlock(*pair, rngs=rngs) for pair in pairs])
-        self.resample = resample
-        self.side = 1 if resample is None else 2
-        self.frames = 1 if resample is None or resample.time is None else 2
-
-    def __call__(self, x, past=None):
-        *past, past_resample = past or (None,) * (len(self.blocks) + 1)
-        kept = []
-        for block, past_block in zip(self.blocks, past, strict=True):
-            x, past_block = block(x, past_block)
-            kept.append(past_block)
-        if self.resample is not None:
-            x, past_resample = self.resample(x, past_resample)
-        return x, (*kept, past_resample)
 
 
 class Encoder(nnx.Module):
@@ -287,6 +199,78 @@ def _in_pieces(step, x, stride, piece):
     return jax.tree.map(joined, y, ys)
 
 
+def decode_stream(params: dict, settings: AutoencoderSettings, latents, *, piece: int = 1):
+    """Decode a video as a stream, at a memory that does not grow with its length.
+
+    Two compiled programs, the beginning's and the one for every piece after it, serve every length.
+
+    Args:
+      latents: normalised, [F', H', W', C]: an array, or any iterable of frames [H', W', C].
+      piece: latent frames at a time.
+    Yields: the next frames, [F, H, W, 3] uint8.
+    Raises: InputError if a frame does not fit or is not finite.
+    """
+    yield from _stream(_decode_next, params, settings, latents, piece, 1, _check_next_latents)
+
+
+def encode_stream(params: dict, settings: AutoencoderSettings, frames, *, piece: int = 1):
+    """Encode a video as a stream, at a memory that does not grow with its length.
+
+    Args:
+      frames: [F, H, W, 3] uint8, or float in [-1, 1]: an array, or any iterable of frames [H, W, 3].
+      piece: latent frames at a time.
+    Yields: the next normalised latents (the posterior's mean), [F', H', W', C] float32.
+    Raises: InputError if a frame does not fit or is not finite, or at the end if the number of frames does not.
+    """
+    size, rows = piece * settings.temporal_stride, settings.spatial_stride
+    yield from _stream(_encode_next, params, settings, frames, size, rows, _check_next_frames)
+
+
+def _stream(step, params, settings, frames, size, rows_per_latent, check):
+    past, made, count = None, None, 0
+    frames = iter(frames)
+    while chunk := [np.asarray(frame) for frame in itertools.islice(frames, size if count else 1)]:
+        check(chunk, settings, count)
+        chunk = np.stack(chunk)[None]
+        count += chunk.shape[1]
+        before, (made, past) = made, step(settings, params, _placed(chunk, rows_per_latent), past)
+        if before is not None:  # fetched while the next is being made
+            yield np.asarray(before)[0]
+    if made is None:
+        raise InputError("a video of no frames: at least one is needed")
+    yield np.asarray(made)[0]
+
+
+def _placed(chunk, rows_per_latent):
+    """On the current mesh, rows over context if the latents' rows divide."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return chunk
+    divides = chunk.shape[2] % (mesh.shape["context"] * rows_per_latent) == 0
+    layout = ". . height . ." if divides else ". . . . ."
+    return jax.device_put(chunk, jax.NamedSharding(mesh, spec(layout)))
+
+
+def _whole(x):
+    return x if jax.typeof(x).sharding.mesh.empty else jax.reshard(x, jax.P())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_next(settings, params, latents, past):
+    model = bind(Autoencoder, settings, params)
+    video, past = model.decode_piece(model.from_latents(latents), past)
+    return _whole(jnp.rint(jnp.clip(video * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)), past
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_next(settings, params, frames, past):
+    model = bind(Autoencoder, settings, params)
+    if frames.dtype == jnp.uint8:
+        frames = frames.astype(jnp.float32) / 127.5 - 1
+    (mean, _), past = model.encode_piece(frames, past)
+    return _whole(model.to_latents(mean)), past
+
+
 def latent_statistics(settings: AutoencoderSettings) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each raw latent channel, [C] float32; 0 and 1 where none are set."""
     C = settings.latent_channels
@@ -338,3 +322,33 @@ def check_latents(shape: tuple[int, ...], dtype, settings: AutoencoderSettings) 
         raise InputError(f"latents of shape {tuple(shape)}: {wanted} is needed")
     if not jnp.issubdtype(dtype, jnp.floating):
         raise InputError(f"latents of type {dtype}: float is needed")
+
+
+def _check_next_frames(frames, settings, before):
+    """`before` frames were good; are these that follow?"""
+    shape = _one_shape(frames, before)
+    dtype = np.dtype(np.float32) if frames[0].dtype == np.uint8 else frames[0].dtype
+    check_video((1, before + len(frames), *shape), dtype, settings)
+    _check_finite(frames, before, "frame")
+    # Wide of [-1, 1], so that a resize may overshoot; what it must catch is pixels of 0 to 255 kept as floats.
+    if frames[0].dtype != np.uint8 and max(np.abs(frame).max() for frame in frames) > 2:
+        raise InputError(f"frame {before}: values beyond 2; float in [-1, 1] is needed, or uint8")
+
+
+def _check_next_latents(frames, settings, before):
+    shape = _one_shape(frames, before)
+    check_latents((1, len(frames), *shape), frames[0].dtype, settings)
+    _check_finite(frames, before, "latent frame")
+
+
+def _one_shape(frames, before):
+    shapes = {frame.shape for frame in frames}
+    if len(shapes) > 1:
+        raise InputError(f"frames {before} to {before + len(frames) - 1}: sizes differ: {sorted(shapes)}")
+    return shapes.pop()
+
+
+def _check_finite(frames, before, name):
+    for i, frame in enumerate(frames):
+        if not np.isfinite(np.asarray(frame, np.float32)).all():
+            raise InputError(f"{name} {before + i}: holds NaN or infinity")
