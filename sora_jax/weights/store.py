@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
+import re
 from collections.abc import Iterator
 
 import jax
@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from sora_jax.errors import InputError, nearest
+from sora_jax.files import replacing
 from sora_jax.models.module import init_params
 from sora_jax.settings import from_dict, to_json
 
@@ -33,7 +34,7 @@ def save_model(folder, module_class, settings, params: dict, *, dtype=None) -> N
       module_class: takes (settings, *, rngs); the params must be its own.
       params: nested dict, as from `init_params`.
       dtype: cast to it, e.g. "bfloat16"; None: as they are.
-    Raises: InputError if params are not those of the model.
+    Raises: InputError if params are not those of the model, or it can't be written, e.g. because the disk is full.
     """
     folder = pathlib.Path(folder)
     tensors = dict(named(params))
@@ -43,9 +44,10 @@ def save_model(folder, module_class, settings, params: dict, *, dtype=None) -> N
     tensors = {name: np.asarray(jax.device_get(array)) for name, array in tensors.items()}
     if dtype is not None:
         tensors = {name: array.astype(jnp.dtype(dtype)) for name, array in tensors.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / WEIGHTS, lambda path: safetensors.numpy.save_file(tensors, path))
-    _replace(folder / SETTINGS, lambda path: path.write_text(to_json(settings) + "\n"))
+    with replacing(folder / WEIGHTS) as path:
+        _write_tensors(tensors, path)
+    with replacing(folder / SETTINGS) as path:
+        path.write_text(to_json(settings) + "\n")
 
 
 def load_model(folder, module_class, settings_class):
@@ -149,21 +151,11 @@ def _existing(folder, name: str) -> pathlib.Path:
     raise InputError(f"{path}: no such file; {hint}")
 
 
-def _replace(path: pathlib.Path, write) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = pathlib.Path(name)
+def _write_tensors(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
     try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        safetensors.numpy.save_file(tensors, path)
+    except safetensors.SafetensorError as error:
+        # A full disk and the like come with the system's number in the text alone.
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        raise
