@@ -170,6 +170,16 @@ def test_bad_files_say_what_is_wrong(tmp_path, clips):
         assert "\n" not in str(error.value)
 
 
+def test_damage_in_the_middle_is_noticed(tmp_path, clips):
+    data = bytearray((clips / "bikes.mp4").read_bytes())
+    place = len(data) // 2
+    data[place : place + 20] = bytes(reversed(data[place : place + 20]))
+    (tmp_path / "flipped.mp4").write_bytes(data)
+    video = probe(tmp_path / "flipped.mp4")
+    with pytest.raises(InputError, match=r"flipped.mp4: damaged after \d\.\d\d s"):
+        list(read_frames(video, [(16, 16)], fps=4.0))
+
+
 def test_a_span_outside_the_video_is_refused(tmp_path):
     video = probe(write_video(tmp_path / "a.mp4", [i / 16 for i in range(16)]))
     with pytest.raises(InputError, match="frames 10 to 27 of 16 at 16 fps do not exist"):

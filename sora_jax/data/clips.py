@@ -18,6 +18,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from PIL import Image
 
 from sora_jax.errors import InputError, nearest
+from sora_jax.files import replacing
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".gif"}
@@ -99,13 +100,10 @@ def read_frames(
         )
     times = [video.start + (start + i) / fps for i in range(frames)]
     with contextlib.ExitStack() as stack:
-        container, stream = stack.enter_context(_open(video.path))
-        decoded = _decode(video.path, container, stream)
-        first = None
+        first, decoded, stream = None, None, None
         if start > 0:
-            container.seek(int(max(times[0] - _SEEK_MARGIN, video.start) / stream.time_base), stream=stream)
-            first = next(decoded, None)
-        if first is None or first.time > times[0]:  # no usable index: decode from the beginning
+            first, decoded, stream = _jump(video, times[0], stack)
+        if first is None:
             container, stream = stack.enter_context(_open(video.path))
             decoded = _decode(video.path, container, stream)
             first = next(decoded, None)
@@ -116,6 +114,21 @@ def read_frames(
             if frame is not shown:
                 shown, made = frame, tuple(_fit(frame, stream, size) for size in sizes)
             yield made
+
+
+def _jump(video, time, stack):
+    """The first frame decoded from the keyframe before a time, and those after it; None if that gives other
+    frames than decoding from the beginning: without an index, or where frames refer to what is before the jump.
+    """
+    container, stream = stack.enter_context(_open(video.path))
+    decoded = _decode(video.path, container, stream)
+    try:
+        container.seek(int(max(time - _SEEK_MARGIN, video.start) / stream.time_base), stream=stream)
+        first = next(decoded, None)
+    except (InputError, av.FFmpegError):
+        return None, None, None
+    usable = first is not None and first.time <= time and not first.is_corrupt
+    return (first, decoded, stream) if usable else (None, None, None)
 
 
 def read_clip(video: Video, size: tuple[int, int], *, fps: float, frames: int, start: int = 0) -> np.ndarray:
@@ -144,6 +157,7 @@ def _open(path):
             raise InputError(f"{path}: a text file, no video")
         stream = streams[0]
         stream.thread_type = "AUTO"
+        stream.codec_context.options = {"err_detect": "explode"}  # or damage is painted over
         yield container, stream
 
 
@@ -188,14 +202,12 @@ def _declared_end(stream):
 
 
 def _decode(path, container, stream):
-    """Frames in the order shown; a damaged one is an InputError."""
+    """Frames in the order shown."""
     last = None
     try:
         for frame in container.decode(stream):
             if frame.pts is None:
                 raise InputError(f"{path}: its frames carry no times; remux it into mp4 or mkv")
-            if frame.is_corrupt:
-                raise InputError(f"{path}: damaged at {frame.time:.2f} s; encode it again")
             last = frame.time
             yield frame
     except av.FFmpegError as error:
@@ -246,7 +258,10 @@ def _to_rgb(frame):
     if frame.colorspace == _UNSPECIFIED:  # what players assume: BT.709 for HD, BT.601 below
         matrix = Colorspace.ITU709 if frame.height >= 720 else Colorspace.ITU601
     interpolation = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-    return frame.to_ndarray(format="rgb24", src_colorspace=matrix, interpolation=interpolation)
+    try:
+        return frame.to_ndarray(format="rgb24", src_colorspace=matrix, interpolation=interpolation)
+    except (av.FFmpegError, ValueError) as error:
+        raise InputError(f"pixel format {frame.format.name} can't be converted ({error})") from error
 
 
 def write_clip(path: pathlib.Path, frames: np.ndarray, *, fps: float) -> None:
@@ -257,24 +272,22 @@ def write_clip(path: pathlib.Path, frames: np.ndarray, *, fps: float) -> None:
       frames: uint8 [F, H, W, 3].
       fps: frames a second.
     """
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     if path.suffix == ".png":
         if len(frames) != 1:
             raise InputError(f"{path}: a PNG holds one frame, not {len(frames)}")
-        Image.fromarray(frames[0]).save(partial)
-    else:
-        options = {"crf": "8", "preset": "ultrafast", "g": "16"}
-        with av.open(str(partial), "w", format="mp4") as container:
-            stream = container.add_stream(
-                "libx264", rate=fractions.Fraction(fps).limit_denominator(1001), options=options
-            )
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv444p"
-            stream.codec_context.thread_count = 1
-            stream.codec_context.colorspace = Colorspace.ITU709
-            stream.codec_context.color_range = ColorRange.MPEG
-            for frame in frames:
-                rgb = av.VideoFrame.from_ndarray(frame, format="rgb24")
-                container.mux(stream.encode(rgb.reformat(format="yuv444p", dst_colorspace=Colorspace.ITU709)))
-            container.mux(stream.encode())
-    partial.replace(path)
+        with replacing(path) as partial:
+            Image.fromarray(frames[0]).save(partial)
+        return
+    options = {"crf": "8", "preset": "ultrafast", "g": "16"}
+    with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+        rate = fractions.Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv444p"
+        stream.codec_context.thread_count = 1
+        stream.codec_context.colorspace = Colorspace.ITU709
+        stream.codec_context.color_range = ColorRange.MPEG
+        for frame in frames:
+            rgb = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(rgb.reformat(format="yuv444p", dst_colorspace=Colorspace.ITU709)))
+        container.mux(stream.encode())

@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from sora_jax.errors import InputError, nearest
+from sora_jax.files import replacing
 
 SPLITS = ("train", "validation")
 KINDS = ("pixels", "latents")
@@ -59,12 +60,8 @@ class Clip:
     tokens: tuple[int, ...]
 
     @classmethod
-    def from_json(cls, line: str) -> "Clip":
-        values = json.loads(line)
+    def from_dict(cls, values: dict) -> "Clip":
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
 
 
 class Records:
@@ -116,7 +113,7 @@ class Records:
     @functools.cached_property
     def _manifest(self):
         with (self.path / "manifest.jsonl").open() as lines:
-            return [Clip.from_json(line) for line in lines]
+            return [Clip.from_dict(json.loads(line)) for line in lines]
 
     @functools.cached_property
     def _sources(self):
@@ -149,31 +146,27 @@ def write_shard(
     Raises: InputError if the disk is full.
     """
     kept: list[Clip] = []
-    partial = path.with_name(f".{path.name}.partial")
     schema = features(kind, channels)
-    try:
-        writer = array_record_module.ArrayRecordWriter(str(partial), _OPTIONS[kind])
-        for clip, array in clips:
-            example = {
-                kind: array,
-                "captions": list(clip.captions),
-                "source": clip.source,
-                "start": clip.start,
-                "fps": clip.fps,
-            }
-            writer.write(schema.serialize_example(example))
-            kept.append(clip)
-        writer.close()
-    except RuntimeError as error:  # how array_record tells of a failed write
-        partial.unlink(missing_ok=True)
-        raise InputError(unwritable(path, str(error).partition(";")[0])) from error
-    partial.replace(path)
+    with replacing(path) as partial:
+        try:
+            writer = array_record_module.ArrayRecordWriter(str(partial), _OPTIONS[kind])
+            for clip, array in clips:
+                example = {
+                    kind: array,
+                    "captions": list(clip.captions),
+                    "source": clip.source,
+                    "start": clip.start,
+                    "fps": clip.fps,
+                }
+                writer.write(schema.serialize_example(example))
+                kept.append(clip)
+            writer.close()
+        except RuntimeError as error:  # how array_record tells of a write that failed
+            reason = str(error).partition(";")[0]
+            raise InputError(
+                f"{path}: {reason}; make room and run this again, what is complete is kept"
+            ) from error
     return kept
-
-
-def unwritable(path: pathlib.Path, reason: str) -> str:
-    """The line that tells of a failed write."""
-    return f"{path}: {reason}; make room and run the same command again: what is complete is kept"
 
 
 def finish(
@@ -204,7 +197,7 @@ def finish(
             if path.exists():
                 path.replace(final)
             size += final.stat().st_size
-            lines += [clip.to_json() + "\n" for clip in clips]
+            lines += [json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n" for clip in clips]
         if parts:
             lengths = [len(clips) for _, clips in parts]
             splits.append(
@@ -218,16 +211,7 @@ def finish(
         filename_template=template,
         check_data=False,
     )
-    write_text(out / "manifest.jsonl", "".join(lines))
-    write_text(out / "about.json", json.dumps(about, indent=1, ensure_ascii=False))
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a small file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(unwritable(path, error.strerror)) from error
+    with replacing(out / "manifest.jsonl") as path:
+        path.write_text("".join(lines))
+    with replacing(out / "about.json") as path:
+        path.write_text(json.dumps(about, indent=1, ensure_ascii=False))

@@ -15,6 +15,7 @@ import numpy as np
 from sora_jax.data.clips import write_clip
 from sora_jax.data.shapes_captions import STYLES, caption
 from sora_jax.errors import InputError
+from sora_jax.files import replacing
 from sora_jax.settings import parse_size
 
 SHAPES = ("circle", "square", "triangle")
@@ -227,7 +228,8 @@ def write_world(
     description = folder / "world.json"
     if description.exists() and json.loads(description.read_text()) != world:
         raise InputError(f"{folder}: holds another shapes world ({description.name}); choose another folder")
-    _write_text(description, json.dumps(world) + "\n")
+    with replacing(description) as path:
+        path.write_text(json.dumps(world) + "\n")
     lines = []
     for index in range(count):
         scene = sample_scene(seed, index, held_out=held_out)
@@ -240,10 +242,5 @@ def write_world(
         terse, plain, long = (caption(scene, style, moving=frames > 1, turned=turned) for style in STYLES)
         lines.append({"video": path.name, "caption": plain, "terse_caption": terse, "long_caption": long})
         progress(index + 1)
-    _write_text(folder / "captions.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def _write_text(path, text):
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with replacing(folder / "captions.jsonl") as path:
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -194,7 +194,13 @@ class _Rows:
             )
         self._max_tokens = min(settings.text.max_tokens, data.row_tokens)
         self._clips = self._records.clips(split)
-        self._width = int(np.prod(self._patch)) * self._clips[0].shape[-1]
+        channels = self._clips[0].shape[-1]
+        if channels != settings.transformer.channels:
+            raise InputError(
+                f"config.transformer.channels: {settings.transformer.channels}, but the latents of {data.path} "
+                f"have {channels}"
+            )
+        self._width = int(np.prod(self._patch)) * channels
         self.patches = np.array([np.prod(patch_grid(clip.shape[:3], self._patch)) for clip in self._clips])
         self.tokens = [tuple(min(n, self._max_tokens) for n in clip.tokens) for clip in self._clips]
         cut = sum(n > self._max_tokens for clip in self._clips for n in clip.tokens)

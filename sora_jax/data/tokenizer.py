@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import sentencepiece
 
 from sora_jax.errors import InputError
+from sora_jax.files import replacing
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 
@@ -91,7 +92,6 @@ def train_tokenizer(captions: Iterable[str], path: pathlib.Path, *, vocabulary: 
         bos_id=-1,
         minloglevel=2,
     )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(model.getvalue())
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes(model.getvalue())
     return Tokenizer(path)

@@ -1,0 +1,353 @@
+"""From a folder of captioned videos to records: cut, scale, encode, write.
+
+Sources are grouped into shards. A shard is there in full or not at all, so a run that was stopped goes on where
+it was, and a finished data set is left as it is.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+import shutil
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sora_jax.data.captions import find_sources
+from sora_jax.data.cutting import Cutter, check_cuts, one_ahead
+from sora_jax.data.records import Clip, finish, write_shard
+from sora_jax.data.tokenizer import Tokenizer, train_tokenizer
+from sora_jax.errors import InputError
+from sora_jax.files import MENDABLE, replacing
+from sora_jax.mesh import make_mesh
+from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.models.module import bind
+from sora_jax.settings import AutoencoderSettings, MeshSettings, Settings
+from sora_jax.weights.store import load_model, model_hash
+
+FORMAT = 1  # of the data set; another one is prepared anew
+
+_UNFINISHED = ".unfinished"
+# Sources of one shard: small enough that little is lost at a stop, large enough that shards are few.
+_SHARD_SOURCES, _SHARD_BYTES = 256, 64 * 2**20
+_ENDS = 2**16  # bytes at both ends of a file by which its content is known
+
+
+class Encoder:
+    """An autoencoder's encoding half, on one device: clips to normalised latents.
+
+    Args:
+      folder: the autoencoder, or the workdir of a run that trained one.
+    Raises: InputError if there is none.
+    """
+
+    PIECE = 4  # latent frames at a time: three compiled programs for each size, whatever the lengths
+
+    def __init__(self, folder: pathlib.Path):
+        inside = pathlib.Path(folder) / "autoencoder"
+        self.folder = inside if inside.is_dir() else pathlib.Path(folder)
+        self._mesh = make_mesh(MeshSettings(), jax.local_devices()[:1])
+        with jax.set_mesh(self._mesh):
+            self.settings, self._params = load_model(self.folder, Autoencoder, AutoencoderSettings)
+        self.digest = model_hash(self.folder)
+
+        @jax.jit
+        def encode(params, pixels, past):
+            model = bind(Autoencoder, self.settings, params)
+            (mean, _), past = model.encode_piece(pixels.astype(jnp.float32) / 127.5 - 1, past)
+            return model.to_latents(mean), past
+
+        self._encode = encode
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 [F, H, W, 3] -> normalised latents [f, h, w, C] bfloat16."""
+        stride, latents, past, start = self.settings.temporal_stride, [], None, 0
+        with jax.set_mesh(self._mesh):
+            while start < len(frames):
+                left = (len(frames) - start) // stride
+                stop = start + (1 if past is None else stride * (self.PIECE if left >= self.PIECE else 1))
+                made, past = self._encode(self._params, frames[None, start:stop], past)
+                latents.append(np.asarray(made[0]))
+                start = stop
+        return np.concatenate(latents).astype(ml_dtypes.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a data set holds and what was left out.
+
+    clips: how many, by split. sources: how many files gave them.
+    skipped: (name, reason) of each file that did not. notes: what else a person should know, each one line.
+    reused: True if the data set was finished before this call.
+    """
+
+    out: pathlib.Path
+    kind: str
+    clips: dict[str, int]
+    sources: int
+    skipped: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    reused: bool
+
+    def __str__(self) -> str:
+        parts = " and ".join(f"{count} {split}" for split, count in self.clips.items())
+        start = "left as it was" if self.reused else "prepared"
+        lines = [f"{self.out}: {start}, {parts} clips ({self.kind}) of {self.sources} files"]
+        lines += [f"note: {note}" for note in self.notes]
+        if self.skipped:
+            lines.append(f"skipped {len(self.skipped)} files:")
+            lines += [f"  {name}: {reason}" for name, reason in self.skipped]
+        return "\n".join(lines)
+
+
+def prepare(
+    settings: Settings,
+    videos: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    captions: pathlib.Path | None = None,
+    autoencoder: pathlib.Path | None = None,
+    tokenizer: pathlib.Path | None = None,
+    console: Console | None = None,
+) -> Report:
+    """Cut a folder of captioned videos into a data set.
+
+    Args:
+      settings: data.fps, sizes, frames and validation say what is cut; text.vocabulary bounds the tokenizer.
+      videos: the folder; `find_sources` says what it may hold.
+      out: folder of the data set.
+      captions: a .jsonl or .csv file; None looks for one in the folder.
+      autoencoder: makes latents: its folder, or the workdir that it was trained in; None keeps pixels, for an
+        autoencoder to train on.
+      tokenizer: a sentencepiece model to use; None learns one from the captions.
+      console: for the progress and the report; None: standard error.
+    Raises: InputError if nothing can be cut, `out` holds something else, or the disk is full; what is complete
+      is kept, and the same call goes on from there. A file that can't be read is reported and never raises.
+    """
+    videos, out, data = pathlib.Path(videos), pathlib.Path(out), settings.data
+    console = console or Console(stderr=True)
+    encoder = None if autoencoder is None else Encoder(autoencoder)
+    geometry = _geometry(settings, encoder)
+    check_cuts(data.sizes, data.frames, **geometry)
+    sources = find_sources(videos, captions)
+    captioned = [text for source in sources for text in source.captions]
+    if encoder is not None and not captioned:
+        raise InputError(
+            f"--videos: {videos}: no captions; add captions.jsonl, captions.csv or a .txt beside each video"
+        )
+    identities = {source.name: _identity(source.path) for source in sources}
+    request = {
+        "format": FORMAT,
+        "kind": "pixels" if encoder is None else "latents",
+        "fps": data.fps,
+        "sizes": list(data.sizes),
+        "frames": list(data.frames),
+        "multiple": list(geometry["multiple"]),
+        "validation": data.validation,
+        "autoencoder": "" if encoder is None else encoder.digest,
+        "tokenizer": f"at most {settings.text.vocabulary} tokens" if tokenizer is None else _identity(tokenizer),
+        "videos": _digest(sorted(identities.items())),
+        "captions": _digest([(source.name, source.captions) for source in sources]),
+    }
+    try:
+        if (report := _finished(out, request)) is None:
+            unfinished = _open_unfinished(out, request)
+            words = _make_tokenizer(unfinished / "tokenizer.model", tokenizer, captioned, settings.text.vocabulary)
+            splits = _split(sources, identities, data.validation)
+            parts = _write_parts(unfinished, splits, data, encoder, words, geometry["multiple"], console)
+            report = _finish(out, request, parts, encoder)
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        where = error.filename or out
+        raise InputError(
+            f"{where}: can't be written, {MENDABLE[error.errno]}; what is complete is kept"
+        ) from error
+    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+    return report
+
+
+def _geometry(settings, encoder):
+    """What rows, columns and frames must be multiples of, as `check_cuts` takes it."""
+    if encoder is None:
+        side, stride = settings.autoencoder.spatial_stride, settings.autoencoder.temporal_stride
+        return {"multiple": (side, side), "stride": stride, "period": 1}
+    p_f, p_h, p_w = settings.transformer.patch
+    side, stride = encoder.settings.spatial_stride, encoder.settings.temporal_stride
+    return {"multiple": (side * p_h, side * p_w), "stride": stride, "period": p_f}
+
+
+def _content(encoder):
+    """The kind of the records, and their channels."""
+    return ("pixels", 3) if encoder is None else ("latents", encoder.settings.latent_channels)
+
+
+def _identity(path):
+    """A hash of a file's size and both its ends: quick, and another for any video that is not a copy."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_ENDS)
+        file.seek(max(0, size - _ENDS))
+        return hashlib.sha256(size.to_bytes(8, "big") + head + file.read()).hexdigest()[:16]
+
+
+def _digest(value):
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _split(sources, identities, validation):
+    """Sources of each split: by the hash of a file's content, so that copies fall on the same side.
+
+    A source stays on its side when others are added, unless they are so few that one side would be empty.
+    """
+    shares = {source.name: int(identities[source.name], 16) / 16**16 for source in sources}
+    held_out = {name for name, share in shares.items() if share < validation}
+    if not held_out and validation > 0 and len(sources) > 1:
+        held_out = {min(shares, key=shares.get)}
+    if len(held_out) == len(sources):
+        held_out.remove(max(shares, key=shares.get))
+    return {
+        "train": [source for source in sources if source.name not in held_out],
+        "validation": [source for source in sources if source.name in held_out],
+    }
+
+
+def _finished(out, request):
+    """The report of a data set that is there already, None if there is none."""
+    path = out / "about.json"
+    if not path.exists():
+        return None
+    about = json.loads(path.read_text())
+    _check_same(out, about["request"], request)
+    shutil.rmtree(out / _UNFINISHED, ignore_errors=True)
+    return _report(out, about, reused=True)
+
+
+def _report(out, about, *, reused):
+    skipped = tuple((name, reason) for name, reason in about["skipped"])
+    kept = {"clips": about["clips"], "sources": about["sources"], "notes": tuple(about["notes"])}
+    return Report(out, about["kind"], skipped=skipped, reused=reused, **kept)
+
+
+def _check_same(out, found, request):
+    different = [key for key in request if found.get(key) != request[key]]
+    if different:
+        hashed = ("videos", "captions", "autoencoder", "tokenizer")
+        changes = [key if key in hashed else f"{key} ({found.get(key)}, not {request[key]})" for key in different]
+        raise InputError(f"--out: {out} was made of other {', '.join(changes)}; remove it or name another folder")
+
+
+def _open_unfinished(out, request):
+    """The folder in which shards gather; of the same request, if there is one."""
+    unfinished = out / _UNFINISHED
+    description = unfinished / "request.json"
+    if description.exists():
+        _check_same(out, json.loads(description.read_text()), request)
+        return unfinished
+    if out.is_dir() and any(path.name != _UNFINISHED for path in out.iterdir()):
+        raise InputError(f"--out: {out} holds other files; name a new folder")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    with replacing(description) as path:
+        path.write_text(json.dumps(request))
+    return unfinished
+
+
+def _make_tokenizer(path, given, captions, vocabulary):
+    if path.exists():
+        return Tokenizer(path)
+    if given is not None:
+        words = Tokenizer(given)
+        with replacing(path) as partial:
+            shutil.copyfile(given, partial)
+        return words
+    # Without any caption only the empty one will ever be read.
+    return train_tokenizer(captions or ["none"], path, vocabulary=vocabulary)
+
+
+def _groups(sources):
+    """Sources in the order of their names, in groups that make one shard each."""
+    groups, size = [], math.inf
+    for source in sources:
+        if size + source.path.stat().st_size > _SHARD_BYTES or len(groups[-1]) == _SHARD_SOURCES:
+            groups.append([])
+            size = 0
+        groups[-1].append(source)
+        size += source.path.stat().st_size
+    return groups
+
+
+def _write_parts(unfinished, splits, data, encoder, words, multiple, console):
+    """Write every shard that is not there yet; (split, shard, what its .json says) for all."""
+    kind, channels = _content(encoder)
+    parts = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("preparing", total=sum(map(len, splits.values())))
+        for split, sources in splits.items():
+            for number, group in enumerate(_groups(sources)):
+                shard = unfinished / f"{split}-{number:05d}"
+                if not shard.with_suffix(".json").exists():
+                    cutter = Cutter(split, data, words, multiple, lambda: progress.advance(task))
+                    clips = write_shard(shard, kind, channels, _encoded(cutter.clips(group), encoder))
+                    part = {
+                        "clips": [dataclasses.asdict(clip) for clip in clips],
+                        "skipped": cutter.skipped,
+                        "notes": cutter.notes,
+                    }
+                    with replacing(shard.with_suffix(".json")) as path:
+                        path.write_text(json.dumps(part, ensure_ascii=False))
+                else:
+                    progress.advance(task, len(group))
+                part = json.loads(shard.with_suffix(".json").read_text())
+                parts.append((split, shard, part))
+    return parts
+
+
+def _encoded(clips, encoder):
+    """The clips with the array that their record holds; the next one is read meanwhile."""
+    with contextlib.closing(one_ahead(clips)) as clips:
+        for clip, pixels in clips:
+            array = pixels if encoder is None else encoder(pixels)
+            if encoder is not None and not np.isfinite(array.astype(np.float32)).all():
+                raise InputError(f"{encoder.folder}: its latents of {clip.source} are not finite")
+            yield dataclasses.replace(clip, shape=array.shape), array
+
+
+def _finish(out, request, parts, encoder):
+    """Make the shards a data set."""
+    skipped = [skip for _, _, part in parts for skip in part["skipped"]]
+    notes = sum((Counter(part["notes"]) for _, _, part in parts), Counter())
+    clips = [(split, shard, [Clip.from_dict(values) for values in part["clips"]]) for split, shard, part in parts]
+    counts = Counter(clip.split for _, _, made in clips for clip in made)
+    if not counts:
+        shutil.rmtree(out / _UNFINISHED)  # or it would stand in the way once the files are mended
+        name, reason = skipped[0]
+        raise InputError(f"--videos: none of {len(skipped)} files can be used; {name}: {reason}")
+    about = {
+        "kind": request["kind"],
+        "request": request,
+        "clips": {split: counts[split] for split in ("train", "validation")},
+        "sources": len({clip.source for _, _, made in clips for clip in made}),
+        "skipped": skipped,
+        "notes": [f"{count} files are {note}" for note, count in sorted(notes.items())],
+    }
+    unfinished = out / _UNFINISHED
+    if encoder is not None and not (out / "autoencoder").exists():
+        shutil.rmtree(unfinished / "autoencoder", ignore_errors=True)
+        shutil.copytree(encoder.folder, unfinished / "autoencoder")
+        (unfinished / "autoencoder").replace(out / "autoencoder")
+    shutil.copyfile(unfinished / "tokenizer.model", out / "tokenizer.model")
+    shards = {split: [(shard, made) for s, shard, made in clips if s == split] for split in about["clips"]}
+    finish(out, *_content(encoder), shards, about)
+    shutil.rmtree(unfinished)
+    return _report(out, about, reused=False)
