@@ -1,0 +1,50 @@
+"""A transformer for the shapes world: "a small red circle moves left on a blue background", 64x64, 17 frames.
+
+The latents are those of `autoencoder_shapes.py`, which comes first: it also says how the videos are made.
+
+    sora-jax prepare --config=configs/shapes.py --videos=data/shapes/videos \
+        --autoencoder=runs/autoencoder_shapes --out=data/shapes/latents
+    sora-jax train --config=configs/shapes.py --config.data.path=data/shapes/latents --workdir=runs/shapes
+    sora-jax sample --checkpoint=runs/shapes --prompt="a red circle moves left on a black background" --out=red.mp4
+    sora-jax evaluate --checkpoint=runs/shapes
+
+Devices: 1, a laptop's CPU.
+"""
+
+import pathlib
+import runpy
+
+from sora_jax.settings import default_config
+
+autoencoder = runpy.run_path(str(pathlib.Path(__file__).with_name("autoencoder_shapes.py")))
+
+
+def get_config():
+    config = default_config()
+    config.autoencoder.update(autoencoder["get_config"]().autoencoder)
+    config.text.update(
+        vocabulary=1024, width=128, heads=4, head_dim=32, mlp=256, layers=2, max_tokens=64, dtype="float32"
+    )
+    config.transformer.update(
+        patch=(1, 1, 1),
+        channels=config.autoencoder.latent_channels,
+        text_width=config.text.width,
+        width=256,
+        heads=4,
+        mlp=1024,
+        layers=8,
+        remat="none",
+        dtype="float32",
+    )
+    config.data.update(
+        sizes=("64x64",),
+        frames=(17, 1),
+        batch=16,
+        row_patches=320,  # four videos of 5 x 4 x 4 patches
+        row_tokens=160,
+        row_clips=8,
+    )
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=200, schedule="cosine", ema_decay=0.999)
+    config.train.update(steps=10_000, save_every=500)
+    config.sample.update(size="64x64", frames=17, steps=30, guidance=3.0)
+    return config

@@ -1,0 +1,64 @@
+"""Text to video in the sizes of Wan 2.1 T2V-1.3B: 480p, 81 frames at 16 fps.
+
+Transformer 1.419 B parameters, text encoder UMT5-XXL 5.68 B, autoencoder Wan 2.1 126.9 M (4x8x8, 16 channels).
+`wan21-autoencoder` is a folder with its weights (model.safetensors, settings.json), `spiece.model` UMT5's own
+tokenizer.
+
+    sora-jax prepare --config=configs/t2v_1_3b.py --videos=videos --autoencoder=wan21-autoencoder \
+        --tokenizer=spiece.model --out=data/480p
+    sora-jax train --config=configs/t2v_1_3b.py --config.data.path=data/480p --workdir=runs/t2v_1_3b
+    sora-jax sample --checkpoint=runs/t2v_1_3b --prompt="a boat on a lake at dawn" --out=boat.mp4
+    sora-jax evaluate --checkpoint=runs/t2v_1_3b
+
+Devices: 64 (fsdp 16, context 4).
+Result: not trained. Checked by types alone, on an abstract mesh of that size: the train step's shapes and
+shardings, the number of parameters, and 6.6 GiB of training state on a device. Two things stand between it and a
+real run: attention holds each row's logits whole (3 heads of 34,816 x 34,816 float32 on a device, 14.5 GB),
+and the text encoder trains along, from random weights.
+Source of the sizes: Wan 2025 (arXiv 2503.20314) and its published configurations.
+"""
+
+from sora_jax.settings import default_config
+
+# Of the latents that Wan 2.1's autoencoder makes of its training videos, by channel; published with its weights.
+LATENT_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+LATENT_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)  # fmt: skip
+
+
+def get_config():
+    config = default_config()
+    config.autoencoder.update(
+        width=96,
+        decoder_width=96,
+        multipliers=(1, 2, 4, 4),
+        blocks=2,
+        temporal=(False, True, True),
+        latent_channels=16,
+        latent_mean=LATENT_MEAN,
+        latent_std=LATENT_STD,
+    )
+    config.text.update(
+        vocabulary=256_384, width=4096, heads=64, head_dim=64, mlp=10_240, layers=24, max_tokens=512
+    )
+    config.transformer.update(
+        patch=(1, 2, 2), channels=16, text_width=4096, width=1536, heads=12, mlp=8960, layers=30
+    )
+    config.data.update(
+        fps=16.0,
+        sizes=("632", "256"),  # 632 x 632 pixels are as many as 832 x 480
+        frames=(81, 17, 1),
+        batch=64,
+        row_patches=34_816,  # the largest clip, 21 x 30 x 52 patches at 832x480, with room for other shapes
+        row_tokens=2048,
+        row_clips=16,
+    )
+    config.mesh.update(fsdp=16, context=4)
+    config.train.update(steps=200_000, accumulate=4)
+    config.sample.update(size="832x480", frames=81, fps=16.0, steps=50, guidance=6.0, shift=8.0)
+    return config
