@@ -261,7 +261,6 @@ sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
 import test_prepare as t
 from sora_jax.data import prepare as p
 from sora_jax.errors import InputError
-p._SHARD_SOURCES = 1
 if len(sys.argv) > 1:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))

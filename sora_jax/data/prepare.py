@@ -35,8 +35,9 @@ from sora_jax.weights.store import load_model, model_hash
 FORMAT = 1  # of the data set; another one is prepared anew
 
 _UNFINISHED = ".unfinished"
-# Sources of one shard: small enough that little is lost at a stop, large enough that shards are few.
-_SHARD_SOURCES, _SHARD_BYTES = 256, 64 * 2**20
+# Shards are small enough that little is lost at a stop, large enough that they are few.
+_SHARDS = 16  # at least so many, if there are so many sources
+_SHARD_SOURCES, _SHARD_BYTES = 256, 64 * 2**20  # at most, but for one large file alone
 _ENDS = 2**16  # bytes at both ends of a file by which its content is known
 
 
@@ -277,8 +278,9 @@ def _make_tokenizer(path, given, captions, vocabulary):
 def _groups(sources):
     """Sources in the order of their names, in groups that make one shard each."""
     groups, size = [], math.inf
+    most = min(_SHARD_SOURCES, math.ceil(len(sources) / _SHARDS))
     for source in sources:
-        if size + source.path.stat().st_size > _SHARD_BYTES or len(groups[-1]) == _SHARD_SOURCES:
+        if size + source.path.stat().st_size > _SHARD_BYTES or len(groups[-1]) == most:
             groups.append([])
             size = 0
         groups[-1].append(source)
