@@ -6,6 +6,7 @@ people are strings, "WIDTHxHEIGHT" or one number for "any aspect ratio with this
 
 import dataclasses
 import json
+import math
 import typing
 
 import ml_collections
@@ -174,6 +175,9 @@ class Settings:
     sample: SampleSettings = SampleSettings()
 
     def __post_init__(self):
+        for group in dataclasses.fields(self):
+            if dataclasses.is_dataclass(values := getattr(self, group.name)):
+                _check_ranges(values, f"config.{group.name}")
         for ours, wanted in (("channels", "autoencoder.latent_channels"), ("text_width", "text.width")):
             group, key = wanted.split(".")
             value = getattr(getattr(self, group), key)
@@ -189,6 +193,29 @@ class Settings:
         ):
             if value not in known:
                 raise InputError(f"config.{where}: {value!r}? {nearest(value, known)}")
+
+
+# Smallest values of whole numbers, where it is not 1; largest ones of shares; what is no share but above 0.
+_LEAST = {"shuffle_seed": 0, "seed": 0, "warmup_steps": 0, "data": -1, "fsdp": -1, "context": -1, "tensor": -1}
+_SHARES = ("caption_dropout", "validation", "final_fraction", "b1", "b2", "ema_decay")
+_POSITIVE = ("fps", "epsilon", "clip_norm")
+_DTYPES = ("bfloat16", "float32")
+
+
+def _check_ranges(settings, where):
+    """Raise InputError for a number or a dtype that no run could use."""
+    for key, value in dataclasses.asdict(settings).items():
+        for item in value if isinstance(value, tuple) else (value,):
+            if type(item) is int and item < _LEAST.get(key, 1):
+                raise InputError(f"{where}.{key}: {value}, but at least {_LEAST.get(key, 1)} is needed")
+            if type(item) is float and not math.isfinite(item):
+                raise InputError(f"{where}.{key}: {value} is no finite number")
+        if key in _SHARES and not 0 <= value <= 1:
+            raise InputError(f"{where}.{key}: {value} is no share, from 0 to 1")
+        if key in _POSITIVE and value <= 0:
+            raise InputError(f"{where}.{key}: {value} must be above 0")
+        if key == "dtype" and value not in _DTYPES:
+            raise InputError(f"{where}.dtype: {value!r}? {nearest(value, _DTYPES)}")
 
 
 def default_config() -> ml_collections.ConfigDict:
