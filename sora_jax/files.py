@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 from sora_jax.errors import InputError
@@ -22,6 +23,17 @@ MENDABLE = {
 
 
 @contextlib.contextmanager
+def mendable(path: str | os.PathLike) -> Iterator[None]:
+    """Tell in one line what the user can mend of the system's errors while `path` is being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        raise InputError(f"{path}: can't be written, {MENDABLE[error.errno]}") from error
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A temporary file to write, which takes the place of `path` at the end, or vanishes if an error comes first.
 
@@ -36,15 +48,22 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     # Hidden, and with the suffix kept: writers choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno not in MENDABLE:
-            raise
-        raise InputError(f"{path}: can't be written, {MENDABLE[error.errno]}") from error
+        with mendable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         with contextlib.suppress(NotADirectoryError):
             temporary.unlink(missing_ok=True)
+
+
+def copy_files(source: pathlib.Path, target: pathlib.Path):
+    """Copy the files of a folder into another one, each whole or not at all.
+
+    Raises: InputError if one can't be written, e.g. because the disk is full.
+    """
+    for file in sorted(path for path in source.iterdir() if path.is_file()):
+        with replacing(target / file.name) as temporary:
+            shutil.copyfile(file, temporary)

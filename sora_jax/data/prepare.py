@@ -25,7 +25,7 @@ from sora_jax.data.cutting import Cutter, check_cuts, one_ahead
 from sora_jax.data.records import Clip, finish, write_shard
 from sora_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sora_jax.errors import InputError
-from sora_jax.files import MENDABLE, replacing
+from sora_jax.files import MENDABLE, copy_files, replacing
 from sora_jax.mesh import make_mesh
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
@@ -346,7 +346,7 @@ def _finish(out, request, parts, encoder):
     unfinished = out / _UNFINISHED
     if encoder is not None and not (out / "autoencoder").exists():
         shutil.rmtree(unfinished / "autoencoder", ignore_errors=True)
-        shutil.copytree(encoder.folder, unfinished / "autoencoder")
+        copy_files(encoder.folder, unfinished / "autoencoder")
         (unfinished / "autoencoder").replace(out / "autoencoder")
     shutil.copyfile(unfinished / "tokenizer.model", out / "tokenizer.model")
     shards = {split: [(shard, made) for s, shard, made in clips if s == split] for split in about["clips"]}

@@ -5,12 +5,16 @@ of the data). A save is complete or not there: Orbax renames it into place when 
 """
 
 import dataclasses
+import logging
 import pathlib
+import re
+import warnings
 
 import jax
 import orbax.checkpoint as ocp
 
 from sora_jax.errors import InputError
+from sora_jax.files import MENDABLE, mendable
 from sora_jax.settings import Settings, from_dict
 
 FOLDER = "checkpoints"
@@ -27,7 +31,11 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self.folder = pathlib.Path(workdir).resolve() / FOLDER
-        self.manager = ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
+        with mendable(self.folder):
+            self.manager = ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
+        # A write that fails is raised here, and told in one line: not by each of its tasks, with a traceback.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(is_news)
 
     def __enter__(self):
         return self
@@ -36,7 +44,7 @@ class Checkpoints:
         try:
             self._checked(self.manager.wait_until_finished)
         finally:
-            self.manager.close()
+            self._checked(self.manager.close)
 
     def latest(self) -> int | None:
         """Updates done in the newest complete checkpoint."""
@@ -69,11 +77,25 @@ class Checkpoints:
         try:
             write()
         except (OSError, ValueError) as error:
-            # TensorStore reports the operating system's errors (disk full, no permission) as ValueError.
+            # Orbax gives up with tasks that it has not begun; Python warns of each when it is collected.
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             last = self.latest()
             kept = f"step {last} is complete" if last is not None else "there is none yet"
-            reason = str(error).splitlines()[0][:300]
-            raise InputError(f"{self.folder}: a checkpoint can't be written ({reason}); {kept}") from error
+            raise InputError(
+                f"{self.folder}: a checkpoint can't be written, {reason_of(error)}; {kept}"
+            ) from error
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log tells more than the error that a failed write raises."""
+    return "/orbax/" not in record.pathname and "exception was never retrieved" not in record.getMessage()
+
+
+def reason_of(error: OSError | ValueError) -> str:
+    """Why a write failed; TensorStore tells the system's reason only in the text of a ValueError."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    number = int(code[1]) if code else getattr(error, "errno", None)
+    return MENDABLE.get(number) or str(error).splitlines()[0][:300]
 
 
 def find_checkpoint(workdir: pathlib.Path) -> tuple[pathlib.Path, int]:

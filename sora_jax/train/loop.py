@@ -11,6 +11,7 @@ import rich.console
 from sora_jax.data.records import Records
 from sora_jax.data.stream import train_crops, train_rows
 from sora_jax.errors import InputError
+from sora_jax.files import copy_files, replacing
 from sora_jax.mesh import make_mesh, place
 from sora_jax.settings import Settings, to_json
 from sora_jax.train.checkpoint import Checkpoints, abstract_on_mesh
@@ -106,11 +107,12 @@ def start_workdir(workdir: pathlib.Path, records: Records, settings: Settings):
     """Lay down what makes a workdir self-contained: settings, and for latents their autoencoder and tokenizer."""
     if jax.process_index():
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "settings.json").write_text(to_json(settings))
+    with replacing(workdir / "settings.json") as temporary:
+        temporary.write_text(to_json(settings))
     if settings.objective == "flow":
-        shutil.copytree(records.autoencoder, workdir / "autoencoder", dirs_exist_ok=True)
-        shutil.copy(records.tokenizer, workdir / "tokenizer.model")
+        copy_files(records.autoencoder, workdir / "autoencoder")
+        with replacing(workdir / "tokenizer.model") as temporary:
+            shutil.copyfile(records.tokenizer, temporary)
 
 
 def count_params(params: dict) -> int:

@@ -1,5 +1,6 @@
 """What a run tells: a line of JSON a log step, the same numbers for TensorBoard, a progress bar."""
 
+import contextlib
 import json
 import pathlib
 import time
@@ -7,9 +8,11 @@ import time
 import jax
 import rich.console
 import rich.progress
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
-from sora_jax.files import replacing
+from sora_jax.files import mendable, replacing
 from sora_jax.train.flops import PEAK_FLOPS
 
 
@@ -17,6 +20,8 @@ class Metrics:
     """Writes `metrics.jsonl` and `tensorboard/` in a workdir; on other hosts than the first it writes nothing.
 
     Lines of steps after `start` are dropped: they belong to updates that a stop has undone.
+
+    Raises: InputError, here and in its methods, if a line can't be written, e.g. because the disk is full.
     """
 
     def __init__(self, workdir: pathlib.Path, start: int, steps: int, unit: str, console: rich.console.Console):
@@ -27,10 +32,15 @@ class Metrics:
         self._since = time.perf_counter()
         self.bar = None
         if self.first_host:
-            path = workdir / "metrics.jsonl"
-            keep_lines(path, start)
-            self.file = path.open("a", encoding="utf-8")
-            self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+            self.path = workdir / "metrics.jsonl"
+            keep_lines(self.path, start)
+            board = workdir / "tensorboard"
+            with mendable(self.path):
+                board.mkdir(parents=True, exist_ok=True)
+                self.file = self.path.open("a", encoding="utf-8")
+                # Without SummaryWriter's thread: when that fails to write it dies, and the run waits for it.
+                self.board = EventsWriter(str(board / "events"))
+                self.board.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
             if console.is_terminal:
                 self.bar = progress_bar(console)
                 self.bar.start()
@@ -57,10 +67,12 @@ class Metrics:
         self._since = now
         if not self.first_host:
             return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        with mendable(self.path):
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()
+            self.board.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+            self.board.flush()
         numbers = f"loss {values['loss']:.4f}  {values[self.unit + '_per_s']:,.0f} {self.unit}/s"
         if self.bar:
             self.bar.update(self.task, completed=step, numbers=numbers)
@@ -71,8 +83,8 @@ class Metrics:
         if self.bar:
             self.bar.stop()
         if self.first_host:
-            self.file.close()
-            self.board.close()
+            with mendable(self.path), self.file, contextlib.closing(self.board):
+                pass
 
 
 def keep_lines(path: pathlib.Path, last: int):
