@@ -1,13 +1,16 @@
 """The command line: one verb each for preparing data, training, sampling, evaluating, and a demo of all of it."""
 
 import dataclasses
+import os
 import pathlib
+import runpy
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 import rich.console
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from sora_jax.errors import InputError, nearest
 from sora_jax.settings import SampleSettings, Settings, from_config, to_config
@@ -30,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     console = rich.console.Console(stderr=True)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(overview())
+        show(overview())
         return 0
     name, *rest = arguments
     try:
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rest = [underscored(argument) for argument in rest]
         verb.define(values)
         if {"--help", "-h"} & set(rest):
-            print(help_text(name, verb, values))
+            show(help_text(name, verb, values))
             return 0
         parse(verb, values, [f"sora-jax {name}", *rest])
         # Grain and TFDS ask absl whether the program has read its flags.
@@ -51,6 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sora-jax {name}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def show(text: str):
+    """Print to a reader who may have seen enough, as in `sora-jax train --help | head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes once more at its end, and would complain of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def underscored(argument: str) -> str:
@@ -65,7 +77,7 @@ def parse(verb: Verb, values: flags.FlagValues, argv: list[str]):
     """Read the flags. Raises: InputError for one that is unknown, has no value or a bad one."""
     try:
         if verb.config:
-            define_config(values, argv)
+            argv = define_config(values, argv)
         left = values(argv)
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError, SyntaxError) as error:
         raise InputError(one_line(error)) from error
@@ -73,21 +85,51 @@ def parse(verb: Verb, values: flags.FlagValues, argv: list[str]):
         raise InputError(f"{left[1]!r}: flags begin with --; quote a value with blanks in it")
 
 
-def define_config(values: flags.FlagValues, argv: list[str]):
-    """Define --config (a file, or the defaults if none is named) and a --config.KEY for every key."""
-    config = to_config(Settings())
-    for argument in argv:
-        if argument.startswith("--config."):
-            check_key(argument.partition("=")[0].split(".")[1:], config.to_dict(), "config")
-    named = [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
-    if not named:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-        return
-    file = pathlib.Path(named[-1].partition(":")[0])
+def define_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    """Define --config.KEY for every key of the file that --config names, or of the defaults if it names none.
+
+    Returns: argv without --config itself.
+    """
+    rest, named = [], None
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag != "--config":
+            rest.append(argument)
+            if flag.startswith("--config."):
+                check_key(flag.split(".")[1:], to_config(Settings()).to_dict(), "config")
+        elif not (named := value if equals else next(arguments, "")):
+            raise InputError("--config: name a file, for example --config=configs/clips.py")
+    config = to_config(Settings()) if named is None else read_config(named)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
+    return rest
+
+
+def read_config(named: str) -> ConfigDict:
+    """The config of a file; what follows a colon in its name is the argument of its get_config().
+
+    Raises: InputError for a file that is absent or in error; it names the line.
+    """
+    name, _, argument = named.partition(":")
+    file = pathlib.Path(name)
     if not file.is_file():
         there = [str(path) for path in file.parent.glob("*.py")]
         raise InputError(f"--config: no file {file}" + (f", {nearest(str(file), there)}" if there else ""))
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        get_config = runpy.run_path(str(file)).get("get_config")
+        config = get_config(*([argument] if argument else [])) if get_config else None
+    except SyntaxError as error:
+        raise InputError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        # The file is the user's own program: whatever it raises is for its author to mend.
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)
+        ]
+        where = f"{file}:{lines[-1]}" if lines else f"{file}"
+        raise InputError(f"{where}: {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{file}: get_config(), which returns a ConfigDict, is needed; see configs/ for examples")
+    return config
 
 
 def check_key(path: list[str], keys: dict, where: str):
@@ -106,7 +148,9 @@ def check_key(path: list[str], keys: dict, where: str):
 def one_line(error: Exception) -> str:
     """What went wrong in reading flags or a config file, without the lists that ml_collections adds."""
     text = str(error.args[0] if error.args else error).replace("\\n", "\n")
-    lines = [line.strip(" '\"") for line in text.splitlines()]
+    if text[:1] in ("'", '"') and text[0] == text[-1]:
+        text = text[1:-1]
+    lines = [line.strip() for line in text.splitlines()] or [type(error).__name__]
     first = lines[0].split("Other fields present")[0].strip()
     hints = [line for line in lines[1:] if line.startswith("Did you mean")]
     return " ".join([first, *hints])

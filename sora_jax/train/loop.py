@@ -13,7 +13,7 @@ from sora_jax.data.stream import train_crops, train_rows
 from sora_jax.errors import InputError
 from sora_jax.files import copy_files, replacing
 from sora_jax.mesh import make_mesh, place
-from sora_jax.settings import Settings, to_json
+from sora_jax.settings import AutoencoderSettings, Settings, to_json
 from sora_jax.train.checkpoint import Checkpoints, abstract_on_mesh
 from sora_jax.train.export import export_autoencoder
 from sora_jax.train.metrics import Metrics
@@ -21,6 +21,7 @@ from sora_jax.train.objectives import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import TrainState, abstract_state, init_state
 from sora_jax.train.step import make_step
+from sora_jax.weights.store import load_settings
 
 STREAMS = {"flow": (train_rows, "latents"), "autoencoder": (train_crops, "pixels")}
 
@@ -36,19 +37,24 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     check_batch(settings, mesh)
     make_stream, kind = STREAMS[settings.objective]
     stream = make_stream(settings, host=jax.process_index(), hosts=jax.process_count())
-    for note in stream.notes:
-        console.print(f"note: {note}", highlight=False)
     records = Records(settings.data.path, kind)
+    if settings.objective == "flow":
+        check_latents(records, settings)
     data_hash = hashlib.sha256((records.path / "manifest.jsonl").read_bytes()).hexdigest()[:16]
     objective = make_objective(settings)
     optimizer = make_optimizer(settings.optimizer, settings.train.steps)
     step = make_step(objective, optimizer, settings)
+    with jax.set_mesh(mesh):
+        abstract = abstract_on_mesh(abstract_state(objective, optimizer))
+    # Until here nothing is written: a mistake leaves no trace.
+    for note in stream.notes:
+        console.print(f"note: {note}", highlight=False)
     with jax.set_mesh(mesh), Checkpoints(workdir, settings.train.keep) as checkpoints:
         if checkpoints.latest() is None:
             start_workdir(workdir, records, settings)
             state = init_state(objective, optimizer, jax.random.key(settings.train.seed))
         else:
-            state = checkpoints.restore(abstract_on_mesh(abstract_state(objective, optimizer)), settings)
+            state = checkpoints.restore(abstract, settings)
         start = int(state.step)
         console.print(
             f"{settings.objective}: {count_params(state.params):,} parameters on {jax.device_count()} "
@@ -101,6 +107,18 @@ def check_batch(settings: Settings, mesh: jax.sharding.Mesh):
     for group in ("transformer", "text"):
         if settings.objective == "flow" and getattr(settings, group).heads % heads:
             raise InputError(f"config.{group}.heads: must be a multiple of context x tensor = {heads}")
+
+
+def check_latents(records: Records, settings: Settings):
+    """Raise InputError if the latents are not of the autoencoder that the settings describe."""
+    made_by = load_settings(records.autoencoder, AutoencoderSettings)
+    for key in ("latent_channels", "temporal_stride", "spatial_stride"):
+        have, wanted = getattr(made_by, key), getattr(settings.autoencoder, key)
+        if have != wanted:
+            raise InputError(
+                f"config.autoencoder: its {key} is {wanted}, but that of {records.path} is {have}; "
+                f"take the config that made the data"
+            )
 
 
 def start_workdir(workdir: pathlib.Path, records: Records, settings: Settings):
