@@ -12,6 +12,7 @@ import rich.console
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+import sora_jax
 from sora_jax.errors import InputError, nearest
 from sora_jax.settings import SampleSettings, Settings, from_config, to_config
 
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = rich.console.Console(stderr=True)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         show(overview())
+        return 0
+    if arguments[0] == "--version":
+        show(f"sora_jax {sora_jax.__version__}")
         return 0
     name, *rest = arguments
     try:

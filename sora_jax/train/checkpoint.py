@@ -13,7 +13,7 @@ import warnings
 import jax
 import orbax.checkpoint as ocp
 
-from sora_jax.errors import InputError
+from sora_jax.errors import InputError, nearest
 from sora_jax.files import MENDABLE, mendable
 from sora_jax.settings import Settings, from_dict
 
@@ -104,8 +104,13 @@ def find_checkpoint(workdir: pathlib.Path) -> tuple[pathlib.Path, int]:
     Raises: InputError if there is none.
     """
     folder = pathlib.Path(workdir).resolve() / FOLDER
-    if not pathlib.Path(workdir).is_dir():
-        raise InputError(f"{workdir}: no such folder; --checkpoint takes the --workdir of a training run")
+    if not folder.parent.is_dir():
+        near = folder.parent.parent
+        there = [path.name for path in near.iterdir() if path.is_dir()] if near.is_dir() else []
+        hint = (
+            nearest(folder.parent.name, there) if there else "--checkpoint takes the --workdir of a training run"
+        )
+        raise InputError(f"{workdir}: no such folder, {hint}")
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     if not steps:
         raise InputError(f"{workdir}: no checkpoint in it; run `sora-jax train --workdir={workdir}` first")
