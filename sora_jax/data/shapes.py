@@ -135,7 +135,7 @@ def render(scene: Scene, *, frames: int, size: tuple[int, int], fps: float = 16.
         radius = SIZES[thing.size] * min(H, W)
         colour = np.array(COLOURS[thing.colour], np.float32)
         for frame, (x, y) in zip(video, path, strict=True):
-            cover = _coverage(thing.shape, columns - x, rows - y, radius)[..., None]
+            cover = coverage(thing.shape, columns - x, rows - y, radius)[..., None]
             frame += cover * (colour - frame)
     return np.rint(video).astype(np.uint8)
 
@@ -152,7 +152,7 @@ def trajectories(scene: Scene, *, frames: int, size: tuple[int, int], fps: float
             axis, second = (0 if vertical else 1), (i == 1) != scene.swapped
             middle = high[axis] / 2
             low[axis], high[axis] = (middle, high[axis]) if second else (0, middle)
-        half = np.array(_half_sides(thing.shape, SIZES[thing.size] * min(H, W)))
+        half = np.array(half_sides(thing.shape, SIZES[thing.size] * min(H, W)))
         room = high - low - 2 * half
         direction = np.array(MOTIONS[thing.motion], float)
         velocity = direction * SPEEDS.get(thing.speed, 0.0) * min(H, W)  # pixels a second
@@ -169,7 +169,7 @@ def bounces(scene: Scene, *, frames: int, size: tuple[int, int], fps: float) -> 
     return [bool((np.diff(np.sign(np.diff(path, axis=0)), axis=0) != 0).any()) for path in paths]
 
 
-def _half_sides(shape, radius):
+def half_sides(shape, radius):
     """Half the width and half the height of the shape whose area is that of a circle of this radius."""
     if shape == "circle":
         return radius, radius
@@ -180,9 +180,14 @@ def _half_sides(shape, radius):
     return side / 2, side * np.sqrt(3) / 4
 
 
-def _coverage(shape, x, y, radius):
-    """Share of each pixel that the shape covers, from the signed distance of its centre to the outline."""
-    half_x, half_y = _half_sides(shape, radius)
+def coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    """Share of each pixel that a shape covers, from the signed distance of its centre to the outline.
+
+    Args:
+      x, y: of the pixels' centres from the middle of the shape's bounding box, in pixels.
+      radius: of the circle of equal area.
+    """
+    half_x, half_y = half_sides(shape, radius)
     if shape == "circle":
         distance = np.hypot(x, y) - radius
     elif shape == "square":
