@@ -13,6 +13,31 @@ import ml_collections
 
 from sora_jax.errors import InputError, nearest
 
+# The least of each whole number, where it is not 1; then what is from 0 to 1, what is above 0, what is 0 or more.
+_LEAST = {"shuffle_seed": 0, "seed": 0, "warmup_steps": 0, "data": -1, "fsdp": -1, "context": -1, "tensor": -1}
+_SHARES = ("caption_dropout", "validation", "final_fraction", "b1", "b2", "ema_decay")
+_POSITIVE = ("fps", "epsilon", "clip_norm")
+_NOT_NEGATIVE = ("shift", "time_std", "kl", "learning_rate", "weight_decay")
+_DTYPES = ("bfloat16", "float32")
+
+
+def _check_ranges(settings, where):
+    """Raise InputError for a number or a dtype that no run could use."""
+    for key, value in dataclasses.asdict(settings).items():
+        for item in value if isinstance(value, tuple) else (value,):
+            if type(item) is int and item < _LEAST.get(key, 1):
+                raise InputError(f"{where}.{key}: {value}, but at least {_LEAST.get(key, 1)} is needed")
+            if type(item) is float and not math.isfinite(item):
+                raise InputError(f"{where}.{key}: {value} is no finite number")
+        if key in _SHARES and not 0 <= value <= 1:
+            raise InputError(f"{where}.{key}: {value} is no share, from 0 to 1")
+        if key in _POSITIVE and value <= 0:
+            raise InputError(f"{where}.{key}: {value} must be above 0")
+        if key in _NOT_NEGATIVE and value < 0:
+            raise InputError(f"{where}.{key}: {value} is below 0")
+        if key == "dtype" and value not in _DTYPES:
+            raise InputError(f"{where}.dtype: {value!r}? {nearest(value, _DTYPES)}")
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
@@ -157,6 +182,9 @@ class SampleSettings:
     guidance: float = 5.0
     shift: float = 0.0  # 0: by the clip's size
 
+    def __post_init__(self):
+        _check_ranges(self, "sample")
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -193,29 +221,6 @@ class Settings:
         ):
             if value not in known:
                 raise InputError(f"config.{where}: {value!r}? {nearest(value, known)}")
-
-
-# Smallest values of whole numbers, where it is not 1; largest ones of shares; what is no share but above 0.
-_LEAST = {"shuffle_seed": 0, "seed": 0, "warmup_steps": 0, "data": -1, "fsdp": -1, "context": -1, "tensor": -1}
-_SHARES = ("caption_dropout", "validation", "final_fraction", "b1", "b2", "ema_decay")
-_POSITIVE = ("fps", "epsilon", "clip_norm")
-_DTYPES = ("bfloat16", "float32")
-
-
-def _check_ranges(settings, where):
-    """Raise InputError for a number or a dtype that no run could use."""
-    for key, value in dataclasses.asdict(settings).items():
-        for item in value if isinstance(value, tuple) else (value,):
-            if type(item) is int and item < _LEAST.get(key, 1):
-                raise InputError(f"{where}.{key}: {value}, but at least {_LEAST.get(key, 1)} is needed")
-            if type(item) is float and not math.isfinite(item):
-                raise InputError(f"{where}.{key}: {value} is no finite number")
-        if key in _SHARES and not 0 <= value <= 1:
-            raise InputError(f"{where}.{key}: {value} is no share, from 0 to 1")
-        if key in _POSITIVE and value <= 0:
-            raise InputError(f"{where}.{key}: {value} must be above 0")
-        if key == "dtype" and value not in _DTYPES:
-            raise InputError(f"{where}.dtype: {value!r}? {nearest(value, _DTYPES)}")
 
 
 def default_config() -> ml_collections.ConfigDict:

@@ -61,6 +61,7 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
             f"{jax.devices()[0].device_kind} devices, {stream.clips} clips, {stream.fill:.0%} of each row filled, "
             f"step {start} of {settings.train.steps}",
             highlight=False,
+            soft_wrap=True,
         )
         metrics = Metrics(workdir, start, settings.train.steps, objective.unit, console)
         batches = stream.iterate(start)
