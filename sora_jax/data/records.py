@@ -103,7 +103,7 @@ class Records:
 
         Raises: InputError if there is none.
         """
-        clips = [clip for clip in self._manifest if clip.split == split]
+        clips = [clip for clip in self.manifest if clip.split == split]
         if not clips:
             raise InputError(
                 f"{self.path}: no clip in its {split} split; prepare more videos, or change config.data.validation"
@@ -111,7 +111,7 @@ class Records:
         return clips
 
     @functools.cached_property
-    def _manifest(self):
+    def manifest(self) -> list[Clip]:
         with (self.path / "manifest.jsonl").open() as lines:
             return [Clip.from_dict(json.loads(line)) for line in lines]
 

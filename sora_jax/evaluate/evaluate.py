@@ -85,9 +85,10 @@ def _evaluate_autoencoder(workdir, data: str, out: pathlib.Path, console):
     settings, params = load_model(workdir / "autoencoder", Autoencoder, AutoencoderSettings)
     rows, sheets = [], []
     with progress_bar(console) as bar:
-        for index, clip in enumerate(bar.track(clips, description="reconstruction")):
+        task = bar.add_task("reconstruction", total=len(clips), numbers="")
+        for index, clip in enumerate(bar.track(clips, task_id=task)):
             video = records.read(split, index)
-            values, made = measure_reconstruction(settings, params, video)
+            values, made = measure_reconstruction(params, settings, video)
             name = f"{clip.source} at {clip.start:.1f} s"
             rows.append((name, f"{clip.width}x{clip.height}", clip.frames, values["psnr"], values["ssim"]))
             if len(sheets) < PICTURES and clip.source not in [sheet[0] for sheet in sheets]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion.conditioning import hold_known, start_from
@@ -113,7 +114,7 @@ def sample_latents(
     negative_prompt: str = "",
     given: np.ndarray | None = None,
     known: np.ndarray | None = None,
-) -> jax.Array:
+) -> np.ndarray:
     """Latents of one video for each prompt.
 
     Args:
@@ -147,7 +148,7 @@ def sample_latents(
         jnp.float32(sample.guidance),
         jax.random.key(seed),
     )
-    return unpatchify(patches, grid, patch)
+    return unpatchify(multihost_utils.process_allgather(patches, tiled=True), grid, patch)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

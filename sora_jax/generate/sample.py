@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 
 import jax
-import numpy as np
 import rich.console
 
 from sora_jax.errors import InputError, nearest
@@ -51,7 +50,6 @@ def sample(
         padded = prompts + [prompts[-1]] * (-len(prompts) % rows)
         with console.status(f"solving {settings.steps} steps for {len(prompts)} videos"):
             latents = sample_latents(generator, padded, settings, seed=seed, negative_prompt=negative_prompt)
-            latents = np.asarray(latents)
         for n, (prompt, path) in enumerate(zip(prompts, paths, strict=True)):
             metadata = {
                 "prompt": prompt,

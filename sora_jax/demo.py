@@ -1,0 +1,240 @@
+"""The demo: the whole way from video files to sampled videos on this machine, in a few minutes.
+
+Every step is the verb's own function on real files; what is finished is reused by a second run.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import rich.console
+
+from sora_jax.data.clips import probe, read_clip
+from sora_jax.data.prepare import prepare
+from sora_jax.data.records import Records
+from sora_jax.data.shapes import write_world
+from sora_jax.evaluate.pictures import draw_loss_curves, draw_reconstruction
+from sora_jax.evaluate.reconstruction import measure_reconstruction
+from sora_jax.evaluate.report import Clip, Picture, write_demo_page
+from sora_jax.files import replacing
+from sora_jax.generate.sample import sample
+from sora_jax.generate.writer import write_webp
+from sora_jax.mesh import make_mesh
+from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.settings import (
+    AutoencoderSettings,
+    DataSettings,
+    MeshSettings,
+    OptimizerSettings,
+    SampleSettings,
+    Settings,
+    TextSettings,
+    TrainSettings,
+    TransformerSettings,
+)
+from sora_jax.train.loop import count_params, train
+from sora_jax.train.metrics import progress_bar
+from sora_jax.weights.store import load_model
+
+CLIPS = 320
+SIZE, FRAMES, FPS = "64x64", 17, 16.0
+PROMPTS = (
+    "a large red circle moves right on a black background",
+    "a large yellow square moves down on a blue background",
+    "a large green triangle moves left on a white background",
+    "a large purple circle stays still on a grey background",
+)
+
+# Sized for two CPU cores: 16 pixels of side and 4 frames a latent, and a transformer that takes each latent as one
+# patch.
+SETTINGS = Settings(
+    data=DataSettings(fps=FPS, sizes=(SIZE,), frames=(FRAMES,), crop_frames=FRAMES, crop_size=SIZE, threads=2),
+    autoencoder=AutoencoderSettings(
+        width=32,
+        decoder_width=48,
+        multipliers=(1, 2, 2),
+        temporal=(True, True),
+        blocks=1,
+        patch=4,
+        latent_channels=32,
+        dtype="float32",
+    ),
+    text=TextSettings(
+        vocabulary=512, width=96, heads=4, head_dim=24, mlp=192, layers=2, max_tokens=48, dtype="float32"
+    ),
+    transformer=TransformerSettings(
+        patch=(1, 1, 1),
+        channels=32,
+        text_width=96,
+        width=192,
+        heads=4,
+        mlp=768,
+        layers=6,
+        frequencies=128,
+        remat="none",
+        dtype="float32",
+    ),
+    sample=SampleSettings(size=SIZE, frames=FRAMES, fps=FPS, steps=30, guidance=3.0),
+)
+
+
+def autoencoder_settings(path: pathlib.Path, steps: int) -> Settings:
+    """Settings to train the demo's autoencoder on the pixels in `path`."""
+    return dataclasses.replace(
+        SETTINGS,
+        objective="autoencoder",
+        data=dataclasses.replace(SETTINGS.data, path=str(path), batch=8),
+        optimizer=OptimizerSettings(
+            learning_rate=3e-3, warmup_steps=20, schedule="cosine", ema_decay=0.97, weight_decay=0.0
+        ),
+        train=TrainSettings(steps=steps, save_every=100, keep=1),
+    )
+
+
+def transformer_settings(path: pathlib.Path, steps: int) -> Settings:
+    """Settings to train the demo's transformer on the latents in `path`."""
+    return dataclasses.replace(
+        SETTINGS,
+        data=dataclasses.replace(
+            SETTINGS.data, path=str(path), batch=16, row_patches=160, row_tokens=96, row_clips=2
+        ),
+        optimizer=OptimizerSettings(
+            learning_rate=2e-3, warmup_steps=50, schedule="cosine", ema_decay=0.98, weight_decay=0.0
+        ),
+        train=TrainSettings(steps=steps, save_every=200, keep=1),
+    )
+
+
+class Stopwatch:
+    """Seconds of each part, kept in a file: a part that a second run only finds done keeps its first time."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.seconds = json.loads(path.read_text()) if path.exists() else {}
+
+    def time(self, name: str, work: Callable):
+        """What `work` returns; its time counts if it is the longest seen."""
+        start = time.perf_counter()
+        result = work()
+        self.seconds[name] = max(self.seconds.get(name, 0.0), time.perf_counter() - start)
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps(self.seconds))
+        return result
+
+
+def demo(
+    out: pathlib.Path,
+    *,
+    console: rich.console.Console,
+    autoencoder_steps: int = 260,
+    transformer_steps: int = 600,
+) -> pathlib.Path:
+    """Make captioned clips, prepare them, train both models, sample, and write a page that shows all of it.
+
+    Args:
+      out: folder for everything.
+    Returns: the page.
+    Raises: InputError if `out` holds something else, or the disk is full.
+    """
+    watch = Stopwatch(out / "seconds.json")
+    world, pixels, latents = out / "world", out / "pixels", out / "latents"
+    first = autoencoder_settings(pixels, autoencoder_steps)
+    second = transformer_settings(latents, transformer_steps)
+
+    def part(number, name, work):
+        console.rule(f"{number}/6 {name}", align="left")
+        return watch.time(name, work)
+
+    part(1, "make videos", lambda: make_world(world, console))
+    part(2, "prepare pixels", lambda: prepare(first, world, pixels, console=console))
+    part(3, "train the autoencoder", lambda: train(first, out / "autoencoder", console=console))
+    part(
+        4,
+        "prepare latents",
+        lambda: prepare(second, world, latents, autoencoder=out / "autoencoder", console=console),
+    )
+    state = part(5, "train the transformer", lambda: train(second, out / "transformer", console=console))
+    samples = part(6, "sample videos", lambda: make_samples(out, console))
+    pictures, quality = draw_pictures(out, pixels)
+    facts = {
+        "machine": f"{os.cpu_count()} {platform.machine()} cores, {jax.devices()[0].device_kind}",
+        "videos made": CLIPS,
+        "size of a video": f"{SIZE}, {FRAMES} frames at {FPS:g} a second",
+        "autoencoder, PSNR on videos held out": f"{quality['psnr']:.1f} dB",
+        "autoencoder, SSIM on videos held out": f"{quality['ssim']:.3f}",
+        "autoencoder, updates": autoencoder_steps,
+        "transformer and text encoder, parameters": count_params(state.params),
+        "transformer, updates": transformer_steps,
+    }
+    curves = out / "loss.png"
+    runs = {name: out / name / "metrics.jsonl" for name in ("autoencoder", "transformer")}
+    draw_loss_curves(curves, runs)
+    page = out / "index.html"
+    write_demo_page(
+        page,
+        samples=samples,
+        reconstructions=pictures,
+        curves=Picture(curves, "Loss of the autoencoder and of the transformer over their updates."),
+        seconds=watch.seconds,
+        facts=facts,
+    )
+    console.print(f"done in {sum(watch.seconds.values()) / 60:.1f} minutes: open {page}", highlight=False)
+    return page
+
+
+def make_world(folder: pathlib.Path, console: rich.console.Console):
+    """Captioned mp4 files of the shapes world."""
+    with progress_bar(console) as bar:
+        task = bar.add_task("videos", total=CLIPS, numbers="")
+        write_world(
+            folder,
+            CLIPS,
+            sizes=(SIZE,),
+            lengths=(FRAMES,),
+            fps=FPS,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+
+
+def make_samples(out: pathlib.Path, console: rich.console.Console) -> list[Clip]:
+    """A video for each prompt, as mp4 and animated WebP."""
+    paths = sample(
+        out / "transformer",
+        list(PROMPTS),
+        out / "samples",
+        changes={},
+        negative_prompt="",
+        seed=0,
+        mesh=MeshSettings(data=1),
+        console=console,
+    )
+    clips = []
+    for path, prompt in zip(paths, PROMPTS, strict=True):
+        video = probe(path)
+        frames = read_clip(video, (video.height, video.width), fps=FPS, frames=FRAMES)
+        preview = path.with_suffix(".webp")
+        write_webp(preview, np.repeat(np.repeat(frames, 3, axis=1), 3, axis=2), FPS, metadata={"prompt": prompt})
+        clips.append(Clip(path, preview, prompt))
+    return clips
+
+
+def draw_pictures(out: pathlib.Path, pixels: pathlib.Path) -> tuple[list[Picture], dict]:
+    """Reconstructions of three videos held out, and their mean PSNR and SSIM."""
+    records = Records(pixels, "pixels")
+    pictures, measured = [], []
+    with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):
+        settings, params = load_model(out / "autoencoder" / "autoencoder", Autoencoder, AutoencoderSettings)
+        for index, clip in enumerate(records.clips("validation")[:3]):
+            video = records.read("validation", index)
+            values, made = measure_reconstruction(params, settings, video)
+            path = out / f"reconstruction-{index}.png"
+            draw_reconstruction(path, video, made)
+            pictures.append(Picture(path, f"{clip.captions[0]} ({values['psnr']:.1f} dB)"))
+            measured.append(values)
+    return pictures, {name: float(np.mean([values[name] for values in measured])) for name in ("psnr", "ssim")}

@@ -1,0 +1,137 @@
+"""The whole way on real videos, through the command line: prepare, train, sample, evaluate."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from sora_jax.cli import main
+from sora_jax.data.clips import probe, read_clip
+from sora_jax.generate.writer import read_metadata
+
+CONFIG = """
+import tiny
+from sora_jax.settings import to_config
+
+def get_config():
+    return to_config(tiny.change(
+        tiny.SETTINGS,
+        data={"fps": 8.0, "sizes": ("48", "80x32"), "frames": (9, 5, 1), "validation": 0.2,
+              "row_patches": 48, "row_tokens": 32, "row_clips": 4, "crop_size": "32x32", "crop_frames": 5},
+        text={"vocabulary": 400, "max_tokens": 16},
+        train={"steps": 4, "save_every": 2, "log_every": 1},
+    ))
+"""
+
+
+class Run:
+    """A workdir in which everything has been run once."""
+
+    def __init__(self, folder, clips):
+        self.folder, self.config = folder, folder / "config.py"
+        self.config.write_text(CONFIG)
+        self.verb("prepare", f"--videos={clips}", f"--out={folder}/pixels")
+        self.verb(
+            "train",
+            f"--workdir={folder}/autoencoder",
+            "--config.objective=autoencoder",
+            f"--config.data.path={folder}/pixels",
+        )
+        self.verb("prepare", f"--videos={clips}", f"--autoencoder={folder}/autoencoder", f"--out={folder}/latents")
+        self.latents = f"--config.data.path={folder}/latents"
+        self.verb("train", f"--workdir={folder}/model", self.latents)
+
+    def verb(self, name, *flags):
+        with_config = [f"--config={self.config}"] if name in ("prepare", "train") else []
+        assert main([name, *with_config, *flags]) == 0
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Names of the programs that XLA has compiled while the test ran."""
+    names = []
+
+    def note(event, duration, *, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    return names
+
+
+@pytest.fixture(scope="module")
+def run(clips, tmp_path_factory, compiled):
+    return Run(tmp_path_factory.mktemp("end-to-end"), clips)
+
+
+def test_one_train_step_is_compiled_for_all_sizes_lengths_and_aspect_ratios(run, compiled):
+    manifest = [json.loads(line) for line in (run.folder / "latents/manifest.jsonl").read_text().splitlines()]
+    shapes = {tuple(clip["shape"][:3]) for clip in manifest if clip["split"] == "train"}
+    assert len(shapes) >= 6
+    assert {frames for frames, _, _ in shapes} == {1, 2, 3}
+    assert len({h / w for _, h, w in shapes}) >= 3
+    # One for the autoencoder's run, one for the transformer's.
+    assert sum("train_step" in name for name in compiled) == 2, compiled
+    lines = (run.folder / "model/metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4]
+    assert all(np.isfinite(line["loss"]) and line["patches_per_s"] > 0 for line in metrics)
+
+
+def test_training_goes_on_where_it_stopped(run):
+    run.verb("train", f"--workdir={run.folder}/model", run.latents, "--config.train.steps=6")
+    lines = (run.folder / "model/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    whole = run.folder / "whole"
+    run.verb("train", f"--workdir={whole}", run.latents, "--config.train.steps=6")
+    uninterrupted = (whole / "metrics.jsonl").read_text().splitlines()
+    for resumed, straight in zip(lines, uninterrupted, strict=True):
+        assert json.loads(resumed)["loss"] == json.loads(straight)["loss"]
+
+
+@pytest.mark.parametrize("size, frames", [("64x32", 9), ("32x48", 5), ("48x48", 1)])
+def test_sample_writes_a_video_of_the_size_and_length_asked_for(run, size, frames):
+    out = run.folder / f"{size}-{frames}.mp4"
+    run.verb(
+        "sample",
+        f"--checkpoint={run.folder}/model",
+        "--prompt=a rabbit",
+        f"--size={size}",
+        f"--frames={frames}",
+        "--steps=2",
+        "--solver=heun",
+        "--seed=3",
+        f"--out={out}",
+    )
+    video = probe(out)
+    assert (f"{video.width}x{video.height}", video.frames) == (size, frames)
+    made = read_clip(video, (video.height, video.width), fps=16.0, frames=frames)
+    assert made.std() > 1
+    metadata = read_metadata(out)
+    assert metadata["prompt"] == "a rabbit" and metadata["seed"] == 3 and metadata["solver"] == "heun"
+
+
+def test_evaluate_reports_loss_by_time_size_and_length(run):
+    out = run.folder / "report"
+    run.verb("evaluate", f"--checkpoint={run.folder}/model", f"--out={out}")
+    result = json.loads((out / "evaluation.json").read_text())
+    assert len(result["by_time"]) == 10 and len(result["by_size"]) >= 2 and len(result["by_frames"]) >= 2
+    # A fresh model predicts nothing: its loss is the mean square of noise - data, about 1 + the data's own.
+    assert 0.5 < result["loss"] < 5 and result["clips"] > 2
+    assert (out / "index.html").exists()
+    again = run.folder / "again"
+    run.verb("evaluate", f"--checkpoint={run.folder}/model", f"--out={again}")
+    assert json.loads((again / "evaluation.json").read_text()) == result
+
+
+def test_evaluate_reports_how_the_autoencoder_reconstructs(run, clips):
+    folder, out = run.folder / "one", run.folder / "reconstruction"
+    folder.mkdir()
+    (folder / "carphone.mp4").symlink_to(clips / "carphone.mp4")
+    run.verb("prepare", f"--videos={folder}", f"--out={folder}/pixels", "--config.data.frames=(5,)")
+    run.verb("evaluate", f"--checkpoint={run.folder}/autoencoder", f"--data={folder}/pixels", f"--out={out}")
+    result = json.loads((out / "evaluation.json").read_text())
+    assert 3 < result["psnr"] < 60 and -1 <= result["ssim"] <= 1
+    assert len(result["clips"]) > 2 and result["clips"][0]["source"] == "carphone.mp4"
+    assert (out / "reconstruction-0.png").exists() and (out / "index.html").exists()
