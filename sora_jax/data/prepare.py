@@ -14,7 +14,6 @@ import shutil
 from collections import Counter
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from rich.console import Console
@@ -27,8 +26,7 @@ from sora_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sora_jax.errors import InputError
 from sora_jax.files import MENDABLE, copy_files, replacing
 from sora_jax.mesh import make_mesh
-from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.module import bind
+from sora_jax.models.autoencoder import Autoencoder, encode_stream
 from sora_jax.settings import AutoencoderSettings, MeshSettings, Settings
 from sora_jax.weights.store import load_model, model_hash
 
@@ -49,7 +47,7 @@ class Encoder:
     Raises: InputError if there is none.
     """
 
-    PIECE = 4  # latent frames at a time: three compiled programs for each size, whatever the lengths
+    PIECE = 4  # latent frames at a time
 
     def __init__(self, folder: pathlib.Path):
         inside = pathlib.Path(folder) / "autoencoder"
@@ -59,25 +57,11 @@ class Encoder:
             self.settings, self._params = load_model(self.folder, Autoencoder, AutoencoderSettings)
         self.digest = model_hash(self.folder)
 
-        @jax.jit
-        def encode(params, pixels, past):
-            model = bind(Autoencoder, self.settings, params)
-            (mean, _), past = model.encode_piece(pixels.astype(jnp.float32) / 127.5 - 1, past)
-            return model.to_latents(mean), past
-
-        self._encode = encode
-
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """uint8 [F, H, W, 3] -> normalised latents [f, h, w, C] bfloat16."""
-        stride, latents, past, start = self.settings.temporal_stride, [], None, 0
         with jax.set_mesh(self._mesh):
-            while start < len(frames):
-                left = (len(frames) - start) // stride
-                stop = start + (1 if past is None else stride * (self.PIECE if left >= self.PIECE else 1))
-                made, past = self._encode(self._params, frames[None, start:stop], past)
-                latents.append(np.asarray(made[0]))
-                start = stop
-        return np.concatenate(latents).astype(ml_dtypes.bfloat16)
+            pieces = list(encode_stream(self._params, self.settings, frames, piece=self.PIECE))
+        return np.concatenate(pieces).astype(ml_dtypes.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)
