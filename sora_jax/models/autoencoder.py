@@ -24,9 +24,7 @@ from sora_jax.models.conv import (
     Upsample,
     average_down,
     fold_pixels,
-    merge,
     repeat_up,
-    split,
     unfold_pixels,
 )
 from sora_jax.models.module import bind
@@ -180,23 +178,30 @@ class Autoencoder(nnx.Module):
 
 def _in_pieces(step, x, stride, piece):
     """Run step over x [B, F, ...]: its first frame with what is left over, then pieces of piece * stride."""
-    rest = x.shape[1] - 1
-    if not piece or rest < piece * stride:
+    size = piece * stride
+    if not piece or x.shape[1] <= size:
         return step(x)[0]
-    start = 1 + rest % (piece * stride)
-    y, past = step(x[:, :start])
-    pieces = jnp.moveaxis(split(x[:, start:], 1, piece * stride), 1, 0)
+    start = 1 + (x.shape[1] - 1) % size
+    pieces = (x.shape[1] - start) // size
+    first, past = step(x[:, :start])
+    shapes, _ = jax.eval_shape(step, x[:, start : start + size], past)
+    before, frames = (jax.tree.leaves(made)[0].shape[1] for made in (first, shapes))
 
-    def body(past, x):
-        y, past = step(x, past)
-        return past, y
+    # Written in place, in one buffer: joining the pieces afterwards would hold the whole output twice.
+    def extended(made):
+        return jnp.pad(made, ((0, 0), (0, pieces * frames), (0, 0), (0, 0), (0, 0)))
 
-    _, ys = jax.lax.scan(body, past, pieces)
+    def body(carry, index):
+        past, out = carry
+        made, past = step(jax.lax.dynamic_slice_in_dim(x, start + index * size, size, axis=1), past)
 
-    def joined(first, rest):
-        return jnp.concatenate([first, merge(jnp.moveaxis(rest, 0, 1), 1)], axis=1)
+        def write(out, made):
+            return jax.lax.dynamic_update_slice_in_dim(out, made, before + index * frames, axis=1)
 
-    return jax.tree.map(joined, y, ys)
+        return (past, jax.tree.map(write, out, made)), None
+
+    (_, out), _ = jax.lax.scan(body, (past, jax.tree.map(extended, first)), jnp.arange(pieces))
+    return out
 
 
 def decode_stream(params: dict, settings: AutoencoderSettings, latents, *, piece: int = 1):
@@ -227,9 +232,12 @@ def encode_stream(params: dict, settings: AutoencoderSettings, frames, *, piece:
 
 
 def _stream(step, params, settings, frames, size, rows_per_latent, check):
-    past, made, count = None, None, 0
+    past, made, shape, count = None, None, None, 0
     frames = iter(frames)
     while chunk := [np.asarray(frame) for frame in itertools.islice(frames, size if count else 1)]:
+        for i, frame in enumerate(chunk):
+            if frame.shape != (shape := shape or frame.shape):
+                raise InputError(f"frame {count + i}: of shape {frame.shape} after frames of {shape}")
         check(chunk, settings, count)
         chunk = np.stack(chunk)[None]
         count += chunk.shape[1]
@@ -306,7 +314,7 @@ def check_video(shape: tuple[int, ...], dtype, settings: AutoencoderSettings) ->
     if (frames - 1) % stride:
         below = 1 + (frames - 1) // stride * stride
         nearest = f"{below + stride}" if frames < 1 else f"{below} or {below + stride}"
-        raise InputError(f"video of {frames} frames: {stride} * n + 1 are needed, the nearest are {nearest}")
+        raise InputError(f"video of {frames} frames: {stride} * n + 1 are needed, the nearest: {nearest}")
     for side, name in zip(sides, ("rows", "columns"), strict=True):
         multiple = settings.spatial_stride
         if side == 0 or side % multiple:
@@ -326,9 +334,8 @@ def check_latents(shape: tuple[int, ...], dtype, settings: AutoencoderSettings) 
 
 def _check_next_frames(frames, settings, before):
     """`before` frames were good; are these that follow?"""
-    shape = _one_shape(frames, before)
     dtype = np.dtype(np.float32) if frames[0].dtype == np.uint8 else frames[0].dtype
-    check_video((1, before + len(frames), *shape), dtype, settings)
+    check_video((1, before + len(frames), *frames[0].shape), dtype, settings)
     _check_finite(frames, before, "frame")
     # Wide of [-1, 1], so that a resize may overshoot; what it must catch is pixels of 0 to 255 kept as floats.
     if frames[0].dtype != np.uint8 and max(np.abs(frame).max() for frame in frames) > 2:
@@ -336,16 +343,8 @@ def _check_next_frames(frames, settings, before):
 
 
 def _check_next_latents(frames, settings, before):
-    shape = _one_shape(frames, before)
-    check_latents((1, len(frames), *shape), frames[0].dtype, settings)
+    check_latents((1, len(frames), *frames[0].shape), frames[0].dtype, settings)
     _check_finite(frames, before, "latent frame")
-
-
-def _one_shape(frames, before):
-    shapes = {frame.shape for frame in frames}
-    if len(shapes) > 1:
-        raise InputError(f"frames {before} to {before + len(frames) - 1}: sizes differ: {sorted(shapes)}")
-    return shapes.pop()
 
 
 def _check_finite(frames, before, name):

@@ -1,0 +1,71 @@
+"""Our autoencoder against diffusers' AutoencoderKLWan with the same random weights, float32."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="parity needs torch: pip install sora_jax[parity]")
+pytest.importorskip("diffusers", reason="parity needs diffusers: pip install sora_jax[parity]")
+
+import torch
+from diffusers_autoencoder import build_theirs, decode_theirs, encode_theirs, make_theirs
+from wan_cases import CASES, random_latents, random_video
+
+from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.models.module import bind
+from sora_jax.weights.wan import WAN21_AUTOENCODER, WAN22_AUTOENCODER, autoencoder_from_diffusers
+
+pytestmark = pytest.mark.parity
+LIMIT = 1e-5  # max abs error; 1e-4 would let an epsilon of the norm slip through
+FRAMES = (1, 5, 17, 33)
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def pair(request):
+    settings = CASES[request.param]
+    model, tensors = make_theirs(settings)
+    return settings, model, autoencoder_from_diffusers(tensors, settings)
+
+
+@pytest.mark.parametrize("settings", [WAN21_AUTOENCODER, WAN22_AUTOENCODER], ids=["wan21", "wan22"])
+def test_published_sizes_have_a_place_for_every_tensor(settings):
+    with torch.device("meta"):
+        theirs = build_theirs(settings).state_dict()
+    shapes = {name: np.broadcast_to(np.float32(0), tuple(tensor.shape)) for name, tensor in theirs.items()}
+    params = autoencoder_from_diffusers(shapes, settings)
+    assert sum(a.size for a in jax.tree.leaves(params)) == sum(t.numel() for t in theirs.values())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(settings, params, video):
+    return bind(Autoencoder, settings, params).encode(video)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decode(settings, params, latents):
+    return bind(Autoencoder, settings, params).decode(latents)
+
+
+@pytest.mark.parametrize("frames", FRAMES)
+def test_encode_equals_diffusers(pair, frames):
+    settings, model, params = pair
+    video = random_video(frames)
+    ours, theirs = encode(settings, params, video), encode_theirs(model, video)
+    errors = [float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True)]
+    print(f"encode, {frames} frames: mean, logvar differ by at most {errors}")
+    assert np.std(theirs[0]) > 0.1
+    assert max(errors) <= LIMIT
+
+
+@pytest.mark.parametrize("frames", FRAMES)
+def test_decode_equals_diffusers(pair, frames):
+    settings, model, params = pair
+    latents = random_latents(frames, settings)
+    ours, theirs = decode(settings, params, latents), decode_theirs(model, latents)
+    error = float(np.abs(np.clip(ours, -1, 1) - theirs).max())
+    print(f"decode, {frames} frames: pixels differ by at most {error}")
+    assert np.std(theirs) > 0.05
+    assert np.mean(np.abs(theirs) == 1) < 0.01  # clipped pixels would hide errors
+    assert error <= LIMIT
