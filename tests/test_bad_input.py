@@ -1,5 +1,6 @@
 """Mistakes that meet a trained model: each told in one line, with nothing written and nothing lost."""
 
+import dataclasses
 import gc
 import json
 import pathlib
@@ -8,6 +9,7 @@ import struct
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -23,7 +25,8 @@ from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import init_params
 from sora_jax.models.video_model import VideoModel
 from sora_jax.settings import MeshSettings
-from sora_jax.train.checkpoint import abstract_on_mesh, read_meta, restore_ema
+from sora_jax.train.checkpoint import Checkpoints, abstract_on_mesh, read_meta, restore_ema
+from sora_jax.train.state import TrainState
 from sora_jax.weights.store import save_model
 
 SETTINGS = tiny.change(tiny.SETTINGS, text={"vocabulary": 400}, train={"steps": 2, "save_every": 1})
@@ -125,6 +128,7 @@ def averages(workdir: pathlib.Path, step: int) -> dict:
         (["--prompt="], "--prompt: is empty"),
         (["--prompt= \n "], "--prompt: is empty"),
         (["--prompt=" + "rabbit " * 14_286], "--prompt: 100,002 characters; at most 10,000"),
+        (["--prompt=a", "--negative-prompt=" + "x" * 10_001], "--negative-prompt: 10,001 characters"),
         (["--prompt=a", "--size=33x32"], "the width 33 is no multiple of 16; the nearest are 32 and 48"),
         (["--prompt=a", "--size=32x8"], "the height 8 is no multiple of 16; the nearest are 16 and 32"),
         (["--prompt=a", "--size=large"], "--size: 'large' is no size"),
@@ -156,6 +160,18 @@ def test_a_workdir_that_lost_a_part_is_told(home, here, capsys):
     shutil.rmtree(here / "run/autoencoder")
     assert "run/autoencoder: no such folder" in told(capsys, "sample", *flags)
     assert not (here / "video.mp4").exists()
+
+
+def test_a_checkpoint_of_an_autoencoder_makes_no_videos_and_has_no_report_before_its_end(home, here, capsys):
+    data = {"path": str(home / "pixels")}
+    settings = dataclasses.replace(tiny.change(SETTINGS, data=data), objective="autoencoder")
+    state = TrainState(jnp.asarray(3), {"x": jnp.ones(2)}, {"x": jnp.ones(2)}, ())
+    with Checkpoints(here / "run", keep=1) as checkpoints:
+        checkpoints.save(state, settings, "")
+    flags = ["--prompt=a", "--out=video.mp4"]
+    assert "its checkpoint is an autoencoder" in told(capsys, "sample", "--checkpoint=run", *flags)
+    assert "run: its training has not ended" in told(capsys, "evaluate", "--checkpoint=run")
+    assert not (here / "video.mp4").exists() and not (here / "run/evaluation").exists()
 
 
 def test_data_that_have_moved_are_told(home, here, capsys):

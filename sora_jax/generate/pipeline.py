@@ -44,16 +44,25 @@ class Generator:
     step: int  # updates that the parameters have had
 
 
-def load_generator(workdir: pathlib.Path) -> Generator:
-    """The averaged parameters of a workdir's newest checkpoint, laid out on the current mesh.
+def read_run(workdir: pathlib.Path) -> tuple[pathlib.Path, int, Settings]:
+    """The folder of a workdir's checkpoints, the newest one's step, and the settings it was made with.
 
     Raises: InputError if there is no checkpoint, or it is none of a transformer.
     """
-    workdir = pathlib.Path(workdir)
     folder, step = find_checkpoint(workdir)
     settings, _ = read_meta(folder, step)
     if settings.objective != "flow":
         raise InputError(f"{workdir}: its checkpoint is an {settings.objective}; `sample` needs a transformer's")
+    return folder, step, settings
+
+
+def load_generator(workdir: pathlib.Path) -> Generator:
+    """The averaged parameters of a workdir's newest checkpoint, laid out on the current mesh.
+
+    Raises: InputError if there is no checkpoint, it is none of a transformer, or a part of it is missing.
+    """
+    workdir = pathlib.Path(workdir)
+    folder, step, settings = read_run(workdir)
     abstract = jax.eval_shape(lambda: init_params(VideoModel, settings, jax.random.key(0)))
     params = restore_ema(folder, step, abstract_on_mesh(abstract))
     autoencoder, autoencoder_params = load_model(workdir / "autoencoder", Autoencoder, AutoencoderSettings)
@@ -62,13 +71,13 @@ def load_generator(workdir: pathlib.Path) -> Generator:
     )
 
 
-def latent_shape(generator: Generator, sample: SampleSettings) -> tuple[int, int, int]:
+def latent_shape(settings: Settings, sample: SampleSettings) -> tuple[int, int, int]:
     """(frames, rows, columns) of the latents of a video of that size and length.
 
     Raises: InputError if the model can't make it; names the nearest that it can.
     """
-    stride, temporal = generator.autoencoder.spatial_stride, generator.autoencoder.temporal_stride
-    patch = generator.settings.transformer.patch
+    stride, temporal = settings.autoencoder.spatial_stride, settings.autoencoder.temporal_stride
+    patch = settings.transformer.patch
     size = parse_size(sample.size, "--size")
     if isinstance(size, int):
         size = (size, size)
@@ -88,17 +97,21 @@ def latent_shape(generator: Generator, sample: SampleSettings) -> tuple[int, int
     return (sample.frames - 1) // temporal + 1, size[0] // stride, size[1] // stride
 
 
-def tokenize(generator: Generator, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts -> tokens and their segments (1, padding 0), both [B, S] int32.
+def check_prompts(prompts: list[str], negative_prompt: str = ""):
+    """Raise InputError for a prompt that is empty, or so long that it must be a mistake."""
+    if any(not prompt.strip() for prompt in prompts):
+        raise InputError("--prompt: is empty; say what the video shows")
+    for flag, prompt in [*(("prompt", prompt) for prompt in prompts), ("negative-prompt", negative_prompt)]:
+        if len(prompt) > LONGEST_PROMPT:
+            raise InputError(f"--{flag}: {len(prompt):,} characters; at most {LONGEST_PROMPT:,} are taken")
 
-    Raises: InputError for an empty or absurdly long prompt.
-    """
+
+def tokenize(generator: Generator, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts -> tokens and their segments (1, padding 0), both [B, S] int32; what is too long is cut."""
     limit = generator.settings.text.max_tokens
     tokens = np.zeros((len(prompts), limit), np.int32)
     segments = np.zeros((len(prompts), limit), np.int32)
     for row, prompt in enumerate(prompts):
-        if len(prompt) > LONGEST_PROMPT:
-            raise InputError(f"--prompt: {len(prompt):,} characters; at most {LONGEST_PROMPT:,} are taken")
         ids = generator.tokenizer.encode(prompt, limit)
         tokens[row, : len(ids)] = ids
         segments[row, : len(ids)] = 1
@@ -122,9 +135,8 @@ def sample_latents(
       known: which patches of them, [B, N] bool.
     Returns: [B, f, h, w, C] float32, normalised as the autoencoder's latents are.
     """
-    if any(not prompt.strip() for prompt in prompts):
-        raise InputError("--prompt: is empty; say what the video shows")
-    shape = latent_shape(generator, sample)
+    check_prompts(prompts, negative_prompt)
+    shape = latent_shape(generator.settings, sample)
     patch, C = generator.settings.transformer.patch, generator.settings.transformer.channels
     grid = patch_grid(shape, patch)
     N, B = int(np.prod(grid)), len(prompts)

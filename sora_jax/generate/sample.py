@@ -7,7 +7,15 @@ import jax
 import rich.console
 
 from sora_jax.errors import InputError, nearest
-from sora_jax.generate.pipeline import SOLVERS, decode_video, load_generator, sample_latents
+from sora_jax.generate.pipeline import (
+    SOLVERS,
+    check_prompts,
+    decode_video,
+    latent_shape,
+    load_generator,
+    read_run,
+    sample_latents,
+)
 from sora_jax.generate.writer import VideoWriter
 from sora_jax.mesh import make_mesh
 from sora_jax.settings import MeshSettings, SampleSettings
@@ -37,14 +45,18 @@ def sample(
     paths = [out] if len(prompts) == 1 and out.suffix else [out / f"{n:03}.mp4" for n in range(len(prompts))]
     if len(prompts) > 1 and out.suffix:
         raise InputError(f"--out={out}: is one file for {len(prompts)} prompts; name a folder")
+    # All that can be wrong with a wish is told before the parameters, which may be many, are read.
+    check_prompts(prompts, negative_prompt)
     devices = make_mesh(mesh)
+    _, _, trained = read_run(checkpoint)
+    settings: SampleSettings = dataclasses.replace(trained.sample, **changes)
+    if settings.solver not in SOLVERS:
+        raise InputError(f"--solver={settings.solver}: {nearest(settings.solver, SOLVERS)}")
+    latent_shape(trained, settings)
+    for path in paths:
+        VideoWriter(path, settings.fps)
     with jax.set_mesh(devices):
         generator = load_generator(checkpoint)
-        settings: SampleSettings = dataclasses.replace(generator.settings.sample, **changes)
-        if settings.solver not in SOLVERS:
-            raise InputError(f"--solver={settings.solver}: {nearest(settings.solver, SOLVERS)}")
-        if settings.steps < 1:
-            raise InputError(f"--steps={settings.steps}: at least 1")
         # Rows are split over these axes: what is missing is filled up and thrown away.
         rows = devices.shape["data"] * devices.shape["fsdp"]
         padded = prompts + [prompts[-1]] * (-len(prompts) % rows)
