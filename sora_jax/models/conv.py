@@ -15,6 +15,8 @@ from sora_jax.mesh import spec
 
 # A weight below this many elements is cheaper to hold on every chip than to gather.
 SHARD_FROM = 2**16
+# Below so many channels, one plane convolution of K_f times the channels is 2 to 3 times faster than K_f of them.
+NARROW = 16
 
 
 def weight(init, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Param:
@@ -71,7 +73,7 @@ def conv3d(x: jax.Array, kernel: jax.Array, *, stride: tuple[int, int, int]) -> 
     Returns: [B, (F - K_f) / stride + 1, H / stride, W / stride, C_out], sharded as x.
     """
     if kernel.shape[1:3] == (1, 1):
-        return _sum_over_frames(x, kernel, stride[0], lambda frames, tap: frames @ tap[0, 0])
+        return _by_frame(x, kernel, stride[0], lambda frames, tap: frames @ tap[0, 0])
     padding = [(0, 1) if s == 2 else (k // 2, k // 2) for k, s in zip(kernel.shape[1:3], stride[1:], strict=True)]
 
     def whole(x, kernel):
@@ -79,21 +81,24 @@ def conv3d(x: jax.Array, kernel: jax.Array, *, stride: tuple[int, int, int]) -> 
         return jax.lax.conv_general_dilated(x, kernel, stride, [(0, 0), *padding], dimension_numbers=layout)
 
     def planes(frames, tap):
-        F = frames.shape[1]
         layout = ("NHWC", "HWIO", "NHWC")
-        flat = merge(frames, 0)
-        y = jax.lax.conv_general_dilated(flat, tap, stride[1:], padding, dimension_numbers=layout)
-        return split(y, 0, F)
+        y = jax.lax.conv_general_dilated(merge(frames, 0), tap, stride[1:], padding, dimension_numbers=layout)
+        return split(y, 0, frames.shape[1])
 
     # XLA:CPU runs its 3-D convolution 3 to 4 times slower than the same as 2-D ones.
-    by_frame = functools.partial(_sum_over_frames, stride=stride[0], apply=planes)
+    by_frame = functools.partial(_by_frame, stride=stride[0], convolve=planes)
     return jax.lax.platform_dependent(x, kernel, cpu=by_frame, default=whole)
 
 
-def _sum_over_frames(x, kernel, stride, apply):
-    taps, frames = kernel.shape[0], (x.shape[1] - kernel.shape[0]) // stride + 1
+def _by_frame(x, kernel, stride, convolve):
+    """The sum over the kernel's frames of the plane convolutions with each."""
+    K_f, *_, C_in, C_out = kernel.shape
+    frames = (x.shape[1] - K_f) // stride + 1
     span = (frames - 1) * stride + 1
-    return sum(apply(x[:, tap : tap + span : stride], kernel[tap]) for tap in range(taps))
+    shifted = [x[:, tap : tap + span : stride] for tap in range(K_f)]
+    if min(C_in, C_out) < NARROW:
+        return convolve(jnp.concatenate(shifted, axis=-1), jnp.concatenate(list(kernel), axis=-2))
+    return sum(convolve(frames, tap) for frames, tap in zip(shifted, kernel, strict=True))
 
 
 class CausalConv(nnx.Module):
