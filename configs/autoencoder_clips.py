@@ -23,7 +23,7 @@ def get_config():
         decoder_width=64,
         multipliers=(1, 2, 2),
         temporal=(True, True),
-        blocks=2,
+        blocks=1,
         latent_channels=48,
         dtype="float32",
     )

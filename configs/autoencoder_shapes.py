@@ -27,7 +27,7 @@ def get_config():
         dtype="float32",
     )
     config.transformer.channels = 32
-    config.data.update(sizes=("64x64",), frames=(17,), batch=8, crop_frames=17, crop_size="64x64")
+    config.data.update(sizes=("64x64",), frames=(17, 1), batch=8, crop_frames=17, crop_size="64x64")
     config.optimizer.update(learning_rate=2e-3, warmup_steps=100, schedule="cosine", ema_decay=0.999)
-    config.train.update(steps=5000, save_every=500)
+    config.train.update(steps=3000, save_every=500)
     return config

@@ -34,17 +34,17 @@ def get_config():
         patch=(1, 1, 1),
         channels=config.autoencoder.latent_channels,
         text_width=config.text.width,
-        width=384,
-        heads=6,
-        mlp=1536,
-        layers=12,
+        width=256,
+        heads=4,
+        mlp=1024,
+        layers=8,
         remat="none",
         dtype="float32",
     )
     config.data.update(
         sizes=("128",),
         frames=(17, 1),
-        batch=8,
+        batch=4,
         row_patches=1024,  # about three videos of 5 frames of 64 patches
         row_tokens=512,
         row_clips=8,

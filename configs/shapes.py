@@ -32,14 +32,14 @@ def get_config():
         width=256,
         heads=4,
         mlp=1024,
-        layers=8,
+        layers=6,
         remat="none",
         dtype="float32",
     )
     config.data.update(
         sizes=("64x64",),
         frames=(17, 1),
-        batch=16,
+        batch=8,
         row_patches=320,  # four videos of 5 x 4 x 4 patches
         row_tokens=160,
         row_clips=8,

@@ -57,7 +57,7 @@ SETTINGS = Settings(
     data=DataSettings(fps=FPS, sizes=(SIZE,), frames=(FRAMES,), crop_frames=FRAMES, crop_size=SIZE, threads=2),
     autoencoder=AutoencoderSettings(
         width=32,
-        decoder_width=48,
+        decoder_width=32,
         multipliers=(1, 2, 2),
         temporal=(True, True),
         blocks=1,
@@ -72,12 +72,13 @@ SETTINGS = Settings(
         patch=(1, 1, 1),
         channels=32,
         text_width=96,
-        width=192,
+        width=160,
         heads=4,
-        mlp=768,
-        layers=6,
+        mlp=640,
+        layers=5,
         frequencies=128,
         remat="none",
+        unroll=5,
         dtype="float32",
     ),
     sample=SampleSettings(size=SIZE, frames=FRAMES, fps=FPS, steps=30, guidance=3.0),
@@ -89,9 +90,9 @@ def autoencoder_settings(path: pathlib.Path, steps: int) -> Settings:
     return dataclasses.replace(
         SETTINGS,
         objective="autoencoder",
-        data=dataclasses.replace(SETTINGS.data, path=str(path), batch=8),
+        data=dataclasses.replace(SETTINGS.data, path=str(path), batch=4),
         optimizer=OptimizerSettings(
-            learning_rate=3e-3, warmup_steps=20, schedule="cosine", ema_decay=0.97, weight_decay=0.0
+            learning_rate=1e-3, warmup_steps=20, schedule="cosine", ema_decay=0.97, weight_decay=0.0
         ),
         train=TrainSettings(steps=steps, save_every=100, keep=1),
     )
@@ -102,7 +103,7 @@ def transformer_settings(path: pathlib.Path, steps: int) -> Settings:
     return dataclasses.replace(
         SETTINGS,
         data=dataclasses.replace(
-            SETTINGS.data, path=str(path), batch=16, row_patches=160, row_tokens=96, row_clips=2
+            SETTINGS.data, path=str(path), batch=8, row_patches=160, row_tokens=96, row_clips=2
         ),
         optimizer=OptimizerSettings(
             learning_rate=2e-3, warmup_steps=50, schedule="cosine", ema_decay=0.98, weight_decay=0.0
@@ -132,7 +133,7 @@ def demo(
     out: pathlib.Path,
     *,
     console: rich.console.Console,
-    autoencoder_steps: int = 260,
+    autoencoder_steps: int = 550,
     transformer_steps: int = 600,
 ) -> pathlib.Path:
     """Make captioned clips, prepare them, train both models, sample, and write a page that shows all of it.

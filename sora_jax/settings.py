@@ -123,6 +123,7 @@ class TransformerSettings:
     layers: int = 30
     frequencies: int = 256  # width of the sinusoid of time
     remat: str = "full"  # full: keep only each layer's input; none: keep everything
+    unroll: int = 1  # layers in one turn of the compiled loop; on a CPU more run faster and compile longer
     dtype: str = "bfloat16"
 
 

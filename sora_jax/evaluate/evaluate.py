@@ -83,14 +83,18 @@ def _evaluate_autoencoder(workdir, data: str, out: pathlib.Path, console):
     if not (workdir / "autoencoder").is_dir():
         raise InputError(f"{workdir}: its training has not ended: no folder `autoencoder` in it yet")
     settings, params = load_model(workdir / "autoencoder", Autoencoder, AutoencoderSettings)
-    rows, sheets = [], []
+    rows, measured, sheets = [], [], []
     with progress_bar(console) as bar:
         task = bar.add_task("reconstruction", total=len(clips), numbers="")
         for index, clip in enumerate(bar.track(clips, task_id=task)):
             video = records.read(split, index)
             values, made = measure_reconstruction(params, settings, video)
             name = f"{clip.source} at {clip.start:.1f} s"
-            rows.append((name, f"{clip.width}x{clip.height}", clip.frames, values["psnr"], values["ssim"]))
+            size = f"{clip.width}x{clip.height}"
+            rows.append((name, size, clip.frames, values["psnr"], values["ssim"]))
+            measured.append(
+                {"source": clip.source, "start": clip.start, "size": size, "frames": clip.frames, **values}
+            )
             if len(sheets) < PICTURES and clip.source not in [sheet[0] for sheet in sheets]:
                 picture = out / f"reconstruction-{len(sheets)}.png"
                 draw_reconstruction(picture, video, made)
@@ -98,11 +102,10 @@ def _evaluate_autoencoder(workdir, data: str, out: pathlib.Path, console):
                 sheets.append((clip.source, Picture(picture, caption)))
     header = ("clip", "size", "frames", "PSNR, dB", "SSIM")
     console.print(terminal_table(header, rows[:40]))
-    means = {"psnr": float(np.mean([row[3] for row in rows])), "ssim": float(np.mean([row[4] for row in rows]))}
+    means = {key: float(np.mean([values[key] for values in measured])) for key in ("psnr", "ssim")}
     line = f"PSNR {means['psnr']:.2f} dB, SSIM {means['ssim']:.4f} on {len(rows)} {split} clips"
     console.print(line, highlight=False)
-    names = ("source", "size", "frames", "psnr", "ssim")
-    values = means | {"split": split, "clips": [dict(zip(names, row, strict=True)) for row in rows]}
+    values = means | {"split": split, "clips": measured}
     pictures = [sheet for _, sheet in sheets]
     return values, [Section("Reconstruction", f"{line}.", [*pictures, Table(header, rows)])]
 

@@ -263,14 +263,14 @@ def _whole(x):
     return x if jax.typeof(x).sharding.mesh.empty else jax.reshard(x, jax.P())
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _decode_next(settings, params, latents, past):
     model = bind(Autoencoder, settings, params)
     video, past = model.decode_piece(model.from_latents(latents), past)
     return _whole(jnp.rint(jnp.clip(video * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)), past
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _encode_next(settings, params, frames, past):
     model = bind(Autoencoder, settings, params)
     if frames.dtype == jnp.uint8:

@@ -142,7 +142,8 @@ class DiT(nnx.Module):
             self.blocks,
             x,
             lambda block, x: block(x, modulation, one_hot, angles, segments, text, text_segments),
-            self.settings.remat,
+            remat=self.settings.remat,
+            unroll=self.settings.unroll,
         )
         shift, scale = (pick(e + self.head_modulation[i], one_hot) for i in range(2))
         x = self.head_norm(x) * (1 + scale) + shift

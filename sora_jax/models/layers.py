@@ -57,11 +57,12 @@ def stack(make_block, L: int, *, rngs):
     return jax.vmap(lambda key: make_block(nnx.Rngs(key)))(jax.random.split(rngs.params(), L))
 
 
-def run_stack(blocks, x, call, remat: str):
+def run_stack(blocks, x, call, *, remat: str, unroll: int = 1):
     """Apply stacked blocks one after another: x = call(block, x) for each.
 
     Args:
       remat: "full" keeps only each block's input for the backward pass, "none" keeps everything.
+      unroll: blocks in one turn of the compiled loop.
     """
 
     def body(x, block):
@@ -69,7 +70,7 @@ def run_stack(blocks, x, call, remat: str):
 
     if remat == "full":
         body = jax.checkpoint(body, prevent_cse=False)
-    return jax.lax.scan(body, x, blocks)[0]
+    return jax.lax.scan(body, x, blocks, unroll=unroll)[0]
 
 
 class Mlp(nnx.Module):

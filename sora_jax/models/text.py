@@ -90,7 +90,7 @@ class TextEncoder(nnx.Module):
         """
         tokens, segments = (jax.reshard(x, spec("batch tokens")) for x in (tokens, segments))
         x = self.embedding[...].at[tokens].get(out_sharding=spec("batch tokens ."))
-        x = run_stack(self.blocks, x, lambda block, x: block(x, segments), "full")
+        x = run_stack(self.blocks, x, lambda block, x: block(x, segments), remat="full")
         return jnp.where(segments[..., None] > 0, self.norm(x), 0.0)
 
 

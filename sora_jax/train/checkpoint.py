@@ -18,6 +18,7 @@ from sora_jax.files import MENDABLE, mendable
 from sora_jax.settings import Settings, from_dict
 
 FOLDER = "checkpoints"
+FREE = ("dtype", "remat", "unroll")  # settings of a model that change how it is computed, not what it is
 
 
 class Checkpoints:
@@ -143,7 +144,7 @@ def check_models(stored: Settings, wanted: Settings, where: str):
             differs = [
                 (f"{group}.{field.name}", getattr(before, field.name), getattr(now, field.name))
                 for field in dataclasses.fields(before)
-                if field.name not in ("dtype", "remat") and getattr(before, field.name) != getattr(now, field.name)
+                if field.name not in FREE and getattr(before, field.name) != getattr(now, field.name)
             ]
         for key, old, new in differs:
             raise InputError(
