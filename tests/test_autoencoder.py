@@ -15,10 +15,11 @@ from wan_cases import CASES, random_latents, random_tensors, random_video
 
 from sora_jax.errors import InputError
 from sora_jax.mesh import make_mesh, spec
-from sora_jax.models import conv
-from sora_jax.models.autoencoder import Autoencoder, decode_stream, encode_stream
+from sora_jax.models import conv, streaming
+from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.autoencoder_layers import FrameAttention
 from sora_jax.models.module import bind, init_params
+from sora_jax.models.streaming import decode_stream, encode_stream
 from sora_jax.settings import AutoencoderSettings, MeshSettings
 from sora_jax.weights.wan import WAN21_AUTOENCODER, WAN22_AUTOENCODER, autoencoder_from_diffusers
 
@@ -138,6 +139,32 @@ def test_streams_equal_the_whole_and_one_program_serves_every_length():
         assert [name for name in compiled if "compile" in name]
     finally:
         jax.monitoring.clear_event_listeners()
+
+
+def test_tiles_blend_into_the_whole(monkeypatch):
+    params, latents = params_of(SMALL), random_latents(5, SMALL)[0]
+    pixels = np.concatenate(list(decode_stream(params, SMALL, latents)))
+    for stream, x in ((encode_stream, pixels), (decode_stream, latents)):
+
+        def run(tile, stream=stream, x=x):
+            return np.concatenate(list(stream(params, SMALL, x, tile=tile)))
+
+        whole, tiles = run(0), run(12)
+        np.testing.assert_array_equal(run(64), whole)  # a single tile
+        assert tiles.dtype == whole.dtype
+        # A corner is further from every seam than the network sees.
+        np.testing.assert_allclose(tiles[:, :2, :2], whole[:, :2, :2], atol=1e-5)
+        with monkeypatch.context() as patch:
+            patch.setattr(streaming, "_fade", lambda *args, fade=streaming._fade: np.ones_like(fade(*args)))
+            averaged = run(12)
+        errors = [np.abs(made.astype(np.float32) - whole).mean() for made in (tiles, averaged)]
+        assert 0 < errors[0] < 0.9 * errors[1]
+        assert errors[0] < 0.15 * np.std(whole)
+
+
+def test_a_tile_too_small_to_blend_is_refused():
+    with pytest.raises(InputError, match="tile: 3 latents are too few"):
+        list(decode_stream(params_of(SMALL), SMALL, random_latents(5, SMALL)[0], tile=3))
 
 
 def test_memory_of_a_scan_does_not_grow_with_the_length():

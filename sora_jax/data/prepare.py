@@ -26,7 +26,8 @@ from sora_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sora_jax.errors import InputError
 from sora_jax.files import MENDABLE, copy_files, replacing
 from sora_jax.mesh import make_mesh
-from sora_jax.models.autoencoder import Autoencoder, encode_stream
+from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.models.streaming import encode_stream
 from sora_jax.settings import AutoencoderSettings, MeshSettings, Settings
 from sora_jax.weights.store import load_model, model_hash
 

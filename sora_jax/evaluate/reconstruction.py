@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.evaluate.metrics import psnr, ssim
-from sora_jax.models.autoencoder import decode_stream, encode_stream
+from sora_jax.models.streaming import decode_stream, encode_stream
 from sora_jax.settings import AutoencoderSettings
 
 BEST_PSNR = 100.0  # dB, of a frame that comes back exactly: its true value, infinity, would spoil every mean

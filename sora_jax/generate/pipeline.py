@@ -20,8 +20,9 @@ from sora_jax.diffusion.guidance import guided, in_pairs
 from sora_jax.diffusion.solvers import euler, heun, time_grid
 from sora_jax.errors import InputError
 from sora_jax.mesh import spec
-from sora_jax.models.autoencoder import Autoencoder, decode_stream
+from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind, init_params
+from sora_jax.models.streaming import decode_stream
 from sora_jax.models.video_model import VideoModel
 from sora_jax.patches import PatchBatch, grid_positions, patch_grid, patchify, unpatchify
 from sora_jax.settings import AutoencoderSettings, SampleSettings, Settings, parse_size

@@ -5,16 +5,12 @@ alone, so an image is a clip of one frame. `encode` and `decode` take a whole cl
 a memory that does not grow with its length.
 """
 
-import functools
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from sora_jax.errors import InputError
-from sora_jax.mesh import spec
 from sora_jax.models.autoencoder_layers import Level, Middle
 from sora_jax.models.conv import (
     CausalConv,
@@ -27,7 +23,6 @@ from sora_jax.models.conv import (
     repeat_up,
     unfold_pixels,
 )
-from sora_jax.models.module import bind
 from sora_jax.settings import AutoencoderSettings
 
 COLOURS = 3
@@ -204,81 +199,6 @@ def _in_pieces(step, x, stride, piece):
     return out
 
 
-def decode_stream(params: dict, settings: AutoencoderSettings, latents, *, piece: int = 1):
-    """Decode a video as a stream, at a memory that does not grow with its length.
-
-    Two compiled programs, the beginning's and the one for every piece after it, serve every length.
-
-    Args:
-      latents: normalised, [F', H', W', C]: an array, or any iterable of frames [H', W', C].
-      piece: latent frames at a time.
-    Yields: the next frames, [F, H, W, 3] uint8.
-    Raises: InputError if a frame does not fit or is not finite.
-    """
-    yield from _stream(_decode_next, params, settings, latents, piece, 1, _check_next_latents)
-
-
-def encode_stream(params: dict, settings: AutoencoderSettings, frames, *, piece: int = 1):
-    """Encode a video as a stream, at a memory that does not grow with its length.
-
-    Args:
-      frames: [F, H, W, 3] uint8, or float in [-1, 1]: an array, or any iterable of frames [H, W, 3].
-      piece: latent frames at a time.
-    Yields: the next normalised latents (the posterior's mean), [F', H', W', C] float32.
-    Raises: InputError if a frame does not fit or is not finite, or at the end if the number of frames does not.
-    """
-    size, rows = piece * settings.temporal_stride, settings.spatial_stride
-    yield from _stream(_encode_next, params, settings, frames, size, rows, _check_next_frames)
-
-
-def _stream(step, params, settings, frames, size, rows_per_latent, check):
-    past, made, shape, count = None, None, None, 0
-    frames = iter(frames)
-    while chunk := [np.asarray(frame) for frame in itertools.islice(frames, size if count else 1)]:
-        for i, frame in enumerate(chunk):
-            if frame.shape != (shape := shape or frame.shape):
-                raise InputError(f"frame {count + i}: of shape {frame.shape} after frames of {shape}")
-        check(chunk, settings, count)
-        chunk = np.stack(chunk)[None]
-        count += chunk.shape[1]
-        before, (made, past) = made, step(settings, params, _placed(chunk, rows_per_latent), past)
-        if before is not None:  # fetched while the next is being made
-            yield np.asarray(before)[0]
-    if made is None:
-        raise InputError("a video of no frames: at least one is needed")
-    yield np.asarray(made)[0]
-
-
-def _placed(chunk, rows_per_latent):
-    """On the current mesh, rows over context if the latents' rows divide."""
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
-        return chunk
-    divides = chunk.shape[2] % (mesh.shape["context"] * rows_per_latent) == 0
-    layout = ". . height . ." if divides else ". . . . ."
-    return jax.device_put(chunk, jax.NamedSharding(mesh, spec(layout)))
-
-
-def _whole(x):
-    return x if jax.typeof(x).sharding.mesh.empty else jax.reshard(x, jax.P())
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _decode_next(settings, params, latents, past):
-    model = bind(Autoencoder, settings, params)
-    video, past = model.decode_piece(model.from_latents(latents), past)
-    return _whole(jnp.rint(jnp.clip(video * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)), past
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _encode_next(settings, params, frames, past):
-    model = bind(Autoencoder, settings, params)
-    if frames.dtype == jnp.uint8:
-        frames = frames.astype(jnp.float32) / 127.5 - 1
-    (mean, _), past = model.encode_piece(frames, past)
-    return _whole(model.to_latents(mean)), past
-
-
 def latent_statistics(settings: AutoencoderSettings) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each raw latent channel, [C] float32; 0 and 1 where none are set."""
     C = settings.latent_channels
@@ -330,24 +250,3 @@ def check_latents(shape: tuple[int, ...], dtype, settings: AutoencoderSettings) 
         raise InputError(f"latents of shape {tuple(shape)}: {wanted} is needed")
     if not jnp.issubdtype(dtype, jnp.floating):
         raise InputError(f"latents of type {dtype}: float is needed")
-
-
-def _check_next_frames(frames, settings, before):
-    """`before` frames were good; are these that follow?"""
-    dtype = np.dtype(np.float32) if frames[0].dtype == np.uint8 else frames[0].dtype
-    check_video((1, before + len(frames), *frames[0].shape), dtype, settings)
-    _check_finite(frames, before, "frame")
-    # Wide of [-1, 1], so that a resize may overshoot; what it must catch is pixels of 0 to 255 kept as floats.
-    if frames[0].dtype != np.uint8 and max(np.abs(frame).max() for frame in frames) > 2:
-        raise InputError(f"frame {before}: values beyond 2; float in [-1, 1] is needed, or uint8")
-
-
-def _check_next_latents(frames, settings, before):
-    check_latents((1, len(frames), *frames[0].shape), frames[0].dtype, settings)
-    _check_finite(frames, before, "latent frame")
-
-
-def _check_finite(frames, before, name):
-    for i, frame in enumerate(frames):
-        if not np.isfinite(np.asarray(frame, np.float32)).all():
-            raise InputError(f"{name} {before + i}: holds NaN or infinity")
