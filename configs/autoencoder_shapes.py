@@ -7,7 +7,8 @@
         --workdir=runs/autoencoder_shapes
     sora-jax evaluate --checkpoint=runs/autoencoder_shapes
 
-Devices: 1, a laptop's CPU.
+Devices: 1, a laptop's CPU. 4,618,192 parameters.
+Result: not trained to its end yet; with the commands above, shortened, each step of the way has run.
 """
 
 from sora_jax.settings import default_config

@@ -111,6 +111,8 @@ def test_a_train_step_type_checks_on_the_devices_that_the_config_names(path):
             abstract_batch(settings, mesh),
         )
     assert types_of(after) == types_of(state)
+    if claimed := re.search(r"([\d,]+) parameters", docstring(path)):
+        assert f"{sum(x.size for x in jax.tree.leaves(state.params)):,}" == claimed[1]
     assert {x.shape for x in jax.tree.leaves(metrics)} == {()}
     assert bytes_on_a_device(state, mesh) < 8 * GIB
     if mesh.shape["fsdp"] > 1:
