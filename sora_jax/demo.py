@@ -30,6 +30,7 @@ from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.settings import (
     AutoencoderSettings,
     DataSettings,
+    LossSettings,
     MeshSettings,
     OptimizerSettings,
     SampleSettings,
@@ -54,7 +55,7 @@ PROMPTS = (
 # Sized for two CPU cores: 16 pixels of side and 4 frames a latent, and a transformer that takes each latent as one
 # patch.
 SETTINGS = Settings(
-    data=DataSettings(fps=FPS, sizes=(SIZE,), frames=(FRAMES,), crop_frames=FRAMES, crop_size=SIZE, threads=2),
+    data=DataSettings(fps=FPS, sizes=(SIZE,), frames=(FRAMES,), crop_size=SIZE, threads=2),
     autoencoder=AutoencoderSettings(
         width=32,
         decoder_width=32,
@@ -90,7 +91,9 @@ def autoencoder_settings(path: pathlib.Path, steps: int) -> Settings:
     return dataclasses.replace(
         SETTINGS,
         objective="autoencoder",
-        data=dataclasses.replace(SETTINGS.data, path=str(path), batch=4),
+        # Many short pieces rather than few whole videos: what a step learns from is how many scenes it sees.
+        data=dataclasses.replace(SETTINGS.data, path=str(path), batch=12, crop_frames=5),
+        loss=LossSettings(mse=2.0),
         optimizer=OptimizerSettings(
             learning_rate=1e-3, warmup_steps=20, schedule="cosine", ema_decay=0.97, weight_decay=0.0
         ),
@@ -133,8 +136,8 @@ def demo(
     out: pathlib.Path,
     *,
     console: rich.console.Console,
-    autoencoder_steps: int = 550,
-    transformer_steps: int = 600,
+    autoencoder_steps: int = 600,
+    transformer_steps: int = 450,
 ) -> pathlib.Path:
     """Make captioned clips, prepare them, train both models, sample, and write a page that shows all of it.
 

@@ -57,7 +57,7 @@ class FlowObjective:
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderObjective:
-    """Reconstruction of pixel clips: L1 + kl * KL, each a mean over a clip."""
+    """Reconstruction of pixel clips: L1 + mse * MSE + kl * KL, each a mean over a clip."""
 
     settings: Settings
     axes = "batch . height"
@@ -84,11 +84,13 @@ class AutoencoderObjective:
         video = batch.astype(jnp.float32) / 127.5 - 1
         mean, log_variance = model.encode(video)
         reconstruction = model.decode(mean + jnp.exp(0.5 * log_variance) * drawn)
-        l1 = jnp.mean(jnp.abs(reconstruction.astype(jnp.float32) - video), axis=(1, 2, 3, 4))
+        error = reconstruction.astype(jnp.float32) - video
+        l1, mse = (jnp.mean(f(error), axis=(1, 2, 3, 4)) for f in (jnp.abs, jnp.square))
         divergence = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance)
         kl = jnp.mean(divergence, axis=(1, 2, 3, 4))
-        total = jnp.sum(l1 + self.settings.loss.kl * kl)
-        return total, jnp.asarray(len(batch), jnp.float32), {"l1": jnp.sum(l1), "kl": jnp.sum(kl)}
+        total = jnp.sum(l1 + self.settings.loss.mse * mse + self.settings.loss.kl * kl)
+        sums = {"l1": jnp.sum(l1), "mse": jnp.sum(mse), "kl": jnp.sum(kl)}
+        return total, jnp.asarray(len(batch), jnp.float32), sums
 
 
 def make_objective(settings: Settings):
