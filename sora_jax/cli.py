@@ -57,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"sora-jax {name}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"sora-jax {name}: stopped; the same command goes on from what is complete", file=sys.stderr)
+        return 130
     return 0
 
 

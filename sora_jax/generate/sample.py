@@ -57,6 +57,11 @@ def sample(
         VideoWriter(path, settings.fps)
     with jax.set_mesh(devices):
         generator = load_generator(checkpoint)
+        limit = trained.text.max_tokens
+        for prompt in prompts:
+            if (length := len(generator.tokenizer.encode(prompt))) > limit:
+                note = f"note: {length - limit} of {length} tokens are cut from the prompt {prompt[:40]!r}..."
+                console.print(note, highlight=False)
         # Rows are split over these axes: what is missing is filled up and thrown away.
         rows = devices.shape["data"] * devices.shape["fsdp"]
         padded = prompts + [prompts[-1]] * (-len(prompts) % rows)
