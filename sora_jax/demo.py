@@ -57,9 +57,9 @@ PROMPTS = (
 SETTINGS = Settings(
     data=DataSettings(fps=FPS, sizes=(SIZE,), frames=(FRAMES,), crop_size=SIZE, threads=2),
     autoencoder=AutoencoderSettings(
-        width=32,
-        decoder_width=32,
-        multipliers=(1, 2, 2),
+        width=24,
+        decoder_width=24,
+        multipliers=(1, 2, 4),
         temporal=(True, True),
         blocks=1,
         patch=4,
@@ -136,7 +136,7 @@ def demo(
     out: pathlib.Path,
     *,
     console: rich.console.Console,
-    autoencoder_steps: int = 600,
+    autoencoder_steps: int = 1500,
     transformer_steps: int = 450,
 ) -> pathlib.Path:
     """Make captioned clips, prepare them, train both models, sample, and write a page that shows all of it.

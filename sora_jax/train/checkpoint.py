@@ -62,17 +62,18 @@ class Checkpoints:
         if step != self.latest():
             self._checked(lambda: self.manager.save(step, args=args))
 
-    def restore(self, abstract_state, settings: Settings):
-        """The newest state, in the shardings of `abstract_state`.
+    def restore(self, abstract_state, settings: Settings) -> tuple:
+        """The newest state, in the shardings of `abstract_state`, and the hash of the data it was trained on.
 
         Raises: InputError if it was made with other models than the settings say.
         """
         step = self.latest()
-        check_models(read_meta(self.folder, step)[0], settings, f"{self.folder}/{step}")
+        stored, data_hash = read_meta(self.folder, step)
+        check_models(stored, settings, f"{self.folder}/{step}")
         restored = self.manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
         )
-        return restored.state
+        return restored.state, data_hash
 
     def _checked(self, write):
         try:

@@ -54,7 +54,9 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
             start_workdir(workdir, records, settings)
             state = init_state(objective, optimizer, jax.random.key(settings.train.seed))
         else:
-            state = checkpoints.restore(abstract, settings)
+            state, trained_on = checkpoints.restore(abstract, settings)
+            if trained_on != data_hash:
+                console.print(f"note: {records.path} is not the data set of the steps before", highlight=False)
         start = int(state.step)
         console.print(
             f"{settings.objective}: {count_params(state.params):,} parameters on {jax.device_count()} "
