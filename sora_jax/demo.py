@@ -91,8 +91,9 @@ def autoencoder_settings(path: pathlib.Path, steps: int) -> Settings:
     return dataclasses.replace(
         SETTINGS,
         objective="autoencoder",
-        # Many short pieces rather than few whole videos: what a step learns from is how many scenes it sees.
-        data=dataclasses.replace(SETTINGS.data, path=str(path), batch=12, crop_frames=5),
+        # Short pieces rather than whole videos: what a step learns from is how many scenes it sees. But not too short:
+        # after 5 frames in training, colours drift in the frames beyond.
+        data=dataclasses.replace(SETTINGS.data, path=str(path), batch=7, crop_frames=9),
         loss=LossSettings(mse=2.0),
         optimizer=OptimizerSettings(
             learning_rate=1e-3, warmup_steps=20, schedule="cosine", ema_decay=0.97, weight_decay=0.0
@@ -136,7 +137,7 @@ def demo(
     out: pathlib.Path,
     *,
     console: rich.console.Console,
-    autoencoder_steps: int = 1500,
+    autoencoder_steps: int = 1100,
     transformer_steps: int = 450,
 ) -> pathlib.Path:
     """Make captioned clips, prepare them, train both models, sample, and write a page that shows all of it.
