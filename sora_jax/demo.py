@@ -91,8 +91,8 @@ def autoencoder_settings(path: pathlib.Path, steps: int) -> Settings:
     return dataclasses.replace(
         SETTINGS,
         objective="autoencoder",
-        # Short pieces rather than whole videos: what a step learns from is how many scenes it sees. But not too short:
-        # after 5 frames in training, colours drift in the frames beyond.
+        # Short pieces rather than whole videos: what a step learns from is how many scenes it sees. But not
+        # too short: trained on 5 frames, colours drift in the frames beyond.
         data=dataclasses.replace(SETTINGS.data, path=str(path), batch=7, crop_frames=9),
         loss=LossSettings(mse=2.0),
         optimizer=OptimizerSettings(
