@@ -1,13 +1,13 @@
-"""The autoencoder of the shapes world: 64x64 pixels and 17 frames become 4x4 and 5 latents of 32 channels.
+"""The autoencoder of the shapes world: 64x64 pixels and 17 frames become 4x4 and 5 latents of 48 channels.
 
     python -c "from pathlib import Path; from sora_jax.data.shapes import write_world; \
-        write_world(Path('data/shapes/videos'), 4000, lengths=(17, 17, 17, 1))"
+        write_world(Path('data/shapes/videos'), 4000)"
     sora-jax prepare --config=configs/autoencoder_shapes.py --videos=data/shapes/videos --out=data/shapes/pixels
-    sora-jax train --config=configs/autoencoder_shapes.py --config.data.path=data/shapes/pixels \
-        --workdir=runs/autoencoder_shapes
+    JAX_NUM_CPU_DEVICES=2 sora-jax train --config=configs/autoencoder_shapes.py \
+        --config.data.path=data/shapes/pixels --workdir=runs/autoencoder_shapes
     sora-jax evaluate --checkpoint=runs/autoencoder_shapes
 
-Devices: 1, a laptop's CPU. 4,618,192 parameters.
+Devices: 2, the cores of a laptop's CPU. 3,515,904 parameters.
 Result: not trained to its end yet; with the commands above, shortened, each step of the way has run.
 """
 
@@ -19,16 +19,26 @@ def get_config():
     config.objective = "autoencoder"
     config.autoencoder.update(
         patch=4,
-        width=32,
-        decoder_width=48,
-        multipliers=(1, 2, 2),
+        width=16,
+        decoder_width=24,
+        multipliers=(1, 2, 4),
         temporal=(True, True),
         blocks=1,
-        latent_channels=32,
+        latent_channels=48,
         dtype="float32",
     )
-    config.transformer.channels = 32
-    config.data.update(sizes=("64x64",), frames=(17, 1), batch=8, crop_frames=17, crop_size="64x64")
-    config.optimizer.update(learning_rate=2e-3, warmup_steps=100, schedule="cosine", ema_decay=0.999)
-    config.train.update(steps=3000, save_every=500)
+    config.transformer.channels = 48
+    config.loss.mse = 4.0
+    config.data.update(sizes=("64x64",), frames=(17,), batch=4, crop_frames=17, crop_size="64x64", threads=1)
+    # Muon: after 300 updates 21 dB, where AdamW at its best rate has 17.
+    config.optimizer.update(
+        name="muon",
+        learning_rate=3e-3,
+        warmup_steps=50,
+        schedule="cosine",
+        final_fraction=0.01,
+        ema_decay=0.999,
+        weight_decay=0.0,
+    )
+    config.train.update(steps=10_500, save_every=500, log_every=20)
     return config

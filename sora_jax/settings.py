@@ -14,10 +14,11 @@ import ml_collections
 from sora_jax.errors import InputError, nearest
 
 # The least of each whole number, where it is not 1; then what is from 0 to 1, what is above 0, what is 0 or more.
-_LEAST = {"shuffle_seed": 0, "seed": 0, "warmup_steps": 0, "data": -1, "fsdp": -1, "context": -1, "tensor": -1}
-_SHARES = ("caption_dropout", "validation", "final_fraction", "b1", "b2", "ema_decay")
+_LEAST = {"data": -1, "fsdp": -1, "context": -1, "tensor": -1}
+_LEAST |= dict.fromkeys(("shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
+_SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
 _POSITIVE = ("fps", "epsilon", "clip_norm")
-_NOT_NEGATIVE = ("shift", "time_std", "kl", "learning_rate", "weight_decay")
+_NOT_NEGATIVE = ("shift", "time_std", "mse", "kl", "perceptual", "adversarial", "learning_rate", "weight_decay")
 _DTYPES = ("bfloat16", "float32")
 
 
@@ -64,6 +65,7 @@ class DataSettings:
     caption_dropout: float = 0.1  # share of captions emptied, for guidance
     crop_frames: int = 17  # what the autoencoder sees of a clip
     crop_size: str = "64x64"
+    image_share: float = 0.0  # of the autoencoder's steps: as many single frames instead, pictures among them
     validation: float = 0.05  # share of the sources held out, by hash of the source
     threads: int = 4
     shuffle_seed: int = 0
@@ -138,16 +140,22 @@ class FlowSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-    """The autoencoder's loss: L1 + mse * MSE + kl * KL, of pixels in [-1, 1]."""
+    """The autoencoder's loss, of pixels in [-1, 1]: L1 and these weights times what they name."""
 
     mse: float = 0.0  # large errors count more: small objects on plain ground are learned sooner
     kl: float = 3e-6
+    perceptual: float = 0.0  # LPIPS
+    perceptual_weights: str = ""  # safetensors file of LPIPS with VGG-16
+    adversarial: float = 0.0  # a discriminator's pull, as a share of that of the terms above
+    adversarial_start: int = 0  # updates before it begins; the discriminator learns from the first
+    discriminator_width: int = 64  # channels of its first layer
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW with warm-up, a constant or cosine schedule, and clipping by the global norm."""
+    """AdamW or Muon with warm-up, a constant or cosine schedule, and clipping by the global norm."""
 
+    name: str = "adamw"  # adamw, muon
     learning_rate: float = 1e-4
     warmup_steps: int = 1000
     schedule: str = "constant"  # constant, cosine
@@ -215,9 +223,15 @@ class Settings:
                 raise InputError(f"config.transformer.{ours}: must be config.{wanted}, which is {value}")
         if self.transformer.width % self.transformer.heads:
             raise InputError(f"config.transformer.heads: must divide the width {self.transformer.width}")
+        loss = self.loss
+        if bool(loss.perceptual) != bool(loss.perceptual_weights):
+            raise InputError("config.loss.perceptual and config.loss.perceptual_weights: set both or neither")
+        if loss.adversarial_start and not loss.adversarial:
+            raise InputError("config.loss.adversarial_start: there is no config.loss.adversarial that would start")
         for where, value, known in (
             ("objective", self.objective, ("flow", "autoencoder")),
             ("transformer.remat", self.transformer.remat, ("full", "none")),
+            ("optimizer.name", self.optimizer.name, ("adamw", "muon")),
             ("optimizer.schedule", self.optimizer.schedule, ("constant", "cosine")),
             ("sample.solver", self.sample.solver, ("euler", "heun")),
         ):

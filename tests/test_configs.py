@@ -105,7 +105,7 @@ def test_a_train_step_type_checks_on_the_devices_that_the_config_names(path):
     with jax.sharding.use_abstract_mesh(mesh):
         state = abstract_state(objective, optimizer)
         after, metrics = jax.eval_shape(
-            lambda state, batch: train_step(objective, optimizer, settings, state, batch),
+            lambda state, batch: train_step(objective, optimizer, settings, state, {}, batch),
             state,
             abstract_batch(settings, mesh),
         )

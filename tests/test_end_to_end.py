@@ -36,6 +36,10 @@ class Run:
             "train",
             f"--workdir={folder}/autoencoder",
             "--config.objective=autoencoder",
+            "--config.data.image_share=0.5",
+            "--config.loss.adversarial=0.5",
+            "--config.loss.discriminator_width=4",
+            "--config.optimizer.name=muon",
             f"--config.data.path={folder}/pixels",
         )
         self.verb("prepare", f"--videos={clips}", f"--autoencoder={folder}/autoencoder", f"--out={folder}/latents")

@@ -25,7 +25,7 @@ class Run:
     def go(self, steps, batches=None):
         state = self.fresh()
         for n in range(steps):
-            state, metrics = self.step(state, tiny.on_mesh(tiny.random_batch((batches or range(steps))[n])))
+            state, metrics = self.step(state, {}, tiny.on_mesh(tiny.random_batch((batches or range(steps))[n])))
         return jax.device_get(state), {name: float(x) for name, x in metrics.items()}
 
 
@@ -93,6 +93,40 @@ def test_only_weight_matrices_decay(one_device):
     np.testing.assert_array_equal(updates["bias"], 0)
 
 
+def test_muon_gives_every_direction_of_a_matrix_the_same_step(one_device):
+    """As large as AdamW's: 0.2 of the learning rate for the root mean square of a square matrix's update."""
+    settings = OptimizerSettings(name="muon", learning_rate=1.0, warmup_steps=0, weight_decay=0.0, clip_norm=1e9)
+    optimizer = make_optimizer(settings, 10)
+    rng = np.random.default_rng(0)
+    shapes = {"linear": (32, 32), "stack": (3, 32, 32), "conv": (3, 3, 3, 8, 24)}
+    params = {name: {"kernel": rng.normal(size=shape).astype(np.float32)} for name, shape in shapes.items()}
+    params["bias"] = np.ones(8, np.float32)
+    grads = jax.tree.map(lambda x: x * np.float32(1e-3), params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    matrices = [
+        updates["linear"]["kernel"],
+        *updates["stack"]["kernel"],
+        updates["conv"]["kernel"].reshape(-1, 24),
+    ]
+    for matrix in matrices:
+        values = np.linalg.svd(matrix, compute_uv=False) / (0.2 * max(matrix.shape) ** 0.5)
+        # The smallest of a square random matrix are all but 0, and take more iterations to reach 1.
+        assert np.quantile(values, 0.1) > 0.6 and values.max() < 1.4, values
+    assert (
+        len(set(updates["bias"].tolist())) == 1 and -2 < updates["bias"][0] < -0.5
+    )  # AdamW's first step: the sign
+
+
+def test_muon_on_a_mesh_equals_one_device():
+    settings = tiny.change(tiny.SETTINGS, optimizer={"name": "muon"})
+    params = []
+    for sizes in ({"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        with jax.set_mesh(tiny.mesh_of(**sizes)):
+            params.append(Run(settings).go(2)[0].params)
+    # Four of its iterations on products of float32, summed in another order; lr is 1e-3.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *params)
+
+
 def test_overfitting_eight_clips_drives_the_loss_down(one_device):
     """The positive control: a model that can't learn eight clips by heart has a fault, not too little time."""
     settings = tiny.change(
@@ -108,7 +142,7 @@ def test_overfitting_eight_clips_drives_the_loss_down(one_device):
     state = run.fresh()
     losses = []
     for _ in range(settings.train.steps):
-        state, metrics = run.step(state, batch)
+        state, metrics = run.step(state, {}, batch)
         losses.append(float(metrics["loss"]))
     # Noise and data both have unit variance: 2 for a model that knows nothing, 1.73 for one that knows no clip.
     assert np.mean(losses[:5]) > 1.5
@@ -118,7 +152,7 @@ def test_overfitting_eight_clips_drives_the_loss_down(one_device):
 def test_train_step_is_plain_maths_without_a_jit(run):
     shapes = jax.eval_shape(
         lambda: train_step(
-            run.objective, run.optimizer, run.settings, run.fresh(), tiny.on_mesh(tiny.random_batch(0))
+            run.objective, run.optimizer, run.settings, run.fresh(), {}, tiny.on_mesh(tiny.random_batch(0))
         )
     )
     assert set(shapes[1]) == set(GOLDEN)

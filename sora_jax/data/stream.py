@@ -117,6 +117,9 @@ def validation_rows(settings: Settings, *, host: int = 0, hosts: int = 1) -> Str
 def train_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
     """Random crops of clips for the autoencoder, shuffled, without end: uint8 [B, F, H, W, 3].
 
+    At data.image_share of the steps the same number of frames comes as pictures, [B * F, 1, H, W, 3]: single
+    frames of any clip that has the crop's rows and columns.
+
     Args:
       settings: data.path names pixels that `prepare` wrote; data.crop_frames and data.crop_size the crop.
       host, hosts: which of how many consecutive parts of every global batch to make.
@@ -131,12 +134,21 @@ def train_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
         return np.random.default_rng((data.shuffle_seed, epoch)).permutation(len(crops.clips))
 
     def batch_at(step):
+        if np.random.default_rng((data.shuffle_seed, step, 2)).random() < data.image_share:
+            return pictures_at(step)
         made = []
         for i in local:
             number = step * data.batch + i
             epoch, place = divmod(number, len(crops.clips))
             share = np.random.default_rng((data.shuffle_seed, number, 1)).random(3)
-            made.append(crops.cut(order(epoch)[place], share))
+            made.append(crops.cut(crops.clips[order(epoch)[place]], share))
+        return np.stack(made)
+
+    def pictures_at(step):
+        made = []
+        for number in range(local.start * data.crop_frames, local.stop * data.crop_frames):
+            draw = np.random.default_rng((data.shuffle_seed, step, number, 3))
+            made.append(crops.cut(draw.choice(crops.pictures), draw.random(3), frames=1))
         return np.stack(made)
 
     return Stream(
@@ -162,7 +174,9 @@ def validation_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> St
     batches = -(-n // data.batch)
     middle = np.full(3, 0.5)
     return Stream(
-        batch_at=lambda step: np.stack([crops.cut((step * data.batch + i) % n, middle) for i in local]),
+        batch_at=lambda step: np.stack(
+            [crops.cut(crops.clips[(step * data.batch + i) % n], middle) for i in local]
+        ),
         batches=batches,
         clips=n,
         fill=1.0,
@@ -258,8 +272,11 @@ class _Crops:
             )
         self._crop = (data.crop_frames, *size)
         clips = self._records.clips(split)
-        fits = [all(side >= cut for side, cut in zip(clip.shape, self._crop, strict=False)) for clip in clips]
-        self.clips = np.flatnonzero(fits)
+        fits = np.array(
+            [[side >= cut for side, cut in zip(clip.shape, self._crop, strict=False)] for clip in clips]
+        )
+        self.clips = np.flatnonzero(fits.all(axis=1))  # as large as the crop
+        self.pictures = np.flatnonzero(fits[:, 1:].all(axis=1))  # at least one frame of that size
         wanted = f"{data.crop_frames} frames of {data.crop_size}"
         if not len(self.clips):
             largest = max(clips, key=lambda clip: np.prod(clip.shape))
@@ -273,9 +290,10 @@ class _Crops:
                 f"{len(clips) - len(self.clips)} of {len(clips)} clips are smaller than {wanted}: not used",
             )
 
-    def cut(self, index: int, share: np.ndarray) -> np.ndarray:
-        """The crop of clip `index` that lies at these shares of the free frames, rows and columns."""
-        frames = self._records.read(self._split, int(self.clips[index]))
-        free = np.array(frames.shape[:3]) - self._crop + 1
+    def cut(self, clip: int, share: np.ndarray, *, frames: int | None = None) -> np.ndarray:
+        """The crop of a clip, or so many frames of it, at these shares of the free frames, rows and columns."""
+        pixels = self._records.read(self._split, int(clip))
+        sizes = (frames or self._crop[0], *self._crop[1:])
+        free = np.array(pixels.shape[:3]) - sizes + 1
         starts = np.minimum((share * free).astype(int), free - 1)
-        return frames[tuple(slice(s, s + n) for s, n in zip(starts, self._crop, strict=True))]
+        return pixels[tuple(slice(s, s + n) for s, n in zip(starts, sizes, strict=True))]

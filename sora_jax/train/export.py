@@ -12,7 +12,7 @@ from sora_jax.mesh import place
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
 from sora_jax.settings import AutoencoderSettings, Settings
-from sora_jax.train.objectives import AutoencoderObjective
+from sora_jax.train.autoencoder_objective import AutoencoderObjective
 from sora_jax.weights.store import save_model
 
 CLIPS = 256  # measured for the latents' mean and deviation

@@ -46,6 +46,7 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     step = make_step(objective, optimizer, settings)
     with jax.set_mesh(mesh):
         abstract = abstract_on_mesh(abstract_state(objective, optimizer))
+        frozen = objective.frozen()
     # Until here nothing is written: a mistake leaves no trace.
     for note in stream.notes:
         console.print(f"note: {note}", highlight=False)
@@ -74,7 +75,7 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
                 batch = next(batches)
                 wait = time.perf_counter() - waiting
                 units, flops = objective.work(batch)
-                state, values = step(state, place(batch, objective.axes))
+                state, values = step(state, frozen, place(batch, objective.axes))
                 # The step before is read while this one runs, so that the chips never wait for the host.
                 if pending:
                     metrics.log(*pending)
@@ -89,7 +90,7 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
             batches.close()
             metrics.close()
         if settings.objective == "autoencoder":
-            export_autoencoder(settings, state.ema, stream, workdir / "autoencoder")
+            export_autoencoder(settings, state.ema["autoencoder"], stream, workdir / "autoencoder")
     return state
 
 

@@ -1,12 +1,16 @@
-"""AdamW with warm-up, a schedule and clipping.
+"""AdamW or Muon, with warm-up, a schedule and clipping.
 
-Source: Loshchilov & Hutter 2017 (arXiv 1711.05101).
+Sources: AdamW, Loshchilov & Hutter 2017 (arXiv 1711.05101); Muon, Jordan et al. 2024 and, for its scale,
+Liu et al. 2025 (arXiv 2502.16982), Boissin et al. 2025 (arXiv 2512.04632) for its preconditioning.
 """
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from sora_jax.settings import OptimizerSettings
+
+MUON_RMS = 0.2  # of an update over the learning rate: as large as AdamW's, so that both take the same rate
 
 
 def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
@@ -22,20 +26,64 @@ def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTransformation:
-    """AdamW; only weight matrices decay, not norms, biases, modulations and embeddings."""
+    """The optimizer that `settings.name` names; only weight matrices decay, not norms, biases and embeddings."""
 
-    def is_kernel(params):
-        return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    # Update number n, counted from 1, has the schedule's value at n: the first is not lost to lr = 0.
+    def rate(count):
+        return learning_rate(settings, steps)(count + 1)
 
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(
-            # Update number n, counted from 1, has the schedule's value at n: the first is not lost to lr = 0.
-            lambda count: learning_rate(settings, steps)(count + 1),
-            b1=settings.b1,
-            b2=settings.b2,
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-            mask=is_kernel,
-        ),
+    rule = {"adamw": _adamw, "muon": _muon}[settings.name](settings, rate)
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), rule)
+
+
+def _adamw(settings, rate):
+    return optax.adamw(
+        rate,
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        mask=lambda params: jax.tree.map_with_path(lambda path, _: _is_kernel(path), params),
     )
+
+
+def _muon(settings, rate):
+    """Orthogonalised momentum for the weight matrices, AdamW with Nesterov's momentum for the rest."""
+    rule = muon(
+        rate,
+        beta=0.95,
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        consistent_rms=MUON_RMS,
+        preconditioning="aol",
+        ns_steps=4,
+        adam_b1=settings.b1,
+        adam_b2=settings.b2,
+        muon_weight_dimension_numbers=lambda params: jax.tree.map_with_path(_matrix_axes, params),
+    )
+
+    def update(updates, state, params=None):
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return rule.update(updates, state, params)
+        # Products of a sharded matrix with itself: which chip holds what of them is left to the compiler.
+        out = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
+        return jax.sharding.auto_axes(rule.update, out_sharding=out)(updates, state, params)
+
+    return optax.GradientTransformation(rule.init, update)
+
+
+def _is_kernel(path) -> bool:
+    return path[-1].key == "kernel"
+
+
+def _matrix_axes(path, x) -> MuonDimensionNumbers | None:
+    """Which axes of a weight are its matrix's rows and columns; None: it is no matrix.
+
+    A convolution's kernel [K_f, K_h, K_w, C_in, C_out] is a matrix of all taps' inputs to its outputs; the first
+    axis of a stack's kernel [L, C_in, C_out] is many matrices.
+    """
+    if not _is_kernel(path):
+        return None
+    rows = (x.ndim - 2,) if x.ndim <= 3 else tuple(range(x.ndim - 1))
+    return MuonDimensionNumbers(reduction_axis=rows, output_axis=(x.ndim - 1,))

@@ -12,18 +12,18 @@ from sora_jax.train.state import TrainState
 
 
 def make_step(objective, optimizer, settings: Settings):
-    """The jitted step: (state, batch) -> (state, metrics); the state given is donated.
+    """The jitted step: (state, frozen, batch) -> (state, metrics); the state given is donated.
 
     Metrics are float32 scalars: loss, gradient_norm (before clipping), learning_rate, and the objective's own.
     """
     return jax.jit(functools.partial(train_step, objective, optimizer, settings), donate_argnums=0)
 
 
-def train_step(objective, optimizer, settings: Settings, state: TrainState, batch):
+def train_step(objective, optimizer, settings: Settings, state: TrainState, frozen, batch):
     """The update as plain maths; all randomness is a function of the seed and the number of updates done."""
     key = jax.random.fold_in(jax.random.key(settings.train.seed), state.step)
-    drawn = objective.draw(key, batch)
-    grads, sums, weight = accumulate(objective, state.params, (batch, drawn), settings.train.accumulate)
+    drawn = objective.draw(key, batch, state.step)
+    grads, sums, weight = accumulate(objective, state.params, frozen, (batch, drawn), settings.train.accumulate)
     grads, metrics = jax.tree.map(lambda x: x / weight, (grads, sums))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -37,7 +37,7 @@ def train_step(objective, optimizer, settings: Settings, state: TrainState, batc
     return TrainState(state.step + 1, params, ema, opt_state), metrics
 
 
-def accumulate(objective, params, inputs, parts: int):
+def accumulate(objective, params, frozen, inputs, parts: int):
     """Gradients and sums of the loss over the whole batch, made in `parts` micro-batches.
 
     Returns: (gradients of the summed loss, sums to divide by the weight, the weight).
@@ -45,7 +45,7 @@ def accumulate(objective, params, inputs, parts: int):
 
     def grads_of(inputs):
         def loss(params):
-            total, weight, sums = objective.loss(params, *inputs)
+            total, weight, sums = objective.loss(params, frozen, *inputs)
             return total, ({"loss": total} | sums, weight)
 
         grads, (sums, weight) = jax.grad(loss, has_aux=True)(params)
@@ -55,7 +55,8 @@ def accumulate(objective, params, inputs, parts: int):
         return grads_of(inputs)
     split = jax.tree.map(lambda x: split_batch(x, parts), inputs)
     sums = jax.eval_shape(grads_of, jax.tree.map(lambda x: x[0], split))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding.spec), sums)
+    # What no array went into, a constant weight for one, has no sharding.
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding and x.sharding.spec), sums)
 
     def add(carry, inputs):
         return jax.tree.map(jnp.add, carry, grads_of(inputs)), None
