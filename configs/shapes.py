@@ -8,7 +8,7 @@ The latents are those of `autoencoder_shapes.py`, which comes first: it also say
     sora-jax sample --checkpoint=runs/shapes --prompt="a red circle moves left on a black background" --out=red.mp4
     sora-jax evaluate --checkpoint=runs/shapes
 
-Devices: 1, a laptop's CPU. 7,431,840 parameters.
+Devices: 1, a laptop's CPU. 7,440,048 parameters.
 Result: not trained to its end yet; with the commands above, shortened, each step of the way has run.
 """
 

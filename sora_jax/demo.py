@@ -43,7 +43,7 @@ from sora_jax.train.loop import count_params, train
 from sora_jax.train.metrics import progress_bar
 from sora_jax.weights.store import load_model
 
-CLIPS = 320
+CLIPS = 640
 SIZE, FRAMES, FPS = "64x64", 17, 16.0
 PROMPTS = (
     "a large red circle moves right on a black background",
