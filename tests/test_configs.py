@@ -181,7 +181,10 @@ def test_what_sample_makes_by_default_fits_the_model(path):
 @each_config
 def test_the_commands_in_the_docstring_parse(path):
     text = docstring(path).replace("\\\n", " ")
-    commands = [shlex.split(line, comments=True) for line in re.findall(r"^ +(sora-jax .+)$", text, re.MULTILINE)]
+    commands = [
+        shlex.split(line, comments=True)
+        for line in re.findall(r"^ +(?:[A-Z_]+=\w+ )?(sora-jax .+)$", text, re.MULTILINE)
+    ]
     assert {command[1] for command in commands} >= {"prepare", "train", "evaluate"}
     for _, verb, *arguments in commands:
         values = parsed(verb, arguments)
