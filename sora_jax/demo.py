@@ -148,7 +148,7 @@ def demo(
     out: pathlib.Path,
     *,
     console: rich.console.Console,
-    autoencoder_steps: int = 800,
+    autoencoder_steps: int = 880,
     transformer_steps: int = 450,
 ) -> pathlib.Path:
     """Make captioned clips, prepare them, train both models, sample, and write a page that shows all of it.

@@ -26,7 +26,15 @@ from sora_jax.models.conv import (
 from sora_jax.settings import AutoencoderSettings
 
 COLOURS = 3
+FIRST_LOGVAR = -6.0  # of a fresh posterior: noise as large as the means hides small things until it is unlearned
 LOGVAR_RANGE = (-30.0, 20.0)  # so that exp of it is a finite float32
+
+
+def narrow_init(key, shape, dtype, out_sharding=None):
+    """The bias [2 * C] of means and log variances: 0 and FIRST_LOGVAR."""
+    del key
+    bias = jnp.repeat(jnp.array([0.0, FIRST_LOGVAR], dtype), shape[0] // 2)
+    return bias if out_sharding is None else jax.reshard(bias, out_sharding)
 
 
 class Encoder(nnx.Module):
@@ -108,7 +116,8 @@ class Autoencoder(nnx.Module):
         check_settings(settings)
         self.settings = settings
         self.encoder = Encoder(settings, rngs=rngs)
-        self.moments = Linear(2 * settings.latent_channels, 2 * settings.latent_channels, rngs=rngs)
+        C = settings.latent_channels
+        self.moments = Linear(2 * C, 2 * C, bias_init=narrow_init, rngs=rngs)
         self.unlatent = Linear(settings.latent_channels, settings.latent_channels, rngs=rngs)
         self.decoder = Decoder(settings, rngs=rngs)
 

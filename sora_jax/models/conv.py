@@ -138,9 +138,9 @@ class CausalConv(nnx.Module):
 class Linear(nnx.Module):
     """A matrix on the channels, the same for every pixel."""
 
-    def __init__(self, C_in: int, C_out: int, *, init=fan_in_init, rngs: nnx.Rngs):
+    def __init__(self, C_in: int, C_out: int, *, init=fan_in_init, bias_init=None, rngs: nnx.Rngs):
         self.kernel = weight(init, (C_in, C_out), rngs=rngs)
-        self.bias = weight(jax.nn.initializers.zeros, (C_out,), rngs=rngs)
+        self.bias = weight(bias_init or jax.nn.initializers.zeros, (C_out,), rngs=rngs)
 
     def __call__(self, x):
         return x @ gathered(self.kernel, x.dtype) + gathered(self.bias, x.dtype)
