@@ -245,7 +245,7 @@ SAMPLE_HELP = {
     "frames": "Its length, 4 n + 1; 1 is an image.",
     "fps": "Frames a second.",
     "steps": "Of the solver.",
-    "solver": "euler or heun.",
+    "solver": "euler, heun, dpm or unipc.",
     "guidance": "How hard to follow the prompt; 1 is not at all guided.",
     "shift": "Of the times towards noise; 0: by the video's size.",
 }

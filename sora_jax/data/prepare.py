@@ -29,7 +29,7 @@ from sora_jax.mesh import make_mesh
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.streaming import encode_stream
 from sora_jax.settings import AutoencoderSettings, MeshSettings, Settings
-from sora_jax.weights.store import load_model, model_hash
+from sora_jax.weights.store import autoencoder_folder, load_model, model_hash
 
 FORMAT = 1  # of the data set; another one is prepared anew
 
@@ -51,8 +51,7 @@ class Encoder:
     PIECE = 4  # latent frames at a time
 
     def __init__(self, folder: pathlib.Path):
-        inside = pathlib.Path(folder) / "autoencoder"
-        self.folder = inside if inside.is_dir() else pathlib.Path(folder)
+        self.folder = autoencoder_folder(folder)
         self._mesh = make_mesh(MeshSettings(), jax.local_devices()[:1])
         with jax.set_mesh(self._mesh):
             self.settings, self._params = load_model(self.folder, Autoencoder, AutoencoderSettings)

@@ -17,7 +17,7 @@ from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion.conditioning import hold_known, start_from
 from sora_jax.diffusion.flow import levels_of, shift_of
 from sora_jax.diffusion.guidance import guided, in_pairs
-from sora_jax.diffusion.solvers import euler, heun, time_grid
+from sora_jax.diffusion.solvers import dpm, euler, heun, time_grid, unipc
 from sora_jax.errors import InputError
 from sora_jax.mesh import spec
 from sora_jax.models.autoencoder import Autoencoder
@@ -29,7 +29,7 @@ from sora_jax.settings import AutoencoderSettings, SampleSettings, Settings, par
 from sora_jax.train.checkpoint import abstract_on_mesh, find_checkpoint, read_meta, restore_ema
 from sora_jax.weights.store import load_model
 
-SOLVERS = {"euler": euler, "heun": heun}
+SOLVERS = {"euler": euler, "heun": heun, "dpm": dpm, "unipc": unipc}
 LONGEST_PROMPT = 10_000  # characters; far more than any encoder takes, so a mistake such as a whole file
 
 

@@ -19,6 +19,7 @@ from sora_jax.train.export import export_autoencoder
 from sora_jax.train.metrics import Metrics
 from sora_jax.train.objectives import make_objective
 from sora_jax.train.optimizer import make_optimizer
+from sora_jax.train.pretrained import begin_with, check_pretrained
 from sora_jax.train.state import TrainState, abstract_state, init_state
 from sora_jax.train.step import make_step
 from sora_jax.weights.store import load_settings
@@ -40,6 +41,8 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     records = Records(settings.data.path, kind)
     if settings.objective == "flow":
         check_latents(records, settings)
+    if settings.train.init_from:
+        check_pretrained(settings, records)
     data_hash = hashlib.sha256((records.path / "manifest.jsonl").read_bytes()).hexdigest()[:16]
     objective = make_objective(settings)
     optimizer = make_optimizer(settings.optimizer, settings.train.steps)
@@ -54,6 +57,8 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
         if checkpoints.latest() is None:
             start_workdir(workdir, records, settings)
             state = init_state(objective, optimizer, jax.random.key(settings.train.seed))
+            if settings.train.init_from:
+                state = begin_with(settings, state)
         else:
             state, trained_on = checkpoints.restore(abstract, settings)
             if trained_on != data_hash:

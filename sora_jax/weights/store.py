@@ -79,6 +79,12 @@ def load_settings(folder, settings_class):
     return from_dict(settings_class, values, str(path))
 
 
+def autoencoder_folder(folder) -> pathlib.Path:
+    """Where the autoencoder is, of its own folder or of the workdir of a run that trained or used it."""
+    inside = pathlib.Path(folder) / "autoencoder"
+    return inside if inside.is_dir() else pathlib.Path(folder)
+
+
 def model_hash(folder) -> str:
     """16 hex digits that change with the weights or the settings of a model on disk."""
     digest = hashlib.sha256()
