@@ -15,6 +15,7 @@ from sora_jax.errors import InputError, nearest
 
 # The least of each whole number, where it is not 1; then what is from 0 to 1, what is above 0, what is 0 or more.
 _LEAST = {"data": -1, "fsdp": -1, "context": -1, "tensor": -1}
+_LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions"), 0)
 _LEAST |= dict.fromkeys(("shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
 _POSITIVE = ("fps", "epsilon", "clip_norm")
@@ -118,6 +119,9 @@ class TransformerSettings:
 
     patch: tuple[int, int, int] = (1, 2, 2)  # frames, rows, columns of latents in a patch
     channels: int = 16  # of the latents
+    condition_channels: int = 0  # latents given beside the noise; Wan's image-to-video: 4 of a mask, 16 encoded
+    image_width: int = 0  # of an image encoder's features that are attended to as well; 0: of none
+    image_positions: int = 0  # length of their learned positions (Wan's first and last frame: 514); 0: none
     text_width: int = 4096  # E
     width: int = 1536  # D
     heads: int = 12

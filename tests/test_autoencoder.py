@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors
-from wan_cases import CASES, random_latents, random_tensors, random_video
+from wan_cases import CASES, autoencoder_params, random_latents, random_video
 
 from sora_jax.errors import InputError
 from sora_jax.mesh import make_mesh, spec
@@ -21,7 +20,7 @@ from sora_jax.models.autoencoder_layers import FrameAttention
 from sora_jax.models.module import bind, init_params
 from sora_jax.models.streaming import decode_stream, encode_stream
 from sora_jax.settings import AutoencoderSettings, MeshSettings
-from sora_jax.weights.wan import WAN21_AUTOENCODER, WAN22_AUTOENCODER, autoencoder_from_diffusers
+from sora_jax.weights.wan import WAN21_AUTOENCODER, WAN22_AUTOENCODER
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "autoencoder.safetensors"
 
@@ -65,13 +64,6 @@ def params_of(settings):
     return jax.jit(lambda: init_params(Autoencoder, settings, jax.random.key(0)))()
 
 
-@functools.cache
-def wan_params(case):
-    with safetensors.safe_open(GOLDENS, framework="numpy") as file:
-        shapes = json.loads(file.metadata()[case])
-    return autoencoder_from_diffusers(random_tensors({k: tuple(v) for k, v in shapes.items()}), CASES[case])
-
-
 def golden(name):
     with safetensors.safe_open(GOLDENS, framework="numpy") as file:
         return file.get_tensor(name)
@@ -80,7 +72,7 @@ def golden(name):
 @pytest.mark.parametrize("frames", [1, 9])
 @pytest.mark.parametrize("case", list(CASES))
 def test_outputs_equal_those_recorded_from_diffusers(case, frames):
-    settings, params = CASES[case], wan_params(case)
+    settings, params = CASES[case], autoencoder_params(CASES[case])
     mean, logvar = encode(settings, params, random_video(frames))
     video = decode(settings, params, random_latents(frames, settings))
     for name, ours in (("mean", mean), ("logvar", logvar), ("video", video)):
@@ -290,7 +282,7 @@ def test_attention_in_columns_equals_attention_at_once(monkeypatch):
 )
 def test_video_that_does_not_fit_is_told_before_compiling(shape, dtype, message):
     with pytest.raises(InputError) as raised:
-        encode.lower(CASES["wan21"], wan_params("wan21"), jax.ShapeDtypeStruct(shape, dtype))
+        encode.lower(CASES["wan21"], autoencoder_params(CASES["wan21"]), jax.ShapeDtypeStruct(shape, dtype))
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 

@@ -1,15 +1,25 @@
-"""Small autoencoders of both published geometries with random weights, the same on every machine.
+"""Small models of each of Wan's forms with random weights and inputs, the same on every machine.
 
-The weights are made from each tensor's name and shape in diffusers, so that the comparison with it and the
-recorded outputs in goldens/ are of one and the same model.
+The weights are made from each tensor's name and shape in diffusers or transformers, so that the comparison with
+them and the recorded outputs in goldens/ are of one and the same model.
 """
 
+import dataclasses
 import math
 import zlib
 
+import jax
 import numpy as np
 
-from sora_jax.settings import AutoencoderSettings
+from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.models.dit import DiT
+from sora_jax.models.image_encoder import ImageEncoder, ImageEncoderSettings
+from sora_jax.models.module import bind
+from sora_jax.models.text import TextEncoder
+from sora_jax.patches import grid_positions, patchify, unpatchify
+from sora_jax.settings import AutoencoderSettings, TextSettings, TransformerSettings
+from sora_jax.weights.tables import foreign_shapes, load_foreign
+from sora_jax.weights.wan import autoencoder_table, image_table, text_table, transformer_table
 
 CASES = {
     "wan21": AutoencoderSettings(width=8, decoder_width=8, latent_channels=4, dtype="float32"),
@@ -19,19 +29,38 @@ CASES = {
 }
 ROWS, COLUMNS = 32, 48
 
+_T2V = TransformerSettings(
+    channels=4, text_width=16, width=48, heads=4, mlp=64, layers=2, frequencies=16, dtype="float32"
+)
+TRANSFORMERS = {
+    "t2v": _T2V,
+    "i2v": dataclasses.replace(_T2V, condition_channels=8, image_width=20),
+    "flf2v": dataclasses.replace(_T2V, condition_channels=8, image_width=20, image_positions=10),
+    "i2v-a14b": dataclasses.replace(_T2V, condition_channels=8),
+    "ti2v": dataclasses.replace(_T2V, channels=6, width=72, heads=3),
+}
+TEXT = TextSettings(
+    vocabulary=64, width=16, heads=4, head_dim=8, mlp=32, layers=2, max_tokens=40, max_distance=24, dtype="float32"
+)
+IMAGE = ImageEncoderSettings(width=20, heads=2, mlp=40, layers=2, patch=14, size=28, dtype="float32")
+LATENT_GRID = (3, 4, 6)  # frames, rows, columns
+TEXT_TOKENS = 512  # diffusers takes what is before the last 512 for an image
+
 
 def random_tensors(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Weights by diffusers' names; every pixel that comes out is well inside [-1, 1], where nothing is clipped."""
+    """Weights by their names; every pixel that comes out is well inside [-1, 1], where nothing is clipped."""
     return {name: _random_tensor(name, shape) for name, shape in shapes.items()}
 
 
 def _random_tensor(name, shape):
     # RandomState, because its streams are frozen for good (NEP 19).
     values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
-    if name.endswith("gamma"):
+    if name.endswith("gamma") or (name.endswith("weight") and len(shape) == 1):  # of a norm
         return 1 + 0.1 * values
-    if name.endswith("bias"):
+    if name.endswith("bias") or len(shape) == 1:
         return 0.1 * values
+    if name == "shared.weight" or name.endswith(("table", "attention_bias.weight", "pos_embed")):
+        return 0.5 * values
     gain = 0.15 if name == "decoder.conv_out.weight" else 1.0
     return values * (gain / math.sqrt(math.prod(shape[1:])))
 
@@ -46,3 +75,92 @@ def random_latents(frames: int, settings: AutoencoderSettings) -> np.ndarray:
     side = settings.spatial_stride
     shape = (1, 1 + frames // settings.temporal_stride, ROWS // side, COLUMNS // side, settings.latent_channels)
     return np.random.RandomState(frames + 1).standard_normal(shape).astype(np.float32)
+
+
+def autoencoder_params(settings: AutoencoderSettings) -> dict:
+    return foreign_params(Autoencoder, autoencoder_table(settings), settings)
+
+
+def transformer_params(case: str) -> dict:
+    settings = TRANSFORMERS[case]
+    return foreign_params(DiT, transformer_table(settings), settings)
+
+
+def foreign_params(module_class, table, settings) -> dict:
+    """Our parameters from their random tensors."""
+    tensors = random_tensors(foreign_shapes(table, module_class, settings))
+    return load_foreign(tensors, table, module_class, settings, where="random")
+
+
+def transformer_inputs(case: str) -> dict[str, np.ndarray]:
+    """Latents, times in [0, 1] (one for each frame, the first 0, in ti2v), text, and what the case asks for."""
+    settings, random = TRANSFORMERS[case], np.random.RandomState(1)
+
+    def normal(*shape):
+        return random.standard_normal(shape).astype(np.float32)
+
+    inputs = {
+        "latents": normal(2, *LATENT_GRID, settings.channels),
+        "text": normal(2, TEXT_TOKENS, settings.text_width),
+        "times": np.float32([[0.7] * 3, [0.25] * 3]),
+    }
+    if case == "ti2v":
+        inputs["times"][:, 0] = 0
+    if settings.condition_channels:
+        inputs["condition"] = normal(2, *LATENT_GRID, settings.condition_channels)
+    if settings.image_width:
+        inputs["image"] = normal(2, settings.image_positions or 5, settings.image_width)
+    return inputs
+
+
+def our_velocity(case: str) -> np.ndarray:
+    """[2, F, H, W, C], of the transformer of this case."""
+    settings, inputs, params = TRANSFORMERS[case], transformer_inputs(case), transformer_params(case)
+    grid = tuple(side // p for side, p in zip(LATENT_GRID, settings.patch, strict=True))
+    N = math.prod(grid)
+    positions = np.broadcast_to(grid_positions(grid), (2, N, 3))
+    segments = np.ones((2, N), np.int32)
+    given = {}
+    if "condition" in inputs:
+        given["condition"] = patchify(inputs["condition"], settings.patch)
+    if "image" in inputs:
+        given |= {"image": inputs["image"], "image_segments": np.ones(inputs["image"].shape[:2], np.int32)}
+
+    @jax.jit
+    def velocity(params):
+        return bind(DiT, settings, params)(
+            patchify(inputs["latents"], settings.patch),
+            inputs["times"],
+            positions[..., 0],  # each frame's own level
+            positions,
+            segments,
+            inputs["text"],
+            np.ones((2, TEXT_TOKENS), np.int32),
+            **given,
+        )
+
+    return unpatchify(np.asarray(velocity(params)), grid, settings.patch)
+
+
+def random_tokens() -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and which are real, [2, S] int32, of two texts of which the second is shorter."""
+    tokens = np.random.RandomState(2).randint(1, TEXT.vocabulary, (2, TEXT.max_tokens))
+    real = np.ones_like(tokens)
+    real[1, 9:] = 0
+    return (tokens * real).astype(np.int32), real.astype(np.int32)
+
+
+def our_text() -> np.ndarray:
+    tokens, real = random_tokens()
+    params = foreign_params(TextEncoder, text_table(), TEXT)
+    return np.asarray(jax.jit(lambda params: bind(TextEncoder, TEXT, params)(tokens, real))(params))
+
+
+def random_images() -> np.ndarray:
+    """[2, 28, 28, 3] float32, normalised."""
+    return np.random.RandomState(3).standard_normal((2, IMAGE.size, IMAGE.size, 3)).astype(np.float32)
+
+
+def our_image() -> np.ndarray:
+    params = foreign_params(ImageEncoder, image_table(IMAGE), IMAGE)
+    return np.asarray(jax.jit(lambda params: bind(ImageEncoder, IMAGE, params)(random_images()))(params))

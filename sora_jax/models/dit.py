@@ -28,14 +28,18 @@ from sora_jax.models.layers import (
 from sora_jax.settings import TransformerSettings
 
 EPSILON = 1e-6
+IMAGE_EPSILON = 1e-5
 TIME_SCALE = 1000.0  # Wan's time embedding takes times in [0, 1000]
 residual = spec("batch tokens .")
 
 
 class Attention(nnx.Module):
-    """Multi-head attention of x to context, with RMSNorm over all of q and k before the heads are split."""
+    """Multi-head attention of x to context, with RMSNorm over all of q and k before the heads are split.
 
-    def __init__(self, settings: TransformerSettings, *, rngs):
+    With `image`, the same queries attend to an image as well, with keys and values of its own.
+    """
+
+    def __init__(self, settings: TransformerSettings, *, image=False, rngs):
         D, dtype = settings.width, jnp.dtype(settings.dtype)
         self.A = settings.heads
         self.q = linear(D, D, "embed heads", dtype=dtype, rngs=rngs)
@@ -44,15 +48,26 @@ class Attention(nnx.Module):
         self.out = linear(D, D, "heads embed", dtype=dtype, rngs=rngs)
         self.q_norm = rms_norm(D, "heads", epsilon=EPSILON, rngs=rngs)
         self.k_norm = rms_norm(D, "heads", epsilon=EPSILON, rngs=rngs)
+        if image:
+            self.image_k = linear(D, D, "embed heads", dtype=dtype, rngs=rngs)
+            self.image_v = linear(D, D, "embed heads", dtype=dtype, rngs=rngs)
+            self.image_k_norm = rms_norm(D, "heads", epsilon=EPSILON, rngs=rngs)
 
-    def __call__(self, x, context, x_segments, context_segments, angles=None):
+    def __call__(self, x, context, x_segments, context_segments, *, angles=None, image=None):
+        """x [B, N, D], context [B, M, D]; image: the same of an image, and its segments."""
         wide = spec("batch tokens heads")
         q = split_heads(self.q_norm(self.q(x, out_sharding=wide)), self.A)
         k = split_heads(self.k_norm(self.k(context, out_sharding=wide)), self.A)
         v = split_heads(self.v(context, out_sharding=wide), self.A)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        y = attention(q.astype(v.dtype), k.astype(v.dtype), v, x_segments, context_segments)
+        q = q.astype(v.dtype)
+        y = attention(q, k.astype(v.dtype), v, x_segments, context_segments)
+        if image is not None:
+            image, image_segments = image
+            k = split_heads(self.image_k_norm(self.image_k(image, out_sharding=wide)), self.A)
+            v = split_heads(self.image_v(image, out_sharding=wide), self.A)
+            y += attention(q, k.astype(v.dtype), v, x_segments, image_segments)
         return self.out(merge_heads(y), out_sharding=residual).astype(jnp.float32)
 
 
@@ -72,23 +87,48 @@ class TransformerBlock(nnx.Module):
         self.self_attention_norm = layer_norm(D, epsilon=EPSILON, affine=False, rngs=rngs)
         self.self_attention = Attention(settings, rngs=rngs)
         self.cross_attention_norm = layer_norm(D, epsilon=EPSILON, affine=True, rngs=rngs)
-        self.cross_attention = Attention(settings, rngs=rngs)
+        self.cross_attention = Attention(settings, image=bool(settings.image_width), rngs=rngs)
         self.mlp_norm = layer_norm(D, epsilon=EPSILON, affine=False, rngs=rngs)
         self.mlp = Mlp(D, settings.mlp, dtype=jnp.dtype(settings.dtype), rngs=rngs)
 
-    def __call__(self, x, modulation, one_hot, angles, segments, text, text_segments):
+    def __call__(self, x, modulation, one_hot, angles, segments, text, text_segments, image=None):
         """x [B, N, D] float32; modulation [B, T, 6, D] float32, one row for each level of one_hot [B, N, T]."""
         m = modulation + self.modulation[...]
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (pick(m[:, :, i], one_hot) for i in range(6))
         h = self.self_attention_norm(x) * (1 + scale) + shift
-        x = x + gate * self.self_attention(h, h, segments, segments, angles)
-        x = x + self.cross_attention(self.cross_attention_norm(x), text, segments, text_segments)
+        x = x + gate * self.self_attention(h, h, segments, segments, angles=angles)
+        h = self.cross_attention_norm(x)
+        x = x + self.cross_attention(h, text, segments, text_segments, image=image)
         h = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
         return x + mlp_gate * self.mlp(h).astype(jnp.float32)
 
 
+class ImageProjection(nnx.Module):
+    """What an image encoder saw, [B, I, image_width] -> [B, I, D] float32."""
+
+    def __init__(self, settings: TransformerSettings, *, rngs):
+        E, D, dtype = settings.image_width, settings.width, jnp.dtype(settings.dtype)
+        if settings.image_positions:
+            zeros = sharded(jax.nn.initializers.zeros, ". .")
+            self.positions = nnx.Param(zeros(rngs.params(), (settings.image_positions, E)))
+        self.norm_in = layer_norm(E, epsilon=IMAGE_EPSILON, affine=True, rngs=rngs)
+        self.up = linear(E, E, ". embed", dtype=dtype, rngs=rngs)
+        self.down = linear(E, D, ". embed", dtype=dtype, rngs=rngs)
+        self.norm_out = layer_norm(D, epsilon=IMAGE_EPSILON, affine=True, rngs=rngs)
+
+    def __call__(self, image):
+        if hasattr(self, "positions"):
+            image = image + self.positions[...]
+        h = jax.nn.gelu(self.up(self.norm_in(image), out_sharding=residual), approximate=False)
+        return self.norm_out(self.down(h, out_sharding=residual))
+
+
 class DiT(nnx.Module):
-    """Velocity of noisy patches, given the noise level of each and a text for each clip."""
+    """Velocity of noisy patches, given the noise level of each and a text for each clip.
+
+    By its settings also given: latents beside the patches (Wan's image-to-video: which frames are given, and the
+    given frames encoded), and what an image encoder saw.
+    """
 
     def __init__(self, settings: TransformerSettings, *, rngs):
         D, E, dtype = settings.width, settings.text_width, jnp.dtype(settings.dtype)
@@ -99,6 +139,15 @@ class DiT(nnx.Module):
             return linear(d_in, d_out, ". embed", dtype=dtype, init=normal_002, rngs=rngs)
 
         self.patch_embedding = linear(P, D, ". embed", dtype=dtype, rngs=rngs)
+        if settings.condition_channels:
+            P_c = math.prod(settings.patch) * settings.condition_channels
+            # Zeros: a model that has learned without begins where it was.
+            zeros = jax.nn.initializers.zeros
+            self.condition_embedding = linear(
+                P_c, D, ". embed", dtype=dtype, init=zeros, use_bias=False, rngs=rngs
+            )
+        if settings.image_width:
+            self.image_in = ImageProjection(settings, rngs=rngs)
         self.text_in, self.text_out = embed(E, D, dtype), embed(D, D, dtype)
         self.time_in, self.time_out = embed(settings.frequencies, D, jnp.float32), embed(D, D, jnp.float32)
         self.time_modulation = linear(D, 6 * D, ". embed", dtype=jnp.float32, rngs=rngs)
@@ -109,7 +158,20 @@ class DiT(nnx.Module):
         )
         self.head = linear(D, P, "embed .", dtype=dtype, init=jax.nn.initializers.zeros, rngs=rngs)
 
-    def __call__(self, patches, times, levels, positions, segments, text, text_segments):
+    def __call__(
+        self,
+        patches,
+        times,
+        levels,
+        positions,
+        segments,
+        text,
+        text_segments,
+        *,
+        condition=None,
+        image=None,
+        image_segments=None,
+    ):
         """Velocity (noise - data) of each patch.
 
         Args:
@@ -120,6 +182,8 @@ class DiT(nnx.Module):
           segments: [B, N] int32; a patch attends to patches and text of its own segment.
           text: [B, S, E].
           text_segments: [B, S] int32.
+          condition: patches of what is given beside the noise, [B, N, P_c]; None if there are no such channels.
+          image: of an image encoder, [B, I, image_width], and its segments, [B, I] int32; None if it is not taken.
         Returns: [B, N, P] float32.
         """
         D, T = self.settings.width, times.shape[1]
@@ -138,10 +202,15 @@ class DiT(nnx.Module):
         one_hot = jax.nn.one_hot(levels, T, dtype=jnp.float32)
         angles = rotary_angles(positions, D // self.settings.heads)
         x = self.patch_embedding(patches, out_sharding=residual).astype(jnp.float32)
+        if condition is not None:
+            condition = jax.reshard(condition, residual)
+            x += self.condition_embedding(condition, out_sharding=residual).astype(jnp.float32)
+        if image is not None:
+            image = self.image_in(jax.reshard(image, residual)), jax.reshard(image_segments, spec("batch tokens"))
         x = run_stack(
             self.blocks,
             x,
-            lambda block, x: block(x, modulation, one_hot, angles, segments, text, text_segments),
+            lambda block, x: block(x, modulation, one_hot, angles, segments, text, text_segments, image),
             remat=self.settings.remat,
             unroll=self.settings.unroll,
         )

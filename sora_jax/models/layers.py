@@ -74,14 +74,15 @@ def run_stack(blocks, x, call, *, remat: str, unroll: int = 1):
 
 
 class Mlp(nnx.Module):
-    """Linear, GELU (tanh), linear: [..., N, D] -> [..., N, D]."""
+    """Linear, GELU (by tanh if `approximate`), linear: [..., N, D] -> [..., N, D]."""
 
-    def __init__(self, D: int, M: int, *, dtype, rngs):
+    def __init__(self, D: int, M: int, *, dtype, approximate=True, rngs):
+        self.approximate = approximate
         self.up = linear(D, M, "embed mlp", dtype=dtype, rngs=rngs)
         self.down = linear(M, D, "mlp embed", dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
-        h = jax.nn.gelu(self.up(x, out_sharding=spec("batch tokens mlp")), approximate=True)
+        h = jax.nn.gelu(self.up(x, out_sharding=spec("batch tokens mlp")), approximate=self.approximate)
         return self.down(h, out_sharding=spec("batch tokens ."))
 
 

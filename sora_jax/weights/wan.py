@@ -1,15 +1,10 @@
-"""Wan's weights, as diffusers names and shapes them, into ours: tables of names, and one rule for the shapes."""
+"""Wan's models: their published sizes, and what diffusers and transformers call our tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
-import jax
-import numpy as np
-
-from sora_jax.errors import InputError, nearest
-from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.module import init_params
-from sora_jax.settings import AutoencoderSettings
-from sora_jax.weights.store import named
+from sora_jax.models.image_encoder import ImageEncoderSettings
+from sora_jax.settings import AutoencoderSettings, TextSettings, TransformerSettings
+from sora_jax.weights.tables import Tensor, linear, norm
 
 # Latent statistics of the published autoencoders, per channel (their pipelines' configuration).
 WAN21_LATENT_MEAN = (
@@ -44,11 +39,43 @@ WAN22_AUTOENCODER = AutoencoderSettings(
     latent_std=WAN22_LATENT_STD,
 )
 
-# Our last part of a name -> theirs.
-PARTS = {"kernel": "weight", "bias": "bias", "scale": "gamma"}
+_14B = {"width": 5120, "heads": 40, "mlp": 13824, "layers": 40}
+_IMAGE = {"condition_channels": 20, "image_width": 1280}
+TRANSFORMERS = {
+    "wan2.1-t2v-1.3b": TransformerSettings(),
+    "wan2.1-t2v-14b": TransformerSettings(**_14B),
+    "wan2.1-i2v-14b": TransformerSettings(**_14B, **_IMAGE),
+    "wan2.1-flf2v-14b": TransformerSettings(**_14B, **_IMAGE, image_positions=514),
+    "wan2.2-t2v-a14b": TransformerSettings(**_14B),
+    "wan2.2-i2v-a14b": TransformerSettings(**_14B, condition_channels=20),
+    "wan2.2-ti2v-5b": TransformerSettings(width=3072, heads=24, mlp=14336, layers=30, channels=48),
+}
+UMT5_XXL = TextSettings()
+
+AUTOENCODER_KERNELS = {
+    "shortcut": "o i 1 1 1 -> i o",
+    "moments": "o i 1 1 1 -> i o",
+    "unlatent": "o i 1 1 1 -> i o",
+    "qkv": "o i 1 1 -> i o",
+    "out": "o i 1 1 -> i o",
+    "space": "o i h w -> 1 h w i o",
+}
 
 
-def autoencoder_modules(settings: AutoencoderSettings) -> dict[str, str]:
+def autoencoder_table(settings: AutoencoderSettings) -> dict[str, Tensor]:
+    """diffusers' AutoencoderKLWan."""
+    table = {}
+    for ours, theirs in _autoencoder_modules(settings).items():
+        kind = ours.rsplit(".", 1)[-1]
+        kernel = AUTOENCODER_KERNELS.get(kind, "o i t h w -> t h w i o")
+        table[f"{ours}.kernel"] = Tensor(f"{theirs}.weight", kernel)
+        table[f"{ours}.bias"] = Tensor(f"{theirs}.bias")
+        ones = "1 1" if kind == "norm" else "1 1 1"
+        table[f"{ours}.scale"] = Tensor(f"{theirs}.gamma", f"c {ones} -> c")
+    return table
+
+
+def _autoencoder_modules(settings: AutoencoderSettings) -> dict[str, str]:
     """Our name of each module of the autoencoder that holds weights -> diffusers' name."""
     names = {"moments": "quant_conv", "unlatent": "post_quant_conv"}
     for half in ("encoder", "decoder"):
@@ -86,32 +113,97 @@ def _resample(ours: str, theirs: str) -> dict[str, str]:
     return {f"{ours}.space": f"{theirs}.resample.1", f"{ours}.time": f"{theirs}.time_conv"}
 
 
-def autoencoder_from_diffusers(tensors: Mapping[str, np.ndarray], settings: AutoencoderSettings) -> dict:
-    """Parameters of our autoencoder from an AutoencoderKLWan's tensors.
+def transformer_table(settings: TransformerSettings) -> dict[str, Tensor]:
+    """diffusers' WanTransformer3DModel."""
+    C, sizes = settings.channels, tuple(zip("fhw", settings.patch, strict=True))
+    text, time, image = (f"condition_embedder.{name}_embedder" for name in ("text", "time", "image"))
+    patches = "d c f h w -> (f h w c) d"
+    channels = C + settings.condition_channels
+    table = {
+        "patch_embedding.kernel": Tensor("patch_embedding.weight", patches, sizes, (0, C)),
+        "condition_embedding.kernel": Tensor("patch_embedding.weight", patches, sizes, (C, channels)),
+        "patch_embedding.bias": Tensor("patch_embedding.bias"),
+        "head_modulation": Tensor("scale_shift_table", "1 n d -> n d"),
+        "blocks.modulation": Tensor("blocks.{}.scale_shift_table", "1 n d -> n d"),
+        "image_in.positions": Tensor(f"{image}.pos_embed", "1 i e -> i e"),
+    }
+    for ours, theirs in (
+        ("text_in", f"{text}.linear_1"),
+        ("text_out", f"{text}.linear_2"),
+        ("time_in", f"{time}.linear_1"),
+        ("time_out", f"{time}.linear_2"),
+        ("time_modulation", "condition_embedder.time_proj"),
+        ("head", "proj_out"),
+        ("image_in.up", f"{image}.ff.net.0.proj"),
+        ("image_in.down", f"{image}.ff.net.2"),
+        ("blocks.mlp.up", "blocks.{}.ffn.net.0.proj"),
+        ("blocks.mlp.down", "blocks.{}.ffn.net.2"),
+    ):
+        table |= linear(ours, theirs)
+    for ours, theirs in (
+        ("image_in.norm_in", f"{image}.norm1"),
+        ("image_in.norm_out", f"{image}.norm2"),
+        ("blocks.cross_attention_norm", "blocks.{}.norm2"),
+    ):
+        table |= norm(ours, theirs, bias=True)
+    for ours, theirs in (("self_attention", "attn1"), ("cross_attention", "attn2")):
+        ours, theirs = f"blocks.{ours}", f"blocks.{{}}.{theirs}"
+        for a, b in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("out", "to_out.0")):
+            table |= linear(f"{ours}.{a}", f"{theirs}.{b}")
+        for a, b in (("image_k", "add_k_proj"), ("image_v", "add_v_proj")):
+            table |= linear(f"{ours}.{a}", f"{theirs}.{b}")
+        for a, b in (("q_norm", "norm_q"), ("k_norm", "norm_k"), ("image_k_norm", "norm_added_k")):
+            table |= norm(f"{ours}.{a}", f"{theirs}.{b}")
+    # Rotary pairs: theirs lie side by side, ours half a head apart.
+    heads = (("a", settings.heads), ("two", 2))
+    for name in ("q", "k"):
+        ours = f"blocks.self_attention.{name}"
+        for part, pattern in (
+            (f"{ours}.kernel", "(a k two) i -> i (a two k)"),
+            (f"{ours}.bias", "(a k two) -> (a two k)"),
+            (f"{ours}_norm.scale", "(a k two) -> (a two k)"),
+        ):
+            table[part] = Tensor(table[part].name, pattern, heads)
+    return table
 
-    Args:
-      tensors: by diffusers' names, in torch's layout [C_out, C_in, ...].
-    Raises: InputError naming a tensor that is missing, extra or of another shape.
-    """
-    abstract = jax.eval_shape(lambda: init_params(Autoencoder, settings, jax.random.key(0)))
-    modules = autoencoder_modules(settings)
-    used, leaves = set(), []
-    for name, leaf in named(abstract):
-        module, part = name.rsplit(".", 1)
-        theirs = f"{modules[module]}.{PARTS[part]}"
-        if theirs not in tensors:
-            raise InputError(f"tensor {theirs!r} is missing; {nearest(theirs, tensors)}")
-        used.add(theirs)
-        leaves.append(_channels_last(theirs, tensors[theirs], leaf.shape))
-    for extra in sorted(set(tensors) - used):
-        raise InputError(f"tensor {extra!r} has no place in the model; {nearest(extra, used)}")
-    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+def text_table() -> dict[str, Tensor]:
+    """transformers' UMT5EncoderModel."""
+    attention, mlp = "encoder.block.{}.layer.0", "encoder.block.{}.layer.1"
+    table = {
+        "embedding": Tensor("shared.weight", "v e -> v e"),
+        "blocks.attention.relative_bias": Tensor(
+            f"{attention}.SelfAttention.relative_attention_bias.weight", "b a -> b a"
+        ),
+    }
+    for ours, theirs in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o")):
+        table |= linear(f"blocks.attention.{ours}", f"{attention}.SelfAttention.{theirs}", bias=False)
+    for ours, theirs in (("gate", "wi_0"), ("up", "wi_1"), ("down", "wo")):
+        table |= linear(f"blocks.mlp.{ours}", f"{mlp}.DenseReluDense.{theirs}", bias=False)
+    table |= norm("blocks.attention_norm", f"{attention}.layer_norm")
+    table |= norm("blocks.mlp_norm", f"{mlp}.layer_norm")
+    return table | norm("norm", "encoder.final_layer_norm")
 
 
-def _channels_last(name, tensor, shape):
-    """[C_out, C_in, K...] -> [K..., C_in, C_out]; axes of size 1 come and go."""
-    tensor = np.asarray(tensor, np.float32)
-    turned = tensor.transpose(*range(2, tensor.ndim), 1, 0) if len(shape) > 1 else tensor
-    if [n for n in turned.shape if n > 1] != [n for n in shape if n > 1]:
-        raise InputError(f"tensor {name!r} has shape {list(tensor.shape)}, which is no {list(shape)} of ours")
-    return turned.reshape(shape)
+def image_table(settings: ImageEncoderSettings) -> dict[str, Tensor]:
+    """transformers' CLIPVisionModel, but for its last layer and norm, which Wan does without."""
+    block = "encoder.layers.{}"
+    sizes = (("h", settings.patch), ("w", settings.patch))
+    table = {
+        "patch_embedding.kernel": Tensor("embeddings.patch_embedding.weight", "d c h w -> (h w c) d", sizes),
+        "whole": Tensor("embeddings.class_embedding"),
+        "positions": Tensor("embeddings.position_embedding.weight", "i e -> i e"),
+    }
+    for ours, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("out", "out_proj")):
+        table |= linear(f"blocks.{ours}", f"{block}.self_attn.{theirs}")
+    for ours, theirs in (("up", "fc1"), ("down", "fc2")):
+        table |= linear(f"blocks.mlp.{ours}", f"{block}.mlp.{theirs}")
+    table |= norm("blocks.attention_norm", f"{block}.layer_norm1", bias=True)
+    table |= norm("blocks.mlp_norm", f"{block}.layer_norm2", bias=True)
+    return table | norm("norm", "pre_layrnorm", bias=True)
+
+
+def image_unused(names: Iterable[str], settings: ImageEncoderSettings) -> set[str]:
+    """Of a CLIPVisionModel's tensors those that Wan does without."""
+    last = f"encoder.layers.{settings.layers}."
+    return {name for name in names if name.startswith((last, "post_layernorm."))}

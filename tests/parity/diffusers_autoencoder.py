@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from wan_cases import random_tensors
+from diffusers_wan import with_random_weights
 
 
 def build_theirs(settings):
@@ -27,11 +27,8 @@ def build_theirs(settings):
 
 
 def make_theirs(settings):
-    """(their model with random weights, its tensors by name)."""
-    model = build_theirs(settings)
-    tensors = random_tensors({name: tuple(t.shape) for name, t in model.state_dict().items()})
-    model.load_state_dict({name: torch.from_numpy(t) for name, t in tensors.items()})
-    return model, tensors
+    """Their model with random weights."""
+    return with_random_weights(build_theirs(settings))
 
 
 @torch.no_grad()

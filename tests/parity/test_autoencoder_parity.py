@@ -11,11 +11,13 @@ pytest.importorskip("diffusers", reason="parity needs diffusers: pip install sor
 
 import torch
 from diffusers_autoencoder import build_theirs, decode_theirs, encode_theirs, make_theirs
-from wan_cases import CASES, random_latents, random_video
+from diffusers_wan import shapes_of
+from wan_cases import CASES, autoencoder_params, random_latents, random_video
 
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
-from sora_jax.weights.wan import WAN21_AUTOENCODER, WAN22_AUTOENCODER, autoencoder_from_diffusers
+from sora_jax.weights.tables import foreign_shapes
+from sora_jax.weights.wan import WAN21_AUTOENCODER, WAN22_AUTOENCODER, autoencoder_table
 
 pytestmark = pytest.mark.parity
 LIMIT = 1e-5  # max abs error; 1e-4 would let an epsilon of the norm slip through
@@ -25,17 +27,14 @@ FRAMES = (1, 5, 17, 33)
 @pytest.fixture(scope="module", params=list(CASES))
 def pair(request):
     settings = CASES[request.param]
-    model, tensors = make_theirs(settings)
-    return settings, model, autoencoder_from_diffusers(tensors, settings)
+    return settings, make_theirs(settings), autoencoder_params(settings)
 
 
 @pytest.mark.parametrize("settings", [WAN21_AUTOENCODER, WAN22_AUTOENCODER], ids=["wan21", "wan22"])
 def test_published_sizes_have_a_place_for_every_tensor(settings):
     with torch.device("meta"):
-        theirs = build_theirs(settings).state_dict()
-    shapes = {name: np.broadcast_to(np.float32(0), tuple(tensor.shape)) for name, tensor in theirs.items()}
-    params = autoencoder_from_diffusers(shapes, settings)
-    assert sum(a.size for a in jax.tree.leaves(params)) == sum(t.numel() for t in theirs.values())
+        theirs = shapes_of(build_theirs(settings))
+    assert foreign_shapes(autoencoder_table(settings), Autoencoder, settings) == theirs
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -21,11 +21,10 @@ import jax
 import numpy as np
 import torch
 from diffusers_autoencoder import decode_theirs, encode_theirs, make_theirs
-from wan_cases import CASES
+from wan_cases import CASES, autoencoder_params
 
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
-from sora_jax.weights.wan import autoencoder_from_diffusers
 
 FRAMES, SIDE, WIDTH = 17, 128, 32
 
@@ -44,8 +43,7 @@ def main():
 
     channels = {"wan21": 16, "wan22": 48}[options.case]
     settings = dataclasses.replace(CASES[options.case], width=WIDTH, decoder_width=WIDTH, latent_channels=channels)
-    model, tensors = make_theirs(settings)
-    params = jax.device_put(autoencoder_from_diffusers(tensors, settings))
+    model, params = make_theirs(settings), jax.device_put(autoencoder_params(settings))
     video = np.random.default_rng(0).uniform(-1, 1, (1, FRAMES, SIDE, SIDE, 3)).astype(np.float32)
     encode = jax.jit(lambda params, video: bind(Autoencoder, settings, params).encode(video)[0])
     decode = jax.jit(lambda params, latents: bind(Autoencoder, settings, params).decode(latents))

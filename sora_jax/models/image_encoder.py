@@ -1,0 +1,73 @@
+"""An image encoder in CLIP's form: a vision transformer; the defaults are ViT-H/14, as Wan 2.1 looks at images.
+
+Source: Radford et al. 2021 (arXiv 2103.00020); Dosovitskiy et al. 2020 (arXiv 2010.11929).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sora_jax.mesh import spec
+from sora_jax.models.attention import attention, merge_heads, split_heads
+from sora_jax.models.layers import Mlp, layer_norm, linear, normal_002, run_stack, sharded, stack
+from sora_jax.patches import patchify
+
+EPSILON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoderSettings:
+    width: int = 1280  # E
+    heads: int = 16
+    mlp: int = 5120
+    layers: int = 31  # of the 32 published: Wan takes what enters the last one
+    patch: int = 14
+    size: int = 224
+    dtype: str = "bfloat16"
+
+
+class ImageBlock(nnx.Module):
+    def __init__(self, settings: ImageEncoderSettings, *, rngs):
+        E, dtype = settings.width, jnp.dtype(settings.dtype)
+        self.A = settings.heads
+        self.attention_norm = layer_norm(E, epsilon=EPSILON, affine=True, rngs=rngs)
+        self.q, self.k, self.v = (linear(E, E, "embed heads", dtype=dtype, rngs=rngs) for _ in range(3))
+        self.out = linear(E, E, "heads embed", dtype=dtype, rngs=rngs)
+        self.mlp_norm = layer_norm(E, epsilon=EPSILON, affine=True, rngs=rngs)
+        self.mlp = Mlp(E, settings.mlp, dtype=dtype, approximate=False, rngs=rngs)
+
+    def __call__(self, x):  # [B, I, E] float32
+        h = self.attention_norm(x)
+        q, k, v = (split_heads(f(h, out_sharding=spec("batch . heads")), self.A) for f in (self.q, self.k, self.v))
+        one = jnp.ones(x.shape[:2], jnp.int32, out_sharding=spec("batch ."))
+        y = merge_heads(attention(q, k, v, one, one))
+        x = x + self.out(y, out_sharding=spec("batch tokens .")).astype(jnp.float32)
+        return x + self.mlp(self.mlp_norm(x)).astype(jnp.float32)
+
+
+class ImageEncoder(nnx.Module):
+    """Images to one embedding for the whole and one for each patch."""
+
+    def __init__(self, settings: ImageEncoderSettings, *, rngs):
+        E, dtype = settings.width, jnp.dtype(settings.dtype)
+        count = (settings.size // settings.patch) ** 2
+        self.settings = settings
+        small = sharded(normal_002, ". .")
+        self.patch_embedding = linear(3 * settings.patch**2, E, ". embed", dtype=dtype, use_bias=False, rngs=rngs)
+        self.whole = nnx.Param(sharded(normal_002, ".")(rngs.params(), (E,)))
+        self.positions = nnx.Param(small(rngs.params(), (1 + count, E)))
+        self.norm = layer_norm(E, epsilon=EPSILON, affine=True, rngs=rngs)
+        self.blocks = stack(lambda rngs: ImageBlock(settings, rngs=rngs), settings.layers, rngs=rngs)
+
+    def __call__(self, images):
+        """Embed normalised images, [B, size, size, 3] float -> [B, 1 + patches, E] float32."""
+        images = jax.reshard(images, spec("batch . . ."))
+        side = self.settings.patch
+        layout = spec("batch . .")
+        x = patchify(images[:, None], (1, side, side))
+        x = self.patch_embedding(x, out_sharding=layout).astype(jnp.float32)
+        whole = jnp.broadcast_to(self.whole[...], (len(x), 1, self.settings.width), out_sharding=layout)
+        x = self.norm(jnp.concatenate([whole, x], axis=1) + self.positions[...])
+        return run_stack(self.blocks, x, lambda block, x: block(x), remat="none")
