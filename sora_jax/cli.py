@@ -1,6 +1,7 @@
 """The command line: one verb each for preparing data, training, sampling, evaluating, and a demo of all of it."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import runpy
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 import sora_jax
 from sora_jax.errors import InputError, nearest
-from sora_jax.settings import SampleSettings, Settings, from_config, to_config
+from sora_jax.settings import SampleSettings, Settings, from_config, from_dict, to_config
 
 SWITCH = "--"
 
@@ -113,8 +114,9 @@ def define_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
 
 
 def read_config(named: str) -> ConfigDict:
-    """The config of a file; what follows a colon in its name is the argument of its get_config().
+    """The config of a Python file or of a workdir's settings.json.
 
+    What follows a colon in the file's name is the argument of its get_config().
     Raises: InputError for a file that is absent or in error; it names the line.
     """
     name, _, argument = named.partition(":")
@@ -122,6 +124,8 @@ def read_config(named: str) -> ConfigDict:
     if not file.is_file():
         there = [str(path) for path in file.parent.glob("*.py")]
         raise InputError(f"--config: no file {file}" + (f", {nearest(str(file), there)}" if there else ""))
+    if file.suffix == ".json":
+        return to_config(read_settings(file))
     try:
         get_config = runpy.run_path(str(file)).get("get_config")
         config = get_config(*([argument] if argument else [])) if get_config else None
@@ -137,6 +141,17 @@ def read_config(named: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise InputError(f"{file}: get_config(), which returns a ConfigDict, is needed; see configs/ for examples")
     return config
+
+
+def read_settings(file: pathlib.Path) -> Settings:
+    """Settings as a workdir keeps them. Raises: InputError if the file holds none."""
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file}: no JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file}: an object of settings is needed, such as the settings.json of a workdir")
+    return from_dict(Settings, values, str(file))
 
 
 def check_key(path: list[str], keys: dict, where: str):
@@ -251,6 +266,31 @@ SAMPLE_HELP = {
 }
 
 
+def define_convert(values):
+    flags.DEFINE_string("from", None, "A published model's folder, or a workdir to write out.", flag_values=values)
+    flags.DEFINE_string(
+        "to", None, "A new folder: a workdir, or a model in diffusers' layout.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "rest",
+        None,
+        "For a transformer in Wan's own layout: a folder in diffusers' layout with all else.",
+        flag_values=values,
+    )
+
+
+def run_convert(values, console):
+    from sora_jax.train.convert import convert
+
+    rest = values["rest"].value
+    convert(
+        pathlib.Path(needed(values, "from", "Wan2.1-T2V-1.3B-Diffusers")),
+        pathlib.Path(needed(values, "to", "wan")),
+        rest=None if rest is None else pathlib.Path(rest),
+        console=console,
+    )
+
+
 def define_sample(values):
     flags.DEFINE_string("checkpoint", None, "Workdir of a trained transformer.", flag_values=values)
     flags.DEFINE_multi_string("prompt", None, "What the video shows; again for another one.", flag_values=values)
@@ -314,6 +354,7 @@ def run_demo(values, console):
 VERBS = {
     "prepare": Verb("videos and captions -> a data set", define_prepare, run_prepare, config=True),
     "train": Verb("a data set -> a trained model", define_train, run_train, config=True),
+    "convert": Verb("published weights -> a workdir, and back", define_convert, run_convert),
     "sample": Verb("a trained model and prompts -> videos", define_sample, run_sample),
     "evaluate": Verb("a trained model -> numbers, a table, a report", define_evaluate, run_evaluate),
     "demo": Verb("all of it on this machine, in a few minutes", define_demo, run_demo),

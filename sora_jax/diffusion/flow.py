@@ -21,6 +21,14 @@ def shift_times(t, shift):
     return shift * t / (1 + (shift - 1) * t)
 
 
+def told_time(t, settings: FlowSettings):
+    """The time that the model is told for t: with `whole_times` n, the last i / n before it, i from 0 to n - 1."""
+    n = settings.whole_times
+    if not n:
+        return t
+    return jnp.clip(jnp.floor(t * n + 1e-3), 0, n - 1) / n  # float32's t * n may lie just below a whole number
+
+
 def shift_of(patches, frames):
     """The shift that suits a clip's size: larger clips keep more of their signal at the same noise.
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from sora_jax.diffusion.flow import shift_times
 
 
-def time_grid(steps: int, shift: float = 1.0, start: float = 1.0):
-    """Times from `start` down to 0, evenly spaced and then shifted, [steps + 1] float32."""
-    return shift_times(jnp.linspace(start, 0.0, steps + 1), shift)
+def time_grid(steps: int, shift: float = 1.0, start: float = 1.0, end: float = 0.0):
+    """Times from `start` down to `end`, evenly spaced and then shifted, the last one 0; [steps + 1] float32."""
+    return shift_times(jnp.linspace(start, end, steps + 1), shift).at[-1].set(0.0)
 
 
 def euler(velocity_fn, x, times):
@@ -65,6 +65,8 @@ def unipc(velocity_fn, x, times):
 
 
 def _multistep(velocity_fn, x, times, *, correct):
+    # At t = 1 the log of the SNR is infinite; diffusers begins just below it, and the second step feels how far.
+    times = jnp.minimum(times, 1 - 1e-6)
     steps = len(times) - 1
     index = jnp.arange(steps)
     second_order = (index > 0) & (index < steps - 1)

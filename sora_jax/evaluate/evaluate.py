@@ -19,10 +19,8 @@ from sora_jax.evaluate.report import Picture, Section, Table, write_page
 from sora_jax.files import replacing
 from sora_jax.mesh import make_mesh
 from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.module import init_params
-from sora_jax.models.video_model import VideoModel
 from sora_jax.settings import AutoencoderSettings, MeshSettings, Settings
-from sora_jax.train.checkpoint import abstract_on_mesh, find_checkpoint, read_meta, restore_ema
+from sora_jax.train.checkpoint import find_checkpoint, read_meta, restore_model
 from sora_jax.train.metrics import progress_bar
 from sora_jax.weights.store import load_model
 
@@ -61,8 +59,7 @@ def evaluate(
 def _evaluate_flow(folder, step, settings: Settings, data: str, console):
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=data))
     stream = validation_rows(settings, host=jax.process_index(), hosts=jax.process_count())
-    abstract = jax.eval_shape(lambda: init_params(VideoModel, settings, jax.random.key(0)))
-    params = restore_ema(folder, step, abstract_on_mesh(abstract))
+    params = restore_model(folder, step, settings)
     with progress_bar(console) as bar:
         task = bar.add_task("validation loss", total=stream.batches * len(TIMES), numbers="")
         values = validation_losses(settings, params, stream.iterate(), lambda: bar.advance(task))

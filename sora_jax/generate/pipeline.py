@@ -15,18 +15,18 @@ from jax.experimental import multihost_utils
 
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion.conditioning import hold_known, start_from
-from sora_jax.diffusion.flow import levels_of, shift_of
+from sora_jax.diffusion.flow import levels_of, shift_of, told_time
 from sora_jax.diffusion.guidance import guided, in_pairs
 from sora_jax.diffusion.solvers import dpm, euler, heun, time_grid, unipc
 from sora_jax.errors import InputError
 from sora_jax.mesh import spec
 from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.module import bind, init_params
+from sora_jax.models.module import bind
 from sora_jax.models.streaming import decode_stream
 from sora_jax.models.video_model import VideoModel
 from sora_jax.patches import PatchBatch, grid_positions, patch_grid, patchify, unpatchify
 from sora_jax.settings import AutoencoderSettings, SampleSettings, Settings, parse_size
-from sora_jax.train.checkpoint import abstract_on_mesh, find_checkpoint, read_meta, restore_ema
+from sora_jax.train.checkpoint import find_checkpoint, read_meta, restore_model
 from sora_jax.weights.store import load_model
 
 SOLVERS = {"euler": euler, "heun": heun, "dpm": dpm, "unipc": unipc}
@@ -64,8 +64,7 @@ def load_generator(workdir: pathlib.Path) -> Generator:
     """
     workdir = pathlib.Path(workdir)
     folder, step, settings = read_run(workdir)
-    abstract = jax.eval_shape(lambda: init_params(VideoModel, settings, jax.random.key(0)))
-    params = restore_ema(folder, step, abstract_on_mesh(abstract))
+    params = restore_model(folder, step, settings)
     autoencoder, autoencoder_params = load_model(workdir / "autoencoder", Autoencoder, AutoencoderSettings)
     return Generator(
         settings, params, autoencoder, autoencoder_params, Tokenizer(workdir / "tokenizer.model"), step
@@ -115,7 +114,7 @@ def tokenize(generator: Generator, prompts: list[str]) -> tuple[np.ndarray, np.n
     for row, prompt in enumerate(prompts):
         ids = generator.tokenizer.encode(prompt, limit)
         tokens[row, : len(ids)] = ids
-        segments[row, : len(ids)] = 1
+        segments[row, : limit if generator.settings.text.padded else len(ids)] = 1
     return tokens, segments
 
 
@@ -151,7 +150,8 @@ def sample_latents(
         text_segments=both_segments,
     )
     shift = sample.shift or float(shift_of(N, grid[0]))
-    times = time_grid(sample.steps, shift)
+    whole = generator.settings.flow.whole_times
+    times = time_grid(sample.steps, shift, end=1 / whole if whole else 0.0)
     patches = solve(
         generator.settings,
         SOLVERS[sample.solver],
@@ -183,6 +183,7 @@ def solve(settings: Settings, solver: Callable, params: dict, batch: PatchBatch,
     noise = jax.reshard(noise, spec("batch tokens ."))
 
     def velocity(x, t):
+        t = told_time(t, settings.flow)
         table, levels = levels_of(pairs, jnp.full_like(pairs.segments[:, :1], t, jnp.float32))
         return model.velocity(pairs, x, table, levels)
 

@@ -13,6 +13,7 @@ from sora_jax.models.layers import linear, rms_norm, run_stack, sharded, stack
 from sora_jax.settings import TextSettings
 
 EPSILON = 1e-6
+PAD = 0  # the token
 normal = jax.nn.initializers.normal
 
 
@@ -86,10 +87,12 @@ class TextEncoder(nnx.Module):
         Args:
           tokens: [B, S] int32.
           segments: which caption a token belongs to, 0 = padding, [B, S] int32.
-        Returns: [B, S, E] float32, the tokens of padding 0.
+        Returns: [B, S, E] float32, the embeddings of padding 0.
         """
         tokens, segments = (jax.reshard(x, spec("batch tokens")) for x in (tokens, segments))
-        x = self.embedding[...].at[tokens].get(out_sharding=spec("batch tokens ."))
+        if self.settings.padded:  # what fills a caption up has a segment for the transformer, and none here
+            segments = jnp.where(tokens == PAD, 0, segments)
+        x = self.embedding[...].at[tokens].get(out_sharding=spec("batch tokens .")).astype(jnp.float32)
         x = run_stack(self.blocks, x, lambda block, x: block(x, segments), remat="full")
         return jnp.where(segments[..., None] > 0, self.norm(x), 0.0)
 

@@ -3,8 +3,15 @@
 from flax import nnx
 
 from sora_jax.models.dit import DiT
+from sora_jax.models.module import init_params
 from sora_jax.models.text import TextEncoder
 from sora_jax.settings import Settings
+
+
+def init_trained(settings: Settings, key) -> dict:
+    """Fresh parameters of a VideoModel but for those that are read from files and stay as they are."""
+    params = init_params(VideoModel, settings, key)
+    return {name: part for name, part in params.items() if name != "text_encoder" or not settings.text.weights}
 
 
 class VideoModel(nnx.Module):

@@ -11,13 +11,18 @@ import re
 import warnings
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from sora_jax.errors import InputError, nearest
 from sora_jax.files import MENDABLE, mendable
+from sora_jax.models.video_model import init_trained
 from sora_jax.settings import Settings, from_dict
+from sora_jax.train.state import Weights
+from sora_jax.weights.frozen import load_frozen
 
 FOLDER = "checkpoints"
+CONVERTED = "none: converted"  # in the place of the data's hash
 FREE = ("dtype", "remat", "unroll")  # settings of a model that change how it is computed, not what it is
 
 
@@ -69,6 +74,11 @@ class Checkpoints:
         """
         step = self.latest()
         stored, data_hash = read_meta(self.folder, step)
+        if data_hash == CONVERTED:
+            raise InputError(
+                f"{self.folder.parent}: holds weights and no run; take another --workdir, with "
+                f"--config.train.init_from={self.folder.parent}"
+            )
         check_models(stored, settings, f"{self.folder}/{step}")
         restored = self.manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
@@ -133,6 +143,26 @@ def restore_ema(folder: pathlib.Path, step: int, abstract_params: dict) -> dict:
     with ocp.CheckpointManager(folder, item_names=("state",)) as manager:
         args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
         return manager.restore(step, args=ocp.args.Composite(state=args)).state["ema"]
+
+
+def restore_trained(folder: pathlib.Path, step: int, settings: Settings) -> dict:
+    """The averaged parameters of a VideoModel, on the current mesh."""
+    abstract = jax.eval_shape(lambda: init_trained(settings, jax.random.key(0)))
+    return restore_ema(folder, step, abstract_on_mesh(abstract))
+
+
+def restore_model(folder: pathlib.Path, step: int, settings: Settings) -> dict:
+    """The same, with those parameters that stay as they are."""
+    return restore_trained(folder, step, settings) | load_frozen(settings)
+
+
+def save_weights(workdir: pathlib.Path, params: dict, settings: Settings):
+    """A checkpoint of parameters alone, to sample from and to begin runs with.
+
+    Raises: InputError if it can't be written.
+    """
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        checkpoints.save(Weights(jnp.zeros((), jnp.int32), params), settings, CONVERTED)
 
 
 def check_models(stored: Settings, wanted: Settings, where: str):

@@ -44,9 +44,10 @@ def text_flops(settings: TextSettings, tokens: int) -> float:
 
 
 def train_flops(settings: Settings, batch: PatchBatch) -> float:
-    """A step on these rows (numpy): the backward pass is twice the forward pass."""
-    forward = 0.0
+    """A step on these rows (numpy): the backward pass is twice the forward pass; a frozen part has none."""
+    total = 0.0
     for patches, tokens in zip(batch.segments, batch.text_segments, strict=True):
         for n, s in zip(np.bincount(patches)[1:], np.bincount(tokens)[1:], strict=True):
-            forward += transformer_flops(settings.transformer, int(n), int(s)) + text_flops(settings.text, int(s))
-    return 3 * forward
+            total += 3 * transformer_flops(settings.transformer, int(n), int(s))
+            total += (1 if settings.text.weights else 3) * text_flops(settings.text, int(s))
+    return total

@@ -18,12 +18,13 @@ import numpy as np
 
 from sora_jax.diffusion.flow import flow_errors, sample_times
 from sora_jax.mesh import spec
-from sora_jax.models.module import bind, init_params
-from sora_jax.models.video_model import VideoModel
+from sora_jax.models.module import bind
+from sora_jax.models.video_model import VideoModel, init_trained
 from sora_jax.patches import PatchBatch
 from sora_jax.settings import Settings
 from sora_jax.train.autoencoder_objective import AutoencoderObjective
 from sora_jax.train.flops import train_flops
+from sora_jax.weights.frozen import load_frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +36,15 @@ class FlowObjective:
     unit = "patches"
 
     def init(self, key):
-        return init_params(VideoModel, self.settings, key)
+        return init_trained(self.settings, key)
 
     def work(self, batch: PatchBatch) -> tuple[int, float]:
         """Patches that are not padding, and the FLOPs of a step on them."""
         return int(np.count_nonzero(batch.segments)), train_flops(self.settings, batch)
 
     def frozen(self) -> dict:
-        return {}
+        """The text encoder, if it is a given one."""
+        return load_frozen(self.settings)
 
     def draw(self, key, batch: PatchBatch, step):
         """Noise for each patch, [B, N, P], and a time for each clip, [B, row_clips]."""
@@ -52,8 +54,7 @@ class FlowObjective:
         return noise, sample_times(time_key, batch, self.settings.data.row_clips, self.settings.flow)
 
     def loss(self, params, frozen, batch: PatchBatch, drawn):
-        del frozen
-        model = bind(VideoModel, self.settings, params)
+        model = bind(VideoModel, self.settings, params | frozen)
         embedded = model.embed_text(batch)
         errors, counts = flow_errors(
             lambda patches, times, levels: model.velocity(embedded, patches, times, levels), batch, *drawn

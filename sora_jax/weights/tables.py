@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import einops
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.errors import InputError, nearest
@@ -70,9 +71,16 @@ def foreign_shapes(table: Table, module_class, settings) -> dict[str, tuple[int,
 
 
 def load_foreign(
-    tensors: Mapping, table: Table, module_class, settings, *, where: str, unused: Iterable[str] = ()
-):
-    """Parameters of a model from foreign tensors, laid out on the current mesh, float32.
+    tensors: Mapping,
+    table: Table,
+    module_class,
+    settings,
+    *,
+    where: str,
+    unused: Iterable[str] = (),
+    dtype: str = "float32",
+) -> dict:
+    """Parameters of a model from foreign tensors, laid out on the current mesh.
 
     Args:
       tensors: arrays, or slices of safetensors files, by their names.
@@ -90,24 +98,24 @@ def load_foreign(
     for extra in sorted(name for name in tensors if name not in shapes and name not in unused):
         raise InputError(f"{where}: tensor {extra!r} has no place in the model; {nearest(extra, shapes)}")
     abstract = _abstract(module_class, settings)
-    arrays = [_load(tensors, table[name], leaf) for name, leaf in named(abstract)]
+    arrays = [_load(tensors, table[name], leaf, jnp.dtype(dtype)) for name, leaf in named(abstract)]
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
 
-def _load(tensors, tensor: Tensor, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def _load(tensors, tensor: Tensor, leaf: jax.ShapeDtypeStruct, dtype) -> jax.Array:
     def read(index):
         index = tuple(slice(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True))
         if "{}" not in tensor.name:
-            return tensor.read(tensors[tensor.name], index).astype(leaf.dtype)
+            return tensor.read(tensors[tensor.name], index).astype(dtype)
         first, *rest = index
-        made = np.empty([part.stop - part.start for part in index], leaf.dtype)
+        made = np.empty([part.stop - part.start for part in index], dtype)
         for row, block in enumerate(range(first.start, first.stop)):
             made[row] = tensor.read(tensors[tensor.name.format(block)], tuple(rest))
         return made
 
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
-        return jax.numpy.asarray(read((slice(None),) * len(leaf.shape)))
+        return jnp.asarray(read((slice(None),) * len(leaf.shape)))
     spec = leaf.sharding.spec if leaf.sharding is not None else jax.P()
     return jax.make_array_from_callback(leaf.shape, jax.NamedSharding(mesh, spec), read)
 

@@ -1,5 +1,6 @@
 """Wan's models: their published sizes, and what diffusers and transformers call our tensors."""
 
+import re
 from collections.abc import Iterable
 
 from sora_jax.models.image_encoder import ImageEncoderSettings
@@ -50,7 +51,8 @@ TRANSFORMERS = {
     "wan2.2-i2v-a14b": TransformerSettings(**_14B, condition_channels=20),
     "wan2.2-ti2v-5b": TransformerSettings(width=3072, heads=24, mlp=14336, layers=30, channels=48),
 }
-UMT5_XXL = TextSettings()
+UMT5_XXL = TextSettings(padded=True)
+TEXT_ALIASES = ("encoder.embed_tokens.weight",)  # of the embedding: some files hold it twice
 
 AUTOENCODER_KERNELS = {
     "shortcut": "o i 1 1 1 -> i o",
@@ -207,3 +209,37 @@ def image_unused(names: Iterable[str], settings: ImageEncoderSettings) -> set[st
     """Of a CLIPVisionModel's tensors those that Wan does without."""
     last = f"encoder.layers.{settings.layers}."
     return {name for name in names if name.startswith((last, "post_layernorm."))}
+
+
+# The original names of a transformer's tensors -> diffusers' names, each rule once, in this order.
+_ORIGINAL = (
+    (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
+    (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),
+    (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
+    (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
+    (r"^time_projection\.1\.", "condition_embedder.time_proj."),
+    (r"^img_emb\.proj\.0\.", "condition_embedder.image_embedder.norm1."),
+    (r"^img_emb\.proj\.1\.", "condition_embedder.image_embedder.ff.net.0.proj."),
+    (r"^img_emb\.proj\.3\.", "condition_embedder.image_embedder.ff.net.2."),
+    (r"^img_emb\.proj\.4\.", "condition_embedder.image_embedder.norm2."),
+    (r"^img_emb\.emb_pos$", "condition_embedder.image_embedder.pos_embed"),
+    (r"^head\.head\.", "proj_out."),
+    (r"^head\.modulation$", "scale_shift_table"),
+    (r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table"),
+    (r"^(blocks\.\d+)\.norm3\.", r"\1.norm2."),
+    (r"^(blocks\.\d+)\.ffn\.0\.", r"\1.ffn.net.0.proj."),
+    (r"^(blocks\.\d+)\.ffn\.2\.", r"\1.ffn.net.2."),
+    (r"^(blocks\.\d+)\.self_attn\.", r"\1.attn1."),
+    (r"^(blocks\.\d+)\.cross_attn\.", r"\1.attn2."),
+    (r"(\.attn[12])\.([qkv])\.", r"\1.to_\2."),
+    (r"(\.attn[12])\.o\.", r"\1.to_out.0."),
+    (r"(\.attn2)\.([kv])_img\.", r"\1.add_\2_proj."),
+    (r"(\.attn2)\.norm_k_img\.", r"\1.norm_added_k."),
+)
+
+
+def from_original(name: str) -> str:
+    """diffusers' name of a transformer's tensor, from its name in Wan's own files; any other name as it is."""
+    for pattern, name_there in _ORIGINAL:
+        name = re.sub(pattern, name_there, name)
+    return name

@@ -1,0 +1,126 @@
+"""Published weights into a workdir, used, and out again: through the command line, with small random models."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from wan_published import TRANSFORMER, write_published
+
+from sora_jax.cli import main
+from sora_jax.data.clips import probe
+from sora_jax.mesh import make_mesh
+from sora_jax.settings import MeshSettings
+from sora_jax.train.checkpoint import find_checkpoint, read_meta, restore_trained
+from sora_jax.weights.wan import from_original
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published") / "wan"
+    write_published(folder, "bfloat16")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(published):
+    workdir = published.parent / "workdir"
+    assert main(["convert", f"--from={published}", f"--to={workdir}"]) == 0
+    return workdir
+
+
+def tensors_in(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    return {k: v for file in folder.glob("*.safetensors") for k, v in safetensors.numpy.load_file(file).items()}
+
+
+def test_weights_come_out_again_bit_by_bit(published, converted):
+    back = published.parent / "back"
+    assert main(["convert", f"--from={converted}", f"--to={back}"]) == 0
+    for name in ("transformer", "vae", "text_encoder"):
+        before, after = tensors_in(published / name), tensors_in(back / name)
+        assert before.keys() == after.keys()
+        for key, tensor in before.items():
+            assert after[key].dtype == tensor.dtype and after[key].tobytes() == tensor.tobytes(), key
+        assert json.loads((back / name / "config.json").read_text())
+    assert (back / "tokenizer" / "spiece.model").read_bytes() == (converted / "tokenizer.model").read_bytes()
+
+
+def test_wans_own_layout_is_the_same_model(published, converted):
+    """The transformer by its original names; all else from a folder in diffusers' layout."""
+    folder = published.parent / "original"
+    folder.mkdir()
+    names = {from_original(name): name for name in original_names(TRANSFORMER.layers)}
+    tensors = tensors_in(published / "transformer")
+    assert names.keys() == tensors.keys()
+    safetensors.numpy.save_file({names[k]: v for k, v in tensors.items()}, folder / "model.safetensors")
+    config = {"_class_name": "WanModel", "model_type": "t2v", "dim": 48, "num_heads": 4, "num_layers": 2}
+    config |= {"in_dim": 4, "out_dim": 4, "ffn_dim": 64, "freq_dim": 16, "text_dim": 16}
+    (folder / "config.json").write_text(json.dumps(config))
+    workdir = published.parent / "from-original"
+    assert main(["convert", f"--from={folder}", f"--to={workdir}", f"--rest={published}"]) == 0
+    before, after = (restored(path) for path in (converted, workdir))
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, after))
+
+
+def original_names(layers: int) -> list[str]:
+    modules = ["patch_embedding", "head.head", "time_projection.1"]
+    modules += [f"{name}_embedding.{n}" for name in ("text", "time") for n in (0, 2)]
+    names = ["head.modulation"]
+    for block in (f"blocks.{n}" for n in range(layers)):
+        names.append(f"{block}.modulation")
+        modules += [f"{block}.norm3", f"{block}.ffn.0", f"{block}.ffn.2"]
+        for attention in (f"{block}.self_attn", f"{block}.cross_attn"):
+            modules += [f"{attention}.{part}" for part in "qkvo"]
+            names += [f"{attention}.norm_{part}.weight" for part in "qk"]
+    return names + [f"{module}.{part}" for module in modules for part in ("weight", "bias")]
+
+
+def restored(workdir: pathlib.Path) -> dict:
+    folder, step = find_checkpoint(workdir)
+    with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):
+        return restore_trained(folder, step, read_meta(folder, step)[0])
+
+
+def broken(published: pathlib.Path, folder: pathlib.Path, how: str) -> pathlib.Path:
+    shutil.copytree(published, folder)
+    file = folder / "transformer" / "model-1.safetensors"
+    if how == "shard":
+        file.unlink()
+    elif how == "cut":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif how == "pickle":
+        for path in (folder / "vae").glob("*.safetensors"):
+            path.rename(path.with_suffix(".bin"))
+    elif how == "preset":
+        config = json.loads((folder / "transformer" / "config.json").read_text())
+        (folder / "transformer" / "config.json").write_text(json.dumps(config | {"ffn_dim": 32}))
+    elif how == "nothing":
+        (folder / "model_index.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        ("shard", "model-1.safetensors: no such file, but model.safetensors.index.json names it"),
+        ("cut", "no readable safetensors file"),
+        ("pickle", "vae/model.bin: a pickle can run code and is never opened; take the model's safetensors"),
+        ("preset", "tensor 'blocks.0.ffn.net.2.weight' has shape [48, 64], the model asks for [48, 32]"),
+        ("nothing", "model_index.json: no such file"),
+    ],
+)
+def test_what_is_no_model_is_told_in_one_line_and_nothing_is_written(published, tmp_path, capsys, how, words):
+    folder, out = broken(published, tmp_path / "broken", how), tmp_path / "out"
+    assert main(["convert", f"--from={folder}", f"--to={out}"]) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1 and not out.exists()
+
+
+def test_converted_weights_make_a_video(converted, tmp_path):
+    out = tmp_path / "rabbit.mp4"
+    flags = ["--size=32x32", "--frames=5", "--steps=2", f"--checkpoint={converted}", f"--out={out}"]
+    assert main(["sample", "--prompt=a rabbit", *flags]) == 0
+    assert probe(out).frames == 5

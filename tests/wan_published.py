@@ -1,0 +1,64 @@
+"""A small pipeline with random weights, in the folders and files that diffusers publishes."""
+
+import json
+import pathlib
+
+import jax
+import safetensors.numpy
+import tiny
+from wan_cases import CASES, TEXT, TRANSFORMERS, random_tensors
+
+from sora_jax.data.tokenizer import train_tokenizer
+from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.models.dit import DiT
+from sora_jax.models.text import TextEncoder
+from sora_jax.weights import wan_configs
+from sora_jax.weights.tables import foreign_shapes
+from sora_jax.weights.wan import autoencoder_table, text_table, transformer_table
+
+TRANSFORMER, AUTOENCODER = TRANSFORMERS["t2v"], CASES["wan21"]
+SHIFT = 5.0
+
+
+def write_published(folder: pathlib.Path, dtype: str):
+    """The whole pipeline; its transformer in three files, of this dtype."""
+    config = wan_configs.transformer_config(TRANSFORMER)
+    table = transformer_table(TRANSFORMER)
+    write_component(folder / "transformer", table, DiT, TRANSFORMER, config, files=3, dtype=dtype)
+    config = wan_configs.autoencoder_config(AUTOENCODER)
+    write_component(folder / "vae", autoencoder_table(AUTOENCODER), Autoencoder, AUTOENCODER, config)
+    tokenizer = train_tokenizer(["a rabbit", "a bird"], folder / "tokenizer" / "spiece.model", vocabulary=300)
+    config = {
+        "model_type": "umt5",
+        "vocab_size": tokenizer.vocabulary,
+        "d_model": TEXT.width,
+        "num_heads": TEXT.heads,
+        "d_kv": TEXT.head_dim,
+        "d_ff": TEXT.mlp,
+        "num_layers": TEXT.layers,
+    }
+    text = folder / "text_encoder"
+    text.mkdir()
+    (text / "config.json").write_text(json.dumps(config))
+    settings = wan_configs.text_settings(text / "config.json", "")
+    write_component(text, text_table(), TextEncoder, settings, config)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"flow_shift": SHIFT}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+
+
+def write_component(folder, table, module_class, settings, config, *, files=1, dtype="float32"):
+    """Random tensors in so many files, and their config."""
+    with jax.set_mesh(tiny.mesh_of()):
+        tensors = random_tensors(foreign_shapes(table, module_class, settings))
+    tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    names = sorted(tensors)
+    number = {name: f"-{n * files // len(names)}" if files > 1 else "" for n, name in enumerate(names)}
+    where = {name: f"model{number[name]}.safetensors" for name in names}
+    for file in set(where.values()):
+        part = {name: tensors[name] for name in names if where[name] == file}
+        safetensors.numpy.save_file(part, folder / file, metadata={"format": "pt"})
+    if files > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
