@@ -267,26 +267,24 @@ SAMPLE_HELP = {
 
 
 def define_convert(values):
-    flags.DEFINE_string("from", None, "A published model's folder, or a workdir to write out.", flag_values=values)
-    flags.DEFINE_string(
-        "to", None, "A new folder: a workdir, or a model in diffusers' layout.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "rest",
-        None,
-        "For a transformer in Wan's own layout: a folder in diffusers' layout with all else.",
-        flag_values=values,
-    )
+    for name, text in (
+        ("from", "A published model's folder, a file of adapters, or a workdir."),
+        ("to", "A new workdir; from a workdir: a folder for diffusers, or a file of adapters."),
+        ("base", "For adapters: the workdir of their model."),
+        ("rest", "For a transformer in Wan's own layout: a folder in diffusers' layout with all else."),
+    ):
+        flags.DEFINE_string(name, None, text, flag_values=values)
 
 
 def run_convert(values, console):
     from sora_jax.train.convert import convert
 
-    rest = values["rest"].value
+    base, rest = (value and pathlib.Path(value) for value in (values["base"].value, values["rest"].value))
     convert(
         pathlib.Path(needed(values, "from", "Wan2.1-T2V-1.3B-Diffusers")),
         pathlib.Path(needed(values, "to", "wan")),
-        rest=None if rest is None else pathlib.Path(rest),
+        rest=rest,
+        base=base,
         console=console,
     )
 

@@ -7,6 +7,7 @@ people are strings, "WIDTHxHEIGHT" or one number for "any aspect ratio with this
 import dataclasses
 import json
 import math
+import re
 import typing
 
 import ml_collections
@@ -15,11 +16,21 @@ from sora_jax.errors import InputError, nearest
 
 # The least of each whole number, where it is not 1; then what is from 0 to 1, what is above 0, what is 0 or more.
 _LEAST = {"data": -1, "fsdp": -1, "context": -1, "tensor": -1}
-_LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions", "whole_times"), 0)
+_LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions", "whole_times", "rank"), 0)
 _LEAST |= dict.fromkeys(("shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
 _POSITIVE = ("fps", "epsilon", "clip_norm")
-_NOT_NEGATIVE = ("shift", "time_std", "mse", "kl", "perceptual", "adversarial", "learning_rate", "weight_decay")
+_NOT_NEGATIVE = (
+    "shift",
+    "alpha",
+    "time_std",
+    "mse",
+    "kl",
+    "perceptual",
+    "adversarial",
+    "learning_rate",
+    "weight_decay",
+)
 _DTYPES = ("bfloat16", "float32")
 
 
@@ -136,6 +147,33 @@ class TransformerSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters of the transformer's linear layers (arXiv 2106.09685): they learn, nothing else does."""
+
+    rank: int = 0  # 0: no adapters
+    alpha: float = 0.0  # adapters count alpha / rank; 0: once
+    targets: str = (
+        "attention|mlp"  # regular expression for names such as self_attention.q, cross_attention.out, mlp.up
+    )
+
+    def __post_init__(self):
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise InputError(f"config.lora.targets: {self.targets!r} is no regular expression, {error}") from None
+
+    def of(self, name: str) -> tuple[int, float] | None:
+        """(rank, scale) of the adapter of a layer, None if it has none."""
+        if not self.rank or not re.search(self.targets, name):
+            return None
+        return self.rank, self.scale
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank if self.alpha else 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class FlowSettings:
     """Rectified flow: times are sigmoid(normal(mean, std)), then shifted towards noise."""
 
@@ -214,6 +252,7 @@ class Settings:
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     text: TextSettings = TextSettings()
     transformer: TransformerSettings = TransformerSettings()
+    lora: LoraSettings = LoraSettings()
     flow: FlowSettings = FlowSettings()
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -231,6 +270,10 @@ class Settings:
                 raise InputError(f"config.transformer.{ours}: must be config.{wanted}, which is {value}")
         if self.transformer.width % self.transformer.heads:
             raise InputError(f"config.transformer.heads: must divide the width {self.transformer.width}")
+        if self.lora.rank and not self.train.init_from:
+            raise InputError(
+                "config.lora.rank: adapters of what? config.train.init_from names the workdir of a model"
+            )
         loss = self.loss
         if bool(loss.perceptual) != bool(loss.perceptual_weights):
             raise InputError("config.loss.perceptual and config.loss.perceptual_weights: set both or neither")

@@ -20,7 +20,8 @@ from sora_jax.files import replacing
 from sora_jax.mesh import make_mesh
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.settings import AutoencoderSettings, MeshSettings, Settings
-from sora_jax.train.checkpoint import find_checkpoint, read_meta, restore_model
+from sora_jax.train.checkpoint import find_checkpoint, read_meta
+from sora_jax.train.frozen import restore_model
 from sora_jax.train.metrics import progress_bar
 from sora_jax.weights.store import load_model
 

@@ -26,7 +26,8 @@ from sora_jax.models.streaming import decode_stream
 from sora_jax.models.video_model import VideoModel
 from sora_jax.patches import PatchBatch, grid_positions, patch_grid, patchify, unpatchify
 from sora_jax.settings import AutoencoderSettings, SampleSettings, Settings, parse_size
-from sora_jax.train.checkpoint import find_checkpoint, read_meta, restore_model
+from sora_jax.train.checkpoint import find_checkpoint, read_meta
+from sora_jax.train.frozen import restore_model
 from sora_jax.weights.store import load_model
 
 SOLVERS = {"euler": euler, "heun": heun, "dpm": dpm, "unipc": unipc}

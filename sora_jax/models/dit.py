@@ -18,6 +18,7 @@ from sora_jax.models.layers import (
     Mlp,
     layer_norm,
     linear,
+    no_adapter,
     normal_002,
     rms_norm,
     run_stack,
@@ -39,18 +40,19 @@ class Attention(nnx.Module):
     With `image`, the same queries attend to an image as well, with keys and values of its own.
     """
 
-    def __init__(self, settings: TransformerSettings, *, image=False, rngs):
+    def __init__(self, settings: TransformerSettings, *, image=False, adapter_of, rngs):
         D, dtype = settings.width, jnp.dtype(settings.dtype)
         self.A = settings.heads
-        self.q = linear(D, D, "embed heads", dtype=dtype, rngs=rngs)
-        self.k = linear(D, D, "embed heads", dtype=dtype, rngs=rngs)
-        self.v = linear(D, D, "embed heads", dtype=dtype, rngs=rngs)
-        self.out = linear(D, D, "heads embed", dtype=dtype, rngs=rngs)
+
+        def project(name, axes):
+            return linear(D, D, axes, dtype=dtype, adapter=adapter_of(name), rngs=rngs)
+
+        self.q, self.k, self.v = (project(name, "embed heads") for name in "qkv")
+        self.out = project("out", "heads embed")
         self.q_norm = rms_norm(D, "heads", epsilon=EPSILON, rngs=rngs)
         self.k_norm = rms_norm(D, "heads", epsilon=EPSILON, rngs=rngs)
         if image:
-            self.image_k = linear(D, D, "embed heads", dtype=dtype, rngs=rngs)
-            self.image_v = linear(D, D, "embed heads", dtype=dtype, rngs=rngs)
+            self.image_k, self.image_v = (project(name, "embed heads") for name in ("image_k", "image_v"))
             self.image_k_norm = rms_norm(D, "heads", epsilon=EPSILON, rngs=rngs)
 
     def __call__(self, x, context, x_segments, context_segments, *, angles=None, image=None):
@@ -80,16 +82,23 @@ def pick(table, one_hot):
 
 
 class TransformerBlock(nnx.Module):
-    def __init__(self, settings: TransformerSettings, *, rngs):
+    def __init__(self, settings: TransformerSettings, *, adapter_of, rngs):
         D = settings.width
         init = sharded(jax.nn.initializers.normal(D**-0.5), ". .")
         self.modulation = nnx.Param(init(rngs.params(), (6, D)))
         self.self_attention_norm = layer_norm(D, epsilon=EPSILON, affine=False, rngs=rngs)
-        self.self_attention = Attention(settings, rngs=rngs)
+        self.self_attention = Attention(
+            settings, adapter_of=lambda name: adapter_of(f"self_attention.{name}"), rngs=rngs
+        )
         self.cross_attention_norm = layer_norm(D, epsilon=EPSILON, affine=True, rngs=rngs)
-        self.cross_attention = Attention(settings, image=bool(settings.image_width), rngs=rngs)
+        self.cross_attention = Attention(
+            settings,
+            image=bool(settings.image_width),
+            adapter_of=lambda name: adapter_of(f"cross_attention.{name}"),
+            rngs=rngs,
+        )
         self.mlp_norm = layer_norm(D, epsilon=EPSILON, affine=False, rngs=rngs)
-        self.mlp = Mlp(D, settings.mlp, dtype=jnp.dtype(settings.dtype), rngs=rngs)
+        self.mlp = Mlp(D, settings.mlp, dtype=jnp.dtype(settings.dtype), adapter_of=adapter_of, rngs=rngs)
 
     def __call__(self, x, modulation, one_hot, angles, segments, text, text_segments, image=None):
         """x [B, N, D] float32; modulation [B, T, 6, D] float32, one row for each level of one_hot [B, N, T]."""
@@ -127,10 +136,10 @@ class DiT(nnx.Module):
     """Velocity of noisy patches, given the noise level of each and a text for each clip.
 
     By its settings also given: latents beside the patches (Wan's image-to-video: which frames are given, and the
-    given frames encoded), and what an image encoder saw.
+    given frames encoded), and what an image encoder saw. adapter_of: (rank, scale) of a block's layer by its name.
     """
 
-    def __init__(self, settings: TransformerSettings, *, rngs):
+    def __init__(self, settings: TransformerSettings, *, adapter_of=no_adapter, rngs):
         D, E, dtype = settings.width, settings.text_width, jnp.dtype(settings.dtype)
         P = math.prod(settings.patch) * settings.channels
         self.settings = settings
@@ -151,7 +160,9 @@ class DiT(nnx.Module):
         self.text_in, self.text_out = embed(E, D, dtype), embed(D, D, dtype)
         self.time_in, self.time_out = embed(settings.frequencies, D, jnp.float32), embed(D, D, jnp.float32)
         self.time_modulation = linear(D, 6 * D, ". embed", dtype=jnp.float32, rngs=rngs)
-        self.blocks = stack(lambda rngs: TransformerBlock(settings, rngs=rngs), settings.layers, rngs=rngs)
+        self.blocks = stack(
+            lambda rngs: TransformerBlock(settings, adapter_of=adapter_of, rngs=rngs), settings.layers, rngs=rngs
+        )
         self.head_norm = layer_norm(D, epsilon=EPSILON, affine=False, rngs=rngs)
         self.head_modulation = nnx.Param(
             sharded(jax.nn.initializers.normal(D**-0.5), ". .")(rngs.params(), (2, D))

@@ -21,10 +21,50 @@ def sharded(init, axes: str):
     return lambda key, shape, dtype=jnp.float32: init(key, shape, dtype, out_sharding=layout)
 
 
-def linear(d_in: int, d_out: int, axes: str, *, rngs, dtype, init=xavier_uniform, use_bias=True) -> nnx.Linear:
-    """A linear layer with a weight [d_in, d_out] laid out by `axes`, e.g. "embed mlp"."""
+class AdaptedLinear(nnx.Linear):
+    """A linear layer with a low-rank adapter beside it: x W + b + scale (x A) B. x: [B, N, d_in].
+
+    Source: Hu et al. 2021 (arXiv 2106.09685), eq. 3. nnx.LoRALinear with mesh axes and a scale.
+    """
+
+    def __init__(self, d_in, d_out, axes, *, rank, scale, rngs, **options):
+        super().__init__(d_in, d_out, rngs=rngs, **options)
+        d_in_axis, d_out_axis = axes.split()
+        self.scale = scale
+        a_init = sharded(jax.nn.initializers.he_uniform(), f"{d_in_axis} .")
+        b_init = sharded(jax.nn.initializers.zeros, f". {d_out_axis}")
+        self.lora_a = nnx.Param(a_init(rngs.params(), (d_in, rank)))
+        self.lora_b = nnx.Param(b_init(rngs.params(), (rank, d_out)))
+
+    def __call__(self, x, out_sharding=None):
+        y = super().__call__(x, out_sharding=out_sharding)
+        a, b = self.lora_a[...].astype(y.dtype), (self.scale * self.lora_b[...]).astype(y.dtype)
+        h = jnp.einsum("bnd,dr->bnr", x.astype(y.dtype), a, out_sharding=spec("batch tokens ."))
+        return y + jnp.einsum("bnr,rd->bnd", h, b, out_sharding=out_sharding)
+
+
+def no_adapter(name: str) -> None:
+    """The adapter of a layer where there are none; else (rank, scale)."""
+    del name
+
+
+def linear(
+    d_in: int,
+    d_out: int,
+    axes: str,
+    *,
+    rngs,
+    dtype,
+    init=xavier_uniform,
+    use_bias=True,
+    adapter: tuple[int, float] | None = None,
+) -> nnx.Linear:
+    """A linear layer with a weight [d_in, d_out] laid out by `axes`, e.g. "embed mlp"; adapter: (rank, scale)."""
     out_axis = axes.split()[1]
-    return nnx.Linear(
+    make = nnx.Linear
+    if adapter is not None:
+        make = functools.partial(AdaptedLinear, axes=axes, rank=adapter[0], scale=adapter[1])
+    return make(
         d_in,
         d_out,
         use_bias=use_bias,
@@ -76,10 +116,10 @@ def run_stack(blocks, x, call, *, remat: str, unroll: int = 1):
 class Mlp(nnx.Module):
     """Linear, GELU (by tanh if `approximate`), linear: [..., N, D] -> [..., N, D]."""
 
-    def __init__(self, D: int, M: int, *, dtype, approximate=True, rngs):
+    def __init__(self, D: int, M: int, *, dtype, approximate=True, adapter_of=no_adapter, rngs):
         self.approximate = approximate
-        self.up = linear(D, M, "embed mlp", dtype=dtype, rngs=rngs)
-        self.down = linear(M, D, "mlp embed", dtype=dtype, rngs=rngs)
+        self.up = linear(D, M, "embed mlp", dtype=dtype, adapter=adapter_of("mlp.up"), rngs=rngs)
+        self.down = linear(M, D, "mlp embed", dtype=dtype, adapter=adapter_of("mlp.down"), rngs=rngs)
 
     def __call__(self, x):
         h = jax.nn.gelu(self.up(x, out_sharding=spec("batch tokens mlp")), approximate=self.approximate)

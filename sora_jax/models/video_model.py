@@ -1,6 +1,6 @@
 """The generative model: a text encoder and a diffusion transformer, trained together."""
 
-from flax import nnx
+from flax import nnx, traverse_util
 
 from sora_jax.models.dit import DiT
 from sora_jax.models.module import init_params
@@ -10,8 +10,21 @@ from sora_jax.settings import Settings
 
 def init_trained(settings: Settings, key) -> dict:
     """Fresh parameters of a VideoModel but for those that are read from files and stay as they are."""
-    params = init_params(VideoModel, settings, key)
-    return {name: part for name, part in params.items() if name != "text_encoder" or not settings.text.weights}
+    params = traverse_util.flatten_dict(init_params(VideoModel, settings, key))
+    return traverse_util.unflatten_dict({path: x for path, x in params.items() if is_trained(path, settings)})
+
+
+def is_trained(path: tuple[str, ...], settings: Settings) -> bool:
+    """Whether training changes the parameter: with adapters only these, else all but a given text encoder."""
+    if settings.lora.rank:
+        return path[-1].startswith("lora_")
+    return path[0] != "text_encoder" or not settings.text.weights
+
+
+def join(trained: dict, frozen: dict) -> dict:
+    """All parameters from those that are trained and those that are not."""
+    parts = (traverse_util.flatten_dict(part) for part in (frozen, trained))
+    return traverse_util.unflatten_dict({path: x for part in parts for path, x in part.items()})
 
 
 class VideoModel(nnx.Module):
@@ -19,7 +32,7 @@ class VideoModel(nnx.Module):
 
     def __init__(self, settings: Settings, *, rngs):
         self.text_encoder = TextEncoder(settings.text, rngs=rngs)
-        self.transformer = DiT(settings.transformer, rngs=rngs)
+        self.transformer = DiT(settings.transformer, adapter_of=settings.lora.of, rngs=rngs)
 
     def embed_text(self, batch):
         """The batch with embeddings, [B, S, E] float32, in the place of its tokens."""

@@ -19,7 +19,6 @@ from sora_jax.files import MENDABLE, mendable
 from sora_jax.models.video_model import init_trained
 from sora_jax.settings import Settings, from_dict
 from sora_jax.train.state import Weights
-from sora_jax.weights.frozen import load_frozen
 
 FOLDER = "checkpoints"
 CONVERTED = "none: converted"  # in the place of the data's hash
@@ -79,7 +78,7 @@ class Checkpoints:
                 f"{self.folder.parent}: holds weights and no run; take another --workdir, with "
                 f"--config.train.init_from={self.folder.parent}"
             )
-        check_models(stored, settings, f"{self.folder}/{step}")
+        check_models(stored, settings, f"{self.folder}/{step}", (*MODELS, "lora"))
         restored = self.manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
         )
@@ -146,14 +145,9 @@ def restore_ema(folder: pathlib.Path, step: int, abstract_params: dict) -> dict:
 
 
 def restore_trained(folder: pathlib.Path, step: int, settings: Settings) -> dict:
-    """The averaged parameters of a VideoModel, on the current mesh."""
+    """The averaged parameters of a VideoModel, but for those that stay as they are, on the current mesh."""
     abstract = jax.eval_shape(lambda: init_trained(settings, jax.random.key(0)))
     return restore_ema(folder, step, abstract_on_mesh(abstract))
-
-
-def restore_model(folder: pathlib.Path, step: int, settings: Settings) -> dict:
-    """The same, with those parameters that stay as they are."""
-    return restore_trained(folder, step, settings) | load_frozen(settings)
 
 
 def save_weights(workdir: pathlib.Path, params: dict, settings: Settings):
@@ -165,9 +159,12 @@ def save_weights(workdir: pathlib.Path, params: dict, settings: Settings):
         checkpoints.save(Weights(jnp.zeros((), jnp.int32), params), settings, CONVERTED)
 
 
-def check_models(stored: Settings, wanted: Settings, where: str):
+MODELS = ("objective", "autoencoder", "text", "transformer")
+
+
+def check_models(stored: Settings, wanted: Settings, where: str, groups: tuple[str, ...] = MODELS):
     """Raise InputError for the first setting of a model that differs; other settings may."""
-    for group in ("objective", "autoencoder", "text", "transformer"):
+    for group in groups:
         before, now = getattr(stored, group), getattr(wanted, group)
         if group == "objective":
             differs = [("objective", before, now)] if before != now else []

@@ -26,7 +26,8 @@ from sora_jax.settings import (
     Settings,
     to_json,
 )
-from sora_jax.train.checkpoint import FOLDER, find_checkpoint, read_meta, restore_trained, save_weights
+from sora_jax.train.adapters import export_adapters, import_adapters, restore_merged
+from sora_jax.train.checkpoint import FOLDER, find_checkpoint, read_meta, save_weights
 from sora_jax.train.metrics import progress_bar
 from sora_jax.weights import wan_configs
 from sora_jax.weights.folders import INDEX, open_folder
@@ -34,6 +35,7 @@ from sora_jax.weights.store import load_model, named, save_model
 from sora_jax.weights.tables import load_foreign, to_foreign
 from sora_jax.weights.wan import autoencoder_table, from_original, transformer_table
 
+SAFETENSORS = ".safetensors"
 SHARD_BYTES = 5 * 2**30
 DTYPES = "dtypes.json"  # of the tensors as they were published, so that they can be written back bit by bit
 WEIGHTS_NAME = "diffusion_pytorch_model"
@@ -41,22 +43,32 @@ _NUMPY = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def convert(
-    source: pathlib.Path, target: pathlib.Path, *, rest: pathlib.Path | None, console: rich.console.Console
+    source: pathlib.Path,
+    target: pathlib.Path,
+    *,
+    rest: pathlib.Path | None,
+    base: pathlib.Path | None,
+    console: rich.console.Console,
 ):
-    """Into a workdir, or, if `source` is a workdir, out into diffusers' layout.
+    """Into a workdir, or, if `source` is a workdir, out into diffusers' layout; a .safetensors file is adapters.
 
     Args:
+      base: the workdir of the model that adapters which come in adapt.
       rest: for a transformer in Wan's own layout, a folder in diffusers' layout with all else.
     Raises: InputError for a folder that is no model, a tensor that is missing, extra or misshapen, a pickle.
     """
-    if target.exists() and any(target.iterdir()):
-        raise InputError(f"--to={target}: is not empty; name a new folder")
-    if not source.is_dir():
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise InputError(f"--to={target}: is there already; name a new one")
+    if not source.is_dir() and source.suffix != SAFETENSORS:
         raise InputError(
             f"--from={source}: no such folder; a model from a hub is downloaded first, see docs/wan.md"
         )
     with jax.set_mesh(make_mesh(MeshSettings(data=1, fsdp=-1))):
-        if (source / FOLDER).is_dir():
+        if source.suffix == SAFETENSORS:
+            import_adapters(source, target, base, console)
+        elif target.suffix == SAFETENSORS:
+            export_adapters(source, target, console)
+        elif (source / FOLDER).is_dir():
             export_model(source, target, console)
         else:
             import_model(source, target, rest, console)
@@ -123,7 +135,7 @@ def export_model(source: pathlib.Path, target: pathlib.Path, console: rich.conso
         raise InputError(f"{source}: its text encoder is one of its own, which diffusers has no place for")
     published = source / DTYPES
     dtypes = json.loads(published.read_text()) if published.is_file() else {}
-    params = restore_trained(folder, step, settings)["transformer"]
+    params = restore_merged(folder, step, settings)["transformer"]
     table = transformer_table(settings.transformer)
     config = wan_configs.transformer_config(settings.transformer)
     write_weights(target / "transformer", table, params, config, dtypes.get("transformer", {}), console)

@@ -14,7 +14,7 @@ from sora_jax.errors import InputError
 from sora_jax.files import copy_files, replacing
 from sora_jax.mesh import make_mesh, place
 from sora_jax.settings import AutoencoderSettings, Settings, to_json
-from sora_jax.train.checkpoint import Checkpoints, abstract_on_mesh
+from sora_jax.train.checkpoint import FOLDER, Checkpoints, abstract_on_mesh
 from sora_jax.train.export import export_autoencoder
 from sora_jax.train.metrics import Metrics
 from sora_jax.train.objectives import make_objective
@@ -41,7 +41,7 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     records = Records(settings.data.path, kind)
     if settings.objective == "flow":
         check_latents(records, settings)
-    if settings.train.init_from:
+    if settings.train.init_from and (settings.lora.rank or not (workdir / FOLDER).exists()):
         check_pretrained(settings, records)
     data_hash = hashlib.sha256((records.path / "manifest.jsonl").read_bytes()).hexdigest()[:16]
     objective = make_objective(settings)

@@ -19,12 +19,12 @@ import numpy as np
 from sora_jax.diffusion.flow import flow_errors, sample_times
 from sora_jax.mesh import spec
 from sora_jax.models.module import bind
-from sora_jax.models.video_model import VideoModel, init_trained
+from sora_jax.models.video_model import VideoModel, init_trained, join
 from sora_jax.patches import PatchBatch
 from sora_jax.settings import Settings
 from sora_jax.train.autoencoder_objective import AutoencoderObjective
 from sora_jax.train.flops import train_flops
-from sora_jax.weights.frozen import load_frozen
+from sora_jax.train.frozen import load_frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class FlowObjective:
         return int(np.count_nonzero(batch.segments)), train_flops(self.settings, batch)
 
     def frozen(self) -> dict:
-        """The text encoder, if it is a given one."""
+        """A given text encoder, and the model that adapters adapt."""
         return load_frozen(self.settings)
 
     def draw(self, key, batch: PatchBatch, step):
@@ -54,7 +54,7 @@ class FlowObjective:
         return noise, sample_times(time_key, batch, self.settings.data.row_clips, self.settings.flow)
 
     def loss(self, params, frozen, batch: PatchBatch, drawn):
-        model = bind(VideoModel, self.settings, params | frozen)
+        model = bind(VideoModel, self.settings, join(params, frozen))
         embedded = model.embed_text(batch)
         errors, counts = flow_errors(
             lambda patches, times, levels: model.velocity(embedded, patches, times, levels), batch, *drawn

@@ -54,6 +54,8 @@ def begin_with(settings: Settings, state: TrainState) -> TrainState:
       state: on the current mesh; so is what is returned.
     """
     folder = pathlib.Path(settings.train.init_from)
+    if settings.lora.rank:
+        return state  # the weights are what the adapters adapt: see sora_jax.train.frozen
     if settings.objective == "flow":
         params = restore_ema(*find_checkpoint(folder), abstract_on_mesh(state.params))
     else:

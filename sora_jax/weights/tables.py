@@ -67,7 +67,11 @@ def norm(ours: str, theirs: str, *, bias=False) -> dict[str, Tensor]:
 
 def foreign_shapes(table: Table, module_class, settings) -> dict[str, tuple[int, ...]]:
     """Their name -> their shape, of all tensors that the model needs."""
-    return {name: array.shape for name, array in to_foreign(table, _expected(module_class, settings), _empty)}
+    return _shapes(table, _abstract(module_class, settings))
+
+
+def _shapes(table: Table, abstract: dict) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in to_foreign(table, dict(named(abstract)), _empty)}
 
 
 def load_foreign(
@@ -80,15 +84,30 @@ def load_foreign(
     unused: Iterable[str] = (),
     dtype: str = "float32",
 ) -> dict:
-    """Parameters of a model from foreign tensors, laid out on the current mesh.
+    """Parameters of a model from foreign tensors; arguments and errors are those of `load_tensors`."""
+    abstract = _abstract(module_class, settings)
+    return load_tensors(tensors, table, abstract, where=where, unused=unused, dtype=dtype)
+
+
+def load_tensors(
+    tensors: Mapping,
+    table: Table,
+    abstract: dict,
+    *,
+    where: str,
+    unused: Iterable[str] = (),
+    dtype: str = "float32",
+) -> dict:
+    """Parameters from foreign tensors, laid out on the current mesh.
 
     Args:
+      abstract: their shapes and specs, nested.
       tensors: arrays, or slices of safetensors files, by their names.
       where: of the tensors, for errors.
       unused: names of theirs that the model has no place for, and need not.
     Raises: InputError naming a tensor that is missing, extra or of another shape.
     """
-    shapes = foreign_shapes(table, module_class, settings)
+    shapes = _shapes(table, abstract)
     for name, shape in shapes.items():
         if name not in tensors:
             raise InputError(f"{where}: tensor {name!r} is missing; {nearest(name, tensors)}")
@@ -97,7 +116,6 @@ def load_foreign(
     unused = set(unused)
     for extra in sorted(name for name in tensors if name not in shapes and name not in unused):
         raise InputError(f"{where}: tensor {extra!r} has no place in the model; {nearest(extra, shapes)}")
-    abstract = _abstract(module_class, settings)
     arrays = [_load(tensors, table[name], leaf, jnp.dtype(dtype)) for name, leaf in named(abstract)]
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
@@ -149,10 +167,6 @@ def to_foreign(table: Table, params: Mapping[str, object], get=jax.device_get) -
 
 def _abstract(module_class, settings):
     return jax.eval_shape(lambda: init_params(module_class, settings, jax.random.key(0)))
-
-
-def _expected(module_class, settings) -> dict[str, jax.ShapeDtypeStruct]:
-    return dict(named(_abstract(module_class, settings)))
 
 
 def _empty(leaf: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -22,7 +22,7 @@ from sora_jax.generate.pipeline import load_generator, sample_latents
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
 from sora_jax.patches import patchify, unpatchify
-from sora_jax.weights.frozen import load_frozen
+from sora_jax.train.frozen import load_frozen
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("one_device")]
 PROMPTS, NEGATIVE = ["a rabbit", "a bird and a rabbit"], "two birds"
