@@ -292,6 +292,7 @@ def run_convert(values, console):
 def define_sample(values):
     flags.DEFINE_string("checkpoint", None, "Workdir of a trained transformer.", flag_values=values)
     flags.DEFINE_multi_string("prompt", None, "What the video shows; again for another one.", flag_values=values)
+    flags.DEFINE_string("prompts", None, "A file with a prompt on each line.", flag_values=values)
     flags.DEFINE_string("negative_prompt", "", "What to keep away from.", flag_values=values)
     flags.DEFINE_string("out", None, "An .mp4, or a folder if there are many prompts.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "The same seed makes the same video.", flag_values=values)
@@ -302,21 +303,33 @@ def define_sample(values):
     define_mesh(values)
 
 
+def prompts_of(values) -> list[str]:
+    """Those of --prompt, then the lines of --prompts that are not blank."""
+    prompts = list(values["prompt"].value or [])
+    if name := values["prompts"].value:
+        file = pathlib.Path(name)
+        if not file.is_file():
+            raise InputError(f"--prompts={name}: no such file; it has a prompt on each line")
+        prompts += [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        if not prompts:
+            raise InputError(f"--prompts={name}: no prompt in it; write one on each line")
+    return prompts or needed(values, "prompt", '"a red circle moves left"')
+
+
 def run_sample(values, console):
     from sora_jax.generate.sample import sample
 
     chosen = {field.name: values[field.name].value for field in dataclasses.fields(SampleSettings)}
     sample(
         pathlib.Path(needed(values, "checkpoint", "runs/first")),
-        needed(values, "prompt", '"a red circle moves left"') if values["prompt"].value is None else
-        values["prompt"].value,
+        prompts_of(values),
         pathlib.Path(needed(values, "out", "sample.mp4")),
         changes={name: value for name, value in chosen.items() if value is not None},
         negative_prompt=values["negative_prompt"].value,
         seed=values["seed"].value,
         mesh=mesh_of(values),
         console=console,
-    )  # fmt: skip
+    )
 
 
 def define_evaluate(values):

@@ -129,6 +129,7 @@ def averages(workdir: pathlib.Path, step: int) -> dict:
         (["--prompt= \n "], "--prompt: is empty"),
         (["--prompt=" + "rabbit " * 14_286], "--prompt: 100,002 characters; at most 10,000"),
         (["--prompt=a", "--negative-prompt=" + "x" * 10_001], "--negative-prompt: 10,001 characters"),
+        (["--prompts=absent.txt"], "--prompts=absent.txt: no such file"),
         (["--prompt=a", "--size=33x32"], "the width 33 is no multiple of 16; the nearest are 32 and 48"),
         (["--prompt=a", "--size=32x8"], "the height 8 is no multiple of 16; the nearest are 16 and 32"),
         (["--prompt=a", "--size=large"], "--size: 'large' is no size"),

@@ -8,12 +8,15 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from wan_published import TRANSFORMER, write_published
+import tiny
+from wan_published import TRANSFORMER, float32_generator, write_published
 
 from sora_jax.cli import main
-from sora_jax.data.clips import probe
+from sora_jax.data.clips import probe, read_clip
+from sora_jax.generate.pipeline import sample_latents
+from sora_jax.generate.writer import read_metadata
 from sora_jax.mesh import make_mesh
-from sora_jax.settings import MeshSettings
+from sora_jax.settings import MeshSettings, SampleSettings
 from sora_jax.train.checkpoint import find_checkpoint, read_meta, restore_trained
 from sora_jax.weights.wan import from_original
 
@@ -119,8 +122,34 @@ def test_what_is_no_model_is_told_in_one_line_and_nothing_is_written(published, 
     assert words in told and told.count("\n") == 1 and not out.exists()
 
 
-def test_converted_weights_make_a_video(converted, tmp_path):
-    out = tmp_path / "rabbit.mp4"
-    flags = ["--size=32x32", "--frames=5", "--steps=2", f"--checkpoint={converted}", f"--out={out}"]
-    assert main(["sample", "--prompt=a rabbit", *flags]) == 0
-    assert probe(out).frames == 5
+def test_each_prompt_of_a_file_makes_a_video(converted, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a rabbit\n\na bird\na rabbit\n")
+    flags = [
+        f"--prompts={tmp_path}/prompts.txt",
+        "--size=32x32",
+        "--frames=5",
+        "--steps=2",
+        "--mesh=fsdp=2,tensor=4",
+    ]
+    # Two at a time, and one that is thrown away.
+    given = [f"--prompts={tmp_path}/prompts.txt", f"--out={tmp_path}/out"]
+    assert main(["sample", f"--checkpoint={converted}", *given, *flags]) == 0
+    paths = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in paths] == ["000.mp4", "001.mp4", "002.mp4"]
+    assert [read_metadata(path)["prompt"] for path in paths] == ["a rabbit", "a bird", "a rabbit"]
+    first, last = (read_clip(probe(paths[n]), (32, 32), fps=16.0, frames=5).astype(int) for n in (0, 2))
+    assert np.abs(first - last).max() > 20  # the same prompt, another noise
+
+
+def test_a_seed_makes_the_same_video_on_any_mesh_and_in_any_company(converted):
+    sample = SampleSettings(size="32x32", frames=5, steps=3, solver="unipc", guidance=5.0, shift=5.0)
+    latents = []
+    for mesh, prompts, first in (
+        ({}, ["a bird"], 1),
+        ({"data": 2, "context": 2, "tensor": 2}, ["a rabbit", "a bird"], 0),
+    ):
+        with jax.set_mesh(tiny.mesh_of(**mesh)):
+            generator = float32_generator(converted)
+            latents.append(sample_latents(generator, prompts, sample, seed=4, first=first)[-1])
+    assert latents[0].std() > 0.1
+    np.testing.assert_allclose(*latents, atol=1e-3)

@@ -1,5 +1,6 @@
 """A small pipeline with random weights, in the folders and files that diffusers publishes."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -9,9 +10,11 @@ import tiny
 from wan_cases import CASES, TEXT, TRANSFORMERS, random_tensors
 
 from sora_jax.data.tokenizer import train_tokenizer
+from sora_jax.generate.pipeline import Generator, load_generator
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder
+from sora_jax.train.frozen import load_frozen
 from sora_jax.weights import wan_configs
 from sora_jax.weights.tables import foreign_shapes
 from sora_jax.weights.wan import autoencoder_table, text_table, transformer_table
@@ -62,3 +65,15 @@ def write_component(folder, table, module_class, settings, config, *, files=1, d
         safetensors.numpy.save_file(part, folder / file, metadata={"format": "pt"})
     if files > 1:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def float32_generator(workdir: pathlib.Path) -> Generator:
+    """The model of a converted workdir, all of it in float32, on the current mesh."""
+    generator = load_generator(workdir)
+    text, transformer, autoencoder = (
+        dataclasses.replace(part, dtype="float32")
+        for part in (generator.settings.text, generator.settings.transformer, generator.autoencoder)
+    )
+    settings = dataclasses.replace(generator.settings, text=text, transformer=transformer)
+    params = generator.params | load_frozen(settings)
+    return dataclasses.replace(generator, settings=settings, params=params, autoencoder=autoencoder)

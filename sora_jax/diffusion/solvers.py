@@ -1,7 +1,12 @@
 """Solvers of the flow's differential equation dx/dt = velocity(x, t), from noise (t = 1) to data (t = 0).
 
-A solver is a scan around velocity_fn(x, t). Time steps come from `time_grid`.
+Time steps come from `time_grid`. A solver is a pure function of one step, so that a host can show each, and a scan
+over all of them.
 """
+
+import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,80 +19,71 @@ def time_grid(steps: int, shift: float = 1.0, start: float = 1.0, end: float = 0
     return shift_times(jnp.linspace(start, end, steps + 1), shift).at[-1].set(0.0)
 
 
-def euler(velocity_fn, x, times):
-    """Solve with steps along the tangent, order 1.
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """How to go from each time of a grid to the next.
 
-    Args:
-      velocity_fn: (x, t) -> dx/dt, shaped like x; t is a scalar.
-      x: state at times[0].
-      times: [steps + 1], each step goes from one to the next.
-    Returns: the state at times[-1].
+    start: x at times[0] -> state, a tuple of arrays like x, of which the first is x itself.
+    step: (velocity_fn, state, times, i) -> state at times[i + 1]. velocity_fn(x, t) -> dx/dt, t a scalar;
+      times [steps + 1], i a scalar, both may be traced.
     """
 
-    def step(x, interval):
-        t, t_next = interval
-        return x + (t_next - t) * velocity_fn(x, t), None
+    start: Callable
+    step: Callable
 
-    return jax.lax.scan(step, x, (times[:-1], times[1:]))[0]
+    def __call__(self, velocity_fn, x, times):
+        """All steps: from x at times[0] to x at times[-1]."""
 
+        def body(state, i):
+            return self.step(velocity_fn, state, times, i), None
 
-def heun(velocity_fn, x, times):
-    """Solve with the mean of the velocities at both ends of a step, order 2; arguments as for `euler`.
-
-    Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 1, without noise.
-    """
-
-    def step(x, interval):
-        t, t_next = interval
-        first = velocity_fn(x, t)
-        second = velocity_fn(x + (t_next - t) * first, t_next)
-        return x + (t_next - t) * (first + second) / 2, None
-
-    return jax.lax.scan(step, x, (times[:-1], times[1:]))[0]
+        return jax.lax.scan(body, self.start(x), jnp.arange(len(times) - 1))[0][0]
 
 
-def dpm(velocity_fn, x, times):
-    """DPM-Solver++ 2M: one velocity a step, order 2; the first step and the last have order 1.
-
-    Arguments as for `euler`.
-    Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2, with a flow's alpha = 1 - t and sigma = t.
-    """
-    return _multistep(velocity_fn, x, times, correct=False)
+def _euler_step(velocity_fn, state, times, i):
+    (x,) = state
+    t, t_next = times[i], times[i + 1]
+    return (x + (t_next - t) * velocity_fn(x, t),)
 
 
-def unipc(velocity_fn, x, times):
-    """UniPC of order 2 with B(h) = exp(-h) - 1: `dpm`, and each state corrected by the velocity found there.
+def _heun_step(velocity_fn, state, times, i):
+    (x,) = state
+    t, t_next = times[i], times[i + 1]
+    first = velocity_fn(x, t)
+    second = velocity_fn(x + (t_next - t) * first, t_next)
+    return (x + (t_next - t) * (first + second) / 2,)
 
-    Arguments as for `euler`.
-    Source: Zhao et al. 2023 (arXiv 2302.04867), algorithms 5 to 8, "bh2".
-    """
-    return _multistep(velocity_fn, x, times, correct=True)
 
-
-def _multistep(velocity_fn, x, times, *, correct):
+def _multistep(velocity_fn, state, times, i, *, correct):
+    x, corrected, data, older = state
     # At t = 1 the log of the SNR is infinite; diffusers begins just below it, and the second step feels how far.
     times = jnp.minimum(times, 1 - 1e-6)
-    steps = len(times) - 1
-    index = jnp.arange(steps)
-    second_order = (index > 0) & (index < steps - 1)
-    before = jnp.concatenate([times[:1], times[:-2]])  # the time one step back, two steps back
-    earlier = jnp.concatenate([before[:1], before[:-1]])
+    t_earlier, t_before, t, t_next = (times[jnp.maximum(i + k, 0)] for k in (-2, -1, 0, 1))
+    second, second_before = ((j > 0) & (j < len(times) - 2) for j in (i, i - 1))  # of order 2, not 1
+    found = x - t * velocity_fn(x, t)
+    if correct:
+        slope = _slope(older, data, t_earlier, t_before, t, second_before)
+        better = _corrected(corrected, data, slope, found, t_earlier, t_before, t, second_before)
+        x = jnp.where(i > 0, better, x)
+    slope = _slope(data, found, t_before, t, t_next, second)
+    return _advance(x, found, t, t_next, 0.5 * slope), x, found, data
 
-    def step(carry, now):
-        x, corrected, data, older = carry
-        t, t_next, t_before, t_earlier, first, second, second_before = now
-        found = x - t * velocity_fn(x, t)
-        if correct:
-            slope = _slope(older, data, t_earlier, t_before, t, second_before)
-            better = _corrected(corrected, data, slope, found, t_earlier, t_before, t, second_before)
-            x = jnp.where(first, x, better)
-        slope = _slope(data, found, t_before, t, t_next, second)
-        x_next = _advance(x, found, t, t_next, 0.5 * slope)
-        return (x_next, x, found, data), None
 
-    flags = (index == 0, second_order, jnp.concatenate([second_order[:1], second_order[:-1]]))
-    carry = (x, x, jnp.zeros_like(x), jnp.zeros_like(x))
-    return jax.lax.scan(step, carry, (times[:-1], times[1:], before, earlier, *flags))[0][0]
+def _start_multistep(x):
+    return x, x, jnp.zeros_like(x), jnp.zeros_like(x)
+
+
+# Along the tangent; order 1.
+euler = Solver(lambda x: (x,), _euler_step)
+# With the mean of the velocities at both ends of a step; order 2.
+# Karras et al. 2022 (arXiv 2206.00364), algorithm 1, without noise.
+heun = Solver(lambda x: (x,), _heun_step)
+# DPM-Solver++ 2M: one velocity a step, order 2, the first and the last step of order 1.
+# Lu et al. 2022 (arXiv 2211.01095), algorithm 2, with a flow's alpha = 1 - t and sigma = t.
+dpm = Solver(_start_multistep, functools.partial(_multistep, correct=False))
+# UniPC of order 2 with B(h) = exp(-h) - 1: `dpm`, and each state corrected by the velocity found there.
+# Zhao et al. 2023 (arXiv 2302.04867), algorithms 5 to 8, "bh2".
+unipc = Solver(_start_multistep, functools.partial(_multistep, correct=True))
 
 
 def _log_snr(t):

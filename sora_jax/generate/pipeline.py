@@ -17,7 +17,7 @@ from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion.conditioning import hold_known, start_from
 from sora_jax.diffusion.flow import levels_of, shift_of, told_time
 from sora_jax.diffusion.guidance import guided, in_pairs
-from sora_jax.diffusion.solvers import dpm, euler, heun, time_grid, unipc
+from sora_jax.diffusion.solvers import Solver, dpm, euler, heun, time_grid, unipc
 from sora_jax.errors import InputError
 from sora_jax.mesh import spec
 from sora_jax.models.autoencoder import Autoencoder
@@ -125,20 +125,25 @@ def sample_latents(
     sample: SampleSettings,
     *,
     seed: int,
+    first: int = 0,
     negative_prompt: str = "",
     given: np.ndarray | None = None,
     known: np.ndarray | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Latents of one video for each prompt.
 
     Args:
+      first: number of the first prompt: prompt n has the seed's n-th noise, whatever is sampled along with it.
       given: latents of which some are known, [B, f, h, w, C].
       known: which patches of them, [B, N] bool.
+      advance: called after each step of the solver.
     Returns: [B, f, h, w, C] float32, normalised as the autoencoder's latents are.
     """
     check_prompts(prompts, negative_prompt)
-    shape = latent_shape(generator.settings, sample)
-    patch, C = generator.settings.transformer.patch, generator.settings.transformer.channels
+    settings = generator.settings
+    shape = latent_shape(settings, sample)
+    patch, C = settings.transformer.patch, settings.transformer.channels
     grid = patch_grid(shape, patch)
     N, B = int(np.prod(grid)), len(prompts)
     both, both_segments = tokenize(generator, [p for prompt in prompts for p in (prompt, negative_prompt)])
@@ -150,46 +155,54 @@ def sample_latents(
         text=both,
         text_segments=both_segments,
     )
+    batch = jax.tree.map(lambda x: jax.device_put(x, spec("batch" + " ." * (x.ndim - 1))), batch)
     shift = sample.shift or float(shift_of(N, grid[0]))
-    whole = generator.settings.flow.whole_times
+    whole = settings.flow.whole_times
     times = time_grid(sample.steps, shift, end=1 / whole if whole else 0.0)
-    patches = solve(
-        generator.settings,
-        SOLVERS[sample.solver],
-        generator.params,
-        jax.tree.map(lambda x: jax.device_put(x, spec("batch" + " ." * (x.ndim - 1))), batch),
-        times,
-        jnp.float32(sample.guidance),
-        jax.random.key(seed),
-    )
-    return unpatchify(multihost_utils.process_allgather(patches, tiled=True), grid, patch)
+    solver = SOLVERS[sample.solver]
+    pairs, state = begin(settings, solver, generator.params, batch, jax.random.key(seed), jnp.int32(first))
+    guidance = jnp.float32(sample.guidance)
+    for i in range(sample.steps):
+        state = solver_step(
+            settings, solver, generator.params, pairs, batch.known, state, times, jnp.int32(i), guidance
+        )
+        jax.block_until_ready(state)
+        advance()
+    return unpatchify(multihost_utils.process_allgather(state[0], tiled=True), grid, patch)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def solve(settings: Settings, solver: Callable, params: dict, batch: PatchBatch, times, guidance, key):
-    """Patches of one clip a row, from noise.
+def begin(settings: Settings, solver: Solver, params: dict, batch: PatchBatch, key, first):
+    """What the steps of a solver need: rows in pairs for guidance, their text encoded, and its first state.
 
     Args:
       batch: its text has two rows for each row of patches: the prompt and the negative prompt.
-      times: from `time_grid`.
-      guidance: scalar.
-    Returns: [B, N, P] float32.
     """
     model = bind(VideoModel, settings, params)
     pairs = jax.tree.map(in_pairs, batch.replace(text=None, text_segments=None))
     pairs = model.embed_text(pairs.replace(text=batch.text, text_segments=batch.text_segments))
     # One key a row: a video does not depend on what else is in its batch, or on the mesh.
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(batch.known)))
+    numbers = first + jnp.arange(len(batch.known))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
     noise = jax.vmap(lambda key: jax.random.normal(key, batch.patches.shape[1:]))(keys)
     noise = jax.reshard(noise, spec("batch tokens ."))
+    return pairs, solver.start(start_from(noise, batch))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="state")
+def solver_step(
+    settings: Settings, solver: Solver, params: dict, pairs: PatchBatch, known, state, times, i, guidance
+):
+    """The state of the solver one step on; `pairs` and the first state are from `begin`."""
+    model = bind(VideoModel, settings, params)
 
     def velocity(x, t):
         t = told_time(t, settings.flow)
         table, levels = levels_of(pairs, jnp.full_like(pairs.segments[:, :1], t, jnp.float32))
         return model.velocity(pairs, x, table, levels)
 
-    held = hold_known(guided(velocity, guidance), batch.known)
-    return solver(held, start_from(noise, batch), times)
+    held = hold_known(guided(velocity, guidance), known)
+    return solver.step(held, state, times, i)
 
 
 def decode_video(generator: Generator, latents) -> Iterator[np.ndarray]:

@@ -19,6 +19,7 @@ from sora_jax.generate.pipeline import (
 from sora_jax.generate.writer import VideoWriter
 from sora_jax.mesh import make_mesh
 from sora_jax.settings import MeshSettings, SampleSettings
+from sora_jax.train.metrics import progress_bar
 
 
 def sample(
@@ -62,22 +63,32 @@ def sample(
             if (length := len(generator.tokenizer.encode(prompt))) > limit:
                 note = f"note: {length - limit} of {length} tokens are cut from the prompt {prompt[:40]!r}..."
                 console.print(note, highlight=False)
-        # Rows are split over these axes: what is missing is filled up and thrown away.
+        # One video on each part of the mesh at a time; what is missing is filled up and thrown away.
         rows = devices.shape["data"] * devices.shape["fsdp"]
-        padded = prompts + [prompts[-1]] * (-len(prompts) % rows)
-        with console.status(f"solving {settings.steps} steps for {len(prompts)} videos"):
-            latents = sample_latents(generator, padded, settings, seed=seed, negative_prompt=negative_prompt)
-        for n, (prompt, path) in enumerate(zip(prompts, paths, strict=True)):
-            metadata = {
-                "prompt": prompt,
-                "negative_prompt": negative_prompt,
-                "seed": seed,
-                "number": n,
-                "checkpoint_step": generator.step,
-                **dataclasses.asdict(settings),
-            }
-            with VideoWriter(path, settings.fps, metadata=metadata) as video:
-                for frames in decode_video(generator, latents[n]):
-                    video.write(frames)
-            console.print(f"{path}: {prompt}", highlight=False)
+        with progress_bar(console) as bar:
+            task = bar.add_task("sampling", total=-(-len(prompts) // rows) * settings.steps, numbers="")
+            for first in range(0, len(prompts), rows):
+                group = prompts[first : first + rows]
+                latents = sample_latents(
+                    generator,
+                    group + [group[-1]] * (rows - len(group)),
+                    settings,
+                    seed=seed,
+                    first=first,
+                    negative_prompt=negative_prompt,
+                    advance=lambda: bar.advance(task),
+                )
+                for n, prompt in enumerate(group, start=first):
+                    metadata = {
+                        "prompt": prompt,
+                        "negative_prompt": negative_prompt,
+                        "seed": seed,
+                        "number": n,
+                        "checkpoint_step": generator.step,
+                        **dataclasses.asdict(settings),
+                    }
+                    with VideoWriter(paths[n], settings.fps, metadata=metadata) as video:
+                        for frames in decode_video(generator, latents[n - first]):
+                            video.write(frames)
+                    console.print(f"{paths[n]}: {prompt}", highlight=False)
     return paths

@@ -30,7 +30,7 @@ from sora_jax.train.adapters import export_adapters, import_adapters, restore_me
 from sora_jax.train.checkpoint import FOLDER, find_checkpoint, read_meta, save_weights
 from sora_jax.train.metrics import progress_bar
 from sora_jax.weights import wan_configs
-from sora_jax.weights.folders import INDEX, open_folder
+from sora_jax.weights.folders import INDEX, tensors_in
 from sora_jax.weights.store import load_model, named, save_model
 from sora_jax.weights.tables import load_foreign, to_foreign
 from sora_jax.weights.wan import autoencoder_table, from_original, transformer_table
@@ -104,15 +104,14 @@ def import_model(
         flow=FlowSettings(whole_times=1000),
         sample=SampleSettings(solver="unipc", shift=float(scheduler.get("flow_shift", 0.0))),
     )
-    dtypes = {}
-    with open_folder(folder) as tensors:
-        tensors = {from_original(name): tensor for name, tensor in tensors.items()}
-        dtypes["transformer"] = {name: tensor.get_dtype() for name, tensor in tensors.items()}
-        params = load_foreign(tensors, transformer_table(transformer), DiT, transformer, where=str(folder))
-    with open_folder(rest / "vae") as tensors:
-        dtypes["vae"] = {name: tensor.get_dtype() for name, tensor in tensors.items()}
-        table = autoencoder_table(autoencoder)
-        pixels = load_foreign(tensors, table, Autoencoder, autoencoder, where=str(rest / "vae"))
+    tensors = {from_original(name): tensor for name, tensor in tensors_in(folder).items()}
+    params = load_foreign(tensors, transformer_table(transformer), DiT, transformer, where=str(folder))
+    vae = tensors_in(rest / "vae")
+    pixels = load_foreign(vae, autoencoder_table(autoencoder), Autoencoder, autoencoder, where=str(rest / "vae"))
+    dtypes = {
+        part: {name: tensor.dtype for name, tensor in found.items()}
+        for part, found in (("transformer", tensors), ("vae", vae))
+    }
     # Until here nothing is written.
     console.print(f"{source}: {sum(x.size for x in jax.tree.leaves(params)):,} parameters", highlight=False)
     save_model(target / "autoencoder", Autoencoder, autoencoder, pixels)

@@ -1,9 +1,10 @@
-"""Folders of safetensors: one file, or several with an index, opened as one mapping from name to tensor."""
+"""Folders of safetensors: one file, or several with an index, as one mapping from name to tensor."""
 
-import contextlib
+import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from sora_jax.errors import InputError, nearest
 from sora_jax.weights.store import open_tensors
@@ -12,23 +13,38 @@ PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 INDEX = ".safetensors.index.json"
 
 
-@contextlib.contextmanager
-def open_folder(folder) -> Iterator[Mapping[str, object]]:
-    """The tensors of a folder by name, as slices: what is not indexed is not read.
+@dataclasses.dataclass(frozen=True)
+class TensorInFile:
+    """A tensor of a file, of which only what is indexed is read.
+
+    The file is opened for each reading: open, its pages would stay in memory long after they were copied.
+    """
+
+    path: pathlib.Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors calls it: F32, BF16
+
+    def __getitem__(self, index) -> np.ndarray:
+        with open_tensors(self.path) as file:
+            return file.get_slice(self.name)[index]
+
+
+def tensors_in(folder) -> dict[str, TensorInFile]:
+    """The tensors of a folder by name.
 
     Raises: InputError if there are none, a file of the index is absent or broken, or all there is are pickles.
     """
-    folder = pathlib.Path(folder)
-    with contextlib.ExitStack() as stack:
-        tensors = {}
-        for path, names in _files(folder).items():
-            file = stack.enter_context(open_tensors(path))
+    found = {}
+    for path, names in _files(pathlib.Path(folder)).items():
+        with open_tensors(path) as file:
             held = set(file.keys())
             for name in held if names is None else names:
                 if name not in held:
                     raise InputError(f"{path}: tensor {name!r} is not in it, though the index says so")
-                tensors[name] = file.get_slice(name)
-        yield tensors
+                there = file.get_slice(name)
+                found[name] = TensorInFile(path, name, tuple(there.get_shape()), there.get_dtype())
+    return found
 
 
 def _files(folder: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:

@@ -102,7 +102,7 @@ def load_tensors(
 
     Args:
       abstract: their shapes and specs, nested.
-      tensors: arrays, or slices of safetensors files, by their names.
+      tensors: by their names, arrays or what reads of a file only what is indexed.
       where: of the tensors, for errors.
       unused: names of theirs that the model has no place for, and need not.
     Raises: InputError naming a tensor that is missing, extra or of another shape.
@@ -111,7 +111,7 @@ def load_tensors(
     for name, shape in shapes.items():
         if name not in tensors:
             raise InputError(f"{where}: tensor {name!r} is missing; {nearest(name, tensors)}")
-        if (found := _shape(tensors[name])) != shape:
+        if (found := tuple(tensors[name].shape)) != shape:
             raise InputError(f"{where}: tensor {name!r} has shape {list(found)}, the model asks for {list(shape)}")
     unused = set(unused)
     for extra in sorted(name for name in tensors if name not in shapes and name not in unused):
@@ -171,7 +171,3 @@ def _abstract(module_class, settings):
 
 def _empty(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
-
-
-def _shape(tensor) -> tuple[int, ...]:
-    return tuple(tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape)

@@ -2,7 +2,7 @@
 
 from sora_jax.models.text import TextEncoder
 from sora_jax.settings import TextSettings
-from sora_jax.weights.folders import open_folder
+from sora_jax.weights.folders import tensors_in
 from sora_jax.weights.tables import load_foreign
 from sora_jax.weights.wan import TEXT_ALIASES, text_table
 
@@ -12,13 +12,12 @@ def load_text_encoder(settings: TextSettings) -> dict:
 
     Raises: InputError if it is not there, or no UMT5 of these sizes; names the tensor.
     """
-    with open_folder(settings.weights) as tensors:
-        return load_foreign(
-            tensors,
-            text_table(),
-            TextEncoder,
-            settings,
-            where=settings.weights,
-            unused=TEXT_ALIASES,
-            dtype=settings.dtype,
-        )
+    return load_foreign(
+        tensors_in(settings.weights),
+        text_table(),
+        TextEncoder,
+        settings,
+        where=settings.weights,
+        unused=TEXT_ALIASES,
+        dtype=settings.dtype,
+    )

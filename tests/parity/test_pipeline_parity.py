@@ -14,15 +14,14 @@ import safetensors.torch
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from transformers import UMT5EncoderModel
-from wan_published import SHIFT, write_published
+from wan_published import SHIFT, float32_generator, write_published
 
 from sora_jax.cli import main
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.generate.pipeline import load_generator, sample_latents
+from sora_jax.generate.pipeline import sample_latents
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
 from sora_jax.patches import patchify, unpatchify
-from sora_jax.train.frozen import load_frozen
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("one_device")]
 PROMPTS, NEGATIVE = ["a rabbit", "a bird and a rabbit"], "two birds"
@@ -79,17 +78,8 @@ def test_frames_equal_diffusers_pipeline(tmp_path):
     write_published(published, "float32")
     assert main(["convert", f"--from={published}", f"--to={workdir}"]) == 0
     assert main(["convert", f"--from={workdir}", f"--to={back}"]) == 0
-    generator = load_generator(workdir)
-    float32 = {"dtype": "float32"}
-    settings = generator.settings
-    settings = dataclasses.replace(
-        settings,
-        text=dataclasses.replace(settings.text, **float32),
-        transformer=dataclasses.replace(settings.transformer, **float32),
-    )
-    autoencoder = dataclasses.replace(generator.autoencoder, **float32)
-    params = generator.params | load_frozen(settings)
-    generator = dataclasses.replace(generator, settings=settings, params=params, autoencoder=autoencoder)
+    generator = float32_generator(workdir)
+    settings, autoencoder = generator.settings, generator.autoencoder
     sample = dataclasses.replace(
         settings.sample, size=f"{WIDTH}x{HEIGHT}", frames=FRAMES, steps=STEPS, guidance=GUIDANCE
     )
