@@ -5,4 +5,5 @@ set -eu
 . "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
 environment test '.[test]'
 # A later -m wins, so `launch/test.sh -m slow` runs the slow ones.
-exec .venv/bin/python -m pytest -m 'not slow and not parity' "$@"
+# Most of the time is compiling, one core a process; a file's tests share what they have made.
+exec .venv/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile -m 'not slow and not parity' "$@"

@@ -113,9 +113,10 @@ def transformer_inputs(case: str) -> dict[str, np.ndarray]:
     return inputs
 
 
-def our_velocity(case: str) -> np.ndarray:
-    """[2, F, H, W, C], of the transformer of this case."""
-    settings, inputs, params = TRANSFORMERS[case], transformer_inputs(case), transformer_params(case)
+def our_velocity(case: str, params: dict | None = None) -> np.ndarray:
+    """[2, F, H, W, C], of the transformer of this case, with its random parameters if none are given."""
+    settings, inputs = TRANSFORMERS[case], transformer_inputs(case)
+    params = transformer_params(case) if params is None else params
     grid = tuple(side // p for side, p in zip(LATENT_GRID, settings.patch, strict=True))
     N = math.prod(grid)
     positions = np.broadcast_to(grid_positions(grid), (2, N, 3))

@@ -48,16 +48,21 @@ def restore_merged(folder: pathlib.Path, step: int, settings: Settings) -> dict:
     return merge(base, trained, settings.lora.scale)
 
 
+def adapter_tensors(adapters: dict, settings: Settings) -> dict[str, np.ndarray]:
+    """A transformer's adapters by diffusers' names, the scale in B: for diffusers alpha is the rank."""
+    scale = settings.lora.scale
+    params = {name: x * scale if name.endswith("lora_b") else x for name, x in named(adapters)}
+    table = lora_table(settings.transformer)
+    return {name: np.ascontiguousarray(x) for name, x in to_foreign(table, params)}
+
+
 def export_adapters(source: pathlib.Path, target: pathlib.Path, console: rich.console.Console):
     """The adapters of a workdir -> a safetensors file for diffusers' `load_lora_weights`."""
     folder, step = find_checkpoint(source)
     settings, _ = read_meta(folder, step)
     if not settings.lora.rank:
         raise InputError(f"{source}: has no adapters; to write its whole model, name a folder with --to")
-    params = dict(named(restore_trained(folder, step, settings)["transformer"]))
-    # diffusers has alpha = rank where a file says nothing: the scale goes into B.
-    params = {name: x * (settings.lora.scale if name.endswith("lora_b") else 1.0) for name, x in params.items()}
-    tensors = {name: np.ascontiguousarray(x) for name, x in to_foreign(lora_table(settings.transformer), params)}
+    tensors = adapter_tensors(restore_trained(folder, step, settings)["transformer"], settings)
     with replacing(target) as temporary:
         safetensors.numpy.save_file(tensors, temporary, metadata={"format": "pt"})
     console.print(f"{target}: {len(tensors)} tensors, for diffusers' load_lora_weights", highlight=False)

@@ -72,8 +72,10 @@ def with_random_weights(model):
 
 
 @torch.no_grad()
-def their_velocity(case: str) -> np.ndarray:
-    model, inputs = with_random_weights(build_transformer(TRANSFORMERS[case])), transformer_inputs(case)
+def their_velocity(case: str, model=None) -> np.ndarray:
+    """Of their transformer of this case, with its random weights if none is given."""
+    inputs = transformer_inputs(case)
+    model = model or with_random_weights(build_transformer(TRANSFORMERS[case]))
     x = [torch.from_numpy(inputs[name]) for name in ("latents", "condition") if name in inputs]
     _, height, width = inputs["latents"].shape[1:4]
     times = 1000 * torch.from_numpy(inputs["times"])

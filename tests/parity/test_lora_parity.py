@@ -1,0 +1,45 @@
+"""Our adapters, written for diffusers' load_lora_weights, make of its model what they make of ours."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="parity needs torch: pip install sora_jax[parity]")
+pytest.importorskip("diffusers", reason="parity needs diffusers: pip install sora_jax[parity]")
+pytest.importorskip("peft", reason="parity needs peft: pip install sora_jax[parity]")
+
+import jax
+import safetensors.numpy
+from diffusers import UniPCMultistepScheduler, WanPipeline
+from diffusers_wan import build_transformer, their_velocity, with_random_weights
+from wan_cases import CASES, TEXT, TRANSFORMERS, our_velocity, transformer_params
+
+from sora_jax.models.video_model import init_trained
+from sora_jax.settings import LoraSettings, Settings, TrainSettings
+from sora_jax.train.adapters import adapter_tensors, merge
+
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("one_device")]
+SETTINGS = Settings(
+    transformer=TRANSFORMERS["t2v"],
+    text=TEXT,
+    autoencoder=CASES["wan21"],
+    lora=LoraSettings(rank=3, alpha=6.0),
+    train=TrainSettings(init_from="base"),
+)
+
+
+def test_diffusers_with_our_adapters_gives_our_velocity(tmp_path):
+    adapters = init_trained(SETTINGS, jax.random.key(0))["transformer"]
+    adapters = jax.tree.map(lambda x: 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), adapters)
+    ours = our_velocity("t2v", merge(transformer_params("t2v"), adapters, SETTINGS.lora.scale))
+    safetensors.numpy.save_file(adapter_tensors(adapters, SETTINGS), tmp_path / "lora.safetensors")
+
+    transformer = with_random_weights(build_transformer(TRANSFORMERS["t2v"]))
+    without = their_velocity("t2v", transformer)
+    pipeline = WanPipeline(None, None, None, UniPCMultistepScheduler(), transformer=transformer)
+    pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    theirs = their_velocity("t2v", transformer)
+    print(
+        f"differ by at most {np.abs(ours - theirs).max():.1e}, without them by {np.abs(ours - without).max():.1e}"
+    )
+    assert np.abs(theirs - without).max() > 0.1
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
