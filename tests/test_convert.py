@@ -153,3 +153,13 @@ def test_a_seed_makes_the_same_video_on_any_mesh_and_in_any_company(converted):
             latents.append(sample_latents(generator, prompts, sample, seed=4, first=first)[-1])
     assert latents[0].std() > 0.1
     np.testing.assert_allclose(*latents, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name, words", [("absent", "no name of a model on the hub"), ("a/b", "a/b: no such folder")]
+)
+def test_a_model_that_cannot_be_fetched_is_told_in_one_line(tmp_path, capsys, monkeypatch, name, words):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["convert", f"--from={name}", f"--to={tmp_path}/out"]) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1 and not (tmp_path / "out").exists()

@@ -48,6 +48,10 @@ def test_html_entities_are_resolved(tokenizer):
     assert tokenizer.encode("red &amp;amp; blue") == tokenizer.encode("red & blue")
 
 
+def test_broken_unicode_is_mended(tokenizer):
+    assert tokenizer.encode("schÃ¶n") == tokenizer.encode("schön")
+
+
 def test_training_works_on_one_caption_and_again_gives_the_same(tmp_path):
     first = train_tokenizer(["A cat."], tmp_path / "a.model", vocabulary=100_000)
     train_tokenizer(["A cat.", "A  cat."], tmp_path / "b.model", vocabulary=100_000)

@@ -5,6 +5,7 @@ import io
 import pathlib
 from collections.abc import Iterable
 
+import ftfy
 import sentencepiece
 
 from sora_jax.errors import InputError
@@ -51,8 +52,8 @@ class Tokenizer:
 
 
 def clean(text: str) -> str:
-    """The text with HTML entities resolved and every run of blanks made one, as UMT5's captions are."""
-    return " ".join(html.unescape(html.unescape(text)).split())
+    """The text as UMT5 has it: broken Unicode mended, HTML entities resolved, every run of blanks one."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 def train_tokenizer(captions: Iterable[str], path: pathlib.Path, *, vocabulary: int) -> Tokenizer:

@@ -31,6 +31,7 @@ from sora_jax.train.checkpoint import FOLDER, find_checkpoint, read_meta, save_w
 from sora_jax.train.metrics import progress_bar
 from sora_jax.weights import wan_configs
 from sora_jax.weights.folders import INDEX, tensors_in
+from sora_jax.weights.hub import fetch
 from sora_jax.weights.store import load_model, named, save_model
 from sora_jax.weights.tables import load_foreign, to_foreign
 from sora_jax.weights.wan import autoencoder_table, from_original, transformer_table
@@ -53,6 +54,7 @@ def convert(
     """Into a workdir, or, if `source` is a workdir, out into diffusers' layout; a .safetensors file is adapters.
 
     Args:
+      source: if there is no such folder, a model's name on the hub.
       base: the workdir of the model that adapters which come in adapt.
       rest: for a transformer in Wan's own layout, a folder in diffusers' layout with all else.
     Raises: InputError for a folder that is no model, a tensor that is missing, extra or misshapen, a pickle.
@@ -60,9 +62,7 @@ def convert(
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InputError(f"--to={target}: is there already; name a new one")
     if not source.is_dir() and source.suffix != SAFETENSORS:
-        raise InputError(
-            f"--from={source}: no such folder; a model from a hub is downloaded first, see docs/wan.md"
-        )
+        source = fetch(str(source))
     with jax.set_mesh(make_mesh(MeshSettings(data=1, fsdp=-1))):
         if source.suffix == SAFETENSORS:
             import_adapters(source, target, base, console)
