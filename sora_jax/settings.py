@@ -141,6 +141,7 @@ class TransformerSettings:
     mlp: int = 8960
     layers: int = 30
     frequencies: int = 256  # width of the sinusoid of time
+    attention: str = "auto"  # auto, xla (holds all logits), chunked, splash (on TPU)
     remat: str = "full"  # full: keep only each layer's input; none: keep everything
     unroll: int = 1  # layers in one turn of the compiled loop; on a CPU more run faster and compile longer
     dtype: str = "bfloat16"
@@ -281,6 +282,7 @@ class Settings:
             raise InputError("config.loss.adversarial_start: there is no config.loss.adversarial that would start")
         for where, value, known in (
             ("objective", self.objective, ("flow", "autoencoder")),
+            ("transformer.attention", self.transformer.attention, ("auto", "xla", "chunked", "splash")),
             ("transformer.remat", self.transformer.remat, ("full", "none")),
             ("optimizer.name", self.optimizer.name, ("adamw", "muon")),
             ("optimizer.schedule", self.optimizer.schedule, ("constant", "cosine")),

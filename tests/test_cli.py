@@ -98,7 +98,7 @@ def test_the_installed_program_tells_a_mistake_and_exits_with_2(here):
         ("train --config.trian.steps=3", "--config.trian: no such key, did you mean 'train'?"),
         ("train --config.train.step=3", "--config.train.step: no such key, did you mean 'steps'?"),
         ("train --config.train.steps.now=3", "--config.train.steps.now: no such key"),
-        ("train --config.train=3", "--config.train: a group; its keys are accumulate, keep"),
+        ("train --config.train=3", "--config.train: a group; its keys are accumulate, init_from, keep"),
         ("train --workdir=run --config.train.steps=abc", "--config.train.steps=abc"),
         ("train --workdir=run --config.train.steps=0", "config.train.steps: 0, but at least 1"),
         ("train --workdir=run --config.optimizer.learning_rate=nan", "config.optimizer.learning_rate: nan"),

@@ -4,9 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.mesh import spec
+from sora_jax.models.kernels import chunked, splash
+
+KERNELS = {"chunked": chunked, "splash": splash}
+SMALL = 2**20  # queries x keys: below, the logits may as well be held
 
 
-def attention(q, k, v, q_segments, kv_segments, *, bias=None, scale=None):
+def attention(q, k, v, q_segments, kv_segments, *, bias=None, scale=None, kernel="auto"):
     """Softmax attention within segments: a query sees the keys of its own segment.
 
     Args:
@@ -15,17 +19,39 @@ def attention(q, k, v, q_segments, kv_segments, *, bias=None, scale=None):
       q_segments, kv_segments: [B, N] and [B, M] int32.
       bias: added to the logits before the softmax, [A, N, M] float32.
       scale: of the logits; K ** -0.5 if not given.
+      kernel: "xla" holds all logits, and is the only one with a bias; "chunked" and "splash" hold a block of them;
+        "auto" takes what suits the platform and the size.
     Returns: [B, N, A, K], laid out as q.
     """
     heads = spec("batch . heads_all .")
     # Ulysses (arXiv 2309.14509): trade token shards for head shards, so that each chip sees whole sequences.
     q, k, v = (jax.reshard(x, heads) for x in (q, k, v))
     q_segments, kv_segments = (jax.reshard(x, spec("batch .")) for x in (q_segments, kv_segments))
+    if bias is None and (name := chosen(kernel, q.shape[1], k.shape[1])) != "xla":
+        rows = spec("batch .")
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        local = jax.shard_map(
+            lambda *arrays: KERNELS[name](*arrays, scale),
+            in_specs=(heads, heads, heads, rows, rows),
+            out_specs=heads,
+            # Each array is split over all axes or is of integers: there is nothing that a check could find.
+            check_vma=False,
+        )
+        return jax.reshard(local(q, k, v, q_segments, kv_segments), spec("batch tokens heads ."))
     mask = (q_segments[:, :, None] == kv_segments[:, None, :])[:, None]
     if bias is not None:
         bias = jax.reshard(bias[None], spec(". heads_all . ."))
     y = jax.nn.dot_product_attention(q, k, v, bias, mask, scale=scale)
     return jax.reshard(y, spec("batch tokens heads ."))
+
+
+def chosen(kernel: str, queries: int, keys: int) -> str:
+    """What "auto" means here."""
+    if kernel != "auto":
+        return kernel
+    if jax.default_backend() == "tpu":
+        return "splash"
+    return "xla" if queries * keys <= SMALL else "chunked"
 
 
 def split_heads(x, A: int):

@@ -42,7 +42,7 @@ class Attention(nnx.Module):
 
     def __init__(self, settings: TransformerSettings, *, image=False, adapter_of, rngs):
         D, dtype = settings.width, jnp.dtype(settings.dtype)
-        self.A = settings.heads
+        self.A, self.kernel = settings.heads, settings.attention
 
         def project(name, axes):
             return linear(D, D, axes, dtype=dtype, adapter=adapter_of(name), rngs=rngs)
@@ -64,12 +64,12 @@ class Attention(nnx.Module):
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         q = q.astype(v.dtype)
-        y = attention(q, k.astype(v.dtype), v, x_segments, context_segments)
+        y = attention(q, k.astype(v.dtype), v, x_segments, context_segments, kernel=self.kernel)
         if image is not None:
             image, image_segments = image
             k = split_heads(self.image_k_norm(self.image_k(image, out_sharding=wide)), self.A)
             v = split_heads(self.image_v(image, out_sharding=wide), self.A)
-            y += attention(q, k.astype(v.dtype), v, x_segments, image_segments)
+            y += attention(q, k.astype(v.dtype), v, x_segments, image_segments, kernel=self.kernel)
         return self.out(merge_heads(y), out_sharding=residual).astype(jnp.float32)
 
 

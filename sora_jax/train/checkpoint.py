@@ -22,7 +22,12 @@ from sora_jax.train.state import Weights
 
 FOLDER = "checkpoints"
 CONVERTED = "none: converted"  # in the place of the data's hash
-FREE = ("dtype", "remat", "unroll")  # settings of a model that change how it is computed, not what it is
+FREE = (
+    "dtype",
+    "attention",
+    "remat",
+    "unroll",
+)  # settings of a model that change how it is computed, not what it is
 
 
 class Checkpoints:
