@@ -8,7 +8,7 @@ The latents are those of `autoencoder_shapes.py`, which comes first: it also say
     sora-jax sample --checkpoint=runs/shapes --prompt="a red circle moves left on a black background" --out=red.mp4
     sora-jax evaluate --checkpoint=runs/shapes
 
-Devices: 1, a laptop's CPU. 7,440,048 parameters.
+Devices: 1, a laptop's CPU. 7,546,752 parameters.
 Result: not trained to its end yet; with the commands above, shortened, each step of the way has run.
 """
 
@@ -27,7 +27,7 @@ def get_config():
         vocabulary=1024, width=128, heads=4, head_dim=32, mlp=256, layers=2, max_tokens=64, dtype="float32"
     )
     config.transformer.update(
-        patch=(1, 1, 1),
+        patch=(1, 2, 2),
         channels=config.autoencoder.latent_channels,
         text_width=config.text.width,
         width=256,
@@ -41,7 +41,7 @@ def get_config():
         sizes=("64x64",),
         frames=(17, 1),
         batch=8,
-        row_patches=320,  # four videos of 5 x 4 x 4 patches
+        row_patches=576,  # four videos of 9 x 4 x 4 patches
         row_tokens=160,
         row_clips=8,
     )

@@ -19,6 +19,7 @@ _LEAST = {"data": -1, "fsdp": -1, "context": -1, "tensor": -1}
 _LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions", "whole_times", "rank"), 0)
 _LEAST |= dict.fromkeys(("shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
+_SHARES += ("time_min", "time_max")
 _POSITIVE = ("fps", "epsilon", "clip_norm")
 _NOT_NEGATIVE = (
     "shift",
@@ -181,6 +182,8 @@ class FlowSettings:
     time_mean: float = 0.0
     time_std: float = 1.0
     shift: float = 0.0  # 0: by the clip's size, else this factor for all (see diffusion.flow.shift_of)
+    time_min: float = 0.0  # an expert learns the times from here
+    time_max: float = 1.0  # to here
     whole_times: int = 0  # when sampling, the model is told whole 1/n of the time, as it was trained (Wan: 1000)
 
 
@@ -275,6 +278,8 @@ class Settings:
             raise InputError(
                 "config.lora.rank: adapters of what? config.train.init_from names the workdir of a model"
             )
+        if self.flow.time_min >= self.flow.time_max:
+            raise InputError(f"config.flow.time_min: must be below config.flow.time_max, {self.flow.time_max}")
         loss = self.loss
         if bool(loss.perceptual) != bool(loss.perceptual_weights):
             raise InputError("config.loss.perceptual and config.loss.perceptual_weights: set both or neither")

@@ -51,6 +51,27 @@ def test_weights_come_out_again_bit_by_bit(published, converted):
     assert (back / "tokenizer" / "spiece.model").read_bytes() == (converted / "tokenizer.model").read_bytes()
 
 
+def test_two_experts_become_two_workdirs_and_come_out_again(tmp_path, capsys):
+    published, workdir, back = tmp_path / "published", tmp_path / "workdir", tmp_path / "back"
+    write_published(published, "bfloat16", boundary=0.9)
+    assert main(["convert", f"--from={published}", f"--to={workdir}"]) == 0
+    times = []
+    for folder in (workdir, workdir / "low_noise"):
+        settings, _ = read_meta(*find_checkpoint(folder))
+        times.append((settings.flow.time_min, settings.flow.time_max))
+    assert times == [(0.9, 1.0), (0.0, 0.9)]
+    assert main(["convert", f"--from={workdir}", f"--to={back}"]) == 0
+    assert json.loads((back / "model_index.json").read_text())["boundary_ratio"] == 0.9
+    for name in ("transformer", "transformer_2"):
+        before, after = tensors_in(published / name), tensors_in(back / name)
+        assert {k: x.tobytes() for k, x in before.items()} == {k: x.tobytes() for k, x in after.items()}
+    # The expert for high noise has another one below it, or makes nothing.
+    shutil.rmtree(workdir / "low_noise")
+    flags = [f"--checkpoint={workdir}", "--prompt=a bird", "--size=16x16", "--frames=1", f"--out={tmp_path}/x.mp4"]
+    assert main(["sample", *flags]) == 2
+    assert "low_noise" in capsys.readouterr().err
+
+
 def test_wans_own_layout_is_the_same_model(published, converted):
     """The transformer by its original names; all else from a folder in diffusers' layout."""
     folder = published.parent / "original"

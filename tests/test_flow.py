@@ -73,6 +73,18 @@ def test_each_clip_of_a_row_has_its_own_shift(one_device):
     np.testing.assert_array_equal(clip_shifts(batch, 3, FlowSettings(shift=5.0)), np.full((8, 3), 5.0))
 
 
+@pytest.mark.parametrize("low, high", [(0.875, 1.0), (0.0, 0.875)])
+def test_times_of_an_expert_are_those_of_all_in_its_range(one_device, low, high):
+    batch = tiny.on_mesh(tiny.random_batch(0))
+    every = np.ravel(sample_times(jax.random.key(0), batch, 4000, FlowSettings(shift=5.0)))
+    expert = FlowSettings(shift=5.0, time_min=low, time_max=high)
+    mine = np.ravel(sample_times(jax.random.key(1), batch, 4000, expert))
+    assert mine.min() >= low and mine.max() <= high
+    shares = np.linspace(0.05, 0.95, 7)
+    wanted = np.quantile(every[(every >= low) & (every <= high)], shares)
+    np.testing.assert_allclose(np.quantile(mine, shares), wanted, atol=0.015)
+
+
 def test_times_are_logit_normal_before_the_shift(one_device):
     batch = tiny.on_mesh(tiny.random_batch(0))
     settings = FlowSettings(time_mean=0.5, time_std=0.8, shift=1.0)

@@ -23,11 +23,13 @@ TRANSFORMER, AUTOENCODER = TRANSFORMERS["t2v"], CASES["wan21"]
 SHIFT = 5.0
 
 
-def write_published(folder: pathlib.Path, dtype: str):
-    """The whole pipeline; its transformer in three files, of this dtype."""
+def write_published(folder: pathlib.Path, dtype: str, *, boundary: float = 0.0):
+    """The whole pipeline, its transformer in three files of this dtype; a second one for times below boundary."""
     config = wan_configs.transformer_config(TRANSFORMER)
     table = transformer_table(TRANSFORMER)
     write_component(folder / "transformer", table, DiT, TRANSFORMER, config, files=3, dtype=dtype)
+    if boundary:
+        write_component(folder / "transformer_2", table, DiT, TRANSFORMER, config, dtype=dtype, scale=0.9)
     config = wan_configs.autoencoder_config(AUTOENCODER)
     write_component(folder / "vae", autoencoder_table(AUTOENCODER), Autoencoder, AUTOENCODER, config)
     tokenizer = train_tokenizer(["a rabbit", "a bird"], folder / "tokenizer" / "spiece.model", vocabulary=300)
@@ -47,14 +49,16 @@ def write_published(folder: pathlib.Path, dtype: str):
     write_component(text, text_table(), TextEncoder, settings, config)
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"flow_shift": SHIFT}))
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+    second = {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": boundary}
+    index = {"_class_name": "WanPipeline"} | (second if boundary else {})
+    (folder / "model_index.json").write_text(json.dumps(index))
 
 
-def write_component(folder, table, module_class, settings, config, *, files=1, dtype="float32"):
-    """Random tensors in so many files, and their config."""
+def write_component(folder, table, module_class, settings, config, *, files=1, dtype="float32", scale=1.0):
+    """Random tensors, times `scale`, in so many files, and their config."""
     with jax.set_mesh(tiny.mesh_of()):
         tensors = random_tensors(foreign_shapes(table, module_class, settings))
-    tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+    tensors = {name: (scale * tensor).astype(dtype) for name, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     names = sorted(tensors)

@@ -55,11 +55,22 @@ def clip_shifts(batch: PatchBatch, clips: int, settings: FlowSettings):
 
 
 def sample_times(key, batch: PatchBatch, clips: int, settings: FlowSettings):
-    """A time for each clip of each row, [B, clips] float32: sigmoid of a normal, shifted by the clip's size."""
-    B = batch.segments.shape[0]
-    normal = jax.random.normal(key, (B, clips), out_sharding=spec("batch ."))
-    t = jax.nn.sigmoid(settings.time_mean + settings.time_std * normal)
-    return shift_times(t, clip_shifts(batch, clips, settings))
+    """A time for each clip of each row, [B, clips] float32: sigmoid of a normal, shifted by the clip's size.
+
+    An expert's, from time_min to time_max, are distributed as those of all would be in that range.
+    """
+    shape, layout = (batch.segments.shape[0], clips), spec("batch .")
+    shifts = clip_shifts(batch, clips, settings)
+    low, high = settings.time_min, settings.time_max
+    if (low, high) == (0.0, 1.0):
+        normal = jax.random.normal(key, shape, out_sharding=layout)
+    else:
+        ends = (jax.scipy.special.logit(end / (shifts - (shifts - 1) * end)) for end in (low, high))
+        first, last = (jax.scipy.special.ndtr((end - settings.time_mean) / settings.time_std) for end in ends)
+        share = jax.random.uniform(key, shape, out_sharding=layout)
+        normal = jax.scipy.special.ndtri(jnp.clip(first + share * (last - first), 1e-6, 1 - 1e-6))
+    times = shift_times(jax.nn.sigmoid(settings.time_mean + settings.time_std * normal), shifts)
+    return times if (low, high) == (0.0, 1.0) else jnp.clip(times, low, high)
 
 
 def levels_of(batch: PatchBatch, times):

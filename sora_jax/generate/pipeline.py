@@ -23,11 +23,11 @@ from sora_jax.mesh import spec
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
 from sora_jax.models.streaming import decode_stream
-from sora_jax.models.video_model import VideoModel
+from sora_jax.models.video_model import VideoModel, join
 from sora_jax.patches import PatchBatch, grid_positions, patch_grid, patchify, unpatchify
 from sora_jax.settings import AutoencoderSettings, SampleSettings, Settings, parse_size
-from sora_jax.train.checkpoint import find_checkpoint, read_meta
-from sora_jax.train.frozen import restore_model
+from sora_jax.train.checkpoint import check_models, find_checkpoint, read_meta, restore_trained
+from sora_jax.train.frozen import LOW_NOISE, load_frozen, restore_model
 from sora_jax.weights.store import load_model
 
 SOLVERS = {"euler": euler, "heun": heun, "dpm": dpm, "unipc": unipc}
@@ -36,7 +36,10 @@ LONGEST_PROMPT = 10_000  # characters; far more than any encoder takes, so a mis
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A trained model and what it needs: settings, its parameters, the autoencoder's, the tokenizer."""
+    """A trained model and what it needs: settings, its parameters, the autoencoder's, the tokenizer.
+
+    low: (parameters, settings) of the expert for the times below the settings' flow.time_min, if there is one.
+    """
 
     settings: Settings
     params: dict
@@ -44,6 +47,7 @@ class Generator:
     autoencoder_params: dict
     tokenizer: Tokenizer
     step: int  # updates that the parameters have had
+    low: tuple[dict, Settings] | None = None
 
 
 def read_run(workdir: pathlib.Path) -> tuple[pathlib.Path, int, Settings]:
@@ -67,9 +71,24 @@ def load_generator(workdir: pathlib.Path) -> Generator:
     folder, step, settings = read_run(workdir)
     params = restore_model(folder, step, settings)
     autoencoder, autoencoder_params = load_model(workdir / "autoencoder", Autoencoder, AutoencoderSettings)
-    return Generator(
-        settings, params, autoencoder, autoencoder_params, Tokenizer(workdir / "tokenizer.model"), step
-    )
+    low = load_low_noise(workdir / LOW_NOISE, settings, params) if settings.flow.time_min else None
+    tokenizer = Tokenizer(workdir / "tokenizer.model")
+    return Generator(settings, params, autoencoder, autoencoder_params, tokenizer, step, low)
+
+
+def load_low_noise(workdir: pathlib.Path, settings: Settings, params: dict) -> tuple[dict, Settings]:
+    """The other expert of a model whose settings and parameters these are.
+
+    Raises: InputError if it is not there, is another model, or is not for the times below.
+    """
+    folder, step, low = read_run(workdir)
+    check_models(low, settings, str(workdir))
+    if low.flow.time_max != settings.flow.time_min:
+        raise InputError(
+            f"{workdir}: is for times up to config.flow.time_max={low.flow.time_max}, "
+            f"the expert above it for those from {settings.flow.time_min}"
+        )
+    return join(restore_trained(folder, step, low), load_frozen(low, have=params)), low
 
 
 def latent_shape(settings: Settings, sample: SampleSettings) -> tuple[int, int, int]:
@@ -127,6 +146,7 @@ def sample_latents(
     seed: int,
     first: int = 0,
     negative_prompt: str = "",
+    low_guidance: float = 0.0,
     given: np.ndarray | None = None,
     known: np.ndarray | None = None,
     advance: Callable[[], None] = lambda: None,
@@ -135,6 +155,7 @@ def sample_latents(
 
     Args:
       first: number of the first prompt: prompt n has the seed's n-th noise, whatever is sampled along with it.
+      low_guidance: for the expert of low noise; 0: its own settings'.
       given: latents of which some are known, [B, f, h, w, C].
       known: which patches of them, [B, N] bool.
       advance: called after each step of the solver.
@@ -161,10 +182,12 @@ def sample_latents(
     times = time_grid(sample.steps, shift, end=1 / whole if whole else 0.0)
     solver = SOLVERS[sample.solver]
     pairs, state = begin(settings, solver, generator.params, batch, jax.random.key(seed), jnp.int32(first))
-    guidance = jnp.float32(sample.guidance)
-    for i in range(sample.steps):
+    for i, t in enumerate(np.asarray(times[:-1])):
+        params, guidance = generator.params, sample.guidance
+        if generator.low and t < settings.flow.time_min:
+            params, guidance = generator.low[0], low_guidance or generator.low[1].sample.guidance
         state = solver_step(
-            settings, solver, generator.params, pairs, batch.known, state, times, jnp.int32(i), guidance
+            settings, solver, params, pairs, batch.known, state, times, jnp.int32(i), jnp.float32(guidance)
         )
         jax.block_until_ready(state)
         advance()

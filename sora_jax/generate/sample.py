@@ -76,6 +76,7 @@ def sample(
                     seed=seed,
                     first=first,
                     negative_prompt=negative_prompt,
+                    low_guidance=changes.get("guidance", 0.0),
                     advance=lambda: bar.advance(task),
                 )
                 for n, prompt in enumerate(group, start=first):

@@ -4,6 +4,7 @@ What training may change, the transformer, becomes a checkpoint of ours; the aut
 the text encoder stays in the files that it was published in, which are copied as they are.
 """
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -28,18 +29,20 @@ from sora_jax.settings import (
 )
 from sora_jax.train.adapters import export_adapters, import_adapters, restore_merged
 from sora_jax.train.checkpoint import FOLDER, find_checkpoint, read_meta, save_weights
+from sora_jax.train.frozen import LOW_NOISE
 from sora_jax.train.metrics import progress_bar
 from sora_jax.weights import wan_configs
 from sora_jax.weights.folders import INDEX, tensors_in
 from sora_jax.weights.hub import fetch
 from sora_jax.weights.store import load_model, named, save_model
-from sora_jax.weights.tables import load_foreign, to_foreign
+from sora_jax.weights.tables import check_tensors, foreign_shapes, load_foreign, to_foreign
 from sora_jax.weights.wan import autoencoder_table, from_original, transformer_table
 
 SAFETENSORS = ".safetensors"
 SHARD_BYTES = 5 * 2**30
 DTYPES = "dtypes.json"  # of the tensors as they were published, so that they can be written back bit by bit
 WEIGHTS_NAME = "diffusion_pytorch_model"
+ORIGINAL_EXPERTS = ("high_noise_model", "low_noise_model")
 _NUMPY = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -78,51 +81,66 @@ def import_model(
     source: pathlib.Path, target: pathlib.Path, rest: pathlib.Path | None, console: rich.console.Console
 ):
     """A folder of diffusers' WanPipeline, or of an original transformer and the rest of one -> a workdir."""
-    original = not (source / "model_index.json").exists() and (source / "config.json").exists()
+    names = ("transformer", "transformer_2")
+    if original := not (source / "model_index.json").exists():
+        if (source / ORIGINAL_EXPERTS[0]).is_dir():
+            names = ORIGINAL_EXPERTS
+        elif (source / "config.json").exists():
+            names = (".",)
+        else:
+            original = False
     if original and rest is None:
         raise InputError(f"{source}: only a transformer; --rest=FOLDER names the rest, in diffusers' layout")
     rest = rest if original else source
-    if (
-        wan_configs.read_json(rest / "model_index.json").get("transformer_2", [None])[0] is not None
-        and not original
-    ):
-        raise InputError(f"{source}: two transformers; convert one of a time, in Wan's own layout, with --rest")
-    folder = source if original else source / "transformer"
-    transformer = wan_configs.transformer_settings(folder / "config.json")
-    if transformer.condition_channels:
-        raise InputError(f"{folder}: an image-to-video transformer, which nothing samples from yet")
-    autoencoder = wan_configs.autoencoder_settings(rest / "vae" / "config.json")
-    text = wan_configs.text_settings(rest / "text_encoder" / "config.json", str(target / "text_encoder"))
+    index = wan_configs.read_json(rest / "model_index.json")
     scheduler = wan_configs.read_json(rest / "scheduler" / "scheduler_config.json")
     tokenizer = rest / "tokenizer" / "spiece.model"
     if not tokenizer.is_file():
         raise InputError(f"{tokenizer}: no such file; it comes with the tokenizer of google/umt5-xxl")
+    # Each expert: where it is, where it goes, its times.
+    experts = [(source / names[0], target, (0.0, 1.0))]
+    if len(names) > 1 and (index.get("transformer_2") or [None])[0] is not None:
+        boundary = float(index.get("boundary_ratio") or 0.0)
+        if not 0 < boundary < 1:
+            raise InputError(f"{rest}/model_index.json: two transformers, and boundary_ratio is {boundary}")
+        experts = [
+            (source / names[0], target, (boundary, 1.0)),
+            (source / names[1], target / LOW_NOISE, (0.0, boundary)),
+        ]
     settings = Settings(
-        autoencoder=autoencoder,
-        text=text,
-        transformer=transformer,
+        autoencoder=(autoencoder := wan_configs.autoencoder_settings(rest / "vae" / "config.json")),
+        text=wan_configs.text_settings(rest / "text_encoder" / "config.json", str(target / "text_encoder")),
+        transformer=(transformer := wan_configs.transformer_settings(experts[0][0] / "config.json")),
         flow=FlowSettings(whole_times=1000),
         sample=SampleSettings(solver="unipc", shift=float(scheduler.get("flow_shift", 0.0))),
     )
-    tensors = {from_original(name): tensor for name, tensor in tensors_in(folder).items()}
-    params = load_foreign(tensors, transformer_table(transformer), DiT, transformer, where=str(folder))
+    if transformer.condition_channels:
+        raise InputError(f"{source}: an image-to-video transformer, which nothing samples from yet")
+    table, found = transformer_table(transformer), {}
+    for folder, _, _ in experts:
+        found[folder] = {from_original(name): tensor for name, tensor in tensors_in(folder).items()}
+        check_tensors(found[folder], foreign_shapes(table, DiT, transformer), str(folder))
     vae = tensors_in(rest / "vae")
     pixels = load_foreign(vae, autoencoder_table(autoencoder), Autoencoder, autoencoder, where=str(rest / "vae"))
-    dtypes = {
-        part: {name: tensor.dtype for name, tensor in found.items()}
-        for part, found in (("transformer", tensors), ("vae", vae))
-    }
     # Until here nothing is written.
-    console.print(f"{source}: {sum(x.size for x in jax.tree.leaves(params)):,} parameters", highlight=False)
-    save_model(target / "autoencoder", Autoencoder, autoencoder, pixels)
     for name in ("text_encoder", "tokenizer", "scheduler"):
         copy_files(rest / name, target / name)
-    with replacing(target / "tokenizer.model") as temporary:
-        shutil.copyfile(tokenizer, temporary)
-    for name, text in (("settings.json", to_json(settings)), (DTYPES, json.dumps(dtypes))):
-        with replacing(target / name) as temporary:
-            temporary.write_text(text)
-    save_weights(target, {"transformer": params}, settings)
+    for folder, workdir, (low, high) in experts:
+        params = load_foreign(found[folder], table, DiT, transformer, where=str(folder))
+        console.print(f"{folder}: {sum(x.size for x in jax.tree.leaves(params)):,} parameters", highlight=False)
+        save_model(workdir / "autoencoder", Autoencoder, autoencoder, pixels)
+        with replacing(workdir / "tokenizer.model") as temporary:
+            shutil.copyfile(tokenizer, temporary)
+        flow = dataclasses.replace(settings.flow, time_min=low, time_max=high)
+        expert = dataclasses.replace(settings, flow=flow)
+        dtypes = {
+            part: {name: tensor.dtype for name, tensor in tensors.items()}
+            for part, tensors in (("transformer", found[folder]), ("vae", vae))
+        }
+        for name, text in (("settings.json", to_json(expert)), (DTYPES, json.dumps(dtypes))):
+            with replacing(workdir / name) as temporary:
+                temporary.write_text(text)
+        save_weights(workdir, {"transformer": params}, expert)
     console.print(f"{target}: sample from it, or train on from it with --config.train.init_from={target}")
 
 
@@ -132,22 +150,27 @@ def export_model(source: pathlib.Path, target: pathlib.Path, console: rich.conso
     settings, _ = read_meta(folder, step)
     if not settings.text.weights:
         raise InputError(f"{source}: its text encoder is one of its own, which diffusers has no place for")
-    published = source / DTYPES
-    dtypes = json.loads(published.read_text()) if published.is_file() else {}
-    params = restore_merged(folder, step, settings)["transformer"]
-    table = transformer_table(settings.transformer)
-    config = wan_configs.transformer_config(settings.transformer)
-    write_weights(target / "transformer", table, params, config, dtypes.get("transformer", {}), console)
+    parts = [(source, "transformer")]
+    if settings.flow.time_min:
+        parts.append((source / LOW_NOISE, "transformer_2"))
+    for workdir, name in parts:
+        folder, step = find_checkpoint(workdir)
+        of_part, _ = read_meta(folder, step)
+        params = restore_merged(folder, step, of_part)["transformer"]
+        config = wan_configs.transformer_config(of_part.transformer)
+        dtypes = read_dtypes(workdir).get("transformer", {})
+        write_weights(target / name, transformer_table(of_part.transformer), params, config, dtypes, console)
     autoencoder, pixels = load_model(source / "autoencoder", Autoencoder, AutoencoderSettings)
-    config = wan_configs.autoencoder_config(autoencoder)
-    write_weights(target / "vae", autoencoder_table(autoencoder), pixels, config, dtypes.get("vae", {}), console)
+    config, dtypes = wan_configs.autoencoder_config(autoencoder), read_dtypes(source).get("vae", {})
+    write_weights(target / "vae", autoencoder_table(autoencoder), pixels, config, dtypes, console)
     text = pathlib.Path(settings.text.weights)
     for name in ("text_encoder", "tokenizer", "scheduler"):
         copy_files(text.parent / name, target / name)
     index = {
         "_class_name": "WanPipeline",
         "transformer": ["diffusers", "WanTransformer3DModel"],
-        "transformer_2": [None, None],
+        "transformer_2": ["diffusers", "WanTransformer3DModel"] if settings.flow.time_min else [None, None],
+        "boundary_ratio": settings.flow.time_min or None,
         "vae": ["diffusers", "AutoencoderKLWan"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "T5TokenizerFast"],
@@ -156,6 +179,12 @@ def export_model(source: pathlib.Path, target: pathlib.Path, console: rich.conso
     with replacing(target / "model_index.json") as temporary:
         temporary.write_text(json.dumps(index, indent=2))
     console.print(f"{target}: for diffusers' WanPipeline.from_pretrained", highlight=False)
+
+
+def read_dtypes(workdir: pathlib.Path) -> dict[str, dict[str, str]]:
+    """Of the tensors as they were published; empty if they were not, and are written in float32."""
+    path = workdir / DTYPES
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def write_weights(folder: pathlib.Path, table, params: dict, config: dict, dtypes: dict, console):

@@ -11,17 +11,21 @@ from sora_jax.settings import Settings
 from sora_jax.train.checkpoint import abstract_on_mesh, find_checkpoint, read_meta, restore_ema, restore_trained
 from sora_jax.weights.text_encoder import load_text_encoder
 
+LOW_NOISE = "low_noise"  # in a workdir, that of the expert for the times below
 
-def load_frozen(settings: Settings) -> dict:
+
+def load_frozen(settings: Settings, *, have: dict | None = None) -> dict:
     """Parameters of a VideoModel that no training changes, on the current mesh, in the type that they compute in.
 
+    Args:
+      have: parameters of a model with the same text encoder, which is then not read again.
     Raises: InputError if what the settings name is not there, or is of another model.
     """
     frozen = {}
     if settings.lora.rank:
         frozen = load_base(pathlib.Path(settings.train.init_from))
     if settings.text.weights:
-        frozen["text_encoder"] = load_text_encoder(settings.text)
+        frozen["text_encoder"] = have["text_encoder"] if have else load_text_encoder(settings.text)
     return frozen
 
 

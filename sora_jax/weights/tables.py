@@ -107,7 +107,13 @@ def load_tensors(
       unused: names of theirs that the model has no place for, and need not.
     Raises: InputError naming a tensor that is missing, extra or of another shape.
     """
-    shapes = _shapes(table, abstract)
+    check_tensors(tensors, _shapes(table, abstract), where, unused)
+    arrays = [_load(tensors, table[name], leaf, jnp.dtype(dtype)) for name, leaf in named(abstract)]
+    return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
+
+
+def check_tensors(tensors: Mapping, shapes: Mapping[str, tuple[int, ...]], where: str, unused: Iterable[str] = ()):
+    """Raise InputError for the first tensor that is missing, extra or not of the shape that it should have."""
     for name, shape in shapes.items():
         if name not in tensors:
             raise InputError(f"{where}: tensor {name!r} is missing; {nearest(name, tensors)}")
@@ -116,8 +122,6 @@ def load_tensors(
     unused = set(unused)
     for extra in sorted(name for name in tensors if name not in shapes and name not in unused):
         raise InputError(f"{where}: tensor {extra!r} has no place in the model; {nearest(extra, shapes)}")
-    arrays = [_load(tensors, table[name], leaf, jnp.dtype(dtype)) for name, leaf in named(abstract)]
-    return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
 
 def _load(tensors, tensor: Tensor, leaf: jax.ShapeDtypeStruct, dtype) -> jax.Array:

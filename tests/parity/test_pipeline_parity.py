@@ -1,6 +1,7 @@
 """From prompt to frames: our converted weights against diffusers' WanPipeline on the same folder, float32."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from sora_jax.patches import patchify, unpatchify
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("one_device")]
 PROMPTS, NEGATIVE = ["a rabbit", "a bird and a rabbit"], "two birds"
-STEPS, GUIDANCE, SEED = 10, 5.0, 3
+STEPS, GUIDANCE, LOW_GUIDANCE, SEED = 10, 5.0, 3.0, 3
 FRAMES, HEIGHT, WIDTH = 9, 32, 48
 LIMIT = 1e-4  # of frames in [0, 1]; ten guided steps multiply the rounding of each
 
@@ -43,12 +44,20 @@ class TheirTokenizer:
         return type("Encoded", (), {"input_ids": ids, "attention_mask": mask})
 
 
+def their_transformer(folder):
+    # Its from_pretrained needs accelerate, to keep some tensors in float32 that here are float32 anyway.
+    model = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder))
+    (weights,) = folder.glob("*.safetensors")
+    model.load_state_dict(safetensors.torch.load_file(weights))
+    return model.eval()
+
+
 def their_frames(folder, latents) -> np.ndarray:
     """[B, F, H, W, 3] in [0, 1]."""
-    # Its from_pretrained needs accelerate, to keep some tensors in float32 that here are float32 anyway.
-    transformer = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder / "transformer"))
-    (weights,) = (folder / "transformer").glob("*.safetensors")
-    transformer.load_state_dict(safetensors.torch.load_file(weights))
+    experts = {}
+    if (folder / "transformer_2").exists():
+        boundary = json.loads((folder / "model_index.json").read_text())["boundary_ratio"]
+        experts = {"transformer_2": their_transformer(folder / "transformer_2"), "boundary_ratio": boundary}
     pipeline = WanPipeline(
         tokenizer=TheirTokenizer(folder / "tokenizer" / "spiece.model"),
         text_encoder=UMT5EncoderModel.from_pretrained(folder / "text_encoder"),
@@ -56,7 +65,8 @@ def their_frames(folder, latents) -> np.ndarray:
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT
         ),
-        transformer=transformer.eval(),
+        transformer=their_transformer(folder / "transformer"),
+        **experts,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
@@ -67,15 +77,17 @@ def their_frames(folder, latents) -> np.ndarray:
         num_frames=FRAMES,
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
+        guidance_scale_2=LOW_GUIDANCE if experts else None,
         latents=torch.from_numpy(np.moveaxis(latents, -1, 1).copy()),
         output_type="np",
         max_sequence_length=512,
     ).frames
 
 
-def test_frames_equal_diffusers_pipeline(tmp_path):
+@pytest.mark.parametrize("boundary", [0.0, 0.875], ids=["one", "experts"])
+def test_frames_equal_diffusers_pipeline(tmp_path, boundary):
     published, workdir, back = tmp_path / "published", tmp_path / "workdir", tmp_path / "back"
-    write_published(published, "float32")
+    write_published(published, "float32", boundary=boundary)
     assert main(["convert", f"--from={published}", f"--to={workdir}"]) == 0
     assert main(["convert", f"--from={workdir}", f"--to={back}"]) == 0
     generator = float32_generator(workdir)
@@ -83,7 +95,9 @@ def test_frames_equal_diffusers_pipeline(tmp_path):
     sample = dataclasses.replace(
         settings.sample, size=f"{WIDTH}x{HEIGHT}", frames=FRAMES, steps=STEPS, guidance=GUIDANCE
     )
-    latents = sample_latents(generator, PROMPTS, sample, seed=SEED, negative_prompt=NEGATIVE)
+    latents = sample_latents(
+        generator, PROMPTS, sample, seed=SEED, negative_prompt=NEGATIVE, low_guidance=LOW_GUIDANCE
+    )
 
     @jax.jit
     def decode(params, latents):
