@@ -40,5 +40,5 @@ def get_config():
         ema_decay=0.999,
         weight_decay=0.0,
     )
-    config.train.update(steps=8_000, save_every=500, log_every=20)
+    config.train.update(steps=3_600, save_every=400, log_every=20)
     return config
