@@ -1,7 +1,6 @@
 """The command line: one verb each for preparing data, training, sampling, evaluating, and a demo of all of it."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import runpy
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 import sora_jax
 from sora_jax.errors import InputError, nearest
+from sora_jax.files import read_object
 from sora_jax.settings import SampleSettings, Settings, from_config, from_dict, to_config
 
 SWITCH = "--"
@@ -125,7 +125,7 @@ def read_config(named: str) -> ConfigDict:
         there = [str(path) for path in file.parent.glob("*.py")]
         raise InputError(f"--config: no file {file}" + (f", {nearest(str(file), there)}" if there else ""))
     if file.suffix == ".json":
-        return to_config(read_settings(file))
+        return to_config(from_dict(Settings, read_object(file), str(file)))
     try:
         get_config = runpy.run_path(str(file)).get("get_config")
         config = get_config(*([argument] if argument else [])) if get_config else None
@@ -141,17 +141,6 @@ def read_config(named: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise InputError(f"{file}: get_config(), which returns a ConfigDict, is needed; see configs/ for examples")
     return config
-
-
-def read_settings(file: pathlib.Path) -> Settings:
-    """Settings as a workdir keeps them. Raises: InputError if the file holds none."""
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(f"{file}: no JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{file}: an object of settings is needed, such as the settings.json of a workdir")
-    return from_dict(Settings, values, str(file))
 
 
 def check_key(path: list[str], keys: dict, where: str):

@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 
-from sora_jax.errors import InputError
+from sora_jax.errors import InputError, nearest
 
 # What the user can mend; any other OSError is a bug and keeps its traceback.
 MENDABLE = {
@@ -57,6 +58,20 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     finally:
         with contextlib.suppress(NotADirectoryError):
             temporary.unlink(missing_ok=True)
+
+
+def read_object(path: pathlib.Path) -> dict:
+    """The object in a JSON file. Raises: InputError if it is absent, no JSON or no object."""
+    if not path.is_file():
+        there = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
+        raise InputError(f"{path}: no such file" + (f", {nearest(path.name, there)}" if there else ""))
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: no JSON ({error}); copy it anew from where it comes from") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: an object is needed, not {type(values).__name__}")
+    return values
 
 
 def copy_files(source: pathlib.Path, target: pathlib.Path):

@@ -127,6 +127,23 @@ def test_a_mistyped_command_is_told_with_what_would_be_right(capsys, here, comma
     assert not list(here.iterdir())
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{", "settings.json: no JSON"),
+        ("[1]", "settings.json: an object is needed, not list"),
+        ('{"train": {"step": 3}}', "settings.json.train.step: no such key, did you mean 'steps'?"),
+        ('{"lora": {"rank": 4}}', "config.lora.rank: adapters of what? config.train.init_from names"),
+        ('{"lora": {"targets": "("}}', "config.lora.targets: '(' is no regular expression"),
+        ('{"flow": {"time_min": 0.9, "time_max": 0.5}}', "config.flow.time_min: must be below"),
+    ],
+)
+def test_settings_that_cannot_be_are_told(capsys, here, text, words):
+    (here / "settings.json").write_text(text)
+    assert words in told(capsys, "train", "--config=settings.json", "--workdir=run")
+    assert [path.name for path in here.iterdir()] == ["settings.json"]
+
+
 def test_a_config_file_is_found_by_its_nearest_name(capsys, here):
     (here / "configs").mkdir()
     (here / "configs/clips.py").write_text("")

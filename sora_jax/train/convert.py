@@ -15,7 +15,7 @@ import rich.console
 import safetensors.numpy
 
 from sora_jax.errors import InputError
-from sora_jax.files import copy_files, replacing
+from sora_jax.files import copy_files, read_object, replacing
 from sora_jax.mesh import make_mesh
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.dit import DiT
@@ -92,8 +92,8 @@ def import_model(
     if original and rest is None:
         raise InputError(f"{source}: only a transformer; --rest=FOLDER names the rest, in diffusers' layout")
     rest = rest if original else source
-    index = wan_configs.read_json(rest / "model_index.json")
-    scheduler = wan_configs.read_json(rest / "scheduler" / "scheduler_config.json")
+    index = read_object(rest / "model_index.json")
+    scheduler = read_object(rest / "scheduler" / "scheduler_config.json")
     tokenizer = rest / "tokenizer" / "spiece.model"
     if not tokenizer.is_file():
         raise InputError(f"{tokenizer}: no such file; it comes with the tokenizer of google/umt5-xxl")

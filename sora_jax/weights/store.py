@@ -5,7 +5,6 @@ model that the settings describe, tensor by tensor, before any of it is used.
 """
 
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -18,7 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from sora_jax.errors import InputError, nearest
-from sora_jax.files import replacing
+from sora_jax.files import read_object, replacing
 from sora_jax.models.module import init_params
 from sora_jax.settings import from_dict, to_json
 
@@ -70,13 +69,7 @@ def load_model(folder, module_class, settings_class):
 def load_settings(folder, settings_class):
     """The settings of a model on disk. Raises: InputError if they are absent or no settings of this class."""
     path = _existing(folder, SETTINGS)
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: no JSON ({error}); copy it anew from where the weights come from") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: an object of settings is needed, not {type(values).__name__}")
-    return from_dict(settings_class, values, str(path))
+    return from_dict(settings_class, read_object(path), str(path))
 
 
 def autoencoder_folder(folder) -> pathlib.Path:

@@ -1,9 +1,9 @@
 """The configuration files beside published Wan weights, diffusers' or the original, into our settings and back."""
 
-import json
 import pathlib
 
-from sora_jax.errors import InputError, nearest
+from sora_jax.errors import InputError
+from sora_jax.files import read_object
 from sora_jax.settings import AutoencoderSettings, TextSettings, TransformerSettings
 
 # What every published Wan has, and the model is built on.
@@ -15,23 +15,9 @@ _FIXED = {
 }
 
 
-def read_json(path: pathlib.Path) -> dict:
-    """Raises: InputError if it is absent or no JSON object."""
-    if not path.is_file():
-        there = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise InputError(f"{path}: no such file" + (f", {nearest(path.name, there)}" if there else ""))
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: no JSON ({error}); copy it again") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: an object is needed, not {type(values).__name__}")
-    return values
-
-
 def transformer_settings(path: pathlib.Path) -> TransformerSettings:
     """From diffusers' transformer/config.json, or the original config.json."""
-    config = read_json(path)
+    config = read_object(path)
     if config.get("_class_name") == "WanModel":
         config = _from_original(config)
     for key, value in _FIXED.items():
@@ -96,7 +82,7 @@ def transformer_config(settings: TransformerSettings) -> dict:
 
 def autoencoder_settings(path: pathlib.Path) -> AutoencoderSettings:
     """From diffusers' vae/config.json."""
-    config = read_json(path)
+    config = read_object(path)
     width = _take(config, "base_dim", path)
     return AutoencoderSettings(
         width=width,
@@ -138,7 +124,7 @@ def autoencoder_config(settings: AutoencoderSettings) -> dict:
 
 def text_settings(path: pathlib.Path, weights: str) -> TextSettings:
     """From transformers' text_encoder/config.json of a UMT5; the encoder stays in the folder `weights`."""
-    config = read_json(path)
+    config = read_object(path)
     if config.get("model_type") != "umt5":
         raise InputError(f"{path}: a {config.get('model_type')!r} is no UMT5")
     return TextSettings(
