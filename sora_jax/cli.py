@@ -125,6 +125,8 @@ def read_config(named: str) -> ConfigDict:
         there = [str(path) for path in file.parent.glob("*.py")]
         raise InputError(f"--config: no file {file}" + (f", {nearest(str(file), there)}" if there else ""))
     if file.suffix == ".json":
+        if argument:
+            raise InputError(f"--config={named}: settings take no argument {argument!r}, a Python file does")
         return to_config(from_dict(Settings, read_object(file), str(file)))
     try:
         get_config = runpy.run_path(str(file)).get("get_config")

@@ -278,6 +278,12 @@ class Settings:
             raise InputError(
                 "config.lora.rank: adapters of what? config.train.init_from names the workdir of a model"
             )
+        for key in ("condition_channels", "image_width", "image_positions"):
+            if value := getattr(self.transformer, key):
+                raise InputError(
+                    f"config.transformer.{key}: {value}, but nothing gives a transformer an image yet: no "
+                    f"image-to-video is trained or sampled from"
+                )
         if self.flow.time_min >= self.flow.time_max:
             raise InputError(f"config.flow.time_min: must be below config.flow.time_max, {self.flow.time_max}")
         loss = self.loss

@@ -133,6 +133,7 @@ def test_a_mistyped_command_is_told_with_what_would_be_right(capsys, here, comma
         ("{", "settings.json: no JSON"),
         ("[1]", "settings.json: an object is needed, not list"),
         ('{"train": {"step": 3}}', "settings.json.train.step: no such key, did you mean 'steps'?"),
+        ('{"transformer": {"image_width": 8}}', "config.transformer.image_width: 8, but nothing gives"),
         ('{"lora": {"rank": 4}}', "config.lora.rank: adapters of what? config.train.init_from names"),
         ('{"lora": {"targets": "("}}', "config.lora.targets: '(' is no regular expression"),
         ('{"flow": {"time_min": 0.9, "time_max": 0.5}}', "config.flow.time_min: must be below"),

@@ -65,11 +65,22 @@ def test_two_experts_become_two_workdirs_and_come_out_again(tmp_path, capsys):
     for name in ("transformer", "transformer_2"):
         before, after = tensors_in(published / name), tensors_in(back / name)
         assert {k: x.tobytes() for k, x in before.items()} == {k: x.tobytes() for k, x in after.items()}
+    low = f"--checkpoint={workdir}/low_noise"
+    assert main(["sample", low, "--prompt=a bird", f"--out={tmp_path}/low.mp4"]) == 2
+    assert "an expert for times up to 0.9" in capsys.readouterr().err
     # The expert for high noise has another one below it, or makes nothing.
     shutil.rmtree(workdir / "low_noise")
     flags = [f"--checkpoint={workdir}", "--prompt=a bird", "--size=16x16", "--frames=1", f"--out={tmp_path}/x.mp4"]
     assert main(["sample", *flags]) == 2
     assert "low_noise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag, words", [("--base", "is for adapters"), ("--rest", "is for a transformer in Wan's")]
+)
+def test_a_flag_that_would_be_ignored_is_refused(published, tmp_path, capsys, flag, words):
+    assert main(["convert", f"--from={published}", f"--to={tmp_path}/out", f"{flag}={published}"]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_wans_own_layout_is_the_same_model(published, converted):

@@ -69,6 +69,10 @@ def load_generator(workdir: pathlib.Path) -> Generator:
     """
     workdir = pathlib.Path(workdir)
     folder, step, settings = read_run(workdir)
+    if settings.flow.time_max < 1:
+        raise InputError(
+            f"{workdir}: an expert for times up to {settings.flow.time_max}; sample from the workdir around it"
+        )
     params = restore_model(folder, step, settings)
     autoencoder, autoencoder_params = load_model(workdir / "autoencoder", Autoencoder, AutoencoderSettings)
     low = load_low_noise(workdir / LOW_NOISE, settings, params) if settings.flow.time_min else None

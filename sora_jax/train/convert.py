@@ -66,6 +66,10 @@ def convert(
         raise InputError(f"--to={target}: is there already; name a new one")
     if not source.is_dir() and source.suffix != SAFETENSORS:
         source = fetch(str(source))
+    if base is not None and source.suffix != SAFETENSORS:
+        raise InputError(f"--base={base}: is for adapters that come in, and {source} is no {SAFETENSORS} file")
+    if rest is not None and (source.suffix == SAFETENSORS or (source / "model_index.json").exists()):
+        raise InputError(f"--rest={rest}: is for a transformer in Wan's own layout, which {source} is not")
     with jax.set_mesh(make_mesh(MeshSettings(data=1, fsdp=-1))):
         if source.suffix == SAFETENSORS:
             import_adapters(source, target, base, console)
@@ -114,8 +118,6 @@ def import_model(
         flow=FlowSettings(whole_times=1000),
         sample=SampleSettings(solver="unipc", shift=float(scheduler.get("flow_shift", 0.0))),
     )
-    if transformer.condition_channels:
-        raise InputError(f"{source}: an image-to-video transformer, which nothing samples from yet")
     table, found = transformer_table(transformer), {}
     for folder, _, _ in experts:
         found[folder] = {from_original(name): tensor for name, tensor in tensors_in(folder).items()}

@@ -44,10 +44,15 @@ def text_flops(settings: TextSettings, tokens: int) -> float:
 
 
 def train_flops(settings: Settings, batch: PatchBatch) -> float:
-    """A step on these rows (numpy): the backward pass is twice the forward pass; a frozen part has none."""
+    """A step on these rows (numpy): the backward pass is twice the forward pass.
+
+    Weights that stay as they are have no gradient: half of it for what adapters adapt, none for a text encoder.
+    """
+    passes = 2 if settings.lora.rank else 3
+    text_passes = 1 if settings.lora.rank or settings.text.weights else 3
     total = 0.0
     for patches, tokens in zip(batch.segments, batch.text_segments, strict=True):
         for n, s in zip(np.bincount(patches)[1:], np.bincount(tokens)[1:], strict=True):
-            total += 3 * transformer_flops(settings.transformer, int(n), int(s))
-            total += (1 if settings.text.weights else 3) * text_flops(settings.text, int(s))
+            total += passes * transformer_flops(settings.transformer, int(n), int(s))
+            total += text_passes * text_flops(settings.text, int(s))
     return total

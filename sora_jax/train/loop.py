@@ -41,7 +41,7 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     records = Records(settings.data.path, kind)
     if settings.objective == "flow":
         check_latents(records, settings)
-    if settings.train.init_from and (settings.lora.rank or not (workdir / FOLDER).exists()):
+    if settings.train.init_from and (settings.lora.rank or not any((workdir / FOLDER).glob("[0-9]*"))):
         check_pretrained(settings, records)
     data_hash = hashlib.sha256((records.path / "manifest.jsonl").read_bytes()).hexdigest()[:16]
     objective = make_objective(settings)

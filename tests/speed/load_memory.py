@@ -64,12 +64,12 @@ def read(folder: pathlib.Path, settings: TransformerSettings, dtype: str, result
         tensors = tensors_in(folder)
         table = transformer_table(settings)
         foreign_shapes(table, DiT, settings)  # traced: what that takes is not the weights'
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         params = load_foreign(tensors, table, DiT, settings, where=str(folder), dtype=dtype)
         jax.block_until_ready(params)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         shards = (shard.data for x in jax.tree.leaves(params) for shard in x.addressable_shards)
-        results.put((sum(shard.nbytes for shard in shards), 1024 * peak))
+        results.put((sum(shard.nbytes for shard in shards), peak))
 
 
 def main():
