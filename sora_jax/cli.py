@@ -13,9 +13,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import sora_jax
+from sora_jax import verbs
 from sora_jax.errors import InputError, nearest
 from sora_jax.files import read_object
-from sora_jax.settings import SampleSettings, Settings, from_config, from_dict, to_config
+from sora_jax.settings import Settings, from_dict, to_config
 
 SWITCH = "--"
 
@@ -169,197 +170,13 @@ def one_line(error: Exception) -> str:
     return " ".join([first, *hints])
 
 
-def settings_of(values: flags.FlagValues) -> Settings:
-    return from_config(values["config"].value)
-
-
-def needed(values: flags.FlagValues, name: str, example: str) -> str:
-    """The value of a flag that must be given."""
-    value = values[name].value
-    if not value:
-        raise InputError(
-            f"--{name.replace('_', '-')} is missing, for example --{name.replace('_', '-')}={example}"
-        )
-    return value
-
-
-def define_prepare(values):
-    flags.DEFINE_string("videos", None, "Folder of videos and captions.", flag_values=values)
-    flags.DEFINE_string("captions", None, "Captions, if not in the folder: .jsonl or .csv.", flag_values=values)
-    flags.DEFINE_string(
-        "autoencoder",
-        None,
-        "Workdir of a trained autoencoder, or its folder: write latents. Without it: pixels, to train one on.",
-        flag_values=values,
-    )
-    flags.DEFINE_string("tokenizer", None, "A sentencepiece model; else one is learned.", flag_values=values)
-    flags.DEFINE_string("out", None, "Folder for the data set.", flag_values=values)
-
-
-def run_prepare(values, console):
-    from sora_jax.data.prepare import prepare
-
-    prepare(
-        settings_of(values),
-        pathlib.Path(needed(values, "videos", "clips")),
-        pathlib.Path(needed(values, "out", "data/clips")),
-        captions=values["captions"].value,
-        autoencoder=values["autoencoder"].value,
-        tokenizer=values["tokenizer"].value,
-        console=console,
-    )
-
-
-def define_train(values):
-    flags.DEFINE_string(
-        "workdir", None, "Folder for all that the run writes; an old one goes on.", flag_values=values
-    )
-
-
-def run_train(values, console):
-    from sora_jax.train.loop import train
-
-    workdir = pathlib.Path(needed(values, "workdir", "runs/first"))
-    train(settings_of(values), workdir, console=console)
-
-
-def define_mesh(values):
-    flags.DEFINE_string(
-        "mesh", "data=-1", "Axes of the mesh, e.g. data=2,context=4; -1 is what is left.", flag_values=values
-    )
-
-
-def mesh_of(values):
-    """MeshSettings from --mesh=data=2,context=4."""
-    from sora_jax.settings import MeshSettings
-
-    sizes = {"data": 1}
-    known = [field.name for field in dataclasses.fields(MeshSettings)]
-    for part in values["mesh"].value.split(","):
-        axis, _, size = part.partition("=")
-        if axis not in known:
-            raise InputError(f"--mesh: no axis {axis!r}, {nearest(axis, known)}")
-        try:
-            sizes[axis] = int(size)
-        except ValueError:
-            raise InputError(f"--mesh: {part!r} is not AXIS=SIZE") from None
-    return MeshSettings(**sizes)
-
-
-SAMPLE_HELP = {
-    "size": "WIDTHxHEIGHT of the video.",
-    "frames": "Its length, 4 n + 1; 1 is an image.",
-    "fps": "Frames a second.",
-    "steps": "Of the solver.",
-    "solver": "euler, heun, dpm or unipc.",
-    "guidance": "How hard to follow the prompt; 1 is not at all guided.",
-    "shift": "Of the times towards noise; 0: by the video's size.",
-}
-
-
-def define_convert(values):
-    for name, text in (
-        ("from", "A published model's folder, a file of adapters, or a workdir."),
-        ("to", "A new workdir; from a workdir: a folder for diffusers, or a file of adapters."),
-        ("base", "For adapters: the workdir of their model."),
-        ("rest", "For a transformer in Wan's own layout: a folder in diffusers' layout with all else."),
-    ):
-        flags.DEFINE_string(name, None, text, flag_values=values)
-
-
-def run_convert(values, console):
-    from sora_jax.train.convert import convert
-
-    base, rest = (value and pathlib.Path(value) for value in (values["base"].value, values["rest"].value))
-    convert(
-        pathlib.Path(needed(values, "from", "Wan2.1-T2V-1.3B-Diffusers")),
-        pathlib.Path(needed(values, "to", "wan")),
-        rest=rest,
-        base=base,
-        console=console,
-    )
-
-
-def define_sample(values):
-    flags.DEFINE_string("checkpoint", None, "Workdir of a trained transformer.", flag_values=values)
-    flags.DEFINE_multi_string("prompt", None, "What the video shows; again for another one.", flag_values=values)
-    flags.DEFINE_string("prompts", None, "A file with a prompt on each line.", flag_values=values)
-    flags.DEFINE_string("negative_prompt", "", "What to keep away from.", flag_values=values)
-    flags.DEFINE_string("out", None, "An .mp4, or a folder if there are many prompts.", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "The same seed makes the same video.", flag_values=values)
-    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
-    for field in dataclasses.fields(SampleSettings):
-        text = f"{SAMPLE_HELP[field.name]} Default: the checkpoint's own."
-        define[field.type](field.name, None, text, flag_values=values)
-    define_mesh(values)
-
-
-def prompts_of(values) -> list[str]:
-    """Those of --prompt, then the lines of --prompts that are not blank."""
-    prompts = list(values["prompt"].value or [])
-    if name := values["prompts"].value:
-        file = pathlib.Path(name)
-        if not file.is_file():
-            raise InputError(f"--prompts={name}: no such file; it has a prompt on each line")
-        prompts += [line.strip() for line in file.read_text().splitlines() if line.strip()]
-        if not prompts:
-            raise InputError(f"--prompts={name}: no prompt in it; write one on each line")
-    return prompts or needed(values, "prompt", '"a red circle moves left"')
-
-
-def run_sample(values, console):
-    from sora_jax.generate.sample import sample
-
-    chosen = {field.name: values[field.name].value for field in dataclasses.fields(SampleSettings)}
-    sample(
-        pathlib.Path(needed(values, "checkpoint", "runs/first")),
-        prompts_of(values),
-        pathlib.Path(needed(values, "out", "sample.mp4")),
-        changes={name: value for name, value in chosen.items() if value is not None},
-        negative_prompt=values["negative_prompt"].value,
-        seed=values["seed"].value,
-        mesh=mesh_of(values),
-        console=console,
-    )
-
-
-def define_evaluate(values):
-    flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", flag_values=values)
-    flags.DEFINE_string("data", "", "A prepared data set; default: what it was trained on.", flag_values=values)
-    flags.DEFINE_string("out", None, "Folder for the report; default: WORKDIR/evaluation.", flag_values=values)
-    define_mesh(values)
-
-
-def run_evaluate(values, console):
-    from sora_jax.evaluate.evaluate import evaluate
-
-    checkpoint = pathlib.Path(needed(values, "checkpoint", "runs/first"))
-    out = pathlib.Path(values["out"].value or checkpoint / "evaluation")
-    evaluate(checkpoint, out, data=values["data"].value, mesh=mesh_of(values), console=console)
-    console.print(f"report: {out / 'index.html'}", highlight=False)
-
-
-def define_demo(values):
-    flags.DEFINE_string("out", "demo", "Folder for all that the demo makes.", flag_values=values)
-
-
-def run_demo(values, console):
-    import jax
-
-    from sora_jax.demo import demo
-
-    # Models this small leave a core idle: two CPU devices, each with half a batch, take two thirds of the time.
-    jax.config.update("jax_num_cpu_devices", min(2, os.cpu_count() or 1))
-    demo(pathlib.Path(values["out"].value), console=console)
-
-
 VERBS = {
-    "prepare": Verb("videos and captions -> a data set", define_prepare, run_prepare, config=True),
-    "train": Verb("a data set -> a trained model", define_train, run_train, config=True),
-    "convert": Verb("published weights -> a workdir, and back", define_convert, run_convert),
-    "sample": Verb("a trained model and prompts -> videos", define_sample, run_sample),
-    "evaluate": Verb("a trained model -> numbers, a table, a report", define_evaluate, run_evaluate),
-    "demo": Verb("all of it on this machine, in a few minutes", define_demo, run_demo),
+    "prepare": Verb("videos and captions -> a data set", verbs.define_prepare, verbs.run_prepare, config=True),
+    "train": Verb("a data set -> a trained model", verbs.define_train, verbs.run_train, config=True),
+    "convert": Verb("published weights -> a workdir, and back", verbs.define_convert, verbs.run_convert),
+    "sample": Verb("a trained model and prompts -> videos", verbs.define_sample, verbs.run_sample),
+    "evaluate": Verb("a trained model -> numbers, a table, a report", verbs.define_evaluate, verbs.run_evaluate),
+    "demo": Verb("all of it on this machine, in a few minutes", verbs.define_demo, verbs.run_demo),
 }
 
 

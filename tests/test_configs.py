@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from absl import flags
 
-from sora_jax.cli import VERBS, parse, settings_of, underscored
+from sora_jax.cli import VERBS, parse, underscored
 from sora_jax.data.cutting import check_cuts, fit_size
 from sora_jax.errors import InputError
 from sora_jax.mesh import AXES, spec
@@ -22,6 +22,7 @@ from sora_jax.train.objectives import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import abstract_state
 from sora_jax.train.step import train_step
+from sora_jax.verbs import settings_of
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 

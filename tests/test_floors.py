@@ -11,7 +11,7 @@ FLOORS = (
     ("models", "diffusion"),
     ("weights", "data"),
     ("train", "generate", "evaluate"),
-    ("cli", "demo", "plan"),
+    ("cli", "verbs", "demo", "plan"),
 )
 # Packages of others that are kept to one place, and where that is.
 KEPT = {
