@@ -59,10 +59,11 @@ def write_data_set(out, kind, counts):
                 captions=captions[i],
                 tokens=tuple(len(tokenizer.encode(text)) for text in captions[i]),
             )
-            pairs.append((clip, array))
+            pairs.append((clip, {kind: array}))
         index += count
-        shards[split] = [(out / split, write_shard(out / split, kind, array.shape[-1], pairs))]
-    finish(out, kind, array.shape[-1], shards, {"kind": kind})
+        arrays = {kind: (None, None, None, array.shape[-1])}
+        shards[split] = [(out / split, write_shard(out / split, arrays, pairs))]
+    finish(out, arrays, shards, {"kind": kind})
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import grain
 import numpy as np
 
+from sora_jax.data.given import given_frames, with_mask
 from sora_jax.data.packing import PackPlan, Slot, pack_in_order
 from sora_jax.data.records import Records
 from sora_jax.data.tokenizer import Tokenizer
@@ -219,7 +220,9 @@ class _Rows:
                 f"config.transformer.channels: {settings.transformer.channels}, but the latents of {data.path} "
                 f"have {channels}"
             )
-        self._width = int(np.prod(self._patch)) * channels
+        self._transformer = settings.transformer
+        self._stride = settings.autoencoder.temporal_stride
+        self._check_given(settings)
         self.patches = np.array([np.prod(patch_grid(clip.shape[:3], self._patch)) for clip in self._clips])
         least = self._max_tokens if self._padded else 0
         self.tokens = [tuple(max(least, min(n, self._max_tokens)) for n in clip.tokens) for clip in self._clips]
@@ -228,26 +231,56 @@ class _Rows:
         if cut:
             self.notes = (f"{cut} captions of the {split} split are cut to {self._max_tokens} tokens",)
 
+    def _check_given(self, settings):
+        """Raise InputError if the records lack what image-to-video is given."""
+        held, transformer = self._records.read_all(self._split, 0), self._transformer
+        self._image_tokens = len(given_frames(transformer, 1)) * settings.image.tokens
+        for key, name, wanted in (
+            ("condition_channels", "given", held["latents"].shape),
+            ("image_width", "image", (self._image_tokens, transformer.image_width)),
+        ):
+            if getattr(transformer, key) and (name not in held or held[name].shape != wanted):
+                raise InputError(
+                    f"config.transformer.{key}: the records of {self._records.path} hold no such images; run "
+                    f"`prepare` with this config"
+                )
+
     def assemble(self, rows: list[tuple[Slot, ...]]) -> PatchBatch:
         """The rows' clips, patches [B, N, P] in the records' own bfloat16."""
         B, N, S = len(rows), self._data.row_patches, self._data.row_tokens
+        transformer, P = self._transformer, int(np.prod(self._patch))
+        dtype = np.dtype("bfloat16")
+        I = -(-self._data.row_clips * self._image_tokens // 128) * 128  # a multiple, for any mesh to divide
         batch = PatchBatch(
-            patches=np.zeros((B, N, self._width), np.dtype("bfloat16")),
+            patches=np.zeros((B, N, P * transformer.channels), dtype),
             positions=np.zeros((B, N, 3), np.int32),
             segments=np.zeros((B, N), np.int32),
             known=np.zeros((B, N), bool),
             text=np.zeros((B, S), np.int32),
             text_segments=np.zeros((B, S), np.int32),
         )
+        if transformer.condition_channels:
+            batch = batch.replace(condition=np.zeros((B, N, P * transformer.condition_channels), dtype))
+        if transformer.image_width:
+            image = np.zeros((B, I, transformer.image_width), dtype)
+            batch = batch.replace(image=image, image_segments=np.zeros((B, I), np.int32))
         for b, slots in enumerate(rows):
             n = s = 0
             for segment, slot in enumerate(slots, start=1):
-                latents = self._records.read(self._split, slot.clip)
+                record = self._records.read_all(self._split, slot.clip)
+                latents = record["latents"]
                 count = self.patches[slot.clip]
                 here = slice(n, n + count)
                 batch.patches[b, here] = patchify(latents, self._patch)
                 batch.positions[b, here] = grid_positions(patch_grid(latents.shape[:3], self._patch))
                 batch.segments[b, here] = segment
+                if batch.condition is not None:
+                    given = given_frames(transformer, (len(latents) - 1) * self._stride + 1)
+                    condition = with_mask(record["given"], given, self._stride)
+                    batch.condition[b, here] = patchify(condition, self._patch)
+                if batch.image is not None:
+                    place = slice((segment - 1) * self._image_tokens, segment * self._image_tokens)
+                    batch.image[b, place], batch.image_segments[b, place] = record["image"], segment
                 n += count
                 text = "" if slot.caption < 0 else self._clips[slot.clip].captions[slot.caption]
                 tokens = self._tokenizer.encode(text, self._max_tokens)

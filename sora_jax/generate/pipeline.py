@@ -19,13 +19,14 @@ from sora_jax.diffusion.flow import levels_of, shift_of, told_time
 from sora_jax.diffusion.guidance import guided, in_pairs
 from sora_jax.diffusion.solvers import Solver, dpm, euler, heun, time_grid, unipc
 from sora_jax.errors import InputError
+from sora_jax.generate.images import Given, put_given, video_size
 from sora_jax.mesh import spec
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
 from sora_jax.models.streaming import decode_stream
 from sora_jax.models.video_model import VideoModel, join
-from sora_jax.patches import PatchBatch, grid_positions, patch_grid, patchify, unpatchify
-from sora_jax.settings import AutoencoderSettings, SampleSettings, Settings, parse_size
+from sora_jax.patches import PatchBatch, grid_positions, patch_grid, unpatchify
+from sora_jax.settings import AutoencoderSettings, SampleSettings, Settings
 from sora_jax.train.checkpoint import check_models, find_checkpoint, read_meta, restore_trained
 from sora_jax.train.frozen import LOW_NOISE, load_frozen, restore_model
 from sora_jax.weights.store import load_model
@@ -85,6 +86,11 @@ def load_low_noise(workdir: pathlib.Path, settings: Settings, params: dict) -> t
 
     Raises: InputError if it is not there, is another model, or is not for the times below.
     """
+    if not workdir.is_dir():
+        raise InputError(
+            f"{workdir}: not there; it is the workdir of the expert for times below {settings.flow.time_min}, without "
+            f"which this one makes no video: train it there, or link the one that `convert` made"
+        )
     folder, step, low = read_run(workdir)
     check_models(low, settings, str(workdir))
     if low.flow.time_max != settings.flow.time_min:
@@ -102,9 +108,7 @@ def latent_shape(settings: Settings, sample: SampleSettings) -> tuple[int, int, 
     """
     stride, temporal = settings.autoencoder.spatial_stride, settings.autoencoder.temporal_stride
     patch = settings.transformer.patch
-    size = parse_size(sample.size, "--size")
-    if isinstance(size, int):
-        size = (size, size)
+    size = video_size(sample)
     for side, p, name in zip(size, patch[1:], ("height", "width"), strict=True):
         multiple = stride * p
         if side % multiple:
@@ -151,8 +155,7 @@ def sample_latents(
     first: int = 0,
     negative_prompt: str = "",
     low_guidance: float = 0.0,
-    given: np.ndarray | None = None,
-    known: np.ndarray | None = None,
+    given: Given | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Latents of one video for each prompt.
@@ -160,8 +163,7 @@ def sample_latents(
     Args:
       first: number of the first prompt: prompt n has the seed's n-th noise, whatever is sampled along with it.
       low_guidance: for the expert of low noise; 0: its own settings'.
-      given: latents of which some are known, [B, f, h, w, C].
-      known: which patches of them, [B, N] bool.
+      given: images that every video shows; a model with channels for them must have them.
       advance: called after each step of the solver.
     Returns: [B, f, h, w, C] float32, normalised as the autoencoder's latents are.
     """
@@ -173,13 +175,15 @@ def sample_latents(
     N, B = int(np.prod(grid)), len(prompts)
     both, both_segments = tokenize(generator, [p for prompt in prompts for p in (prompt, negative_prompt)])
     batch = PatchBatch(
-        patches=np.zeros((B, N, C * int(np.prod(patch))), np.float32) if given is None else patchify(given, patch),
+        patches=np.zeros((B, N, C * int(np.prod(patch))), np.float32),
         positions=np.broadcast_to(grid_positions(grid), (B, N, 3)),
         segments=np.ones((B, N), np.int32),
-        known=np.zeros((B, N), bool) if known is None else known,
+        known=np.zeros((B, N), bool),
         text=both,
         text_segments=both_segments,
     )
+    if given is not None:
+        batch = put_given(batch, given, patch)
     batch = jax.tree.map(lambda x: jax.device_put(x, spec("batch" + " ." * (x.ndim - 1))), batch)
     shift = sample.shift or float(shift_of(N, grid[0]))
     whole = settings.flow.whole_times

@@ -54,10 +54,10 @@ def chosen(kernel: str, queries: int, keys: int) -> str:
     return "xla" if queries * keys <= SMALL else "chunked"
 
 
-def split_heads(x, A: int):
+def split_heads(x, A: int, *, layout="batch tokens heads ."):
     """[B, N, A * K] -> [B, N, A, K]."""
     B, N, _ = x.shape
-    return jnp.reshape(x, (B, N, A, -1), out_sharding=spec("batch tokens heads ."))
+    return jnp.reshape(x, (B, N, A, -1), out_sharding=spec(layout))
 
 
 def merge_heads(x):

@@ -67,8 +67,10 @@ class Attention(nnx.Module):
         y = attention(q, k.astype(v.dtype), v, x_segments, context_segments, kernel=self.kernel)
         if image is not None:
             image, image_segments = image
-            k = split_heads(self.image_k_norm(self.image_k(image, out_sharding=wide)), self.A)
-            v = split_heads(self.image_v(image, out_sharding=wide), self.A)
+            # An image's tokens, an odd number, are whole on every chip.
+            wide, layout = spec("batch . heads"), "batch . heads ."
+            k = split_heads(self.image_k_norm(self.image_k(image, out_sharding=wide)), self.A, layout=layout)
+            v = split_heads(self.image_v(image, out_sharding=wide), self.A, layout=layout)
             y += attention(q, k.astype(v.dtype), v, x_segments, image_segments, kernel=self.kernel)
         return self.out(merge_heads(y), out_sharding=residual).astype(jnp.float32)
 
@@ -128,8 +130,9 @@ class ImageProjection(nnx.Module):
     def __call__(self, image):
         if hasattr(self, "positions"):
             image = image + self.positions[...]
-        h = jax.nn.gelu(self.up(self.norm_in(image), out_sharding=residual), approximate=False)
-        return self.norm_out(self.down(h, out_sharding=residual))
+        layout = spec("batch . .")
+        h = jax.nn.gelu(self.up(self.norm_in(image), out_sharding=layout), approximate=False)
+        return self.norm_out(self.down(h, out_sharding=layout))
 
 
 class DiT(nnx.Module):
@@ -217,7 +220,10 @@ class DiT(nnx.Module):
             condition = jax.reshard(condition, residual)
             x += self.condition_embedding(condition, out_sharding=residual).astype(jnp.float32)
         if image is not None:
-            image = self.image_in(jax.reshard(image, residual)), jax.reshard(image_segments, spec("batch tokens"))
+            image = (
+                self.image_in(jax.reshard(image, spec("batch . ."))),
+                jax.reshard(image_segments, spec("batch .")),
+            )
         x = run_stack(
             self.blocks,
             x,

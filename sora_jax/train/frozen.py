@@ -9,7 +9,7 @@ from sora_jax.errors import InputError
 from sora_jax.models.video_model import init_trained, join
 from sora_jax.settings import Settings
 from sora_jax.train.checkpoint import abstract_on_mesh, find_checkpoint, read_meta, restore_ema, restore_trained
-from sora_jax.weights.text_encoder import load_text_encoder
+from sora_jax.weights.encoders import load_encoder
 
 LOW_NOISE = "low_noise"  # in a workdir, that of the expert for the times below
 
@@ -25,7 +25,7 @@ def load_frozen(settings: Settings, *, have: dict | None = None) -> dict:
     if settings.lora.rank:
         frozen = load_base(pathlib.Path(settings.train.init_from))
     if settings.text.weights:
-        frozen["text_encoder"] = have["text_encoder"] if have else load_text_encoder(settings.text)
+        frozen["text_encoder"] = have["text_encoder"] if have else load_encoder(settings.text)
     return frozen
 
 
