@@ -88,8 +88,8 @@ def load_low_noise(workdir: pathlib.Path, settings: Settings, params: dict) -> t
     """
     if not workdir.is_dir():
         raise InputError(
-            f"{workdir}: not there; it is the workdir of the expert for times below {settings.flow.time_min}, without "
-            f"which this one makes no video: train it there, or link the one that `convert` made"
+            f"{workdir}: not there; it is the workdir of the expert for times below {settings.flow.time_min}, "
+            f"without which this one makes no video: train it there, or link the one that `convert` made"
         )
     folder, step, low = read_run(workdir)
     check_models(low, settings, str(workdir))
