@@ -86,9 +86,8 @@ def test_image_to_video_learns_from_what_prepare_has_given(clips, tmp_path):
     batch = first_row(home)
     assert batch.condition[batch.segments > 0].any() and batch.image[batch.image_segments > 0].any()
     losses = home.train("full", 2)
-    assert home.train("mesh", 2, "--config.mesh.context=2", "--config.data.batch=8") == pytest.approx(
-        losses, rel=1e-2
-    )
+    adapted = home.train("adapters", 1, "--config.mesh.context=2", "--config.lora.rank=4")
+    assert adapted[0] == pytest.approx(losses[0], rel=1e-2)
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     pictures = [f"--{flag}={tmp_path}/red.png" for flag in ("image", "last-image")]
     size = ("--size=32x32", "--frames=5", "--steps=2", f"--out={tmp_path}/out.mp4")

@@ -39,7 +39,7 @@ class AdaptedLinear(nnx.Linear):
     def __call__(self, x, out_sharding=None):
         y = super().__call__(x, out_sharding=out_sharding)
         a, b = self.lora_a[...].astype(y.dtype), (self.scale * self.lora_b[...]).astype(y.dtype)
-        h = jnp.einsum("bnd,dr->bnr", x.astype(y.dtype), a, out_sharding=spec("batch tokens ."))
+        h = jnp.einsum("bnd,dr->bnr", x.astype(y.dtype), a, out_sharding=jax.P(*out_sharding[:2], None))
         return y + jnp.einsum("bnr,rd->bnd", h, b, out_sharding=out_sharding)
 
 
