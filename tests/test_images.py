@@ -8,13 +8,13 @@ import pytest
 import tiny
 from PIL import Image
 from wan_cases import IMAGE
-from wan_published import float32_generator, write_published
+from wan_published import write_published
 
 from sora_jax.cli import main
 from sora_jax.data.clips import probe
 from sora_jax.data.given import clip_images, given_frames, grey_but, with_mask
 from sora_jax.generate.images import give_images
-from sora_jax.generate.pipeline import sample_latents
+from sora_jax.generate.pipeline import load_generator, sample_latents
 from sora_jax.generate.writer import read_metadata
 from sora_jax.settings import SampleSettings, TransformerSettings
 
@@ -64,7 +64,7 @@ def test_the_picture_matters_and_the_mesh_does_not(home):
     for mesh, images in (({}, [red]), (split, [red]), ({}, [blue])):
         images = [*images, blue] if home.case == "flf2v" else images
         with jax.set_mesh(tiny.mesh_of(**mesh)):
-            generator = float32_generator(home.folder / "wan")
+            generator = load_generator(home.folder / "wan", dtype="float32")
             given = give_images(generator, images, 5)
             prompts = ["a bird"] * int(np.prod([mesh.get(axis, 1) for axis in ("data", "fsdp")]))
             latents.append(sample_latents(generator, prompts, sample, seed=4, given=given)[0])
@@ -76,7 +76,7 @@ def test_the_picture_matters_and_the_mesh_does_not(home):
 
 def give_images_of(home, image):
     with jax.set_mesh(tiny.mesh_of()):
-        return give_images(float32_generator(home.folder / "wan"), [image], 5)
+        return give_images(load_generator(home.folder / "wan", dtype="float32"), [image], 5)
 
 
 def test_pictures_that_a_model_does_not_take_are_told(home, capsys):

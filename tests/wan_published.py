@@ -10,12 +10,10 @@ import tiny
 from wan_cases import CASES, IMAGE, TEXT, TRANSFORMERS, random_tensors
 
 from sora_jax.data.tokenizer import train_tokenizer
-from sora_jax.generate.pipeline import Generator, load_generator
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.dit import DiT
 from sora_jax.models.image_encoder import ImageEncoder
 from sora_jax.models.text import TextEncoder
-from sora_jax.train.frozen import load_frozen
 from sora_jax.weights import wan_configs
 from sora_jax.weights.tables import foreign_shapes
 from sora_jax.weights.wan import autoencoder_table, image_table, text_table, transformer_table
@@ -94,16 +92,3 @@ def write_component(folder, table, module_class, settings, config, *, files=1, d
         safetensors.numpy.save_file(part, folder / file, metadata={"format": "pt"})
     if files > 1:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-
-
-def float32_generator(workdir: pathlib.Path) -> Generator:
-    """The model of a converted workdir, all of it in float32, on the current mesh."""
-    generator = load_generator(workdir)
-    parts = {
-        name: dataclasses.replace(getattr(generator.settings, name), dtype="float32")
-        for name in ("text", "image", "transformer")
-    }
-    settings = dataclasses.replace(generator.settings, **parts)
-    params = generator.params | load_frozen(settings)
-    autoencoder = dataclasses.replace(generator.autoencoder, dtype="float32")
-    return dataclasses.replace(generator, settings=settings, params=params, autoencoder=autoencoder)

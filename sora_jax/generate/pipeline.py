@@ -27,8 +27,8 @@ from sora_jax.models.streaming import decode_stream
 from sora_jax.models.video_model import VideoModel, join
 from sora_jax.patches import PatchBatch, grid_positions, patch_grid, unpatchify
 from sora_jax.settings import AutoencoderSettings, SampleSettings, Settings
-from sora_jax.train.checkpoint import check_models, find_checkpoint, read_meta, restore_trained
-from sora_jax.train.frozen import LOW_NOISE, load_frozen, restore_model
+from sora_jax.train.checkpoint import check_models, find_checkpoint, read_meta
+from sora_jax.train.frozen import LOW_NOISE, load_frozen, restore_computing, restore_model
 from sora_jax.weights.store import load_model
 
 SOLVERS = {"euler": euler, "heun": heun, "dpm": dpm, "unipc": unipc}
@@ -63,9 +63,11 @@ def read_run(workdir: pathlib.Path) -> tuple[pathlib.Path, int, Settings]:
     return folder, step, settings
 
 
-def load_generator(workdir: pathlib.Path) -> Generator:
+def load_generator(workdir: pathlib.Path, *, dtype: str | None = None) -> Generator:
     """The averaged parameters of a workdir's newest checkpoint, laid out on the current mesh.
 
+    Args:
+      dtype: to compute in, if not in that of the settings.
     Raises: InputError if there is no checkpoint, it is none of a transformer, or a part of it is missing.
     """
     workdir = pathlib.Path(workdir)
@@ -74,8 +76,15 @@ def load_generator(workdir: pathlib.Path) -> Generator:
         raise InputError(
             f"{workdir}: an expert for times up to {settings.flow.time_max}; sample from the workdir around it"
         )
-    params = restore_model(folder, step, settings)
     autoencoder, autoencoder_params = load_model(workdir / "autoencoder", Autoencoder, AutoencoderSettings)
+    if dtype:
+        parts = {name: getattr(settings, name) for name in ("text", "image", "transformer")}
+        parts = {name: dataclasses.replace(part, dtype=dtype) for name, part in parts.items()}
+        settings, autoencoder = (
+            dataclasses.replace(settings, **parts),
+            dataclasses.replace(autoencoder, dtype=dtype),
+        )
+    params = restore_model(folder, step, settings)
     low = load_low_noise(workdir / LOW_NOISE, settings, params) if settings.flow.time_min else None
     tokenizer = Tokenizer(workdir / "tokenizer.model")
     return Generator(settings, params, autoencoder, autoencoder_params, tokenizer, step, low)
@@ -98,7 +107,8 @@ def load_low_noise(workdir: pathlib.Path, settings: Settings, params: dict) -> t
             f"{workdir}: is for times up to config.flow.time_max={low.flow.time_max}, "
             f"the expert above it for those from {settings.flow.time_min}"
         )
-    return join(restore_trained(folder, step, low), load_frozen(low, have=params)), low
+    low = dataclasses.replace(low, transformer=settings.transformer)  # the same but for the type, perhaps
+    return join(restore_computing(folder, step, low), load_frozen(low, have=params)), low
 
 
 def latent_shape(settings: Settings, sample: SampleSettings) -> tuple[int, int, int]:

@@ -23,12 +23,12 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPVisionModel, UMT5EncoderModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from wan_published import SHIFT, float32_generator, write_published
+from wan_published import SHIFT, write_published
 
 from sora_jax.cli import main
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.generate.images import give_images
-from sora_jax.generate.pipeline import latent_shape, sample_latents
+from sora_jax.generate.pipeline import latent_shape, load_generator, sample_latents
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
 from sora_jax.patches import patch_grid, patchify, unpatchify
@@ -126,7 +126,7 @@ def test_frames_equal_diffusers_pipeline(tmp_path, case, boundary, width, images
     write_published(published, "float32", boundary=boundary, case=case)
     assert main(["convert", f"--from={published}", f"--to={workdir}"]) == 0
     assert main(["convert", f"--from={workdir}", f"--to={back}"]) == 0
-    generator = float32_generator(workdir)
+    generator = load_generator(workdir, dtype="float32")
     settings, autoencoder = generator.settings, generator.autoencoder
     sample = dataclasses.replace(
         settings.sample, size=f"{width}x{HEIGHT}", frames=FRAMES, steps=STEPS, guidance=GUIDANCE
