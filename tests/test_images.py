@@ -70,13 +70,10 @@ def test_the_picture_matters_and_the_mesh_does_not(home):
             latents.append(sample_latents(generator, prompts, sample, seed=4, given=given)[0])
     assert np.abs(latents[0] - latents[2]).max() > 0.05
     np.testing.assert_allclose(latents[0], latents[1], atol=1e-3)
-    if home.case == "ti2v":  # held as it is, to the last bit
-        assert np.array_equal(latents[0][:1], np.asarray(give_images_of(home, red).known))
-
-
-def give_images_of(home, image):
-    with jax.set_mesh(tiny.mesh_of()):
-        return give_images(load_generator(home.folder / "wan", dtype="float32"), [image], 5)
+    if home.case == "ti2v":  # held, but for the rounding of the solver's sums
+        with jax.set_mesh(tiny.mesh_of()):
+            first = give_images(load_generator(home.folder / "wan", dtype="float32"), [red], 5).known
+        np.testing.assert_allclose(latents[0][:1], first, atol=1e-5)
 
 
 def test_pictures_that_a_model_does_not_take_are_told(home, capsys):
