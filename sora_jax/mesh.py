@@ -3,24 +3,27 @@
 A size-1 axis is the default, so a laptop and a pod run the same code.
 """
 
+import math
+
 import jax
 import numpy as np
 
 from sora_jax.errors import InputError
 from sora_jax.settings import MeshSettings
 
-AXES = ("data", "fsdp", "context", "tensor")
+AXES = ("data", "fsdp", "ring", "context", "tensor")
 
 # Logical name of an array's dimension -> mesh axes it is split over.
 RULES = {
     ".": None,  # on every chip
     "batch": ("data", "fsdp"),
-    "tokens": "context",  # a sequence dimension of activations
-    "height": "context",  # rows of pixels or of latents in the autoencoder
+    "tokens": ("ring", "context"),  # a sequence dimension of activations
+    "height": ("ring", "context"),  # rows of pixels or of latents in the autoencoder
     "embed": "fsdp",  # the model width of a weight
     "mlp": "tensor",
     "heads": "tensor",
-    "heads_all": ("context", "tensor"),  # inside attention: whole sequences, few heads (Ulysses)
+    "heads_all": ("context", "tensor"),  # inside attention: few heads (Ulysses) of
+    "ring": "ring",  # the tokens that a chip of the ring holds
 }
 
 
@@ -45,7 +48,7 @@ def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.shardi
     if sizes.count(-1) > 1 or fixed < 1:
         raise InputError(f"config.mesh: sizes {sizes} must be positive, at most one of them -1")
     sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
-    product = sizes[0] * sizes[1] * sizes[2] * sizes[3]
+    product = math.prod(sizes)
     if product != len(devices):
         wanted = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
         raise InputError(f"config.mesh: {wanted} = {product} devices, but {len(devices)} are there")

@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from sora_jax.diffusion.flow import flow_errors
+from sora_jax.mesh import AXES
 from sora_jax.models.attention import rotary_angles, rotate
 from sora_jax.models.module import bind, init_params
 from sora_jax.models.text import TextEncoder, relative_buckets
@@ -123,8 +124,8 @@ def test_a_14b_step_type_checks_on_4096_chips_with_each_big_parameter_sharded():
         transformer={"width": 5120, "heads": 40, "mlp": 13824, "layers": 40},
         text={"layers": 2},
     )
-    types = (jax.sharding.AxisType.Explicit,) * 4
-    mesh = jax.sharding.AbstractMesh((16, 64, 4, 1), ("data", "fsdp", "context", "tensor"), axis_types=types)
+    types = (jax.sharding.AxisType.Explicit,) * len(AXES)
+    mesh = jax.sharding.AbstractMesh((16, 64, 1, 4, 1), AXES, axis_types=types)
     B, N, S = 1024, 32768, 512
     P = jax.P(("data", "fsdp"), "context")
 

@@ -1,6 +1,7 @@
 """The smallest settings that have every part, and random packed batches for them."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -81,10 +82,9 @@ def random_batch(seed: int, settings: Settings = SETTINGS) -> PatchBatch:
     return pack(rows, settings)
 
 
-def mesh_of(data=1, fsdp=1, context=1, tensor=1):
+def mesh_of(data=1, **sizes):
     """A mesh over the first devices."""
-    sizes = (data, fsdp, context, tensor)
-    return make_mesh(MeshSettings(*sizes), jax.devices()[: int(np.prod(sizes))])
+    return make_mesh(MeshSettings(data, **sizes), jax.devices()[: math.prod(sizes.values()) * data])
 
 
 def on_mesh(batch: PatchBatch) -> PatchBatch:

@@ -79,7 +79,7 @@ def _step(program, settings, params, rows_per_latent, chunk, past):
     """Run the program on the current mesh, rows over context if the latents' rows divide."""
     mesh = jax.sharding.get_mesh()
     if not mesh.empty:
-        divides = chunk.shape[2] % (mesh.shape["context"] * rows_per_latent) == 0
+        divides = chunk.shape[2] % (mesh.shape["ring"] * mesh.shape["context"] * rows_per_latent) == 0
         layout = ". . height . ." if divides else ". . . . ."
         chunk = jax.device_put(chunk, jax.NamedSharding(mesh, spec(layout)))
     return program(settings, params, chunk, past)
