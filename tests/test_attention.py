@@ -1,7 +1,6 @@
 """Every kernel of attention against the reference that holds all logits, forward and gradient, float32."""
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -143,23 +142,13 @@ def test_keys_go_round_as_often_as_they_must(one_device):
 
             forward = jax.make_jaxpr(loss)(*arrays)
             both = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
-        return [count(jaxpr.jaxpr, "ppermute") for jaxpr in (forward, both)]
+        return [tiny.count(jaxpr.jaxpr, "ppermute") for jaxpr in (forward, both)]
 
     for ring in (2, 4, 8):
         there = 3 * (ring - 1)
         assert sent(ring, 64) == [there, 2 * there + 2 * ring]
     assert sent(4, 32) == [0, 0]  # few keys: gathered
     assert sent(1, 64) == [0, 0]
-
-
-def count(jaxpr, name: str, where="") -> int:
-    """How often an operation runs, the turns of loops counted; `where`: only with this in its parameters."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        total += eqn.primitive.name == name and where in str(eqn.params.get("name", ""))
-        turns = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        total += turns * sum(count(inner, name, where) for inner in jax.extend.core.jaxprs_in_params(eqn.params))
-    return total
 
 
 def test_chunks_hold_less_than_all_logits(one_device):
@@ -186,7 +175,7 @@ def test_the_kernel_is_chosen_by_platform_and_size(monkeypatch):
     assert choose("auto", 512) == "xla" and choose("auto", 4096) == "chunked"
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert choose("auto", 512) == "splash" and choose("chunked", 512) == "chunked"
-    with pytest.raises(InputError, match="'cudnn' is for an NVIDIA GPU.*here are tpu, bfloat16, 128"):
+    with pytest.raises(InputError, match=r"'cudnn' is for an NVIDIA GPU.*here are tpu, bfloat16, 128"):
         choose("cudnn", 4096)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     hopper = {"8.0": True, "9.0": True}

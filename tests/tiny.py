@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax
+import jax.extend
 import numpy as np
 
 from sora_jax.mesh import make_mesh, spec
@@ -90,3 +91,13 @@ def mesh_of(data=1, **sizes):
 def on_mesh(batch: PatchBatch) -> PatchBatch:
     """The batch laid out on the current mesh."""
     return jax.tree.map(lambda x: jax.device_put(x, spec("batch tokens" + " ." * (x.ndim - 2))), batch)
+
+
+def count(jaxpr, name: str, where: str = "") -> int:
+    """How often an operation runs, the turns of loops counted; `where` is a part of the name it was given."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        total += eqn.primitive.name == name and where in str(eqn.params.get("name", ""))
+        turns = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        total += turns * sum(count(inner, name, where) for inner in jax.extend.core.jaxprs_in_params(eqn.params))
+    return total

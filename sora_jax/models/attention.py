@@ -24,8 +24,8 @@ def attention(q, k, v, q_segments, kv_segments, *, bias=None, scale=None, kernel
       q_segments, kv_segments: [B, N] and [B, M] int32.
       bias: added to the logits before the softmax, [A, N, M] float32.
       scale: of the logits; K ** -0.5 if not given.
-      kernel: "xla" holds all logits, and is the only one with a bias; "chunked", "splash" and "cudnn" hold a block of
-        them; "auto" takes what suits the platform and the size.
+      kernel: "xla" holds all logits, and is the only one with a bias; "chunked", "splash" and "cudnn" hold a block
+        of them; "auto" takes what suits the platform and the size.
       clips: in a row at most, as segments 1 ... clips from its beginning on, 0 for padding; None: unknown. cuDNN
         wants to know, and leaves padding out.
     Returns: [B, N, A, K], laid out as q. A query that sees no key gets 0.

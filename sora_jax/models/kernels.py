@@ -1,7 +1,7 @@
-"""The kernels of attention: one block of queries by one block of keys, forward and backward, no row of logits held.
+"""The kernels of attention: a block of queries by a block of keys, forward and backward, no row of logits held.
 
-`ring.attend` makes whole attention of one block, and ring attention of several; what a kernel needs for both is that
-it gives the log-sum-exp of its logits, and takes that of all keys for its gradient.
+`ring.attend` makes whole attention of one block, and ring attention of several: a kernel gives the log-sum-exp of
+its logits, and takes that of all keys for its gradient.
 """
 
 import functools
@@ -109,16 +109,19 @@ def splash(*, interpret=False) -> Kernel:
             block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv
         )  # fmt: skip
 
-    options = dict(
-        mask_value=HIDDEN,
-        is_mqa=False,
-        residual_checkpoint_name=None,
-        save_residuals=True,
-        mask_function=None,
-        attn_logits_soft_cap=None,
-        interpret=interpret,
-    )
+    options = {
+        "mask_value": HIDDEN,
+        "is_mqa": False,
+        "residual_checkpoint_name": None,
+        "save_residuals": True,
+        "mask_function": None,
+        "attn_logits_soft_cap": None,
+        "interpret": interpret,
+    }
 
+    # JAX drops a jitted function whose results are not used, as under jax.checkpoint where they are kept; a Pallas
+    # call alone it would run again.
+    @jax.jit
     def forward(q, k, v, q_segments, kv_segments):
         run = functools.partial(pallas._splash_attention_forward, block_sizes=blocks(q, k), sinks=None, **options)
         y, (log_total,) = jax.vmap(lambda *arrays: run(mask, *arrays))(
