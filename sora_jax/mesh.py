@@ -63,7 +63,7 @@ def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.shardi
     if product != len(devices):
         wanted = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
         raise InputError(f"config.mesh: {wanted} = {product} devices, but {len(devices)} are there")
-    slices = len({device.slice_index for device in devices if device.platform == "tpu"})
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
     if slices < 2:
         return jax.make_mesh(sizes, AXES, devices=devices)
     outer = next(i for i, size in enumerate(sizes) if size > 1)
