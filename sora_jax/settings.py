@@ -15,7 +15,7 @@ import ml_collections
 from sora_jax.errors import InputError, nearest
 
 # The least of each whole number, where it is not 1; then what is from 0 to 1, what is above 0, what is 0 or more.
-_LEAST = {"data": -1, "fsdp": -1, "context": -1, "tensor": -1}
+_LEAST = {"data": -1, "fsdp": -1, "context": -1, "tensor": -1, "ring": -1}
 _LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions", "whole_times", "rank"), 0)
 _LEAST |= dict.fromkeys(("shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
@@ -59,8 +59,9 @@ class MeshSettings:
 
     data: int = -1
     fsdp: int = 1
-    context: int = 1
+    context: int = 1  # Ulysses: context x tensor divides the heads
     tensor: int = 1
+    ring: int = 1  # ring attention: no limit; tokens lie over ring x context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +162,8 @@ class TransformerSettings:
     mlp: int = 8960
     layers: int = 30
     frequencies: int = 256  # width of the sinusoid of time
-    attention: str = "auto"  # auto, xla (holds all logits), chunked, splash (on TPU)
-    remat: str = "full"  # full: keep only each layer's input; none: keep everything
+    attention: str = "auto"  # auto, xla (holds all logits), chunked, splash (on TPU), cudnn (on GPU)
+    remat: str = "full"  # what a layer keeps for the backward pass: see models.layers.POLICIES
     unroll: int = 1  # layers in one turn of the compiled loop; on a CPU more run faster and compile longer
     dtype: str = "bfloat16"
 
@@ -322,8 +323,8 @@ class Settings:
             raise InputError("config.loss.adversarial_start: there is no config.loss.adversarial that would start")
         for where, value, known in (
             ("objective", self.objective, ("flow", "autoencoder")),
-            ("transformer.attention", self.transformer.attention, ("auto", "xla", "chunked", "splash")),
-            ("transformer.remat", self.transformer.remat, ("full", "none")),
+            ("transformer.attention", self.transformer.attention, ("auto", "xla", "chunked", "splash", "cudnn")),
+            ("transformer.remat", self.transformer.remat, ("full", "save_attention", "offload", "none")),
             ("optimizer.name", self.optimizer.name, ("adamw", "muon")),
             ("optimizer.schedule", self.optimizer.schedule, ("constant", "cosine")),
             ("sample.solver", self.sample.solver, ("euler", "heun", "dpm", "unipc")),

@@ -143,7 +143,10 @@ def averages(workdir: pathlib.Path, step: int) -> dict:
         (["--prompt=a", "--fps=0"], "sample.fps: 0.0"),
         (["--prompt=a", "--out=video.gif"], "video.gif: videos are written as .mp4"),
         (["--prompt=a", "--prompt=b"], "is one file for 2 prompts; name a folder"),
-        (["--prompt=a", "--mesh=data=3"], "data 3 x fsdp 1 x context 1 x tensor 1 = 3 devices, but 8 are there"),
+        (
+            ["--prompt=a", "--mesh=data=3"],
+            "data 3 x fsdp 1 x ring 1 x context 1 x tensor 1 = 3 devices, but 8 are there",
+        ),
     ],
     ids=lambda value: value[-1][:20] if isinstance(value, list) else "",
 )

@@ -12,7 +12,7 @@ from sora_jax.data.records import Records
 from sora_jax.data.stream import train_crops, train_rows
 from sora_jax.errors import InputError
 from sora_jax.files import copy_files, replacing
-from sora_jax.mesh import make_mesh, place
+from sora_jax.mesh import RULES, make_mesh, place, ways
 from sora_jax.settings import AutoencoderSettings, Settings, to_json
 from sora_jax.train.checkpoint import FOLDER, Checkpoints, abstract_on_mesh
 from sora_jax.train.export import export_autoencoder
@@ -24,6 +24,7 @@ from sora_jax.train.state import TrainState, abstract_state, init_state
 from sora_jax.train.step import make_step
 from sora_jax.weights.store import load_settings
 
+SPLIT = {"heads": "heads_all", "width": "embed", "mlp": "mlp"}  # what of a model lies over which chips
 STREAMS = {"flow": (train_rows, "latents"), "autoencoder": (train_crops, "pixels")}
 
 
@@ -106,16 +107,19 @@ def check_batch(settings: Settings, mesh: jax.sharding.Mesh):
         raise InputError(
             f"config.data.batch: {settings.data.batch} must be a multiple of accumulate x data x fsdp = {rows}"
         )
-    context = mesh.shape["context"]
-    for key in ("row_patches", "row_tokens"):
-        if settings.objective == "flow" and getattr(settings.data, key) % context:
-            raise InputError(
-                f"config.data.{key}: {getattr(settings.data, key)} must be a multiple of context = {context}"
-            )
-    heads = context * mesh.shape["tensor"]
-    for group in ("transformer", "text"):
-        if settings.objective == "flow" and getattr(settings, group).heads % heads:
-            raise InputError(f"config.{group}.heads: must be a multiple of context x tensor = {heads}")
+    if settings.objective != "flow":
+        return
+    of_data = [("data", key, "tokens") for key in ("row_patches", "row_tokens")]
+    of_models = [(group, key, name) for group in ("transformer", "text") for key, name in SPLIT.items()]
+    for group, key, name in of_data + of_models:
+        size, degree = getattr(getattr(settings, group), key), ways(name, mesh)
+        if size % degree:
+            axes = RULES[name] if isinstance(RULES[name], tuple) else (RULES[name],)
+            message = f"config.{group}.{key}: {size} must be a multiple of {' x '.join(axes)} = {degree}"
+            if key == "heads":
+                work = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+                message += f"; {work} would do, and config.mesh.ring splits sequences without this limit"
+            raise InputError(message)
 
 
 def check_latents(records: Records, settings: Settings):
