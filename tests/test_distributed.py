@@ -1,0 +1,114 @@
+"""Many processes: two of four devices each do what one of eight does, and any quiet difference stops them."""
+
+import json
+
+import jax
+import numpy as np
+import processes
+import pytest
+import tiny
+
+from sora_jax.cli import main
+from sora_jax.data.clips import probe, read_clip
+from sora_jax.data.records import Records
+from sora_jax.data.shapes import write_world
+from sora_jax.mesh import make_mesh
+from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.models.module import init_params
+from sora_jax.settings import MeshSettings
+from sora_jax.weights.store import save_model
+
+CONFIG = """
+import tiny
+from sora_jax.settings import to_config
+
+def get_config():
+    return to_config(tiny.change(
+        tiny.SETTINGS,
+        data={"fps": 16.0, "sizes": ("32",), "frames": (9, 1), "validation": 0.3, "row_patches": 64,
+              "row_tokens": 64, "row_clips": 4, "crop_size": "32x32", "crop_frames": 5},
+        text={"vocabulary": 400, "max_tokens": 16, "heads": 8},
+        transformer={"heads": 8, "width": 96},
+        train={"steps": 2, "save_every": 1, "log_every": 1},
+    ))
+"""
+WITHIN = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.context=2"]
+# Each process holds every row, and half of the tokens.
+ACROSS = ["--config.mesh.data=1", "--config.mesh.context=4", "--config.mesh.tensor=2"]
+
+
+class Home:
+    """Ten short videos, a tiny autoencoder, and the verbs that lead from them to a report, in a folder of runs."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "config.py").write_text(CONFIG)
+        write_world(folder / "videos", 10, seed=1, sizes=("32x32", "48x32"), lengths=(9, 18, 1))
+        settings = tiny.SETTINGS.autoencoder
+        with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):
+            params = jax.jit(lambda: init_params(Autoencoder, settings, jax.random.key(0)))()
+            save_model(folder / "autoencoder", Autoencoder, settings, params)
+
+    def prepare(self, run, *flags):
+        out = f"--out={self.folder}/{run}/data"
+        return ["prepare", f"--config={self.folder}/config.py", f"--videos={self.folder}/videos", out, *flags]
+
+    def latents(self, run):
+        return self.prepare(run, f"--autoencoder={self.folder}/autoencoder")
+
+    def train(self, run, steps, *flags, workdir="model"):
+        folder = self.folder / run
+        named = [f"--config.data.path={folder}/data", f"--workdir={folder}/{workdir}"]
+        return ["train", f"--config={self.folder}/config.py", f"--config.train.steps={steps}", *named, *flags]
+
+    def sample(self, run):
+        folder = self.folder / run
+        wish = ["--prompt=a red circle", "--prompt=a blue square", "--size=32x32", "--frames=5", "--steps=2"]
+        return [
+            "sample",
+            f"--checkpoint={folder}/model",
+            f"--out={folder}/videos",
+            *wish,
+            "--mesh=data=2,context=4",
+        ]
+
+    def evaluate(self, run, workdir="model"):
+        return ["evaluate", f"--checkpoint={self.folder}/{run}/{workdir}", "--mesh=data=4,context=2"]
+
+    def losses(self, run, workdir="model"):
+        lines = (self.folder / run / workdir / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return Home(tmp_path_factory.mktemp("distributed"))
+
+
+def test_two_processes_prepare_train_restore_sample_and_evaluate_as_one_does(home):
+    def way(run):
+        return [
+            home.latents(run),
+            home.train(run, 2, *WITHIN),
+            home.train(run, 3, *ACROSS),
+            home.sample(run),
+            home.evaluate(run),
+        ]
+
+    (code, first), (other_code, other) = processes.run(*way("two"))
+    assert (code, other_code) == (0, 0), first + other
+    assert "step 2 of 3" in first and "loss" not in other
+    for verb in way("one"):
+        assert main(verb) == 0
+    clips = [Records(home.folder / run / "data", "latents").manifest for run in ("one", "two")]
+    assert clips[0] == clips[1]
+    np.testing.assert_allclose(home.losses("two"), home.losses("one"), rtol=1e-5)
+    assert len(home.losses("two")) == 3
+    reports = [
+        json.loads((home.folder / run / "model/evaluation/evaluation.json").read_text()) for run in ("one", "two")
+    ]
+    np.testing.assert_allclose(reports[1]["loss"], reports[0]["loss"], rtol=1e-5)
+    for name in ("000.mp4", "001.mp4"):
+        one, two = (probe(home.folder / run / "videos" / name) for run in ("one", "two"))
+        made = [read_clip(video, (32, 32), fps=16.0, frames=5).astype(int) for video in (one, two)]
+        assert np.abs(made[0] - made[1]).max() <= 2 and made[0].std() > 1
