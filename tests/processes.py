@@ -9,9 +9,10 @@ import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROCESSES, DEVICES = 2, 4  # of each process
+LIMIT = 600  # seconds; many times what a quiet machine takes
 
 
-def environment(process: int, port: int) -> dict[str, str]:
+def environment(process: int, port: int, seconds: int) -> dict[str, str]:
     """What process number `process` is started with."""
     return {
         **os.environ,
@@ -24,16 +25,17 @@ def environment(process: int, port: int) -> dict[str, str]:
         "SORA_JAX_NUM_PROCESSES": str(PROCESSES),
         "SORA_JAX_PROCESS_ID": str(process),
         "SORA_JAX_NUM_DEVICES": str(PROCESSES * DEVICES),
-        "SORA_JAX_START_SECONDS": "60",
+        "SORA_JAX_START_SECONDS": str(seconds),
     }
 
 
-def run(*verbs: list[str], others: list[list[str]] | None = None, count: int = PROCESSES, **changes: str):
+def run(*verbs: list[str], others=None, count: int = PROCESSES, seconds: int = 120, **changes: str):
     """Run verbs in all processes at once; (exit code, what it printed) of each.
 
     Args:
       others: verbs of the processes after the first, if they are to differ.
       count: how many are started.
+      seconds: for which they wait for each other.
       changes: to the environment of the processes after the first.
     """
     with socket.create_server(("localhost", 0)) as probe:
@@ -44,13 +46,17 @@ def run(*verbs: list[str], others: list[list[str]] | None = None, count: int = P
         started.append(
             subprocess.Popen(
                 [sys.executable, __file__, json.dumps(asked)],
-                env=environment(process, port) | (changes if process else {}),
+                env=environment(process, port, seconds) | (changes if process else {}),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
         )
-    return [(process.communicate(timeout=300)[0], process.returncode)[::-1] for process in started]
+    try:
+        return [(process.communicate(timeout=LIMIT)[0], process.returncode)[::-1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
 
 
 def main() -> int:
