@@ -78,12 +78,42 @@ def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.shardi
     return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
 
 
+def local_rows(mesh: jax.sharding.Mesh, batch: int) -> list[int]:
+    """Which rows of a global batch the devices of this process hold, rising.
+
+    Where context or tensor reaches over several processes, they hold the same rows.
+
+    Raises: InputError if the rows can't be split evenly.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch % parts:
+        raise InputError(
+            f"config.data.batch: {batch} rows cannot be split over data x fsdp = {parts}; change it, or the mesh"
+        )
+    held = jax.sharding.NamedSharding(mesh, spec("batch")).addressable_devices_indices_map((batch,))
+    return sorted({row for (part,) in held.values() for row in range(*part.indices(batch))})
+
+
 def place(batch, axes: str):
-    """Each host's part of a batch (numpy) -> global arrays on the current mesh."""
+    """The rows of a batch that this process holds (numpy), in the order of `local_rows` -> global arrays.
+
+    Args:
+      axes: logical axes of the leading dimensions, the first of them "batch"; others are there in full.
+    """
     mesh = jax.sharding.get_mesh()
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    mine = local_rows(mesh, parts)
 
     def put(x: np.ndarray):
-        layout = spec(" ".join((axes.split() + ["."] * x.ndim)[: x.ndim]))
-        return jax.make_array_from_process_local_data(jax.sharding.NamedSharding(mesh, layout), x)
+        layout = jax.sharding.NamedSharding(mesh, spec(" ".join((axes.split() + ["."] * x.ndim)[: x.ndim])))
+        rows, odd = divmod(len(x), len(mine))  # of each part
+        if odd:
+            raise ValueError(f"{len(x)} rows for {len(mine)} parts of the mesh in this process")
+
+        def shard(index):
+            first = mine.index((index[0].start or 0) // rows) * rows
+            return x[first : first + rows][:, *index[1:]]
+
+        return jax.make_array_from_callback((rows * parts, *x.shape[1:]), layout, shard)
 
     return jax.tree.map(put, batch)

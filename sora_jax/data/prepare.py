@@ -6,6 +6,7 @@ it was, and a finished data set is left as it is.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ from sora_jax.data.cutting import Cutter, check_cuts, one_ahead
 from sora_jax.data.given import clip_images, given_frames, grey_but
 from sora_jax.data.records import Clip, finish, write_shard
 from sora_jax.data.tokenizer import Tokenizer, train_tokenizer
+from sora_jax.distributed import agree, flat, on_first, wait_for_all
 from sora_jax.errors import InputError
 from sora_jax.files import MENDABLE, copy_files, replacing
 from sora_jax.mesh import make_mesh
@@ -175,13 +177,19 @@ def prepare(
         "videos": _digest(sorted(identities.items())),
         "captions": _digest([(source.name, source.captions) for source in sources]),
     }
+    agree({f"what is asked of {name}": value for name, value in flat(request).items()})
     try:
-        if (report := _finished(out, request)) is None:
-            unfinished = _open_unfinished(out, request)
-            words = _make_tokenizer(unfinished / "tokenizer.model", tokenizer, captioned, settings.text.vocabulary)
-            splits = _split(sources, identities, data.validation)
-            parts = _write_parts(unfinished, splits, data, encoder, words, geometry["multiple"], console)
-            report = _finish(out, request, parts, encoder)
+        report = _finished(out, request)
+        agree({f"whether {out} is finished": str(report is not None)})
+        if report is None:
+            begin = functools.partial(_begin, out, request, tokenizer, captioned, settings.text.vocabulary)
+            on_first(begin)
+            unfinished, words = begin()  # what one process has begun, all find
+            shards = _shards(unfinished, _split(sources, identities, data.validation))
+            _write_parts(shards, data, encoder, words, geometry["multiple"], console)
+            wait_for_all()
+            on_first(lambda: _finish(out, request, shards, encoder))
+            report = dataclasses.replace(_finished(out, request), reused=False)
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
@@ -281,6 +289,12 @@ def _open_unfinished(out, request):
     return unfinished
 
 
+def _begin(out, request, tokenizer, captions, vocabulary):
+    """The folder in which shards gather, and the tokenizer, both made if they are not there."""
+    unfinished = _open_unfinished(out, request)
+    return unfinished, _make_tokenizer(unfinished / "tokenizer.model", tokenizer, captions, vocabulary)
+
+
 def _make_tokenizer(path, given, captions, vocabulary):
     if path.exists():
         return Tokenizer(path)
@@ -306,30 +320,39 @@ def _groups(sources):
     return groups
 
 
-def _write_parts(unfinished, splits, data, encoder, words, multiple, console):
-    """Write every shard that is not there yet; (split, shard, what its .json says) for all."""
-    parts = []
+def _shards(unfinished, splits):
+    """(split, shard, the sources in it) for all."""
+    return [
+        (split, unfinished / f"{split}-{number:05d}", group)
+        for split, sources in splits.items()
+        for number, group in enumerate(_groups(sources))
+    ]
+
+
+def _description(shard):
+    """What is in a shard, written after it."""
+    return shard.with_suffix(".json")
+
+
+def _write_parts(shards, data, encoder, words, multiple, console):
+    """Write the shards that are not there yet; many processes take turns."""
+    mine = shards[jax.process_index() :: jax.process_count()]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("preparing", total=sum(map(len, splits.values())))
-        for split, sources in splits.items():
-            for number, group in enumerate(_groups(sources)):
-                shard = unfinished / f"{split}-{number:05d}"
-                if not shard.with_suffix(".json").exists():
-                    cutter = Cutter(split, data, words, multiple, lambda: progress.advance(task))
-                    clips = write_shard(shard, _arrays(encoder), _encoded(cutter.clips(group), encoder))
-                    part = {
-                        "clips": [dataclasses.asdict(clip) for clip in clips],
-                        "skipped": cutter.skipped,
-                        "notes": cutter.notes,
-                    }
-                    with replacing(shard.with_suffix(".json")) as path:
-                        path.write_text(json.dumps(part, ensure_ascii=False))
-                else:
-                    progress.advance(task, len(group))
-                part = json.loads(shard.with_suffix(".json").read_text())
-                parts.append((split, shard, part))
-    return parts
+        task = progress.add_task("preparing", total=sum(len(group) for _, _, group in mine))
+        for split, shard, group in mine:
+            if _description(shard).exists():
+                progress.advance(task, len(group))
+                continue
+            cutter = Cutter(split, data, words, multiple, lambda: progress.advance(task))
+            clips = write_shard(shard, _arrays(encoder), _encoded(cutter.clips(group), encoder))
+            part = {
+                "clips": [dataclasses.asdict(clip) for clip in clips],
+                "skipped": cutter.skipped,
+                "notes": cutter.notes,
+            }
+            with replacing(_description(shard)) as path:
+                path.write_text(json.dumps(part, ensure_ascii=False))
 
 
 def _encoded(clips, encoder):
@@ -343,8 +366,13 @@ def _encoded(clips, encoder):
             yield dataclasses.replace(clip, shape=next(iter(arrays.values())).shape), arrays
 
 
-def _finish(out, request, parts, encoder):
+def _finish(out, request, shards, encoder):
     """Make the shards a data set."""
+    if not all(_description(shard).exists() for _, shard, _ in shards):
+        raise InputError(
+            f"--out: {out} lacks what other hosts have written; is it on a disk that all of them share?"
+        )
+    parts = [(split, shard, json.loads(_description(shard).read_text())) for split, shard, _ in shards]
     skipped = [skip for _, _, part in parts for skip in part["skipped"]]
     notes = sum((Counter(part["notes"]) for _, _, part in parts), Counter())
     clips = [(split, shard, [Clip.from_dict(values) for values in part["clips"]]) for split, shard, part in parts]
@@ -367,7 +395,6 @@ def _finish(out, request, parts, encoder):
         copy_files(encoder.folder, unfinished / "autoencoder")
         (unfinished / "autoencoder").replace(out / "autoencoder")
     shutil.copyfile(unfinished / "tokenizer.model", out / "tokenizer.model")
-    shards = {split: [(shard, made) for s, shard, made in clips if s == split] for split in about["clips"]}
-    finish(out, _arrays(encoder), shards, about)
+    made_of = {split: [(shard, made) for s, shard, made in clips if s == split] for split in about["clips"]}
+    finish(out, _arrays(encoder), made_of, about)
     shutil.rmtree(unfinished)
-    return _report(out, about, reused=False)

@@ -1,13 +1,13 @@
 """The training streams: batch s is a function of (seed, s), so the step alone says where a run is.
 
-Each host makes its own consecutive rows of every global batch, so the global batch is the same array for any
-number of hosts.
+A process makes those rows of every global batch that its devices hold, so the global batch is the same array
+for any number of processes.
 """
 
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -55,20 +55,20 @@ class Stream:
             iterator.close()
 
 
-def train_rows(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
+def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
     """Packed rows of patches and captions for the transformer, shuffled, without end: PatchBatch of numpy arrays.
 
     Args:
       settings: data.path names latents that `prepare` wrote.
-      host, hosts: which of how many consecutive parts of every global batch to make.
+      rows: which rows of every global batch to make; None: all.
     Raises: InputError if there is no such data set, or a clip or caption is larger than a row.
     """
-    rows = _Rows(settings, "train")
+    clips = _Rows(settings, "train")
     data = settings.data
-    local = _local_rows(data.batch, host, hosts)
+    local = range(data.batch) if rows is None else rows
     plan = PackPlan(
-        rows.patches,
-        rows.tokens,
+        clips.patches,
+        clips.tokens,
         row_patches=data.row_patches,
         row_tokens=data.row_tokens,
         row_clips=data.row_clips,
@@ -76,27 +76,27 @@ def train_rows(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
         seed=data.shuffle_seed,
     )
     return Stream(
-        batch_at=lambda step: rows.assemble([plan[step * data.batch + i] for i in local]),
+        batch_at=lambda step: clips.assemble([plan[step * data.batch + i] for i in local]),
         batches=_FOREVER,
-        clips=len(rows.patches),
+        clips=len(clips.patches),
         fill=plan.fill,
         batches_an_epoch=plan.rows_an_epoch / data.batch,
-        notes=rows.notes,
+        notes=clips.notes,
         threads=data.threads,
     )
 
 
-def validation_rows(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
+def validation_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
     """The held-out sources' clips, each once with its first caption, always in the same rows; ends.
 
     The last batch is filled up with empty rows. Arguments and errors are those of `train_rows`.
     """
-    rows = _Rows(settings, "validation")
+    clips = _Rows(settings, "validation")
     data = settings.data
-    local = _local_rows(data.batch, host, hosts)
+    local = range(data.batch) if rows is None else rows
     plan = pack_in_order(
-        rows.patches,
-        np.array([lengths[0] for lengths in rows.tokens]),
+        clips.patches,
+        np.array([lengths[0] for lengths in clips.tokens]),
         row_patches=data.row_patches,
         row_tokens=data.row_tokens,
         row_clips=data.row_clips,
@@ -105,17 +105,17 @@ def validation_rows(settings: Settings, *, host: int = 0, hosts: int = 1) -> Str
     batches = -(-len(slots) // data.batch)
     slots += [()] * (batches * data.batch - len(slots))
     return Stream(
-        batch_at=lambda step: rows.assemble([slots[step * data.batch + i] for i in local]),
+        batch_at=lambda step: clips.assemble([slots[step * data.batch + i] for i in local]),
         batches=batches,
-        clips=len(rows.patches),
-        fill=float(rows.patches.sum() / (len(plan) * data.row_patches)),
+        clips=len(clips.patches),
+        fill=float(clips.patches.sum() / (len(plan) * data.row_patches)),
         batches_an_epoch=batches,
-        notes=rows.notes,
+        notes=clips.notes,
         threads=data.threads,
     )
 
 
-def train_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
+def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
     """Random crops of clips for the autoencoder, shuffled, without end: uint8 [B, F, H, W, 3].
 
     At data.image_share of the steps the same number of frames comes as pictures, [B * F, 1, H, W, 3]: single
@@ -123,12 +123,12 @@ def train_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
 
     Args:
       settings: data.path names pixels that `prepare` wrote; data.crop_frames and data.crop_size the crop.
-      host, hosts: which of how many consecutive parts of every global batch to make.
+      rows: which rows of every global batch to make; None: all.
     Raises: InputError if there is no such data set, or no clip is as large as the crop.
     """
     crops = _Crops(settings, "train")
     data = settings.data
-    local = _local_rows(data.batch, host, hosts)
+    local = range(data.batch) if rows is None else rows
 
     @functools.lru_cache(maxsize=2)
     def order(epoch):
@@ -147,7 +147,7 @@ def train_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
 
     def pictures_at(step):
         made = []
-        for number in range(local.start * data.crop_frames, local.stop * data.crop_frames):
+        for number in (i * data.crop_frames + frame for i in local for frame in range(data.crop_frames)):
             draw = np.random.default_rng((data.shuffle_seed, step, number, 3))
             made.append(crops.cut(draw.choice(crops.pictures), draw.random(3), frames=1))
         return np.stack(made)
@@ -163,14 +163,14 @@ def train_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
     )
 
 
-def validation_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
+def validation_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
     """The middle of each clip of the held-out sources, once, in a fixed order; ends.
 
     The last batch is filled up from the beginning. Arguments and errors are those of `train_crops`.
     """
     crops = _Crops(settings, "validation")
     data = settings.data
-    local = _local_rows(data.batch, host, hosts)
+    local = range(data.batch) if rows is None else rows
     n = len(crops.clips)
     batches = -(-n // data.batch)
     middle = np.full(3, 0.5)
@@ -185,13 +185,6 @@ def validation_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> St
         notes=crops.notes,
         threads=data.threads,
     )
-
-
-def _local_rows(batch, host, hosts):
-    """Which rows of every global batch this host makes."""
-    if batch % hosts:
-        raise InputError(f"config.data.batch: {batch} rows cannot be shared by {hosts} hosts; make it a multiple")
-    return range(host * batch // hosts, (host + 1) * batch // hosts)
 
 
 class _Rows:

@@ -1,5 +1,6 @@
 """The verb `sample`: prompts to mp4 files."""
 
+import contextlib
 import dataclasses
 import pathlib
 
@@ -101,8 +102,11 @@ def sample(
                         "checkpoint_step": generator.step,
                         **dataclasses.asdict(settings),
                     }
-                    with VideoWriter(paths[n], settings.fps, metadata=metadata) as video:
+                    # All hosts decode, as their chips hold parts of each frame; one of them writes.
+                    writer = VideoWriter(paths[n], settings.fps, metadata=metadata)
+                    with writer if jax.process_index() == 0 else contextlib.nullcontext() as video:
                         for frames in decode_video(generator, latents[n - first]):
-                            video.write(frames)
+                            if video:
+                                video.write(frames)
                     console.print(f"{paths[n]}: {prompt}", highlight=False)
     return paths
