@@ -96,7 +96,9 @@ def settings_of(folder, kind, **changes):
 
 
 def arrays(batch):
-    return dataclasses.asdict(batch) if dataclasses.is_dataclass(batch) else {"pixels": batch}
+    """By name, those that there are."""
+    held = dataclasses.asdict(batch) if dataclasses.is_dataclass(batch) else {"pixels": batch}
+    return {name: array for name, array in held.items() if array is not None}
 
 
 def assert_same(a, b):
