@@ -1,4 +1,4 @@
-"""The command line: one verb each for preparing data, training, sampling, evaluating, and a demo of all of it."""
+"""The command line: a verb each for preparing data, training, sampling, evaluating, planning, and a demo."""
 
 import dataclasses
 import os
@@ -176,6 +176,12 @@ VERBS = {
     "convert": Verb("published weights -> a workdir, and back", verbs.define_convert, verbs.run_convert),
     "sample": Verb("a trained model and prompts -> videos", verbs.define_sample, verbs.run_sample),
     "evaluate": Verb("a trained model -> numbers, a table, a report", verbs.define_evaluate, verbs.run_evaluate),
+    "plan": Verb(
+        "a config and chips that are not here -> what fits, what moves, how long",
+        verbs.define_plan,
+        verbs.run_plan,
+        config=True,
+    ),
     "demo": Verb("all of it on this machine, in a few minutes", verbs.define_demo, verbs.run_demo),
 }
 
