@@ -144,7 +144,7 @@ def save(plan, change, out: pathlib.Path):
     with replacing(out / "plan.json") as temporary:
         temporary.write_text(json.dumps(made, indent=1))
     bars = [plan, *([change] if change else [])]
-    figure, axis = plt.subplots(figsize=(9, 1.2 + len(bars)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 1.8 + len(bars)), layout="constrained")
     names = [*dict.fromkeys(name for bar in bars for name in bar.parts), "temporary"]
     starts = [0.0] * len(bars)
     for name in names:
@@ -158,7 +158,7 @@ def save(plan, change, out: pathlib.Path):
     axis.invert_yaxis()
     axis.set_xlabel("GiB on each device at the peak" + ("" if plan.topology.compiled else " (estimate)"))
     axis.set_title(f"{plan.what} on {plan.topology}: {plan.flags}", fontsize=8)
-    axis.legend(ncols=len(names) + 1, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.25))
+    figure.legend(ncols=len(names) + 1, fontsize=7, loc="outside lower center")
     with replacing(out / "plan.png") as temporary:
         figure.savefig(temporary, dpi=120)
     plt.close(figure)
