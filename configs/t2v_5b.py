@@ -11,8 +11,8 @@ encoder as transformers keeps it, which stays as it is, and `spiece.model` its t
     sora-jax sample --checkpoint=runs/t2v_5b --prompt="a boat on a lake at dawn" --out=boat.mp4
     sora-jax evaluate --checkpoint=runs/t2v_5b
 
-With `--config=configs/t2v_5b.py:minute` a row is a minute of video, 1,441 frames or 317,680 patches, and a step has
-64 of them, for 512 devices.
+With `--config=configs/t2v_5b.py:minute` a row is a minute of video, 1,441 frames or 317,680 patches, and a step
+has 64 of them, for 512 devices.
 
 Devices: 256 (fsdp 32, context 8).
 Result: not trained. The step type-checks on 256 and on 4,096 devices; what it needs on which chips, told by the
