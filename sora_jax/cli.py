@@ -1,4 +1,4 @@
-"""The command line: one verb each for preparing data, training, sampling, evaluating, and a demo of all of it."""
+"""The command line: a verb each for preparing data, training, sampling, evaluating, planning, and a demo."""
 
 import contextlib
 import dataclasses
@@ -191,6 +191,12 @@ VERBS = {
     "sample": Verb("a trained model and prompts -> videos", verbs.define_sample, verbs.run_sample, joins=True),
     "evaluate": Verb(
         "a trained model -> numbers, a table, a report", verbs.define_evaluate, verbs.run_evaluate, joins=True
+    ),
+    "plan": Verb(
+        "a config and chips that are not here -> what fits, what moves, how long",
+        verbs.define_plan,
+        verbs.run_plan,
+        config=True,
     ),
     "demo": Verb("all of it on this machine, in a few minutes", verbs.define_demo, verbs.run_demo),
 }

@@ -74,7 +74,7 @@ def define_mesh(values):
 
 
 def mesh_of(values):
-    """MeshSettings from --mesh=data=2,context=4."""
+    """MeshSettings from --mesh=data=2,context=4; an axis that is not named has one device."""
     from sora_jax.settings import MeshSettings
 
     sizes = {"data": 1}
@@ -184,6 +184,43 @@ def run_evaluate(values, console):
     out = pathlib.Path(values["out"].value or checkpoint / "evaluation")
     evaluate(checkpoint, out, data=values["data"].value, mesh=mesh_of(values), console=console)
     console.print(f"report: {out / 'index.html'}", highlight=False)
+
+
+def define_plan(values):
+    for name, default, text in (
+        (
+            "topology",
+            None,
+            "Chips: v5e:16x16, v6e:16x16, v5p:4x4x4, tpu7x:4x4x4; estimated only: h100:8, h200:64.",
+        ),
+        ("mesh", None, "Axes of the mesh, e.g. fsdp=16,context=4; default: the config's."),
+        ("what", "train", "The step of train, sample, decode or encode."),
+        ("out", "plan", "Folder for plan.json and plan.png."),
+    ):
+        flags.DEFINE_string(name, default, text, flag_values=values)
+    flags.DEFINE_integer(
+        "slices", 1, "Slices of that topology, joined by the data centre's network.", flag_values=values
+    )
+    flags.DEFINE_boolean("search", False, "Try meshes, remat and micro-batches; rank them.", flag_values=values)
+
+
+def run_plan(values, console):
+    # No chip is asked for anything: the compiler for TPU runs on the CPU, and may run in many processes at once.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
+    from sora_jax.plan.plan import plan
+    from sora_jax.plan.topology import read_topology
+
+    settings = settings_of(values)
+    if values["mesh"].value:
+        settings = dataclasses.replace(settings, mesh=mesh_of(values))
+    plan(
+        settings,
+        read_topology(needed(values, "topology", "v5p:4x4x4"), values["slices"].value),
+        what=values["what"].value,
+        search=values["search"].value,
+        out=pathlib.Path(values["out"].value),
+        console=console,
+    )
 
 
 def define_demo(values):

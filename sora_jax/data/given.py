@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from sora_jax.settings import TransformerSettings
+from sora_jax.settings import Settings, TransformerSettings
 
 # Of the pixels that CLIP was trained on, in [0, 1].
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -18,6 +18,12 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def given_frames(settings: TransformerSettings, count: int) -> tuple[int, ...]:
     """Which of a clip's frames the model learns to be given: the first, or the first and the last."""
     return (0, count - 1) if settings.image_positions else (0,)
+
+
+def image_room(settings: Settings) -> int:
+    """Image tokens in a row of the stream: for as many clips as it may have, filled up for any mesh to divide."""
+    tokens = len(given_frames(settings.transformer, 1)) * settings.image.tokens
+    return -(-settings.data.row_clips * tokens // 128) * 128
 
 
 def grey_but(frames: Mapping[int, np.ndarray], count: int) -> Iterator[np.ndarray]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
-from sora_jax.data.given import given_frames, with_mask
+from sora_jax.data.given import given_frames, image_room, with_mask
 from sora_jax.data.packing import PackPlan, Slot, pack_in_order
 from sora_jax.data.records import Records
 from sora_jax.data.tokenizer import Tokenizer
@@ -214,7 +214,7 @@ class _Rows:
                 f"have {channels}"
             )
         self._transformer = settings.transformer
-        self._stride = settings.autoencoder.temporal_stride
+        self._stride, self._image_room = settings.autoencoder.temporal_stride, image_room(settings)
         self._check_given(settings)
         self.patches = np.array([np.prod(patch_grid(clip.shape[:3], self._patch)) for clip in self._clips])
         least = self._max_tokens if self._padded else 0
@@ -243,7 +243,6 @@ class _Rows:
         B, N, S = len(rows), self._data.row_patches, self._data.row_tokens
         transformer, P = self._transformer, int(np.prod(self._patch))
         dtype = np.dtype("bfloat16")
-        I = -(-self._data.row_clips * self._image_tokens // 128) * 128  # a multiple, for any mesh to divide
         batch = PatchBatch(
             patches=np.zeros((B, N, P * transformer.channels), dtype),
             positions=np.zeros((B, N, 3), np.int32),
@@ -255,8 +254,8 @@ class _Rows:
         if transformer.condition_channels:
             batch = batch.replace(condition=np.zeros((B, N, P * transformer.condition_channels), dtype))
         if transformer.image_width:
-            image = np.zeros((B, I, transformer.image_width), dtype)
-            batch = batch.replace(image=image, image_segments=np.zeros((B, I), np.int32))
+            image = np.zeros((B, self._image_room, transformer.image_width), dtype)
+            batch = batch.replace(image=image, image_segments=np.zeros(image.shape[:2], np.int32))
         for b, slots in enumerate(rows):
             n = s = 0
             for segment, slot in enumerate(slots, start=1):

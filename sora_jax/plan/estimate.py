@@ -1,0 +1,188 @@
+"""What a step needs, by formulas: FLOPs exactly, memory and traffic roughly. Nothing is compiled.
+
+For chips without a compiler here, and to choose what to compile. `tests/test_plan.py` holds the FLOPs to those of
+compiled programs.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import numpy as np
+
+from sora_jax.mesh import AXES, RULES
+from sora_jax.patches import PatchBatch
+from sora_jax.plan.collectives import ring_bytes
+from sora_jax.plan.programs import abstract_frozen, chip_bytes
+from sora_jax.plan.topology import Topology
+from sora_jax.settings import Settings
+from sora_jax.train.flops import text_flops, train_flops, transformer_flops
+from sora_jax.train.objectives import make_objective
+from sora_jax.train.optimizer import make_optimizer
+from sora_jax.train.state import abstract_state
+
+LANES = 128  # splash attention fills heads up to the width of a TPU's registers
+# Products of logits' size in attention's backward pass, where the forward pass has 2: by kernel. Splash makes the
+# logits anew in each of its two kernels.
+BACKWARD = {"xla": 4, "chunked": 5, "splash": 7}
+# Bytes of a block's backward pass at its largest, per token: so many times the width and the MLP's. Found by
+# compiling the presets for TPU (docs/scaling.md); within a third of the compiler's figure there.
+WIDTHS, MLPS = 40, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds a step, if each of these were all that there is: an estimate, not a measurement."""
+
+    compute: float
+    hbm: float
+    ici: float
+    dcn: float
+
+    @property
+    def least(self) -> float:
+        """Everything at once."""
+        return max(self.compute, self.hbm, self.ici, self.dcn)
+
+    @property
+    def most(self) -> float:
+        """One after the other."""
+        return max(self.compute, self.hbm) + self.ici + self.dcn
+
+
+def useful_flops(settings: Settings, what: str, shape: tuple[int, int, int] | None) -> float | None:
+    """What the model asks for in a run, on all chips, as `train` counts it for its MFU; None: not counted.
+
+    Each row is one clip that fills it, with a caption as long as can be: packed clips need less attention, the
+    kernels do as much.
+    """
+    if shape is None:
+        return None
+    B, N, S = shape
+    S = min(S, settings.text.max_tokens)
+    if what == "sample":
+        return B * transformer_flops(settings.transformer, N, S)
+    ones = (np.broadcast_to(np.int32(1), (1, n)) for n in (N, S))
+    row = PatchBatch(None, None, next(ones), None, None, next(ones))
+    return B * train_flops(settings, row)
+
+
+def executed_flops(settings: Settings, what: str, shape: tuple[int, int, int] | None) -> float | None:
+    """What the chips do in a run, on all of them: recomputation and whole rows of text included."""
+    if shape is None:
+        return None
+    (B, N, S), model = shape, settings.transformer
+    K = model.width // model.heads
+    wide = -(-K // LANES) * LANES / K if model.attention == "splash" else 1
+    attention = model.layers * 4 * model.width * N * (N + S)
+    linear = transformer_flops(model, N, S) - attention
+    if what == "sample":
+        return B * (linear + wide * attention)
+    again = model.remat != "none"
+    passes = (1 if settings.lora.rank else 2) + 1 + again
+    products = 2 * (1 + (model.remat == "full")) + BACKWARD.get(model.attention, 5)
+    text = 1 if settings.text.weights or settings.lora.rank else 4
+    return B * (passes * linear + wide * products / 2 * attention + text * text_flops(settings.text, S))
+
+
+def _axes(name: str) -> tuple[str, ...]:
+    axes = RULES[name] or ()
+    return (axes,) if isinstance(axes, str) else axes
+
+
+def ways(name: str, sizes: dict[str, int]) -> int:
+    """Over how many devices a logical dimension is split."""
+    return math.prod(sizes[axis] for axis in _axes(name))
+
+
+def _types(settings: Settings):
+    """(state, frozen) as types: on every mesh the same, but for the sizes of its axes."""
+    plain = Settings()
+    model = dataclasses.replace(settings.transformer, remat="full", attention="xla")
+    return _make_types(
+        dataclasses.replace(settings, mesh=plain.mesh, data=plain.data, train=plain.train, transformer=model)
+    )
+
+
+@functools.cache
+def _make_types(settings: Settings):
+    mesh = jax.sharding.AbstractMesh(
+        (2,) * len(AXES), AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES)
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        optimizer = make_optimizer(settings.optimizer, settings.train.steps)
+        return abstract_state(make_objective(settings), optimizer), abstract_frozen(settings)
+
+
+def held(settings: Settings, sizes: dict[str, int]) -> dict[str, int]:
+    """Bytes of each part of the training state on one device, exactly."""
+    state, frozen = _types(settings)
+    parts = {"weights": state.params, "average": state.ema, "optimizer": state.opt_state, "frozen": frozen}
+    return {name: chip_bytes(tree, sizes) for name, tree in parts.items()}
+
+
+def divides(settings: Settings, sizes: dict[str, int]) -> bool:
+    """Whether every weight can be laid out on a mesh of these sizes."""
+    for x in jax.tree.leaves(_types(settings)[0].params):
+        for size, axes in zip(x.shape, x.sharding.spec, strict=False):
+            if size % math.prod(sizes[axis] for axis in ([axes] if isinstance(axes, str) else axes or ())):
+                return False
+    return True
+
+
+def peak_memory(settings: Settings, sizes: dict[str, int]) -> float:
+    """Bytes on one device at the peak of a training step, within about a third."""
+    model, parts = settings.transformer, held(settings, sizes)
+    D, M, L = model.width, model.mlp / ways("mlp", sizes), model.layers
+    block = WIDTHS * D + MLPS * M
+    # Of a layer, per token: its input in float32; its attention's output, unless that goes to the host.
+    kept = {"full": 4 * D, "none": block, "offload": 4 * D}.get(model.remat, 6 * D)
+    tokens = tokens_at_once(settings, sizes)
+    gradients = parts["weights"] * (2 if settings.train.accumulate > 1 else 1)
+    # A layer's weights in bfloat16, one in use and the next on its way.
+    gathered = 2 * 2 * (8 * D * D + 2 * D * model.mlp) / ways("mlp", sizes)
+    return sum(parts.values()) + gradients + tokens * (L * kept + block) + gathered
+
+
+def tokens_at_once(settings: Settings, sizes: dict[str, int]) -> float:
+    """Patches on one device in a micro-batch."""
+    data = settings.data
+    rows = data.batch / settings.train.accumulate / ways("batch", sizes)
+    return rows * data.row_patches / ways("tokens", sizes)
+
+
+def traffic(settings: Settings, sizes: dict[str, int], topology: Topology) -> dict[tuple[str, str], float]:
+    """Bytes that a device sends in a training step, by (mesh axis, link)."""
+    model, micro, weights = settings.transformer, settings.train.accumulate, held(settings, sizes)["weights"]
+    # Float32 weights, as they lie on a device; whole, in bfloat16.
+    whole = weights * ways("embed", sizes) / 2
+    tokens = tokens_at_once(settings, sizes) * micro
+    activation = tokens * model.width * 2 * model.layers / ways("heads", sizes)
+    passes = 3 if model.remat == "none" else 4  # forward, again, and twice as much backward
+    sent, inner = {}, 1
+    for axis, n in reversed(sizes.items()):
+        inner *= n
+        total = 0.0
+        if axis in _axes("embed"):  # gathered forward and backward, gradients scattered
+            total += 3 * micro * ring_bytes("all-gather", whole, n)
+        elif axis in _axes("batch"):
+            total += ring_bytes("all-reduce", weights, n)
+        if axis in _axes("mlp"):
+            total += passes * ring_bytes("all-reduce", 2 * activation * n, n)
+        elif axis in _axes("heads_all"):  # queries, keys, values and what comes out
+            total += passes * ring_bytes("all-to-all", 4 * activation, n)
+        elif axis in _axes("tokens"):  # keys and values go round
+            total += passes * 2 * activation * (n - 1)
+        link = "DCN" if inner > (topology.chip.node or topology.devices // topology.slices) else "ICI"
+        if n > 1:
+            sent[axis, link] = total
+    return sent
+
+
+def roofline(settings: Settings, sizes: dict[str, int], topology: Topology, flops: float) -> Roofline:
+    """Of a training step that no compiler has seen: HBM is left out."""
+    chip, seconds = topology.chip, {"ICI": 0.0, "DCN": 0.0}
+    for (_, link), sent in traffic(settings, sizes, topology).items():
+        seconds[link] += sent / (chip.dcn if link == "DCN" else chip.ici / max(chip.dims, 1))
+    return Roofline(flops / topology.devices / chip.peak, 0.0, seconds["ICI"], seconds["DCN"])

@@ -1,0 +1,199 @@
+"""Compile a configuration for chips that are not here; tell what fits, what moves, and where the time would go."""
+
+import dataclasses
+import math
+import pathlib
+import re
+import time
+
+import jax
+import rich.console
+
+from sora_jax.errors import InputError, nearest
+from sora_jax.mesh import make_mesh
+from sora_jax.plan import estimate
+from sora_jax.plan.estimate import Roofline
+from sora_jax.plan.hlo import Counts, count
+from sora_jax.plan.programs import chip_bytes, make_program
+from sora_jax.plan.report import ranking, save, show
+from sora_jax.plan.search import TRIES, check, nearest_first, promising, sizes_in
+from sora_jax.plan.topology import GIB, Topology, make_devices, rate
+from sora_jax.settings import Settings
+
+UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one step of `what` needs, on each device where it says nothing else.
+
+    parts: bytes that the process holds, by name, exactly. needed: bytes at the peak, of what waits beside the
+    program too. temporaries, counts, cost_analysis (XLA's own, loops' bodies once): None if nothing was compiled.
+    useful, executed: FLOPs of the model and of the devices, by formulas, over all devices; None: not counted.
+    seconds: to compile.
+    """
+
+    settings: Settings
+    topology: Topology
+    sizes: dict[str, int]
+    what: str
+    parts: dict[str, int]
+    needed: float
+    useful: float | None
+    executed: float | None
+    roofline: Roofline | None = None
+    temporaries: float | None = None
+    counts: Counts | None = None
+    cost_analysis: dict[str, float] | None = None
+    seconds: float = 0.0
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.topology.chip.hbm * GIB
+
+    @property
+    def over(self) -> float:
+        """GiB that are missing."""
+        return self.needed / GIB - self.topology.chip.hbm
+
+    def mfu(self, seconds: float) -> float | None:
+        """Share of the devices' peak that the model's FLOPs are, if a step takes so long."""
+        if self.useful is None or not seconds:
+            return None
+        return self.useful / self.topology.devices / self.topology.chip.peak / seconds
+
+    @property
+    def flags(self) -> str:
+        """What of the command line makes this plan of its config."""
+        mesh = ",".join(f"{axis}={size}" for axis, size in self.sizes.items() if size > 1) or "data=1"
+        remat, parts = self.settings.transformer.remat, self.settings.train.accumulate
+        return f"--mesh={mesh} --config.transformer.remat={remat} --config.train.accumulate={parts}"
+
+
+class Planner:
+    """Makes plans of one kind of step for one topology."""
+
+    def __init__(self, topology: Topology, what: str, console: rich.console.Console):
+        self.topology, self.what, self.console = topology, what, console
+        self.devices = make_devices(topology) if topology.compiled else None
+
+    def estimate(self, settings: Settings) -> Plan:
+        """A plan of a training step by formulas alone."""
+        settings = check(settings, self.topology, self.what)
+        sizes = sizes_in(settings)
+        data = settings.data
+        shape = (data.batch, data.row_patches, data.row_tokens)
+        executed = estimate.executed_flops(settings, "train", shape)
+        return Plan(
+            settings,
+            self.topology,
+            sizes,
+            "train",
+            parts=estimate.held(settings, sizes),
+            needed=estimate.peak_memory(settings, sizes),
+            useful=estimate.useful_flops(settings, "train", shape),
+            executed=executed,
+            roofline=estimate.roofline(settings, sizes, self.topology, executed),
+        )
+
+    def compile(self, settings: Settings) -> Plan:
+        """A plan of what the compiler makes of the step."""
+        settings = check(settings, self.topology, self.what)
+        mesh = make_mesh(settings.mesh, self.devices)
+        sizes = dict(mesh.shape)
+        tried = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+        started = time.monotonic()
+        with self.console.status(f"compiling {self.what} for {self.topology}, {tried or 'one device'}"):
+            with jax.set_mesh(mesh):
+                step = make_program(settings, self.what)
+                parts = {name: chip_bytes(tree, sizes) for name, tree in step.parts.items()}
+                lowered = step.lower()
+                try:
+                    compiled, needed = lowered.compile(), 0.0
+                except jax.errors.JaxRuntimeError as error:
+                    if (needed := out_of_memory(str(error))) is None:
+                        raise
+            made = Plan(
+                settings,
+                self.topology,
+                sizes,
+                self.what,
+                parts,
+                needed,
+                useful=estimate.useful_flops(settings, self.what, step.shape),
+                executed=estimate.executed_flops(settings, self.what, step.shape),
+                seconds=time.monotonic() - started,
+            )
+            if needed:
+                return made
+            memory, counts = compiled.memory_analysis(), count(compiled.as_text(), mesh)
+            cost = {
+                key: value for key, value in compiled.cost_analysis().items() if key in ("flops", "bytes accessed")
+            }
+        # Parts that are no arguments, such as an autoencoder while the solver runs, take their room all the same.
+        beside = max(0, sum(parts.values()) - memory.argument_size_in_bytes)
+        return dataclasses.replace(
+            made,
+            needed=memory.peak_memory_in_bytes + beside,
+            temporaries=memory.temp_size_in_bytes,
+            counts=counts,
+            cost_analysis=cost,
+            roofline=self.roofline(counts, mesh),
+        )
+
+    def roofline(self, counts: Counts, mesh: jax.sharding.Mesh) -> Roofline:
+        chip, seconds = self.topology.chip, {"ICI": 0.0, "DCN": 0.0}
+        devices = list(mesh.devices.flat)
+        for c in counts.collectives:
+            seconds[c.link] += c.wire / rate(self.topology, [devices[i] for i in c.group], c.link)
+        compute, hbm = counts.all_flops / chip.peak, counts.hbm_bytes / chip.hbm_rate
+        return Roofline(compute, hbm, seconds["ICI"], seconds["DCN"])
+
+
+def out_of_memory(message: str) -> float | None:
+    """The bytes that a program would need, from the compiler's complaint that they are not there; else None."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    found = re.search(r"[Uu]sed ([\d.]+)([BKMGT]) of ([\d.]+)([BKMGT]) hbm", message)
+    return float(found[1]) * UNITS[found[2]] if found else None
+
+
+def plan(
+    settings: Settings,
+    topology: Topology,
+    *,
+    what: str,
+    search: bool,
+    out: pathlib.Path,
+    console: rich.console.Console,
+) -> Plan:
+    """Plan a step of `what`, print it, and write plan.json and plan.png into `out`.
+
+    Raises: InputError for chips and settings that don't go together; and, when all is written, for a step that
+      does not fit into the chips' memory.
+    """
+    if what not in ("train", "sample", "decode", "encode"):
+        raise InputError(f"--what={what}: {nearest(what, ('train', 'sample', 'decode', 'encode'))}")
+    by_formulas = what == "train" and settings.objective == "flow"
+    if not by_formulas and (search or not topology.compiled):
+        raise InputError(f"--what={what}: --search and GPUs are for a training step of config.objective=flow")
+    planner = Planner(topology, what, console)
+    make = planner.compile if topology.compiled else planner.estimate
+    change = None
+    if search:
+        tried = [make(candidate) for candidate in promising(settings, topology)[:TRIES]]
+        tried.sort(key=lambda made: (not made.fits, made.roofline.most if made.roofline else math.inf))
+        ranking(tried, console)
+        made = tried[0]
+    else:
+        made = make(settings)
+        if not made.fits and by_formulas:
+            others = (make(candidate) for candidate in nearest_first(made, topology)[:TRIES])
+            change = next((other for other in others if other.fits), None)
+    show(made, console)
+    save(made, change, out)
+    console.print(f"written: {out / 'plan.json'}, {out / 'plan.png'}", highlight=False)
+    if not made.fits:
+        better = f"this fits: {change.flags}" if change else "no mesh, remat or batch near it was found that fits"
+        raise InputError(f"does not fit, by {made.over:.1f} GiB a device; {better}")
+    return made

@@ -1,0 +1,209 @@
+"""What `train`, `sample` and `prepare` run, as jitted functions and the types of their arguments."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sora_jax.data.given import given_frames, image_room
+from sora_jax.generate.pipeline import SOLVERS, begin, latent_shape, solver_step
+from sora_jax.mesh import spec, ways
+from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.models.module import init_params
+from sora_jax.models.streaming import _decode_next, _encode_next
+from sora_jax.models.video_model import VideoModel, init_trained
+from sora_jax.patches import PatchBatch, patch_grid
+from sora_jax.settings import LoraSettings, Settings, parse_size
+from sora_jax.train.checkpoint import abstract_on_mesh
+from sora_jax.train.frozen import computing
+from sora_jax.train.objectives import make_objective
+from sora_jax.train.optimizer import make_optimizer
+from sora_jax.train.state import abstract_state
+from sora_jax.train.step import make_step
+from sora_jax.weights.lpips import load_lpips
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted function, to be lowered under a mesh.
+
+    parts: what is on the chips while it runs, by name, as types; arguments and what waits beside them.
+    shape: rows, patches and text tokens of what the transformer sees in one run; None of the autoencoder's.
+    """
+
+    what: str
+    lower: Callable[[], Any]
+    parts: dict[str, Any]
+    shape: tuple[int, int, int] | None
+
+
+def make_program(settings: Settings, what: str) -> Program:
+    """The program of one step of `what`, on the current mesh."""
+    return {"train": train, "sample": sample, "decode": decode, "encode": encode}[what](settings)
+
+
+def train(settings: Settings) -> Program:
+    """One update, as the loop runs it."""
+    objective = make_objective(settings)
+    optimizer = make_optimizer(settings.optimizer, settings.train.steps)
+    state = abstract_on_mesh(abstract_state(objective, optimizer))
+    frozen, batch = abstract_on_mesh(abstract_frozen(settings)), abstract_batch(settings)
+    parts = {"weights": state.params, "average": state.ema, "optimizer": state.opt_state, "frozen": frozen}
+    data = settings.data
+    return Program(
+        "train",
+        lambda: make_step(objective, optimizer, settings).lower(state, frozen, batch),
+        parts | {"batch": batch},
+        (data.batch, data.row_patches, data.row_tokens) if settings.objective == "flow" else None,
+    )
+
+
+def sample(settings: Settings) -> Program:
+    """One step of the solver, for one video on each part of the mesh that holds whole rows."""
+    mesh, text = jax.sharding.get_mesh(), settings.text
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    patch, made = settings.transformer.patch, settings.sample
+    N = math.prod(patch_grid(latent_shape(settings, made), patch))
+    images = (len(given_frames(settings.transformer, 1)) * settings.image.tokens, "batch")
+    batch = _rows(settings, rows, N, 2 * rows, text.max_tokens, images, jnp.float32)
+    params = abstract_on_mesh(abstract_model(settings))
+    solver, number = SOLVERS[made.solver], jax.ShapeDtypeStruct((), jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    pairs, state = abstract_on_mesh(
+        jax.eval_shape(functools.partial(begin, settings, solver), params, batch, key, number)
+    )
+    times = jax.ShapeDtypeStruct((made.steps + 1,), jnp.float32)
+    guidance = jax.ShapeDtypeStruct((), jnp.float32)
+    return Program(
+        "sample",
+        lambda: solver_step.lower(settings, solver, params, pairs, batch.known, state, times, number, guidance),
+        {"weights": params, "autoencoder": abstract_autoencoder(settings), "batch": (pairs, state)},
+        # With and without the prompt; Heun's second velocity is a part of the same step.
+        (2 * rows * (2 if made.solver == "heun" else 1), N, text.max_tokens),
+    )
+
+
+def decode(settings: Settings) -> Program:
+    """One latent frame of a video -> pixels, beside the model that made it."""
+    _, H, W = latent_shape(settings, settings.sample)
+    shape = (1, 1, H, W, settings.autoencoder.latent_channels)
+    return _stream(settings, "decode", _decode_next, shape, shape, jnp.float32, rows=1)
+
+
+def encode(settings: Settings) -> Program:
+    """The pixels of one latent frame -> latents, as `prepare` does."""
+    model = settings.autoencoder
+    size = parse_size(settings.sample.size, "--config.sample.size")
+    H, W = size if isinstance(size, tuple) else (size, size)
+    first, then = ((1, frames, H, W, 3) for frames in (1, model.temporal_stride))
+    return _stream(settings, "encode", _encode_next, first, then, jnp.uint8, rows=model.spatial_stride)
+
+
+def _stream(settings, what, step, first, then, dtype, *, rows):
+    """A step of the autoencoder's stream that is not the first; `rows` of its input are one of the latents."""
+    mesh, model = jax.sharding.get_mesh(), settings.autoencoder
+    divides = then[2] % (ways("height", mesh) * rows) == 0
+    layout = jax.NamedSharding(mesh, spec(". . height . ." if divides else ". . . . ."))
+    params = abstract_autoencoder(settings)
+    first, then = (jax.ShapeDtypeStruct(shape, dtype, sharding=layout) for shape in (first, then))
+    _, past = jax.eval_shape(functools.partial(step, model), params, first, None)
+    past = abstract_on_mesh(past)
+    parts = {"autoencoder": params, "stream": past, "batch": then}
+    if what == "decode":
+        parts["weights"] = abstract_on_mesh(abstract_model(settings))
+    return Program(what, lambda: step.lower(model, params, then, past), parts, None)
+
+
+def abstract_autoencoder(settings: Settings) -> dict:
+    return abstract_on_mesh(
+        jax.eval_shape(lambda: init_params(Autoencoder, settings.autoencoder, jax.random.key(0)))
+    )
+
+
+def abstract_model(settings: Settings) -> dict:
+    """Types of all parameters of a VideoModel, as `sample` holds them."""
+    params = jax.eval_shape(lambda: init_params(VideoModel, settings, jax.random.key(0)))
+    params = computing(params, settings)
+    if settings.text.weights:
+        params["text_encoder"] = cast(params["text_encoder"], settings.text.dtype)
+    return params
+
+
+def abstract_frozen(settings: Settings) -> dict:
+    """Types of what `objective.frozen()` reads from files that need not be here."""
+    if settings.objective == "autoencoder":
+        path = settings.loss.perceptual_weights
+        return {"lpips": load_lpips(path)} if path else {}
+    frozen = {}
+    if settings.lora.rank:
+        whole = dataclasses.replace(settings, lora=LoraSettings())
+        params = jax.eval_shape(lambda: init_trained(whole, jax.random.key(0)))
+        frozen = computing(params, settings)
+    if settings.text.weights:
+        frozen["text_encoder"] = abstract_model(settings)["text_encoder"]
+    return frozen
+
+
+def cast(tree, dtype: str):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), tree)
+
+
+def abstract_batch(settings: Settings):
+    """Types of what the stream yields, as the loop lays it out."""
+    data = settings.data
+    if settings.objective == "autoencoder":
+        H, W = parse_size(data.crop_size, "config.data.crop_size")
+        return typed((data.batch, data.crop_frames, H, W, 3), jnp.uint8, make_objective(settings).axes)
+    images = (image_room(settings), make_objective(settings).axes)
+    return _rows(settings, data.batch, data.row_patches, data.batch, data.row_tokens, images, jnp.bfloat16)
+
+
+def _rows(settings, B, N, texts, S, images, dtype):
+    """Types of packed rows; sampling has other numbers of rows, of texts and of image tokens (images: how many, and
+    how they lie).
+    """
+    transformer, cut = settings.transformer, math.prod(settings.transformer.patch)
+    axes = make_objective(dataclasses.replace(settings, objective="flow")).axes
+    more = {}
+    if transformer.condition_channels:
+        more["condition"] = typed((B, N, cut * transformer.condition_channels), dtype, axes)
+    if transformer.image_width:
+        I, layout = images
+        more["image"] = typed((B, I, transformer.image_width), dtype, layout)
+        more["image_segments"] = typed((B, I), jnp.int32, layout)
+    return PatchBatch(
+        patches=typed((B, N, cut * transformer.channels), dtype, axes),
+        positions=typed((B, N, 3), jnp.int32, axes),
+        segments=typed((B, N), jnp.int32, axes),
+        known=typed((B, N), jnp.bool_, axes),
+        text=typed((texts, S), jnp.int32, axes),
+        text_segments=typed((texts, S), jnp.int32, axes),
+        **more,
+    )
+
+
+def typed(shape, dtype, axes: str):
+    """The type of an array on the current mesh, concrete or abstract."""
+    layout = spec(" ".join((axes.split() + ["."] * len(shape))[: len(shape)]))
+    mesh = jax.sharding.get_mesh()
+    mesh = jax.sharding.get_abstract_mesh() if mesh.empty else mesh
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, layout))
+
+
+def split_over(x) -> list[str]:
+    """The mesh axes that an array is split over."""
+    spec = x.sharding.spec if getattr(x, "sharding", None) else ()
+    return [axis for entry in spec if entry for axis in ([entry] if isinstance(entry, str) else entry)]
+
+
+def chip_bytes(tree, sizes: dict[str, int]) -> int:
+    """Bytes of a tree of types on one device of a mesh with axes of these sizes."""
+    return sum(
+        math.prod(x.shape) * jnp.dtype(x.dtype).itemsize // math.prod(sizes[axis] for axis in split_over(x))
+        for x in jax.tree.leaves(tree)
+        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    )

@@ -1,0 +1,164 @@
+"""A plan as tables on the screen, as plan.json, and as a picture of the memory."""
+
+import json
+import pathlib
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import rich.console
+import rich.table
+
+from sora_jax.files import replacing
+from sora_jax.plan.topology import GIB
+
+ESTIMATE = "an estimate by roofline, not a measurement"
+
+
+def show(plan, console: rich.console.Console):
+    """Print what a step needs: memory, FLOPs, bytes, collectives, time."""
+    topology, chip = plan.topology, plan.topology.chip
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan.sizes.items() if size > 1) or "1 device"
+    how = f"compiled in {plan.seconds:.0f} s" if topology.compiled else "by formulas alone: an estimate throughout"
+    console.print(f"\n[bold]{plan.what}[/] on {topology}: {mesh}; {how}", highlight=False)
+    if plan.what in ("train", "sample"):
+        model = plan.settings.transformer
+        console.print(f"attention {model.attention}, remat {model.remat}", highlight=False)
+    table = rich.table.Table("on each device", "", title_justify="left")
+    table.columns[1].justify = "right"
+    for name, size in plan.parts.items():
+        table.add_row(name, gib(size))
+    verdict = "fits" if plan.fits else f"[red]{plan.over:.1f} GiB too much[/]"
+    table.add_row("needed at the peak" + ("" if topology.compiled else " (estimate)"), gib(plan.needed))
+    table.add_row("of HBM", f"{chip.hbm:g} GiB: {verdict}", end_section=True)
+    if counts := plan.counts:
+        table.add_row("FLOPs, compiled", f"{counts.all_flops / 1e12:,.1f} T")
+        for name, flops in counts.kernel_flops.items():
+            table.add_row(f"  of it {name}", f"{flops / 1e12:,.1f} T")
+    if plan.executed:
+        table.add_row("FLOPs, by formula", f"{plan.executed / topology.devices / 1e12:,.1f} T")
+        table.add_row("  of it the model's", f"{plan.useful / topology.devices / 1e12:,.1f} T", end_section=True)
+    if counts:
+        table.add_row("HBM read and written", f"{counts.hbm_bytes / 1e9:,.1f} GB")
+        table.add_row("compiler's cycles, without kernels", f"{counts.cycles / 1e9:,.2f} G", end_section=True)
+    if roofline := plan.roofline:
+        for name in ("compute", "hbm", "ici", "dcn"):
+            if value := getattr(roofline, name):
+                table.add_row(f"{name} alone (estimate)", f"{value:.3f} s")
+        table.add_row("a step (estimate)", f"{roofline.least:.3f} to {roofline.most:.3f} s")
+        if plan.useful:
+            low, high = plan.mfu(roofline.most), plan.mfu(roofline.least)
+            table.add_row("its MFU (estimate)", f"{low:.0%} to {high:.0%}")
+    console.print(table)
+    if counts and counts.collectives:
+        table = rich.table.Table("collective", "over", "link", "times", "GiB of arrays", "GiB sent")
+        for column in table.columns[3:]:
+            column.justify = "right"
+        for c in counts.collectives:
+            sizes = (f"{c.count:,.0f}", f"{c.bytes / GIB:,.3f}", f"{c.wire / GIB:,.3f}")
+            table.add_row(c.kind, " x ".join(c.axes), c.link, *sizes)
+        total = [sum(getattr(c, key) for c in counts.collectives) for key in ("count", "bytes", "wire")]
+        table.add_row("all", "", "", f"{total[0]:,.0f}", *(f"{size / GIB:,.3f}" for size in total[1:]))
+        console.print(table)
+    for note in counts.unknown if counts else ():
+        console.print(f"note: not in these numbers: {note}", highlight=False)
+
+
+def ranking(plans, console: rich.console.Console):
+    """Print the plans of a search, best first."""
+    columns = ("flags", "GiB needed", "least s", "most s", "MFU at most", "compile s")
+    table = rich.table.Table(*columns, title=f"best first; times are {ESTIMATE}")
+    for plan in plans:
+        roofline = plan.roofline
+        times = [f"{roofline.least:.2f}", f"{roofline.most:.2f}"] if roofline else ["does not fit", ""]
+        mfu = f"{plan.mfu(roofline.least):.0%}" if roofline else ""
+        table.add_row(plan.flags, f"{plan.needed / GIB:.1f}", *times, mfu, f"{plan.seconds:.0f}")
+    console.print(table)
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB"
+
+
+def as_dict(plan) -> dict:
+    """A plan for plan.json: bytes, FLOPs and seconds, of one device where the name says nothing else."""
+    counts, roofline = plan.counts, plan.roofline
+    made = {
+        "what": plan.what,
+        "topology": str(plan.topology),
+        "device": plan.topology.chip.kind,
+        "devices": plan.topology.devices,
+        "mesh": plan.sizes,
+        "attention": plan.settings.transformer.attention,
+        "remat": plan.settings.transformer.remat,
+        "accumulate": plan.settings.train.accumulate,
+        "compiled": plan.topology.compiled,
+        "compile_seconds": plan.seconds,
+        "fits": plan.fits,
+        "hbm_bytes": int(plan.topology.chip.hbm * GIB),
+        "needed_bytes": plan.needed,
+        "held_bytes": plan.parts,
+        "temporary_bytes": plan.temporaries,
+        "model_flops_all_devices": plan.useful,
+        "executed_flops_all_devices": plan.executed,
+    }
+    if counts:
+        made |= {
+            "flops": counts.all_flops,
+            "kernel_flops": counts.kernel_flops,
+            "hbm_traffic_bytes": counts.hbm_bytes,
+            "estimated_cycles_without_kernels": counts.cycles,
+            "collectives": [
+                {
+                    "kind": c.kind,
+                    "axes": c.axes,
+                    "link": c.link,
+                    "count": c.count,
+                    "array_bytes": c.bytes,
+                    "sent_bytes": c.wire,
+                }
+                for c in counts.collectives
+            ],
+            "unknown": counts.unknown,
+            "xla_cost_analysis_loop_bodies_once": plan.cost_analysis,
+        }
+    if roofline:
+        made["estimate"] = {
+            "what": ESTIMATE,
+            "compute_seconds": roofline.compute,
+            "hbm_seconds": roofline.hbm,
+            "ici_seconds": roofline.ici,
+            "dcn_seconds": roofline.dcn,
+            "step_seconds": [roofline.least, roofline.most],
+            "mfu": plan.useful and [plan.mfu(roofline.most), plan.mfu(roofline.least)],
+        }
+    return made
+
+
+def save(plan, change, out: pathlib.Path):
+    """Write plan.json and plan.png. change: the plan nearest to it that fits, if it does not."""
+    made = as_dict(plan)
+    if change:
+        made["instead"] = {"flags": change.flags, **as_dict(change)}
+    with replacing(out / "plan.json") as temporary:
+        temporary.write_text(json.dumps(made, indent=1))
+    bars = [plan, *([change] if change else [])]
+    figure, axis = plt.subplots(figsize=(9, 1.8 + len(bars)), layout="constrained")
+    names = [*dict.fromkeys(name for bar in bars for name in bar.parts), "temporary"]
+    starts = [0.0] * len(bars)
+    for name in names:
+        sizes = [bar.parts.get(name, 0) for bar in bars]
+        if name == "temporary":
+            sizes = [max(0.0, bar.needed - sum(bar.parts.values())) for bar in bars]
+        axis.barh(range(len(bars)), [size / GIB for size in sizes], left=starts, label=name, height=0.6)
+        starts = [start + size / GIB for start, size in zip(starts, sizes, strict=True)]
+    axis.axvline(plan.topology.chip.hbm, color="black", linestyle="--", label="HBM")
+    axis.set_yticks(range(len(bars)), ["as asked", "instead"][: len(bars)])
+    axis.invert_yaxis()
+    axis.set_xlabel("GiB on each device at the peak" + ("" if plan.topology.compiled else " (estimate)"))
+    axis.set_title(f"{plan.what} on {plan.topology}: {plan.flags}", fontsize=8)
+    figure.legend(ncols=len(names) + 1, fontsize=7, loc="outside lower center")
+    with replacing(out / "plan.png") as temporary:
+        figure.savefig(temporary, dpi=120)
+    plt.close(figure)
