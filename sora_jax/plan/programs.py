@@ -163,8 +163,9 @@ def abstract_batch(settings: Settings):
 
 
 def _rows(settings, B, N, texts, S, images, dtype):
-    """Types of packed rows; sampling has other numbers of rows, of texts and of image tokens (images: how many, and
-    how they lie).
+    """Types of packed rows; sampling has other numbers of rows, of texts and of image tokens.
+
+    images: how many of these, and how they lie.
     """
     transformer, cut = settings.transformer, math.prod(settings.transformer.patch)
     axes = make_objective(dataclasses.replace(settings, objective="flow")).axes
