@@ -11,7 +11,7 @@ explained.
 
 Devices: 1024 (data 2, fsdp 64, context 8).
 Result: not trained. Checked by types alone, on an abstract mesh of that size: the train step's shapes and
-shardings, the number of parameters, and 4.7 GiB of training state on a device. Two things stand between it and a
+shardings, the number of parameters, and 0.7 GiB of training state on a device. Two things stand between it and a
 real run: attention holds each row's logits whole (5 heads of 77,824 x 77,824 float32 on a device, 121 GB),
 and the text encoder trains along, from random weights.
 Source of the sizes: Wan 2025 (arXiv 2503.20314) and its published configurations.

@@ -12,7 +12,7 @@ tokenizer.
 
 Devices: 64 (fsdp 16, context 4).
 Result: not trained. Checked by types alone, on an abstract mesh of that size: the train step's shapes and
-shardings, the number of parameters, and 6.6 GiB of training state on a device. Two things stand between it and a
+shardings, the number of parameters, and 1.7 GiB of training state on a device. Two things stand between it and a
 real run: attention holds each row's logits whole (3 heads of 34,816 x 34,816 float32 on a device, 14.5 GB),
 and the text encoder trains along, from random weights.
 Source of the sizes: Wan 2025 (arXiv 2503.20314) and its published configurations.

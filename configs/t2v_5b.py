@@ -12,7 +12,7 @@ tokenizer.
 
 Devices: 256 (fsdp 32, context 8).
 Result: not trained. Checked by types alone, on an abstract mesh of that size: the train step's shapes and
-shardings, the number of parameters, and 5.0 GiB of training state on a device. Two things stand between it and a
+shardings, the number of parameters, and 0.7 GiB of training state on a device. Two things stand between it and a
 real run: attention holds each row's logits whole (3 heads of 28,672 x 28,672 float32 on a device, 9.9 GB),
 and the text encoder trains along, from random weights.
 Source of the sizes: Wan 2025 (arXiv 2503.20314) and the published configurations of Wan 2.2.
