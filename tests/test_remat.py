@@ -10,7 +10,7 @@ from sora_jax.models.layers import POLICIES
 from sora_jax.settings import TransformerSettings
 from sora_jax.train.objectives import FlowObjective
 
-LAYERS = 3
+LAYERS = 2
 
 
 def tiny_with(remat, **changes):
@@ -29,18 +29,31 @@ def gradient_of(settings):
     return jax.value_and_grad(loss), objective.init
 
 
-@pytest.fixture
-def trained(one_device):
-    """Parameters without the zeros of a fresh model, behind which gradients would hide."""
+def random_params():
+    """Parameters on the current mesh without the zeros of a fresh model, behind which gradients would hide."""
     _, init = gradient_of(tiny_with("none"))
     shapes = jax.eval_shape(init, jax.random.key(0))
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
+    return jax.tree.map(
+        lambda x: jax.device_put(rng.normal(0, 0.1, x.shape).astype(np.float32), x.sharding.spec), shapes
+    )
 
 
-def test_every_policy_gives_the_same_loss_and_gradients(trained):
+@pytest.fixture
+def trained(one_device):
+    return random_params()
+
+
+@pytest.fixture
+def trained_on_a_mesh():
+    with jax.set_mesh(tiny.mesh_of(fsdp=2, ring=2, context=2)):
+        yield random_params()
+
+
+def test_every_policy_gives_the_same_loss_and_gradients(trained_on_a_mesh):
     def of(remat):
-        return jax.device_get(jax.jit(gradient_of(tiny_with(remat, attention="chunked"))[0])(trained))
+        value_and_grad, _ = gradient_of(tiny_with(remat, attention="chunked"))
+        return jax.device_get(jax.jit(value_and_grad)(trained_on_a_mesh))
 
     loss, gradients = of("none")
     largest = max(np.abs(x).max() for x in jax.tree.leaves(gradients))
