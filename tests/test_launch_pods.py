@@ -321,6 +321,7 @@ def test_shell_scripts_pass_shellcheck():
         ),
         ("gke.py", ["create", "--name=a", "--image=i", *V5P], "no command; it comes after --"),
         ("gke.py", ["create", "--name=A_b", "--image=i", *V5P, *TRAIN], "'A_b': at most 40"),
+        ("gke.py", ["create", "--name=a", "--image=i", *V5P, "--restarts=-1", *TRAIN], "of 0 or more"),
         ("gke.py", ["creat"], "did you mean 'create'?"),
         ("gke.py", [], "no action; one of create"),
         ("gke.py", ["delete"], "--name"),
