@@ -22,7 +22,14 @@ GRACE = 120  # seconds from SIGTERM to SIGKILL: a checkpoint may be in the writi
 
 
 def manifest(
-    pod: Pod, name: str, image: str, command: list[str], *, claim: str = "", restarts: int = 0, spot: bool = False
+    asked: Pod,
+    name: str,
+    image: str,
+    command: list[str],
+    *,
+    claim: str = "",
+    restarts: int = 0,
+    spot: bool = False,
 ) -> dict:
     """The JobSet of a run.
 
@@ -31,33 +38,33 @@ def manifest(
       restarts: how often the whole run is begun again when a pod fails; it goes on from its last checkpoint.
       spot: on machines that can be taken back.
     """
-    jobs = pod.slices if pod.tpu else 1
+    jobs = asked.slices if asked.tpu else 1
     selector = {
-        "cloud.google.com/gke-tpu-accelerator": pod.fact("gke"),
-        "cloud.google.com/gke-tpu-topology": pod.topology,
+        "cloud.google.com/gke-tpu-accelerator": asked.fact("gke"),
+        "cloud.google.com/gke-tpu-topology": asked.topology,
     }
-    if not pod.tpu:
-        selector = {"cloud.google.com/gke-accelerator": pod.fact("gke")}
+    if not asked.tpu:
+        selector = {"cloud.google.com/gke-accelerator": asked.fact("gke")}
     if spot:
         selector["cloud.google.com/gke-spot"] = "true"
     volumes, mounts = [], []
     if claim:
         volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": claim}})
         mounts.append({"name": "data", "mountPath": "/data"})
-    if not pod.tpu:
+    if not asked.tpu:
         # NCCL shares memory between a host's GPUs; a container's own /dev/shm has 64 MiB.
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
-    chips = min(pod.chips, pod.fact("host"))
+    chips = min(asked.chips, asked.fact("host"))
     container = {
         "name": "sora-jax",
         "image": image,
         "command": command,
-        "env": environment(pod, name),
-        "resources": {"limits": {"google.com/tpu" if pod.tpu else "nvidia.com/gpu": chips}},
+        "env": environment(asked, name),
+        "resources": {"limits": {"google.com/tpu" if asked.tpu else "nvidia.com/gpu": chips}},
         "volumeMounts": mounts,
     }
-    if pod.tpu:
+    if asked.tpu:
         container["ports"] = [
             {"containerPort": 8471},
             {"containerPort": 8080},
@@ -69,12 +76,12 @@ def manifest(
         "containers": [container],
         "volumes": volumes,
     }
-    if not pod.tpu:
+    if not asked.tpu:
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     template = {
         "completionMode": "Indexed",
-        "parallelism": pod.hosts,
-        "completions": pod.hosts,
+        "parallelism": asked.hosts,
+        "completions": asked.hosts,
         "backoffLimit": 0,
         "template": {"spec": spec},
     }
@@ -83,18 +90,18 @@ def manifest(
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": {"name": name} | ({"annotations": alone} if pod.tpu else {}),
+        "metadata": {"name": name} | ({"annotations": alone} if asked.tpu else {}),
         "spec": {
             "failurePolicy": {"maxRestarts": restarts},
-            "replicatedJobs": [{"name": JOB[pod.tpu], "replicas": jobs, "template": {"spec": template}}],
+            "replicatedJobs": [{"name": JOB[asked.tpu], "replicas": jobs, "template": {"spec": template}}],
         },
     }
 
 
-def environment(pod: Pod, name: str) -> list[dict]:
+def environment(asked: Pod, name: str) -> list[dict]:
     """Variables of the container. On TPUs GKE itself says who the others are, on GPUs nobody else would."""
-    told = [{"name": key, "value": value} for key, value in pod.environment(pod.hosts * pod.slices).items()]
-    if pod.tpu or pod.hosts == 1:
+    told = [{"name": key, "value": value} for key, value in asked.environment(asked.hosts * asked.slices).items()]
+    if asked.tpu or asked.hosts == 1:
         return told
     index = {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX}']"}}
     return [
@@ -118,7 +125,7 @@ def create(arguments: Sequence[str]):
     parser.add_pod()
     parser.add_argument("--image", required=True, help="a container with sora_jax; see launch/Dockerfile")
     parser.add_argument("--claim", default="", help="a PersistentVolumeClaim, mounted at /data")
-    parser.add_argument("--restarts", type=int, default=0, help="of the whole run, when a pod fails")
+    parser.add_argument("--restarts", type=pod.at_least(0), default=0, help="of the whole run, when a pod fails")
     parser.add_argument("--spot", action="store_true", help="machines that can be taken back")
     options, command = parser.read(arguments)
     made = manifest(

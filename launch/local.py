@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import pod
 from pod import InputError
 
-GRACE = 30  # seconds to end in after SIGTERM: a checkpoint may be in the writing
+GRACE = 30  # seconds to end in after SIGTERM, where all are asked to: a checkpoint may be in the writing
+BROKEN = 5  # seconds, where one has failed: the others can do nothing more together
 POLL = 0.2  # seconds
 TAIL = 15  # lines of a dead process's log to show
 
@@ -77,7 +78,7 @@ class Run:
         return self
 
     def __exit__(self, *_):
-        self.stop()
+        self.stop(BROKEN)
         self._ended.set()
         self._follower.join()
 
@@ -89,7 +90,7 @@ class Run:
         """
         while True:
             if taken.is_set():
-                self.stop()
+                self.stop(GRACE)
             codes = [process.poll() for process in self.processes]
             failed = [(number, code) for number, code in enumerate(codes) if code]
             if failed:
@@ -99,11 +100,11 @@ class Run:
                 return None
             time.sleep(POLL)
 
-    def stop(self, grace: float = GRACE):
-        """End the processes that still run: SIGTERM, and after `grace` seconds SIGKILL."""
+    def stop(self, grace: float):
+        """End what still runs: SIGTERM to each process, after `grace` seconds SIGKILL to all that it started."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             for process in self.processes:
-                if process.poll() is None:
+                if process.poll() is None or number == signal.SIGKILL:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, number)
             deadline = time.monotonic() + grace
@@ -163,7 +164,11 @@ def supervise(commands, logs: pathlib.Path) -> int:
     before = signal.signal(signal.SIGTERM, lambda *_: taken.set())
     try:
         with Run(commands, logs) as run:
-            failed = run.wait(taken)
+            try:
+                failed = run.wait(taken)
+            except KeyboardInterrupt:
+                run.stop(GRACE)
+                raise
     finally:
         signal.signal(signal.SIGTERM, before)
     if failed is None:

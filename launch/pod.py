@@ -152,10 +152,18 @@ def pod_of(options: argparse.Namespace) -> Pod:
     return Pod(options.chip, options.topology, options.slices, options.hosts)
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-    return int(text)
+def at_least(least: int) -> Callable[[str], int]:
+    """Reads a whole number."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
+        return int(text)
+
+    return read
+
+
+positive = at_least(1)
 
 
 def name(text: str) -> str:

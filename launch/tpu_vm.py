@@ -147,8 +147,8 @@ def run(arguments: Sequence[str]):
     told = machines.pod.environment(machines.processes)
     line = pod.with_environment(told, pod.command_of(machines.command))
     machines.ssh(
-        f"cd {FOLDER}; export PATH=$PWD/.venv/bin:$PATH; "
-        "if [ -f run.pid ] && kill -0 $(cat run.pid) 2>/dev/null; then echo a run is on already; exit 1; fi; "
+        f"cd {FOLDER} || exit 1; export PATH=$PWD/.venv/bin:$PATH; "
+        'if [ -f run.pid ] && kill -0 "$(cat run.pid)" 2>/dev/null; then echo a run is on already; exit 1; fi; '
         f"nohup {line} > run.log 2>&1 < /dev/null & echo $! > run.pid"
     )
 
@@ -160,7 +160,7 @@ def logs(arguments: Sequence[str]):
 
 
 def stop(arguments: Sequence[str]):
-    Machines(arguments).ssh(f"kill $(cat {FOLDER}/run.pid)")
+    Machines(arguments).ssh(f'kill "$(cat {FOLDER}/run.pid)"')
 
 
 def delete(arguments: Sequence[str]):

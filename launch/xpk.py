@@ -25,7 +25,7 @@ def launch(arguments: Sequence[str]):
     for option in ("cluster", "zone", "project", "image"):
         parser.add_argument(f"--{option}", required=True)
     parser.add_pod()
-    parser.add_argument("--restarts", type=int, default=0, help="of the whole run, when a pod fails")
+    parser.add_argument("--restarts", type=pod.at_least(0), default=0, help="of the whole run, when a pod fails")
     options, command = parser.read(arguments)
     asked = pod.pod_of(options)
     told = asked.environment(asked.hosts * asked.slices)

@@ -68,12 +68,12 @@ def started(asked: Mapping, console: rich.console.Console):
         start(asked)
         console.quiet = _many() and global_state.process_id > 0
         yield
+        wait_for_all()  # JAX's own end gives the slower ones five minutes
     except BaseException as error:
         if _many():
             code = 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1
             atexit.register(_leave, code)
         raise
-    wait_for_all()  # JAX's own end gives the slower ones five minutes
 
 
 def start(asked: Mapping):
@@ -81,7 +81,8 @@ def start(asked: Mapping):
     wanted = promised()
     if not jax.distributed.is_initialized() and (found := _arguments(wanted)) is not None:
         _initialize(found, wanted.get(START_SECONDS, START))
-    agree(versions() | environment() | flat(asked))
+    if _many():
+        agree(versions() | environment() | flat(asked))
     if jax.distributed.is_initialized() or NUM_DEVICES in wanted:
         check_devices(wanted)
 

@@ -47,7 +47,7 @@ class Home:
     def __init__(self, folder):
         self.folder = folder
         (folder / "config.py").write_text(CONFIG)
-        write_world(folder / "videos", 10, seed=1, sizes=("32x32", "48x32"), lengths=(9, 18, 1))
+        write_world(folder / "videos", 10, seed=1, sizes=("32x32",), lengths=(9, 18, 1))
         settings = tiny.SETTINGS.autoencoder
         with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):
             params = jax.jit(lambda: init_params(Autoencoder, settings, jax.random.key(0)))()

@@ -294,6 +294,11 @@ def test_shell_scripts_pass_shellcheck():
     assert done.returncode == 0, done.stdout
     done = shellcheck("-", text=batch_script("--chip=h200", "--hosts=2"))
     assert done.returncode == 0, done.stdout
+    for action in ("setup", "run", "stop"):
+        lines = printed("tpu_vm.py", action, *VM, *V5P, *(TRAIN if action == "run" else [])).splitlines()
+        (remote,) = [word.partition("=")[2] for word in shlex.split(lines[-1]) if word.startswith("--command=")]
+        done = shellcheck("-", text=f"#!/bin/bash\n{remote}\n")
+        assert done.returncode == 0, done.stdout
     assert shellcheck("-", text="#!/bin/bash\necho $1\n").returncode == 1
 
 
@@ -321,6 +326,7 @@ def test_shell_scripts_pass_shellcheck():
         ),
         ("gke.py", ["create", "--name=a", "--image=i", *V5P], "no command; it comes after --"),
         ("gke.py", ["create", "--name=A_b", "--image=i", *V5P, *TRAIN], "'A_b': at most 40"),
+        ("gke.py", ["create", "--name=a", "--image=i", *V5P, "--restarts=-1", *TRAIN], "of 0 or more"),
         ("gke.py", ["creat"], "did you mean 'create'?"),
         ("gke.py", [], "no action; one of create"),
         ("gke.py", ["delete"], "--name"),
