@@ -3,17 +3,18 @@
 Transformer 14.288 B parameters; text encoder and autoencoder are those of `t2v_1_3b.py`, where the commands are
 explained.
 
+    sora-jax plan --config=configs/t2v_14b.py --topology=v5p:8x8x8
     sora-jax prepare --config=configs/t2v_14b.py --videos=videos --autoencoder=wan21-autoencoder \
         --tokenizer=spiece.model --out=data/720p
     sora-jax train --config=configs/t2v_14b.py --config.data.path=data/720p --workdir=runs/t2v_14b
     sora-jax sample --checkpoint=runs/t2v_14b --prompt="a boat on a lake at dawn" --out=boat.mp4
     sora-jax evaluate --checkpoint=runs/t2v_14b
 
-Devices: 1024 (data 2, fsdp 64, context 8).
-Result: not trained. Checked by types alone, on an abstract mesh of that size: the train step's shapes and
-shardings, the number of parameters, and 4.7 GiB of training state on a device. Two things stand between it and a
-real run: attention holds each row's logits whole (5 heads of 77,824 x 77,824 float32 on a device, 121 GB),
-and the text encoder trains along, from random weights.
+With `--config=configs/t2v_14b.py:480p` rows are of one clip of 832x480, 16 of them a step, for 64 devices.
+
+Devices: 512 (fsdp 64, context 8).
+Result: not trained. The step type-checks on 512 and on 4,096 devices; what it needs on which chips, told by the
+compiler for chips that are not here, is in docs/scaling.md.
 Source of the sizes: Wan 2025 (arXiv 2503.20314) and its published configurations.
 """
 
@@ -23,7 +24,7 @@ import runpy
 smaller = runpy.run_path(str(pathlib.Path(__file__).with_name("t2v_1_3b.py")))
 
 
-def get_config():
+def get_config(size="720p"):
     config = smaller["get_config"]()
     config.transformer.update(width=5120, heads=40, mlp=13_824, layers=40)
     config.data.update(
@@ -34,4 +35,12 @@ def get_config():
     config.mesh.update(fsdp=64, context=8)
     config.train.update(accumulate=2)
     config.sample.update(size="1280x720", guidance=5.0, shift=5.0)
+    if size == "480p":
+        # A clip's 32,760 patches, filled up to a multiple of what a kernel takes at once.
+        config.data.update(sizes=("832x480",), batch=16, row_patches=32_768, row_tokens=512, row_clips=1)
+        config.mesh.update(fsdp=16, context=4)
+        config.train.update(accumulate=1)
+        config.sample.update(size="832x480", shift=3.0)
+    elif size != "720p":
+        raise ValueError(f"{size}: 720p or 480p")
     return config

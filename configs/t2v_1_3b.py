@@ -1,20 +1,19 @@
 """Text to video in the sizes of Wan 2.1 T2V-1.3B: 480p, 81 frames at 16 fps.
 
 Transformer 1.419 B parameters, text encoder UMT5-XXL 5.68 B, autoencoder Wan 2.1 126.9 M (4x8x8, 16 channels).
-`wan21-autoencoder` is a folder with its weights (model.safetensors, settings.json), `spiece.model` UMT5's own
-tokenizer.
+`wan21-autoencoder` is a folder with its weights (model.safetensors, settings.json), `umt5-xxl` one with the text
+encoder as transformers keeps it, which stays as it is, and `spiece.model` its tokenizer.
 
+    sora-jax plan --config=configs/t2v_1_3b.py --topology=v5e:8x8
     sora-jax prepare --config=configs/t2v_1_3b.py --videos=videos --autoencoder=wan21-autoencoder \
         --tokenizer=spiece.model --out=data/480p
     sora-jax train --config=configs/t2v_1_3b.py --config.data.path=data/480p --workdir=runs/t2v_1_3b
     sora-jax sample --checkpoint=runs/t2v_1_3b --prompt="a boat on a lake at dawn" --out=boat.mp4
     sora-jax evaluate --checkpoint=runs/t2v_1_3b
 
-Devices: 64 (fsdp 16, context 4).
-Result: not trained. Checked by types alone, on an abstract mesh of that size: the train step's shapes and
-shardings, the number of parameters, and 6.6 GiB of training state on a device. Two things stand between it and a
-real run: attention holds each row's logits whole (3 heads of 34,816 x 34,816 float32 on a device, 14.5 GB),
-and the text encoder trains along, from random weights.
+Devices: 64 (fsdp 16, context 4; 12 heads divide by no more than 4).
+Result: not trained. The step type-checks on 64 and on 4,096 devices; what it needs on which chips, told by the
+compiler for chips that are not here, is in docs/scaling.md.
 Source of the sizes: Wan 2025 (arXiv 2503.20314) and its published configurations.
 """
 
@@ -44,7 +43,14 @@ def get_config():
         latent_std=LATENT_STD,
     )
     config.text.update(
-        vocabulary=256_384, width=4096, heads=64, head_dim=64, mlp=10_240, layers=24, max_tokens=512
+        vocabulary=256_384,
+        width=4096,
+        heads=64,
+        head_dim=64,
+        mlp=10_240,
+        layers=24,
+        max_tokens=512,
+        weights="umt5-xxl",
     )
     config.transformer.update(
         patch=(1, 2, 2), channels=16, text_width=4096, width=1536, heads=12, mlp=8960, layers=30

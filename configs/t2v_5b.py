@@ -1,20 +1,22 @@
 """Text to video in the sizes of Wan 2.2 TI2V-5B: 704p, 121 frames at 24 fps.
 
 Transformer 5.000 B parameters, text encoder UMT5-XXL 5.68 B, autoencoder Wan 2.2 704.7 M (4x16x16, 48 channels).
-`wan22-autoencoder` is a folder with its weights (model.safetensors, settings.json), `spiece.model` UMT5's own
-tokenizer.
+`wan22-autoencoder` is a folder with its weights (model.safetensors, settings.json), `umt5-xxl` one with the text
+encoder as transformers keeps it, which stays as it is, and `spiece.model` its tokenizer.
 
+    sora-jax plan --config=configs/t2v_5b.py --topology=v6e:16x16
     sora-jax prepare --config=configs/t2v_5b.py --videos=videos --autoencoder=wan22-autoencoder \
         --tokenizer=spiece.model --out=data/704p
     sora-jax train --config=configs/t2v_5b.py --config.data.path=data/704p --workdir=runs/t2v_5b
     sora-jax sample --checkpoint=runs/t2v_5b --prompt="a boat on a lake at dawn" --out=boat.mp4
     sora-jax evaluate --checkpoint=runs/t2v_5b
 
+With `--config=configs/t2v_5b.py:minute` a row is a minute of video, 1,441 frames or 317,680 patches, and a step
+has 64 of them, for 512 devices.
+
 Devices: 256 (fsdp 32, context 8).
-Result: not trained. Checked by types alone, on an abstract mesh of that size: the train step's shapes and
-shardings, the number of parameters, and 5.0 GiB of training state on a device. Two things stand between it and a
-real run: attention holds each row's logits whole (3 heads of 28,672 x 28,672 float32 on a device, 9.9 GB),
-and the text encoder trains along, from random weights.
+Result: not trained. The step type-checks on 256 and on 4,096 devices; what it needs on which chips, told by the
+compiler for chips that are not here, is in docs/scaling.md.
 Source of the sizes: Wan 2025 (arXiv 2503.20314) and the published configurations of Wan 2.2.
 """
 
@@ -35,7 +37,7 @@ LATENT_STD = (
 )  # fmt: skip
 
 
-def get_config():
+def get_config(length="5s"):
     config = default_config()
     config.autoencoder.update(
         patch=2,
@@ -50,7 +52,14 @@ def get_config():
         latent_std=LATENT_STD,
     )
     config.text.update(
-        vocabulary=256_384, width=4096, heads=64, head_dim=64, mlp=10_240, layers=24, max_tokens=512
+        vocabulary=256_384,
+        width=4096,
+        heads=64,
+        head_dim=64,
+        mlp=10_240,
+        layers=24,
+        max_tokens=512,
+        weights="umt5-xxl",
     )
     config.transformer.update(
         patch=(1, 2, 2), channels=48, text_width=4096, width=3072, heads=24, mlp=14_336, layers=30
@@ -67,4 +76,17 @@ def get_config():
     config.mesh.update(fsdp=32, context=8)
     config.train.update(steps=200_000, accumulate=4)
     config.sample.update(size="1280x704", frames=121, fps=24.0, steps=50, guidance=5.0, shift=5.0)
+    if length == "minute":
+        config.data.update(
+            sizes=("1280x704",),
+            frames=(1441, 121, 17, 1),
+            batch=64,
+            row_patches=317_952,  # the largest clip, 361 x 22 x 40 patches, filled up to a kernel's blocks
+            row_clips=32,
+        )
+        config.mesh.update(fsdp=64, context=8)
+        config.train.update(accumulate=1)
+        config.sample.update(frames=1441)
+    elif length != "5s":
+        raise ValueError(f"{length}: 5s or minute")
     return config

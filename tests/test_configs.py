@@ -17,7 +17,7 @@ from sora_jax.models.autoencoder import Autoencoder, latent_statistics
 from sora_jax.models.module import init_params
 from sora_jax.models.video_model import VideoModel
 from sora_jax.patches import patch_grid
-from sora_jax.plan.programs import abstract_batch, abstract_frozen, chip_bytes, split_over
+from sora_jax.plan.programs import abstract_batch, abstract_frozen, split_over
 from sora_jax.train.loop import check_batch
 from sora_jax.train.objectives import make_objective
 from sora_jax.train.optimizer import make_optimizer
@@ -80,8 +80,6 @@ def test_a_train_step_type_checks_on_the_devices_that_the_config_names(path):
     if claimed := re.search(r"([\d,]+) parameters", docstring(path)):
         assert f"{sum(x.size for x in jax.tree.leaves(state.params)):,}" == claimed[1]
     assert {x.shape for x in jax.tree.leaves(metrics)} == {()}
-    if claimed := re.search(r"([\d.]+) GiB of training state on a device", docstring(path)):
-        assert f"{chip_bytes(state, mesh.shape) / 2**30:.1f}" == claimed[1]
     if mesh.shape["fsdp"] > 1:
         big = [x for x in jax.tree.leaves(state) if x.size > 2**22]
         assert big and all(split_over(x) for x in big)
@@ -108,7 +106,13 @@ def test_parameters_are_as_many_as_published(name):
         assert count == pytest.approx(published, rel=1e-3)
 
 
-@each_config
+def variants(path: pathlib.Path) -> list[pathlib.Path]:
+    """The config, and the same with the arguments that its docstring names."""
+    names = re.findall(rf"--config=configs/{path.name}:(\w+)", docstring(path))
+    return [path, *(path.with_name(f"{path.name}:{name}") for name in names)]
+
+
+@pytest.mark.parametrize("path", [v for path in CONFIGS for v in variants(path)], ids=lambda path: path.name)
 def test_every_clip_that_prepare_may_cut_fits_into_a_row(path):
     settings = load(path)
     data, model, transformer = settings.data, settings.autoencoder, settings.transformer
@@ -124,6 +128,8 @@ def test_every_clip_that_prepare_may_cut_fits_into_a_row(path):
             made = fit_size(size, (height, width), multiple=multiple)
             if settings.objective == "autoencoder":
                 assert all(side >= 64 for side in made), "smaller than the crop"
+                continue
+            if made is None:  # too small for that size, or of another shape: `prepare` leaves it out
                 continue
             rows, columns = (side // model.spatial_stride for side in made)
             clip = math.prod(patch_grid((latent_frames, rows, columns), transformer.patch))
