@@ -308,9 +308,7 @@ def test_gpus_are_estimated_and_said_to_be(capsys, tmp_path):
     made = json.loads((tmp_path / "plan.json").read_text())
     assert code == 0 and "an estimate throughout" in error
     assert not made["compiled"] and made["fits"] and "flops" not in made
-    assert (
-        made["held_bytes"]["optimizer"] == 2 * made["held_bytes"]["weights"] + 4 or made["held_bytes"]["optimizer"]
-    )
+    assert made["held"]["optimizer"] == 2 * made["held"]["weights"] + 4 or made["held"]["optimizer"]
     assert 0 < made["estimate"]["mfu"][0] <= made["estimate"]["mfu"][1] < 1
     assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -323,7 +321,7 @@ def test_what_does_not_fit_is_told_with_the_nearest_that_does(capsys, tmp_path):
     told = error.splitlines()[-1]
     assert "does not fit, by" in told and "this fits: --mesh=" in told
     made = json.loads((tmp_path / "plan.json").read_text())
-    assert not made["fits"] and made["instead"]["fits"] and made["instead"]["needed_bytes"] < 80 * 2**30
+    assert not made["fits"] and made["instead"]["fits"] and made["instead"]["needed"] < 80 * 2**30
 
 
 def test_a_search_ranks_what_divides(capsys, tmp_path):
@@ -332,3 +330,53 @@ def test_a_search_ranks_what_divides(capsys, tmp_path):
     assert code == 0 and "best first" in error
     made = json.loads((tmp_path / "plan.json").read_text())
     assert made["fits"] and math.prod(made["mesh"].values()) == 8
+
+
+TINY = """
+from sora_jax.settings import default_config
+
+
+def get_config():
+    config = default_config()
+    config.autoencoder.update(width=8, decoder_width=8, multipliers=(1, 1, 2, 2), blocks=1, latent_channels=4)
+    config.text.update(vocabulary=64, width=128, heads=4, head_dim=32, mlp=256, layers=1, max_tokens=128)
+    config.text.weights = "umt5"
+    config.transformer.update(channels=4, text_width=128, width=256, heads=2, mlp=1024, layers=2, frequencies=16)
+    config.data.update(batch=4, row_patches=1024, row_tokens=128, row_clips=1)
+    config.sample.update(size="64x64", frames=5)
+    return config
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["train", "sample", "decode", "encode"])
+def test_a_step_is_compiled_for_chips_that_are_not_here(what, capsys, tmp_path):
+    pytest.importorskip("libtpu", reason="the TPU's compiler: pip install sora_jax[plan]")
+    (tmp_path / "small.py").write_text(TINY)
+    arguments = (f"--config={tmp_path / 'small.py'}", "--topology=v5e:2x2", "--mesh=fsdp=2,context=2")
+    code, error = run(capsys, *arguments, f"--what={what}", f"--out={tmp_path}")
+    made = json.loads((tmp_path / "plan.json").read_text())
+    assert code == 0 and "an estimate" not in error.split("compiled in")[0]
+    assert made["fits"] and made["unknown"] == [] and made["flops"] > 0
+    assert sum(made["held"].values()) <= made["needed"] * 1.01
+    if what in ("train", "sample"):
+        assert made["attention"] == "splash" and "splash_mha_fwd" in made["kernel_flops"]
+        assert made["all_flops"] * 4 == pytest.approx(made["executed_flops_all_devices"], rel=TOLERANCE)
+        assert {"context", "fsdp"} <= {axis for c in made["collectives"] for axis in c["axes"]}
+
+
+@pytest.mark.slow
+def test_the_compiler_tells_by_how_much_a_step_is_too_large(capsys, tmp_path):
+    pytest.importorskip("libtpu", reason="the TPU's compiler: pip install sora_jax[plan]")
+    (tmp_path / "small.py").write_text(TINY)
+    large = (
+        "--config.data.row_patches=131072",
+        "--config.transformer.layers=32",
+        "--config.transformer.remat=none",
+    )
+    arguments = (f"--config={tmp_path / 'small.py'}", "--topology=v5e:2x2", "--mesh=fsdp=4", *large)
+    code, error = run(capsys, *arguments, f"--out={tmp_path}")
+    made = json.loads((tmp_path / "plan.json").read_text())
+    assert code == 2 and "does not fit, by" in error
+    assert not made["fits"] and made["needed"] > 16 * 2**30
+    assert made["instead"]["fits"]

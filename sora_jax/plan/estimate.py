@@ -11,10 +11,10 @@ import math
 import jax
 import numpy as np
 
-from sora_jax.mesh import AXES, RULES
+from sora_jax.mesh import AXES
 from sora_jax.patches import PatchBatch
 from sora_jax.plan.collectives import ring_bytes
-from sora_jax.plan.programs import abstract_frozen, chip_bytes
+from sora_jax.plan.programs import abstract_frozen, axes_of, chip_bytes, ways
 from sora_jax.plan.topology import Topology
 from sora_jax.settings import Settings
 from sora_jax.train.flops import text_flops, train_flops, transformer_flops
@@ -81,19 +81,9 @@ def executed_flops(settings: Settings, what: str, shape: tuple[int, int, int] | 
         return B * (linear + wide * attention)
     again = model.remat != "none"
     passes = (1 if settings.lora.rank else 2) + 1 + again
-    products = 2 * (1 + (model.remat == "full")) + BACKWARD.get(model.attention, 5)
+    products = 2 * (1 + (model.remat in ("full", "offload"))) + BACKWARD.get(model.attention, 5)
     text = 1 if settings.text.weights or settings.lora.rank else 4
     return B * (passes * linear + wide * products / 2 * attention + text * text_flops(settings.text, S))
-
-
-def _axes(name: str) -> tuple[str, ...]:
-    axes = RULES[name] or ()
-    return (axes,) if isinstance(axes, str) else axes
-
-
-def ways(name: str, sizes: dict[str, int]) -> int:
-    """Over how many devices a logical dimension is split."""
-    return math.prod(sizes[axis] for axis in _axes(name))
 
 
 def _types(settings: Settings):
@@ -136,8 +126,8 @@ def peak_memory(settings: Settings, sizes: dict[str, int]) -> float:
     model, parts = settings.transformer, held(settings, sizes)
     D, M, L = model.width, model.mlp / ways("mlp", sizes), model.layers
     block = WIDTHS * D + MLPS * M
-    # Of a layer, per token: its input in float32; its attention's output, unless that goes to the host.
-    kept = {"full": 4 * D, "none": block, "offload": 4 * D}.get(model.remat, 6 * D)
+    # Of a layer, per token: its input in float32, unless that goes to the host; and its attention's output.
+    kept = {"full": 4 * D, "none": block, "offload": 0}.get(model.remat, 6 * D)
     tokens = tokens_at_once(settings, sizes)
     gradients = parts["weights"] * (2 if settings.train.accumulate > 1 else 1)
     # A layer's weights in bfloat16, one in use and the next on its way.
@@ -164,15 +154,15 @@ def traffic(settings: Settings, sizes: dict[str, int], topology: Topology) -> di
     for axis, n in reversed(sizes.items()):
         inner *= n
         total = 0.0
-        if axis in _axes("embed"):  # gathered forward and backward, gradients scattered
+        if axis in axes_of("embed"):  # gathered forward and backward, gradients scattered
             total += 3 * micro * ring_bytes("all-gather", whole, n)
-        elif axis in _axes("batch"):
+        elif axis in axes_of("batch"):
             total += ring_bytes("all-reduce", weights, n)
-        if axis in _axes("mlp"):
+        if axis in axes_of("mlp"):
             total += passes * ring_bytes("all-reduce", 2 * activation * n, n)
-        elif axis in _axes("heads_all"):  # queries, keys, values and what comes out
+        elif axis in axes_of("heads_all"):  # queries, keys, values and what comes out
             total += passes * ring_bytes("all-to-all", 4 * activation, n)
-        elif axis in _axes("tokens"):  # keys and values go round
+        elif axis in axes_of("tokens"):  # keys and values go round
             total += passes * 2 * activation * (n - 1)
         link = "DCN" if inner > (topology.chip.node or topology.devices // topology.slices) else "ICI"
         if n > 1:

@@ -28,9 +28,9 @@ class Plan:
     """What one step of `what` needs, on each device where it says nothing else.
 
     parts: bytes that the process holds, by name, exactly. needed: bytes at the peak, of what waits beside the
-    program too. temporaries, counts, cost_analysis (XLA's own, loops' bodies once): None if nothing was compiled.
-    useful, executed: FLOPs of the model and of the devices, by formulas, over all devices; None: not counted.
-    seconds: to compile.
+    program too. useful, executed: FLOPs of the model and of the devices, by formulas, over all devices; None: not
+    counted. If something was compiled: temporaries, host, the bytes that the compiler asks for, and those of them
+    in the host's memory; cost_analysis, XLA's own, bodies of loops once; seconds, that it took.
     """
 
     settings: Settings
@@ -43,6 +43,7 @@ class Plan:
     executed: float | None
     roofline: Roofline | None = None
     temporaries: float | None = None
+    host: float = 0.0
     counts: Counts | None = None
     cost_analysis: dict[str, float] | None = None
     seconds: float = 0.0
@@ -136,6 +137,7 @@ class Planner:
             made,
             needed=memory.peak_memory_in_bytes + beside,
             temporaries=memory.temp_size_in_bytes,
+            host=memory.host_temp_size_in_bytes,
             counts=counts,
             cost_analysis=cost,
             roofline=self.roofline(counts, mesh),

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.generate.pipeline import SOLVERS, begin, latent_shape, solver_step
-from sora_jax.mesh import spec
+from sora_jax.mesh import RULES, spec
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import init_params
 from sora_jax.models.streaming import _decode_next, _encode_next
@@ -103,7 +103,7 @@ def encode(settings: Settings) -> Program:
 def _stream(settings, what, step, first, then, dtype, *, rows):
     """A step of the autoencoder's stream that is not the first; `rows` of its input are one of the latents."""
     mesh, model = jax.sharding.get_mesh(), settings.autoencoder
-    divides = then[2] % (mesh.shape["context"] * rows) == 0
+    divides = then[2] % (ways("height", mesh.shape) * rows) == 0
     layout = jax.NamedSharding(mesh, spec(". . height . ." if divides else ". . . . ."))
     params = abstract_autoencoder(settings)
     first, then = (jax.ShapeDtypeStruct(shape, dtype, sharding=layout) for shape in (first, then))
@@ -178,6 +178,17 @@ def typed(shape, dtype, axes: str):
     mesh = jax.sharding.get_mesh()
     mesh = jax.sharding.get_abstract_mesh() if mesh.empty else mesh
     return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, layout))
+
+
+def axes_of(name: str) -> tuple[str, ...]:
+    """The mesh axes that a logical dimension is split over."""
+    axes = RULES[name] or ()
+    return (axes,) if isinstance(axes, str) else axes
+
+
+def ways(name: str, sizes: dict[str, int]) -> int:
+    """Over how many devices a logical dimension is split."""
+    return math.prod(sizes[axis] for axis in axes_of(name))
 
 
 def split_over(x) -> list[str]:
