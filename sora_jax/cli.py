@@ -1,5 +1,6 @@
 """The command line: a verb each for preparing data, training, sampling, evaluating, planning, and a demo."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -29,6 +30,7 @@ class Verb:
     define: Callable[[flags.FlagValues], None]
     run: Callable[[flags.FlagValues, rich.console.Console], None]
     config: bool = False  # takes --config and --config.KEY
+    joins: bool = False  # the other processes, if there are any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parse(verb, values, [f"sora-jax {name}", *rest])
         # Grain and TFDS ask absl whether the program has read its flags.
         flags.FLAGS.mark_as_parsed()
-        verb.run(values, console)
+        with joined(verb, values, console):
+            verb.run(values, console)
     except InputError as error:
         print(f"sora-jax {name}: {error}", file=sys.stderr)
         return 2
@@ -63,6 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sora-jax {name}: stopped; the same command goes on from what is complete", file=sys.stderr)
         return 130
     return 0
+
+
+def joined(verb: Verb, values: flags.FlagValues, console: rich.console.Console):
+    """The other processes, if there are any, for a verb that computes with them; a context manager."""
+    if not verb.joins:
+        return contextlib.nullcontext()
+    from sora_jax.distributed import started
+
+    return started(values.flag_values_dict(), console)
 
 
 def show(text: str):
@@ -171,11 +183,15 @@ def one_line(error: Exception) -> str:
 
 
 VERBS = {
-    "prepare": Verb("videos and captions -> a data set", verbs.define_prepare, verbs.run_prepare, config=True),
-    "train": Verb("a data set -> a trained model", verbs.define_train, verbs.run_train, config=True),
+    "prepare": Verb(
+        "videos and captions -> a data set", verbs.define_prepare, verbs.run_prepare, config=True, joins=True
+    ),
+    "train": Verb("a data set -> a trained model", verbs.define_train, verbs.run_train, config=True, joins=True),
     "convert": Verb("published weights -> a workdir, and back", verbs.define_convert, verbs.run_convert),
-    "sample": Verb("a trained model and prompts -> videos", verbs.define_sample, verbs.run_sample),
-    "evaluate": Verb("a trained model -> numbers, a table, a report", verbs.define_evaluate, verbs.run_evaluate),
+    "sample": Verb("a trained model and prompts -> videos", verbs.define_sample, verbs.run_sample, joins=True),
+    "evaluate": Verb(
+        "a trained model -> numbers, a table, a report", verbs.define_evaluate, verbs.run_evaluate, joins=True
+    ),
     "plan": Verb(
         "a config and chips that are not here -> what fits, what moves, how long",
         verbs.define_plan,

@@ -51,7 +51,10 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     try:
         with mendable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
+            temporary.chmod(mode)  # as the umask says: some writers replace the file by one of their owner's alone
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -3,24 +3,28 @@
 A size-1 axis is the default, so a laptop and a pod run the same code.
 """
 
+import math
+
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 
 from sora_jax.errors import InputError
 from sora_jax.settings import MeshSettings
 
-AXES = ("data", "fsdp", "context", "tensor")
+AXES = ("data", "fsdp", "ring", "context", "tensor")
 
 # Logical name of an array's dimension -> mesh axes it is split over.
 RULES = {
     ".": None,  # on every chip
     "batch": ("data", "fsdp"),
-    "tokens": "context",  # a sequence dimension of activations
-    "height": "context",  # rows of pixels or of latents in the autoencoder
-    "embed": "fsdp",  # the model width of a weight
+    "tokens": ("ring", "context"),  # a sequence dimension of activations
+    "height": ("ring", "context"),  # rows of pixels or of latents in the autoencoder
+    "embed": ("fsdp", "ring", "context"),  # the model width of a weight
     "mlp": "tensor",
     "heads": "tensor",
-    "heads_all": ("context", "tensor"),  # inside attention: whole sequences, few heads (Ulysses)
+    "heads_all": ("context", "tensor"),  # inside attention: few heads (Ulysses) of
+    "ring": "ring",  # the tokens that a chip of the ring holds
 }
 
 
@@ -29,12 +33,22 @@ def spec(axes: str) -> jax.P:
     return jax.P(*(RULES[name] for name in axes.split()))
 
 
+def ways(name: str, mesh) -> int:
+    """Over how many chips a logical dimension is split."""
+    axes = RULES[name] or ()
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+
+
 def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.sharding.Mesh:
     """A mesh over all devices, or over those given.
 
+    Slices of TPUs, which only a data centre's network joins, differ along the outermost axis of a size above 1,
+    and along no other: only sums of gradients, or weights, cross the slow network.
+
     Args:
       settings: sizes of the axes; one of them may be -1, it takes what is left.
-    Raises: InputError if the sizes do not multiply to the number of devices.
+    Raises: InputError if the sizes do not multiply to the number of devices, or the slices do not divide the
+      outermost.
     """
     jax.config.update("jax_remove_size_one_mesh_axis_from_type", True)
     devices = jax.devices() if devices is None else devices
@@ -45,19 +59,61 @@ def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.shardi
     if sizes.count(-1) > 1 or fixed < 1:
         raise InputError(f"config.mesh: sizes {sizes} must be positive, at most one of them -1")
     sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
-    product = sizes[0] * sizes[1] * sizes[2] * sizes[3]
+    product = math.prod(sizes)
     if product != len(devices):
         wanted = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
         raise InputError(f"config.mesh: {wanted} = {product} devices, but {len(devices)} are there")
-    return jax.make_mesh(sizes, AXES, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
+    if slices < 2:
+        return jax.make_mesh(sizes, AXES, devices=devices)
+    outer = next(i for i, size in enumerate(sizes) if size > 1)
+    if outer > AXES.index("fsdp") or sizes[outer] % slices:
+        raise InputError(
+            f"config.mesh.{AXES[outer]}: {sizes[outer]}, but there are {slices} slices: data, or fsdp where data "
+            f"is 1, must be a multiple of them"
+        )
+    over_slices = [slices if i == outer else 1 for i in range(len(sizes))]
+    in_slice = [size // over for size, over in zip(sizes, over_slices, strict=True)]
+    grid = mesh_utils.create_hybrid_device_mesh(in_slice, over_slices, devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
+
+
+def local_rows(mesh: jax.sharding.Mesh, batch: int) -> list[int]:
+    """Which rows of a global batch the devices of this process hold, rising.
+
+    Where context or tensor reaches over several processes, they hold the same rows.
+
+    Raises: InputError if the rows can't be split evenly.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch % parts:
+        raise InputError(
+            f"config.data.batch: {batch} rows cannot be split over data x fsdp = {parts}; change it, or the mesh"
+        )
+    held = jax.sharding.NamedSharding(mesh, spec("batch")).addressable_devices_indices_map((batch,))
+    return sorted({row for (part,) in held.values() for row in range(*part.indices(batch))})
 
 
 def place(batch, axes: str):
-    """Each host's part of a batch (numpy) -> global arrays on the current mesh."""
+    """The rows of a batch that this process holds (numpy), in the order of `local_rows` -> global arrays.
+
+    Args:
+      axes: logical axes of the leading dimensions, the first of them "batch"; others are there in full.
+    """
     mesh = jax.sharding.get_mesh()
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    mine = local_rows(mesh, parts)
 
     def put(x: np.ndarray):
-        layout = spec(" ".join((axes.split() + ["."] * x.ndim)[: x.ndim]))
-        return jax.make_array_from_process_local_data(jax.sharding.NamedSharding(mesh, layout), x)
+        layout = jax.sharding.NamedSharding(mesh, spec(" ".join((axes.split() + ["."] * x.ndim)[: x.ndim])))
+        rows, odd = divmod(len(x), len(mine))  # of each part
+        if odd:
+            raise ValueError(f"{len(x)} rows for {len(mine)} parts of the mesh in this process")
+
+        def shard(index):
+            first = mine.index((index[0].start or 0) // rows) * rows
+            return x[first : first + rows][:, *index[1:]]
+
+        return jax.make_array_from_callback((rows * parts, *x.shape[1:]), layout, shard)
 
     return jax.tree.map(put, batch)

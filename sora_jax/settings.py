@@ -15,7 +15,7 @@ import ml_collections
 from sora_jax.errors import InputError, nearest
 
 # The least of each whole number, where it is not 1; then what is from 0 to 1, what is above 0, what is 0 or more.
-_LEAST = {"data": -1, "fsdp": -1, "context": -1, "tensor": -1}
+_LEAST = {"data": -1, "fsdp": -1, "context": -1, "tensor": -1, "ring": -1}
 _LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions", "whole_times", "rank"), 0)
 _LEAST |= dict.fromkeys(("shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
@@ -59,8 +59,9 @@ class MeshSettings:
 
     data: int = -1
     fsdp: int = 1
-    context: int = 1
+    context: int = 1  # Ulysses: context x tensor divides the heads
     tensor: int = 1
+    ring: int = 1  # ring attention: no limit; tokens lie over ring x context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,22 +129,41 @@ class TextSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImageSettings:
+    """An image encoder in CLIP's form, for image-to-video; the defaults are ViT-H/14's sizes."""
+
+    width: int = 1280  # E
+    heads: int = 16
+    mlp: int = 5120
+    layers: int = 31  # of the 32 published: Wan takes what enters the last one
+    patch: int = 14
+    size: int = 224  # pixels, of a square
+    weights: str = ""  # a folder of transformers' CLIPVisionModel, which stays as it is
+    dtype: str = "bfloat16"
+
+    @property
+    def tokens(self) -> int:
+        """Of an image: one for the whole and one for each patch."""
+        return 1 + (self.size // self.patch) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerSettings:
     """A diffusion transformer in Wan's form; the defaults are Wan 2.1 1.3B's sizes."""
 
     patch: tuple[int, int, int] = (1, 2, 2)  # frames, rows, columns of latents in a patch
     channels: int = 16  # of the latents
-    condition_channels: int = 0  # latents given beside the noise; Wan's image-to-video: 4 of a mask, 16 encoded
+    condition_channels: int = 0  # beside the noise; image-to-video: a mask for each frame, then latents; 0: none
     image_width: int = 0  # of an image encoder's features that are attended to as well; 0: of none
-    image_positions: int = 0  # length of their learned positions (Wan's first and last frame: 514); 0: none
+    image_positions: int = 0  # length of their learned positions, of the first and the last frame; 0: none
     text_width: int = 4096  # E
     width: int = 1536  # D
     heads: int = 12
     mlp: int = 8960
     layers: int = 30
     frequencies: int = 256  # width of the sinusoid of time
-    attention: str = "auto"  # auto, xla (holds all logits), chunked, splash (on TPU)
-    remat: str = "full"  # full: keep only each layer's input; none: keep everything
+    attention: str = "auto"  # auto, xla (holds all logits), chunked, splash (on TPU), cudnn (on GPU)
+    remat: str = "full"  # what a layer keeps for the backward pass: see models.layers.POLICIES
     unroll: int = 1  # layers in one turn of the compiled loop; on a CPU more run faster and compile longer
     dtype: str = "bfloat16"
 
@@ -255,6 +275,7 @@ class Settings:
     data: DataSettings = DataSettings()
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     text: TextSettings = TextSettings()
+    image: ImageSettings = ImageSettings()
     transformer: TransformerSettings = TransformerSettings()
     lora: LoraSettings = LoraSettings()
     flow: FlowSettings = FlowSettings()
@@ -278,12 +299,21 @@ class Settings:
             raise InputError(
                 "config.lora.rank: adapters of what? config.train.init_from names the workdir of a model"
             )
-        for key in ("condition_channels", "image_width", "image_positions"):
-            if value := getattr(self.transformer, key):
-                raise InputError(
-                    f"config.transformer.{key}: {value}, but nothing gives a transformer an image yet: no "
-                    f"image-to-video is trained or sampled from"
-                )
+        for key, wanted, what in (
+            (
+                "condition_channels",
+                self.autoencoder.temporal_stride + self.autoencoder.latent_channels,
+                "the autoencoder's temporal stride and latent channels together",
+            ),
+            ("image_width", self.image.width, "config.image.width"),
+            ("image_positions", 2 * self.image.tokens, "two of config.image's images"),
+        ):
+            if (value := getattr(self.transformer, key)) not in (0, wanted):
+                raise InputError(f"config.transformer.{key}: {value}, but only 0 or {wanted} can be: {what}")
+        if self.transformer.image_positions and not self.transformer.image_width:
+            raise InputError("config.transformer.image_positions: of which image? image_width is 0")
+        if bool(self.transformer.image_width) != bool(self.image.weights):
+            raise InputError("config.transformer.image_width and config.image.weights: set both or neither")
         if self.flow.time_min >= self.flow.time_max:
             raise InputError(f"config.flow.time_min: must be below config.flow.time_max, {self.flow.time_max}")
         loss = self.loss
@@ -293,8 +323,8 @@ class Settings:
             raise InputError("config.loss.adversarial_start: there is no config.loss.adversarial that would start")
         for where, value, known in (
             ("objective", self.objective, ("flow", "autoencoder")),
-            ("transformer.attention", self.transformer.attention, ("auto", "xla", "chunked", "splash")),
-            ("transformer.remat", self.transformer.remat, ("full", "none")),
+            ("transformer.attention", self.transformer.attention, ("auto", "xla", "chunked", "splash", "cudnn")),
+            ("transformer.remat", self.transformer.remat, ("full", "save_attention", "offload", "none")),
             ("optimizer.name", self.optimizer.name, ("adamw", "muon")),
             ("optimizer.schedule", self.optimizer.schedule, ("constant", "cosine")),
             ("sample.solver", self.sample.solver, ("euler", "heun", "dpm", "unipc")),

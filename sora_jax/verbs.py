@@ -129,6 +129,8 @@ def define_sample(values):
     flags.DEFINE_multi_string("prompt", None, "What the video shows; again for another one.", flag_values=values)
     flags.DEFINE_string("prompts", None, "A file with a prompt on each line.", flag_values=values)
     flags.DEFINE_string("negative_prompt", "", "What to keep away from.", flag_values=values)
+    flags.DEFINE_string("image", None, "A picture that the video begins with.", flag_values=values)
+    flags.DEFINE_string("last_image", None, "A picture that the video ends with.", flag_values=values)
     flags.DEFINE_string("out", None, "An .mp4, or a folder if there are many prompts.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "The same seed makes the same video.", flag_values=values)
     define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
@@ -161,6 +163,7 @@ def run_sample(values, console):
         pathlib.Path(needed(values, "out", "sample.mp4")),
         changes={name: value for name, value in chosen.items() if value is not None},
         negative_prompt=values["negative_prompt"].value,
+        **{name: (path := values[name].value) and pathlib.Path(path) for name in ("image", "last_image")},
         seed=values["seed"].value,
         mesh=mesh_of(values),
         console=console,

@@ -1,13 +1,12 @@
 """Every kernel of attention against the reference that holds all logits, forward and gradient, float32."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
+from sora_jax.errors import InputError
 from sora_jax.models import attention as door
 from sora_jax.models.attention import attention, chosen
 from sora_jax.models.kernels import splash
@@ -19,7 +18,7 @@ SHAPES = {"self": (300, 300, 64), "cross": (130, 70, 128), "wide": (260, 520, 12
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     """The TPU kernel's program, run step by step."""
-    monkeypatch.setitem(door.KERNELS, "splash", functools.partial(splash, interpret=True))
+    monkeypatch.setitem(door.KERNELS, "splash", splash(interpret=True))
 
 
 def packed(rng, length, rows=2):
@@ -33,18 +32,17 @@ def packed(rng, length, rows=2):
 
 
 def inputs(shape, heads=2):
-    N, M, K = SHAPES[shape]
+    N, M, K = SHAPES.get(shape, shape)
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, n, heads, K)).astype(np.float32) for n in (N, M, M))
     q_segments = packed(rng, N)
-    kv_segments = q_segments if shape == "self" else packed(rng, M)
+    kv_segments = q_segments if N == M else packed(rng, M)
     return (q, k, v), (q_segments, kv_segments)
 
 
 def run(kernel, arrays, segments, **options):
-    """Outputs where there is a clip, and the gradients of a loss on them."""
-    real = (segments[0] > 0)[:, :, None, None]
-    weights = np.random.default_rng(1).normal(size=arrays[0].shape).astype(np.float32) * real
+    """Outputs, and the gradients of a loss on them."""
+    weights = np.random.default_rng(1).normal(size=arrays[0].shape).astype(np.float32)
 
     @jax.jit
     def both(arrays):
@@ -55,25 +53,102 @@ def run(kernel, arrays, segments, **options):
         return jax.value_and_grad(loss, has_aux=True)(arrays)
 
     (_, y), gradients = both(arrays)
-    return [np.where(real, y, 0), *map(np.asarray, gradients)]
+    return list(map(np.asarray, (y, *gradients)))
+
+
+def assert_same(found, expected):
+    for ours, reference in zip(found, expected, strict=True):
+        assert np.abs(reference).max() > 0.1
+        np.testing.assert_allclose(ours, reference, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
 @pytest.mark.parametrize("kernel", ["chunked", "splash"])
 def test_kernel_equals_the_reference_with_its_gradient(one_device, kernel, shape):
     arrays, segments = inputs(shape)
-    for ours, reference in zip(run(kernel, arrays, segments), run("xla", arrays, segments), strict=True):
-        assert np.abs(reference).max() > 0.1
-        np.testing.assert_allclose(ours, reference, atol=1e-5)
+    assert_same(run(kernel, arrays, segments), run("xla", arrays, segments))
 
 
-@pytest.mark.parametrize("kernel", ["chunked", "splash"])
-def test_kernel_is_the_same_on_a_mesh(one_device, kernel):
-    arrays, segments = inputs("cross", heads=4)
-    alone = run(kernel, arrays, segments, scale=0.3)
-    with jax.set_mesh(tiny.mesh_of(data=2, context=2, tensor=2)):
-        for ours, reference in zip(run(kernel, arrays, segments, scale=0.3), alone, strict=True):
-            np.testing.assert_allclose(ours, reference, atol=1e-5)
+@pytest.mark.parametrize("kernel", ["xla", "chunked", "splash"])
+def test_a_query_that_sees_no_key_gets_nothing_and_moves_nothing(one_device, kernel):
+    arrays, (q_segments, kv_segments) = inputs("cross")
+    lonely = np.where(q_segments == 2, 9, q_segments)
+    y, *gradients = run(kernel, arrays, (lonely, kv_segments))
+    np.testing.assert_array_equal(y[lonely == 9], 0)
+    np.testing.assert_array_equal(gradients[0][lonely == 9], 0)
+    for gradient in gradients[1:]:  # the keys that nobody sees any more
+        np.testing.assert_array_equal(gradient[kv_segments == 2], 0)
+        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0.1
+
+
+# Every way to lie on 8 devices that has a sequence to share; 8 heads.
+LAYOUTS = [
+    {"context": 2},
+    {"context": 4},
+    {"context": 8},
+    {"ring": 2},
+    {"ring": 4},
+    {"ring": 8},
+    {"context": 2, "ring": 2},
+    {"context": 2, "ring": 4},
+    {"context": 4, "ring": 2},
+    {"data": 2, "context": 2, "tensor": 2},
+    {"data": 2, "ring": 2, "tensor": 2},
+]
+NAMES = ["-".join(f"{axis}{size}" for axis, size in layout.items()) for layout in LAYOUTS]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Inputs, and what one device makes of them: long rows of packed clips; many keys, few keys."""
+    cases = []
+    with jax.set_mesh(tiny.mesh_of()):
+        for shape in ((304, 304, 16), (304, 40, 16)):
+            arrays, segments = inputs(shape, heads=8)
+            cases.append((arrays, segments, run("xla", arrays, segments, scale=0.3)))
+    return cases
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
+def test_attention_of_many_devices_equals_that_of_one(alone, layout):
+    with jax.set_mesh(tiny.mesh_of(**layout)):
+        for arrays, segments, expected in alone:
+            assert_same(run("chunked", arrays, segments, scale=0.3), expected)
+
+
+@pytest.mark.parametrize("layout", [{"ring": 3}, {"context": 2, "ring": 2}], ids=["ring3", "context2-ring2"])
+def test_the_kernel_for_tpu_goes_round_the_ring(one_device, layout):
+    arrays, segments = inputs((312, 312, 64), heads=2)
+    expected = run("xla", arrays, segments)
+    with jax.set_mesh(tiny.mesh_of(**layout)):
+        assert_same(run("splash", arrays, segments), expected)
+
+
+def test_the_reference_lies_on_a_ring_as_well(alone):
+    arrays, segments, expected = alone[0]
+    with jax.set_mesh(tiny.mesh_of(ring=2, context=2, tensor=2)):
+        assert_same(run("xla", arrays, segments, scale=0.3), expected)
+
+
+def test_keys_go_round_as_often_as_they_must(one_device):
+    """Keys, values and segments to all others; gradients of keys and values too, and one step more: home."""
+
+    def sent(ring, keys):
+        arrays, segments = inputs((64, keys, 8))
+        with jax.set_mesh(tiny.mesh_of(ring=ring)):
+
+            def loss(*arrays):
+                return jnp.sum(attention(*arrays, *segments, kernel="chunked"))
+
+            forward = jax.make_jaxpr(loss)(*arrays)
+            both = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
+        return [tiny.count(jaxpr.jaxpr, "ppermute") for jaxpr in (forward, both)]
+
+    for ring in (2, 4, 8):
+        there = 3 * (ring - 1)
+        assert sent(ring, 64) == [there, 2 * there + 2 * ring]
+    assert sent(4, 32) == [0, 0]  # few keys: gathered
+    assert sent(1, 64) == [0, 0]
 
 
 def test_chunks_hold_less_than_all_logits(one_device):
@@ -93,6 +168,20 @@ def test_chunks_hold_less_than_all_logits(one_device):
 
 
 def test_the_kernel_is_chosen_by_platform_and_size(monkeypatch):
-    assert chosen("auto", 512, 512) == "xla" and chosen("auto", 4096, 4096) == "chunked"
+    def choose(kernel, length, dtype=jnp.bfloat16, clips=4, ring=1):
+        x = jax.ShapeDtypeStruct((1, length, 12, 128), dtype)
+        return chosen(kernel, x, x, clips, ring)
+
+    assert choose("auto", 512) == "xla" and choose("auto", 4096) == "chunked"
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert chosen("auto", 512, 512) == "splash" and chosen("chunked", 512, 512) == "chunked"
+    assert choose("auto", 512) == "splash" and choose("chunked", 512) == "chunked"
+    with pytest.raises(InputError, match=r"'cudnn' is for an NVIDIA GPU.*here are tpu, bfloat16, 128"):
+        choose("cudnn", 4096)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    hopper = {"8.0": True, "9.0": True}
+    monkeypatch.setattr("sora_jax.models.cudnn.check_compute_capability", lambda least: hopper[least])
+    assert choose("auto", 4096) == choose("cudnn", 4096) == "cudnn"
+    assert choose("auto", 4096, jnp.float32) == choose("auto", 4096, ring=2) == "chunked"
+    assert choose("auto", 4096, clips=None) == "chunked"
+    hopper["9.0"] = False  # an A100: one clip in a row, as when sampling, but not several
+    assert choose("auto", 4096, clips=1) == "cudnn" and choose("auto", 4096) == "chunked"

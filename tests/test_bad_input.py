@@ -54,12 +54,13 @@ def write_data(out: pathlib.Path, kind: str, settings):
         shapes = jax.eval_shape(lambda: init_params(Autoencoder, settings, jax.random.key(0)))
         params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
         save_model(out / "autoencoder", Autoencoder, settings, params)
+    arrays = {kind: (None, None, None, array.shape[-1])}
     shards, described = {}, {"frames": 5, "height": 32, "width": 32, "shape": array.shape, "tokens": tokens}
     for split in ("train", "validation"):
         clips = [Clip(split, f"{i}.mp4", 0.0, 1.0, 16.0, captions=("a bird",), **described) for i in range(8)]
-        written = write_shard(out / split, kind, array.shape[-1], [(clip, array) for clip in clips])
+        written = write_shard(out / split, arrays, [(clip, {kind: array}) for clip in clips])
         shards[split] = [(out / split, written)]
-    finish(out, kind, array.shape[-1], shards, {"kind": kind})
+    finish(out, arrays, shards, {"kind": kind})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -142,7 +143,10 @@ def averages(workdir: pathlib.Path, step: int) -> dict:
         (["--prompt=a", "--fps=0"], "sample.fps: 0.0"),
         (["--prompt=a", "--out=video.gif"], "video.gif: videos are written as .mp4"),
         (["--prompt=a", "--prompt=b"], "is one file for 2 prompts; name a folder"),
-        (["--prompt=a", "--mesh=data=3"], "data 3 x fsdp 1 x context 1 x tensor 1 = 3 devices, but 8 are there"),
+        (
+            ["--prompt=a", "--mesh=data=3"],
+            "data 3 x fsdp 1 x ring 1 x context 1 x tensor 1 = 3 devices, but 8 are there",
+        ),
     ],
     ids=lambda value: value[-1][:20] if isinstance(value, list) else "",
 )

@@ -3,11 +3,15 @@
 import json
 
 import pytest
+from PIL import Image
+from tiny import change
 from wan_published import write_published
 
 from sora_jax.cli import main
 from sora_jax.data.clips import probe
+from sora_jax.data.stream import train_rows
 from sora_jax.data.tokenizer import train_tokenizer
+from sora_jax.settings import Settings, from_dict
 
 pytestmark = pytest.mark.slow
 DATA = (
@@ -29,9 +33,9 @@ TRAIN = (
 class Home:
     """A converted model, and latents of real clips that it has encoded."""
 
-    def __init__(self, folder, clips):
+    def __init__(self, folder, clips, case="t2v"):
         self.folder, self.base, self.clips = folder, folder / "base", clips
-        write_published(folder / "published", "bfloat16")
+        write_published(folder / "published", "bfloat16", case=case)
         self.verb("convert", f"--from={folder}/published", f"--to={self.base}")
         self.prepare("latents", f"--tokenizer={self.base}/tokenizer.model")
 
@@ -75,6 +79,26 @@ def test_imported_weights_are_trained_on_sampled_and_written_out(home, name, fla
     assert probe(out).frames == 5
     home.verb("convert", f"--from={home.folder}/{name}", f"--to={home.folder}/{name}-published")
     assert (home.folder / f"{name}-published" / "model_index.json").exists()
+
+
+def test_image_to_video_learns_from_what_prepare_has_given(clips, tmp_path):
+    home = Home(tmp_path, clips, "flf2v")
+    batch = first_row(home)
+    assert batch.condition[batch.segments > 0].any() and batch.image[batch.image_segments > 0].any()
+    losses = home.train("full", 2)
+    adapted = home.train("adapters", 1, "--config.mesh.context=2", "--config.lora.rank=4")
+    assert adapted[0] == pytest.approx(losses[0], rel=1e-2)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    pictures = [f"--{flag}={tmp_path}/red.png" for flag in ("image", "last-image")]
+    size = ("--size=32x32", "--frames=5", "--steps=2", f"--out={tmp_path}/out.mp4")
+    home.verb("sample", f"--checkpoint={tmp_path}/full", "--prompt=a bird", *pictures, *size)
+    assert probe(tmp_path / "out.mp4").frames == 5
+
+
+def first_row(home):
+    config = json.loads((home.base / "settings.json").read_text())
+    data = {"path": f"{home.folder}/latents", "row_patches": 48, "row_tokens": 1024, "row_clips": 2, "batch": 1}
+    return train_rows(change(from_dict(Settings, config, "settings"), data=data)).batch_at(0)
 
 
 def test_adapters_begin_at_the_imported_weights(home):

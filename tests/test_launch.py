@@ -125,7 +125,7 @@ def test_every_requirement_is_locked_within_its_range():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     locked = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     extras = project["optional-dependencies"]
-    for line in [*project["dependencies"], *extras["test"], *extras["parity"]]:
+    for line in [*project["dependencies"], *extras["test"], *extras["parity"], *extras["ci"]]:
         requirement = Requirement(line)
         version = locked.get(requirement.name.lower().replace("_", "-"))
         assert version is not None, f"{requirement.name} is not in constraints.txt"

@@ -38,17 +38,17 @@ def write_data_set(out, kind, lengths):
     """A finished data set whose shards have so many records."""
     out.mkdir()
     channels = 3 if kind == "pixels" else 5
-    shape = (2, 3, 4, channels)
+    shape, arrays = (2, 3, 4, channels), {kind: (None, None, None, channels)}
     shards, index = {}, 0
     for split, counts in lengths.items():
         shards[split] = []
         for part, count in enumerate(counts):
             numbers = range(index, index + count)
             path = out / f"{split}{part}"
-            pairs = [(clip(split, i, shape), array_of(kind, i, shape)) for i in numbers]
-            shards[split].append((path, write_shard(path, kind, channels, iter(pairs))))
+            pairs = [(clip(split, i, shape), {kind: array_of(kind, i, shape)}) for i in numbers]
+            shards[split].append((path, write_shard(path, arrays, iter(pairs))))
             index += count
-    finish(out, kind, channels, shards, {"kind": kind})
+    finish(out, arrays, shards, {"kind": kind})
     return shards
 
 
@@ -89,7 +89,7 @@ def test_finishing_again_after_a_stop_changes_nothing(tmp_path):
     shards = write_data_set(tmp_path / "d", "pixels", {"train": [2, 1], "validation": [1]})
     before = {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()}
     (tmp_path / "d/about.json").unlink()
-    finish(tmp_path / "d", "pixels", 3, shards, {"kind": "pixels"})
+    finish(tmp_path / "d", {"pixels": (None, None, None, 3)}, shards, {"kind": "pixels"})
     assert {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()} == before
 
 
@@ -118,9 +118,9 @@ from sora_jax.errors import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 shape = (4, 64, 64, 5)
-pairs = ((t.clip("train", i, shape), t.array_of("latents", i, shape)) for i in range(40))
+pairs = ((t.clip("train", i, shape), {{"latents": t.array_of("latents", i, shape)}}) for i in range(40))
 try:
-    write_shard(pathlib.Path({str(tmp_path)!r}) / "shard", "latents", 5, pairs)
+    write_shard(pathlib.Path({str(tmp_path)!r}) / "shard", {{"latents": (None, None, None, 5)}}, pairs)
 except InputError as error:
     print(error)
 """

@@ -1,8 +1,10 @@
 """The smallest settings that have every part, and random packed batches for them."""
 
 import dataclasses
+import math
 
 import jax
+import jax.extend
 import numpy as np
 
 from sora_jax.mesh import make_mesh, spec
@@ -81,12 +83,21 @@ def random_batch(seed: int, settings: Settings = SETTINGS) -> PatchBatch:
     return pack(rows, settings)
 
 
-def mesh_of(data=1, fsdp=1, context=1, tensor=1):
+def mesh_of(data=1, **sizes):
     """A mesh over the first devices."""
-    sizes = (data, fsdp, context, tensor)
-    return make_mesh(MeshSettings(*sizes), jax.devices()[: int(np.prod(sizes))])
+    return make_mesh(MeshSettings(data, **sizes), jax.devices()[: math.prod(sizes.values()) * data])
 
 
 def on_mesh(batch: PatchBatch) -> PatchBatch:
     """The batch laid out on the current mesh."""
     return jax.tree.map(lambda x: jax.device_put(x, spec("batch tokens" + " ." * (x.ndim - 2))), batch)
+
+
+def count(jaxpr, name: str, where: str = "") -> int:
+    """How often an operation runs, the turns of loops counted; `where` is a part of the name it was given."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        total += eqn.primitive.name == name and where in str(eqn.params.get("name", ""))
+        turns = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        total += turns * sum(count(inner, name, where) for inner in jax.extend.core.jaxprs_in_params(eqn.params))
+    return total

@@ -13,11 +13,11 @@ import numpy as np
 
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.dit import DiT
-from sora_jax.models.image_encoder import ImageEncoder, ImageEncoderSettings
+from sora_jax.models.image_encoder import ImageEncoder
 from sora_jax.models.module import bind
 from sora_jax.models.text import TextEncoder
 from sora_jax.patches import grid_positions, patchify, unpatchify
-from sora_jax.settings import AutoencoderSettings, TextSettings, TransformerSettings
+from sora_jax.settings import AutoencoderSettings, ImageSettings, TextSettings, TransformerSettings
 from sora_jax.weights.tables import foreign_shapes, load_foreign
 from sora_jax.weights.wan import autoencoder_table, image_table, text_table, transformer_table
 
@@ -34,15 +34,15 @@ _T2V = TransformerSettings(
 )
 TRANSFORMERS = {
     "t2v": _T2V,
-    "i2v": dataclasses.replace(_T2V, condition_channels=8, image_width=20),
-    "flf2v": dataclasses.replace(_T2V, condition_channels=8, image_width=20, image_positions=10),
+    "i2v": dataclasses.replace(_T2V, condition_channels=8, image_width=24),
+    "flf2v": dataclasses.replace(_T2V, condition_channels=8, image_width=24, image_positions=10),
     "i2v-a14b": dataclasses.replace(_T2V, condition_channels=8),
     "ti2v": dataclasses.replace(_T2V, channels=6, width=72, heads=3),
 }
 TEXT = TextSettings(
     vocabulary=64, width=16, heads=4, head_dim=8, mlp=32, layers=2, max_tokens=40, max_distance=24, dtype="float32"
 )
-IMAGE = ImageEncoderSettings(width=20, heads=2, mlp=40, layers=2, patch=14, size=28, dtype="float32")
+IMAGE = ImageSettings(width=24, heads=2, mlp=40, layers=2, patch=14, size=28, dtype="float32")
 LATENT_GRID = (3, 4, 6)  # frames, rows, columns
 TEXT_TOKENS = 512  # diffusers takes what is before the last 512 for an image
 

@@ -7,31 +7,33 @@ import pathlib
 import jax
 import safetensors.numpy
 import tiny
-from wan_cases import CASES, TEXT, TRANSFORMERS, random_tensors
+from wan_cases import CASES, IMAGE, TEXT, TRANSFORMERS, random_tensors
 
 from sora_jax.data.tokenizer import train_tokenizer
-from sora_jax.generate.pipeline import Generator, load_generator
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.dit import DiT
+from sora_jax.models.image_encoder import ImageEncoder
 from sora_jax.models.text import TextEncoder
-from sora_jax.train.frozen import load_frozen
 from sora_jax.weights import wan_configs
 from sora_jax.weights.tables import foreign_shapes
-from sora_jax.weights.wan import autoencoder_table, text_table, transformer_table
+from sora_jax.weights.wan import autoencoder_table, image_table, text_table, transformer_table
 
-TRANSFORMER, AUTOENCODER = TRANSFORMERS["t2v"], CASES["wan21"]
+TRANSFORMER = TRANSFORMERS["t2v"]
 SHIFT = 5.0
 
 
-def write_published(folder: pathlib.Path, dtype: str, *, boundary: float = 0.0):
-    """The whole pipeline, its transformer in three files of this dtype; a second one for times below boundary."""
-    config = wan_configs.transformer_config(TRANSFORMER)
-    table = transformer_table(TRANSFORMER)
-    write_component(folder / "transformer", table, DiT, TRANSFORMER, config, files=3, dtype=dtype)
+def write_published(folder: pathlib.Path, dtype: str, *, boundary: float = 0.0, case: str = "t2v"):
+    """The whole pipeline, its transformer (of wan_cases) in three files; a second one for times below
+    boundary.
+    """
+    transformer, autoencoder = TRANSFORMERS[case], CASES["wan22" if case == "ti2v" else "wan21"]
+    config = wan_configs.transformer_config(transformer)
+    table = transformer_table(transformer)
+    write_component(folder / "transformer", table, DiT, transformer, config, files=3, dtype=dtype)
     if boundary:
-        write_component(folder / "transformer_2", table, DiT, TRANSFORMER, config, dtype=dtype, scale=0.9)
-    config = wan_configs.autoencoder_config(AUTOENCODER)
-    write_component(folder / "vae", autoencoder_table(AUTOENCODER), Autoencoder, AUTOENCODER, config)
+        write_component(folder / "transformer_2", table, DiT, transformer, config, dtype=dtype, scale=0.9)
+    config = wan_configs.autoencoder_config(autoencoder)
+    write_component(folder / "vae", autoencoder_table(autoencoder), Autoencoder, autoencoder, config)
     tokenizer = train_tokenizer(["a rabbit", "a bird"], folder / "tokenizer" / "spiece.model", vocabulary=300)
     config = {
         "model_type": "umt5",
@@ -50,8 +52,29 @@ def write_published(folder: pathlib.Path, dtype: str, *, boundary: float = 0.0):
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"flow_shift": SHIFT}))
     second = {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": boundary}
-    index = {"_class_name": "WanPipeline"} | (second if boundary else {})
-    (folder / "model_index.json").write_text(json.dumps(index))
+    index = {"_class_name": "WanPipeline" if case == "t2v" else "WanImageToVideoPipeline"}
+    index |= {"expand_timesteps": True} if case == "ti2v" else {}
+    (folder / "model_index.json").write_text(json.dumps(index | (second if boundary else {})))
+    if transformer.image_width:
+        write_image_encoder(folder)
+
+
+def write_image_encoder(folder: pathlib.Path):
+    """A CLIPVisionModel, with the last layer and norm that Wan does without."""
+    config = {
+        "hidden_size": IMAGE.width,
+        "intermediate_size": IMAGE.mlp,
+        "num_hidden_layers": IMAGE.layers + 1,
+        "num_attention_heads": IMAGE.heads,
+        "image_size": IMAGE.size,
+        "patch_size": IMAGE.patch,
+        "hidden_act": "gelu",
+    }
+    more = dataclasses.replace(IMAGE, layers=IMAGE.layers + 1)
+    write_component(folder / "image_encoder", image_table(more), ImageEncoder, more, config)
+    processor = {"size": {"shortest_edge": IMAGE.size}, "crop_size": {"height": IMAGE.size, "width": IMAGE.size}}
+    (folder / "image_processor").mkdir()
+    (folder / "image_processor" / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
 def write_component(folder, table, module_class, settings, config, *, files=1, dtype="float32", scale=1.0):
@@ -69,15 +92,3 @@ def write_component(folder, table, module_class, settings, config, *, files=1, d
         safetensors.numpy.save_file(part, folder / file, metadata={"format": "pt"})
     if files > 1:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-
-
-def float32_generator(workdir: pathlib.Path) -> Generator:
-    """The model of a converted workdir, all of it in float32, on the current mesh."""
-    generator = load_generator(workdir)
-    text, transformer, autoencoder = (
-        dataclasses.replace(part, dtype="float32")
-        for part in (generator.settings.text, generator.settings.transformer, generator.autoencoder)
-    )
-    settings = dataclasses.replace(generator.settings, text=text, transformer=transformer)
-    params = generator.params | load_frozen(settings)
-    return dataclasses.replace(generator, settings=settings, params=params, autoencoder=autoencoder)

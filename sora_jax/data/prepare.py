@@ -6,6 +6,7 @@ it was, and a finished data set is left as it is.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -21,14 +22,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sora_jax.data.captions import find_sources
 from sora_jax.data.cutting import Cutter, check_cuts, one_ahead
+from sora_jax.data.given import clip_images, given_frames, grey_but
 from sora_jax.data.records import Clip, finish, write_shard
 from sora_jax.data.tokenizer import Tokenizer, train_tokenizer
+from sora_jax.distributed import agree, flat, on_first, wait_for_all
 from sora_jax.errors import InputError
 from sora_jax.files import MENDABLE, copy_files, replacing
 from sora_jax.mesh import make_mesh
 from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.models.image_encoder import see
 from sora_jax.models.streaming import encode_stream
 from sora_jax.settings import AutoencoderSettings, MeshSettings, Settings
+from sora_jax.weights.encoders import load_encoder
 from sora_jax.weights.store import autoencoder_folder, load_model, model_hash
 
 FORMAT = 1  # of the data set; another one is prepared anew
@@ -41,27 +46,56 @@ _ENDS = 2**16  # bytes at both ends of a file by which its content is known
 
 
 class Encoder:
-    """An autoencoder's encoding half, on one device: clips to normalised latents.
+    """Clips to what the records of a transformer hold, on one device: by an autoencoder's encoding half, and for
+    image-to-video by an image encoder.
 
     Args:
       folder: the autoencoder, or the workdir of a run that trained one.
-    Raises: InputError if there is none.
+      settings: transformer.condition_channels and image_width say what is made besides latents.
+    Raises: InputError if there is no such autoencoder or image encoder.
     """
 
     PIECE = 4  # latent frames at a time
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, settings: Settings):
         self.folder = autoencoder_folder(folder)
+        self._transformer, self._image = settings.transformer, settings.image
         self._mesh = make_mesh(MeshSettings(), jax.local_devices()[:1])
         with jax.set_mesh(self._mesh):
             self.settings, self._params = load_model(self.folder, Autoencoder, AutoencoderSettings)
+            if self._transformer.image_width:
+                self._image_params = load_encoder(self._image)
         self.digest = model_hash(self.folder)
+        files = sorted(pathlib.Path(self._image.weights).glob("*.safetensors")) if self._image.weights else []
+        self.image_digest = _digest([_identity(file) for file in files])
 
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """uint8 [F, H, W, 3] -> normalised latents [f, h, w, C] bfloat16."""
+    @property
+    def arrays(self) -> dict[str, tuple[int | None, ...]]:
+        """Shapes of what it makes, by name."""
+        shapes = {"latents": (None, None, None, self.settings.latent_channels)}
+        if self._transformer.condition_channels:
+            shapes["given"] = shapes["latents"]
+        if self._transformer.image_width:
+            shapes["image"] = (None, self._image.width)
+        return shapes
+
+    def __call__(self, frames: np.ndarray) -> dict[str, np.ndarray]:
+        """A clip, uint8 [F, H, W, 3], to bfloat16: its normalised latents [f, h, w, C]; for image-to-video also
+        those of the given frames alone, and what the image encoder sees in them [I, E].
+        """
+        F = len(frames)
+        at = given_frames(self._transformer, F)
+        videos, made = {"latents": frames}, {}
+        if self._transformer.condition_channels:
+            videos["given"] = grey_but({i: frames[i] for i in at}, F)
         with jax.set_mesh(self._mesh):
-            pieces = list(encode_stream(self._params, self.settings, frames, piece=self.PIECE))
-        return np.concatenate(pieces).astype(ml_dtypes.bfloat16)
+            for name, video in videos.items():
+                pieces = encode_stream(self._params, self.settings, video, piece=self.PIECE)
+                made[name] = np.concatenate(list(pieces))
+            if self._transformer.image_width:
+                images = clip_images([frames[i] for i in at], self._image.size)
+                made["image"] = see(self._image_params, self._image, images)
+        return {name: array.astype(ml_dtypes.bfloat16) for name, array in made.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +152,7 @@ def prepare(
     """
     videos, out, data = pathlib.Path(videos), pathlib.Path(out), settings.data
     console = console or Console(stderr=True)
-    encoder = None if autoencoder is None else Encoder(autoencoder)
+    encoder = None if autoencoder is None else Encoder(autoencoder, settings)
     geometry = _geometry(settings, encoder)
     check_cuts(data.sizes, data.frames, **geometry)
     sources = find_sources(videos, captions)
@@ -137,17 +171,25 @@ def prepare(
         "multiple": list(geometry["multiple"]),
         "validation": data.validation,
         "autoencoder": "" if encoder is None else encoder.digest,
+        "arrays": {name: list(shape) for name, shape in _arrays(encoder).items()},
+        "image encoder": "" if encoder is None else encoder.image_digest,
         "tokenizer": f"at most {settings.text.vocabulary} tokens" if tokenizer is None else _identity(tokenizer),
         "videos": _digest(sorted(identities.items())),
         "captions": _digest([(source.name, source.captions) for source in sources]),
     }
+    agree({f"what is asked of {name}": value for name, value in flat(request).items()})
     try:
-        if (report := _finished(out, request)) is None:
-            unfinished = _open_unfinished(out, request)
-            words = _make_tokenizer(unfinished / "tokenizer.model", tokenizer, captioned, settings.text.vocabulary)
-            splits = _split(sources, identities, data.validation)
-            parts = _write_parts(unfinished, splits, data, encoder, words, geometry["multiple"], console)
-            report = _finish(out, request, parts, encoder)
+        report = _finished(out, request)
+        agree({f"whether {out} is finished": str(report is not None)})
+        if report is None:
+            begin = functools.partial(_begin, out, request, tokenizer, captioned, settings.text.vocabulary)
+            on_first(begin)
+            unfinished, words = begin()  # what one process has begun, all find
+            shards = _shards(unfinished, _split(sources, identities, data.validation))
+            _write_parts(shards, data, encoder, words, geometry["multiple"], console)
+            wait_for_all()
+            on_first(lambda: _finish(out, request, shards, encoder))
+            report = dataclasses.replace(_finished(out, request), reused=False)
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
@@ -169,9 +211,9 @@ def _geometry(settings, encoder):
     return {"multiple": (side * p_h, side * p_w), "stride": stride, "period": p_f}
 
 
-def _content(encoder):
-    """The kind of the records, and their channels."""
-    return ("pixels", 3) if encoder is None else ("latents", encoder.settings.latent_channels)
+def _arrays(encoder):
+    """What the records hold, as `records.features` takes it."""
+    return {"pixels": (None, None, None, 3)} if encoder is None else encoder.arrays
 
 
 def _identity(path):
@@ -227,7 +269,7 @@ def _report(out, about, *, reused):
 def _check_same(out, found, request):
     different = [key for key in request if found.get(key) != request[key]]
     if different:
-        hashed = ("videos", "captions", "autoencoder", "tokenizer")
+        hashed = ("videos", "captions", "autoencoder", "tokenizer", "image encoder")
         changes = [key if key in hashed else f"{key} ({found.get(key)}, not {request[key]})" for key in different]
         raise InputError(f"--out: {out} was made of other {', '.join(changes)}; remove it or name another folder")
 
@@ -245,6 +287,12 @@ def _open_unfinished(out, request):
     with replacing(description) as path:
         path.write_text(json.dumps(request))
     return unfinished
+
+
+def _begin(out, request, tokenizer, captions, vocabulary):
+    """The folder in which shards gather, and the tokenizer, both made if they are not there."""
+    unfinished = _open_unfinished(out, request)
+    return unfinished, _make_tokenizer(unfinished / "tokenizer.model", tokenizer, captions, vocabulary)
 
 
 def _make_tokenizer(path, given, captions, vocabulary):
@@ -272,45 +320,59 @@ def _groups(sources):
     return groups
 
 
-def _write_parts(unfinished, splits, data, encoder, words, multiple, console):
-    """Write every shard that is not there yet; (split, shard, what its .json says) for all."""
-    kind, channels = _content(encoder)
-    parts = []
+def _shards(unfinished, splits):
+    """(split, shard, the sources in it) for all."""
+    return [
+        (split, unfinished / f"{split}-{number:05d}", group)
+        for split, sources in splits.items()
+        for number, group in enumerate(_groups(sources))
+    ]
+
+
+def _description(shard):
+    """What is in a shard, written after it."""
+    return shard.with_suffix(".json")
+
+
+def _write_parts(shards, data, encoder, words, multiple, console):
+    """Write the shards that are not there yet; many processes take turns."""
+    mine = shards[jax.process_index() :: jax.process_count()]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("preparing", total=sum(map(len, splits.values())))
-        for split, sources in splits.items():
-            for number, group in enumerate(_groups(sources)):
-                shard = unfinished / f"{split}-{number:05d}"
-                if not shard.with_suffix(".json").exists():
-                    cutter = Cutter(split, data, words, multiple, lambda: progress.advance(task))
-                    clips = write_shard(shard, kind, channels, _encoded(cutter.clips(group), encoder))
-                    part = {
-                        "clips": [dataclasses.asdict(clip) for clip in clips],
-                        "skipped": cutter.skipped,
-                        "notes": cutter.notes,
-                    }
-                    with replacing(shard.with_suffix(".json")) as path:
-                        path.write_text(json.dumps(part, ensure_ascii=False))
-                else:
-                    progress.advance(task, len(group))
-                part = json.loads(shard.with_suffix(".json").read_text())
-                parts.append((split, shard, part))
-    return parts
+        task = progress.add_task("preparing", total=sum(len(group) for _, _, group in mine))
+        for split, shard, group in mine:
+            if _description(shard).exists():
+                progress.advance(task, len(group))
+                continue
+            cutter = Cutter(split, data, words, multiple, lambda: progress.advance(task))
+            clips = write_shard(shard, _arrays(encoder), _encoded(cutter.clips(group), encoder))
+            part = {
+                "clips": [dataclasses.asdict(clip) for clip in clips],
+                "skipped": cutter.skipped,
+                "notes": cutter.notes,
+            }
+            with replacing(_description(shard)) as path:
+                path.write_text(json.dumps(part, ensure_ascii=False))
 
 
 def _encoded(clips, encoder):
-    """The clips with the array that their record holds; the next one is read meanwhile."""
+    """The clips with the arrays that their record holds; the next one is read meanwhile."""
     with contextlib.closing(one_ahead(clips)) as clips:
         for clip, pixels in clips:
-            array = pixels if encoder is None else encoder(pixels)
-            if encoder is not None and not np.isfinite(array.astype(np.float32)).all():
-                raise InputError(f"{encoder.folder}: its latents of {clip.source} are not finite")
-            yield dataclasses.replace(clip, shape=array.shape), array
+            arrays = {"pixels": pixels} if encoder is None else encoder(pixels)
+            for name, array in arrays.items():
+                if encoder is not None and not np.isfinite(array.astype(np.float32)).all():
+                    raise InputError(f"{encoder.folder}: its {name} of {clip.source} are not finite")
+            yield dataclasses.replace(clip, shape=next(iter(arrays.values())).shape), arrays
 
 
-def _finish(out, request, parts, encoder):
+def _finish(out, request, shards, encoder):
     """Make the shards a data set."""
+    if not all(_description(shard).exists() for _, shard, _ in shards):
+        raise InputError(
+            f"--out: {out} lacks what other hosts have written; is it on a disk that all of them share?"
+        )
+    parts = [(split, shard, json.loads(_description(shard).read_text())) for split, shard, _ in shards]
     skipped = [skip for _, _, part in parts for skip in part["skipped"]]
     notes = sum((Counter(part["notes"]) for _, _, part in parts), Counter())
     clips = [(split, shard, [Clip.from_dict(values) for values in part["clips"]]) for split, shard, part in parts]
@@ -333,7 +395,6 @@ def _finish(out, request, parts, encoder):
         copy_files(encoder.folder, unfinished / "autoencoder")
         (unfinished / "autoencoder").replace(out / "autoencoder")
     shutil.copyfile(unfinished / "tokenizer.model", out / "tokenizer.model")
-    shards = {split: [(shard, made) for s, shard, made in clips if s == split] for split in about["clips"]}
-    finish(out, *_content(encoder), shards, about)
+    made_of = {split: [(shard, made) for s, shard, made in clips if s == split] for split in about["clips"]}
+    finish(out, _arrays(encoder), made_of, about)
     shutil.rmtree(unfinished)
-    return _report(out, about, reused=False)

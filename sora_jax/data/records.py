@@ -121,15 +121,23 @@ class Records:
 
     def read(self, split: str, index: int) -> np.ndarray:
         """One record's array: pixels uint8 [F, H, W, 3] or latents bfloat16 [f, h, w, C]."""
-        return self._sources[split][index][self.about["kind"]]
+        return self.read_all(split, index)[self.about["kind"]]
+
+    def read_all(self, split: str, index: int) -> dict[str, np.ndarray]:
+        """All that a record holds: its arrays by name, captions, source, start, fps."""
+        return self._sources[split][index]
 
 
-def features(kind: str, channels: int) -> tfds.features.FeaturesDict:
-    """What a record holds."""
-    dtype = np.uint8 if kind == "pixels" else ml_dtypes.bfloat16
+def features(arrays: dict[str, tuple[int | None, ...]]) -> tfds.features.FeaturesDict:
+    """What a record holds; `arrays` are the shapes of its arrays by name, None where clips differ."""
     return tfds.features.FeaturesDict(
         {
-            kind: tfds.features.Tensor(shape=(None, None, None, channels), dtype=dtype, encoding="bytes"),
+            name: tfds.features.Tensor(
+                shape=shape, dtype=np.uint8 if name == "pixels" else ml_dtypes.bfloat16, encoding="bytes"
+            )
+            for name, shape in arrays.items()
+        }
+        | {
             "captions": tfds.features.Sequence(tfds.features.Text()),
             "source": tfds.features.Text(),
             "start": np.float64,
@@ -139,20 +147,24 @@ def features(kind: str, channels: int) -> tfds.features.FeaturesDict:
 
 
 def write_shard(
-    path: pathlib.Path, kind: str, channels: int, clips: Iterable[tuple[Clip, np.ndarray]]
+    path: pathlib.Path,
+    arrays: dict[str, tuple[int | None, ...]],
+    clips: Iterable[tuple[Clip, dict[str, np.ndarray]]],
 ) -> list[Clip]:
     """Write records to a shard, whose name appears once it is whole; returns their clips.
 
+    Args:
+      arrays: as `features` takes them; clips: each with its arrays by these names.
     Raises: InputError if the disk is full.
     """
     kept: list[Clip] = []
-    schema = features(kind, channels)
+    schema = features(arrays)
     with replacing(path) as partial:
         try:
-            writer = array_record_module.ArrayRecordWriter(str(partial), _OPTIONS[kind])
-            for clip, array in clips:
+            writer = array_record_module.ArrayRecordWriter(str(partial), _OPTIONS[next(iter(arrays))])
+            for clip, made in clips:
                 example = {
-                    kind: array,
+                    **made,
                     "captions": list(clip.captions),
                     "source": clip.source,
                     "start": clip.start,
@@ -171,8 +183,7 @@ def write_shard(
 
 def finish(
     out: pathlib.Path,
-    kind: str,
-    channels: int,
+    arrays: dict[str, tuple[int | None, ...]],
     shards: dict[str, list[tuple[pathlib.Path, list[Clip]]]],
     about: dict,
 ):
@@ -181,6 +192,7 @@ def finish(
     May be repeated after a stop at any point; about.json, written last, marks the end.
 
     Args:
+      arrays: as `features` takes them; the first is what the data set is called.
       shards: for each split, its shards in order with their clips; each is where `write_shard` put it, or already
         where an earlier call has moved it.
       about: what about.json says.
@@ -205,9 +217,9 @@ def finish(
             )
     tfds.folder_dataset.write_metadata(
         data_dir=out,
-        features=features(kind, channels),
+        features=features(arrays),
         split_infos=splits,
-        description=f"Captioned clips as {kind}, cut by sora_jax",
+        description=f"Captioned clips as {next(iter(arrays))}, cut by sora_jax",
         filename_template=template,
         check_data=False,
     )

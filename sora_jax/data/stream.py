@@ -1,17 +1,18 @@
 """The training streams: batch s is a function of (seed, s), so the step alone says where a run is.
 
-Each host makes its own consecutive rows of every global batch, so the global batch is the same array for any
-number of hosts.
+A process makes those rows of every global batch that its devices hold, so the global batch is the same array
+for any number of processes.
 """
 
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 
+from sora_jax.data.given import given_frames, image_room, with_mask
 from sora_jax.data.packing import PackPlan, Slot, pack_in_order
 from sora_jax.data.records import Records
 from sora_jax.data.tokenizer import Tokenizer
@@ -54,20 +55,20 @@ class Stream:
             iterator.close()
 
 
-def train_rows(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
+def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
     """Packed rows of patches and captions for the transformer, shuffled, without end: PatchBatch of numpy arrays.
 
     Args:
       settings: data.path names latents that `prepare` wrote.
-      host, hosts: which of how many consecutive parts of every global batch to make.
+      rows: which rows of every global batch to make; None: all.
     Raises: InputError if there is no such data set, or a clip or caption is larger than a row.
     """
-    rows = _Rows(settings, "train")
+    clips = _Rows(settings, "train")
     data = settings.data
-    local = _local_rows(data.batch, host, hosts)
+    local = range(data.batch) if rows is None else rows
     plan = PackPlan(
-        rows.patches,
-        rows.tokens,
+        clips.patches,
+        clips.tokens,
         row_patches=data.row_patches,
         row_tokens=data.row_tokens,
         row_clips=data.row_clips,
@@ -75,27 +76,27 @@ def train_rows(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
         seed=data.shuffle_seed,
     )
     return Stream(
-        batch_at=lambda step: rows.assemble([plan[step * data.batch + i] for i in local]),
+        batch_at=lambda step: clips.assemble([plan[step * data.batch + i] for i in local]),
         batches=_FOREVER,
-        clips=len(rows.patches),
+        clips=len(clips.patches),
         fill=plan.fill,
         batches_an_epoch=plan.rows_an_epoch / data.batch,
-        notes=rows.notes,
+        notes=clips.notes,
         threads=data.threads,
     )
 
 
-def validation_rows(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
+def validation_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
     """The held-out sources' clips, each once with its first caption, always in the same rows; ends.
 
     The last batch is filled up with empty rows. Arguments and errors are those of `train_rows`.
     """
-    rows = _Rows(settings, "validation")
+    clips = _Rows(settings, "validation")
     data = settings.data
-    local = _local_rows(data.batch, host, hosts)
+    local = range(data.batch) if rows is None else rows
     plan = pack_in_order(
-        rows.patches,
-        np.array([lengths[0] for lengths in rows.tokens]),
+        clips.patches,
+        np.array([lengths[0] for lengths in clips.tokens]),
         row_patches=data.row_patches,
         row_tokens=data.row_tokens,
         row_clips=data.row_clips,
@@ -104,17 +105,17 @@ def validation_rows(settings: Settings, *, host: int = 0, hosts: int = 1) -> Str
     batches = -(-len(slots) // data.batch)
     slots += [()] * (batches * data.batch - len(slots))
     return Stream(
-        batch_at=lambda step: rows.assemble([slots[step * data.batch + i] for i in local]),
+        batch_at=lambda step: clips.assemble([slots[step * data.batch + i] for i in local]),
         batches=batches,
-        clips=len(rows.patches),
-        fill=float(rows.patches.sum() / (len(plan) * data.row_patches)),
+        clips=len(clips.patches),
+        fill=float(clips.patches.sum() / (len(plan) * data.row_patches)),
         batches_an_epoch=batches,
-        notes=rows.notes,
+        notes=clips.notes,
         threads=data.threads,
     )
 
 
-def train_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
+def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
     """Random crops of clips for the autoencoder, shuffled, without end: uint8 [B, F, H, W, 3].
 
     At data.image_share of the steps the same number of frames comes as pictures, [B * F, 1, H, W, 3]: single
@@ -122,12 +123,12 @@ def train_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
 
     Args:
       settings: data.path names pixels that `prepare` wrote; data.crop_frames and data.crop_size the crop.
-      host, hosts: which of how many consecutive parts of every global batch to make.
+      rows: which rows of every global batch to make; None: all.
     Raises: InputError if there is no such data set, or no clip is as large as the crop.
     """
     crops = _Crops(settings, "train")
     data = settings.data
-    local = _local_rows(data.batch, host, hosts)
+    local = range(data.batch) if rows is None else rows
 
     @functools.lru_cache(maxsize=2)
     def order(epoch):
@@ -146,7 +147,7 @@ def train_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
 
     def pictures_at(step):
         made = []
-        for number in range(local.start * data.crop_frames, local.stop * data.crop_frames):
+        for number in (i * data.crop_frames + frame for i in local for frame in range(data.crop_frames)):
             draw = np.random.default_rng((data.shuffle_seed, step, number, 3))
             made.append(crops.cut(draw.choice(crops.pictures), draw.random(3), frames=1))
         return np.stack(made)
@@ -162,14 +163,14 @@ def train_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
     )
 
 
-def validation_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> Stream:
+def validation_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
     """The middle of each clip of the held-out sources, once, in a fixed order; ends.
 
     The last batch is filled up from the beginning. Arguments and errors are those of `train_crops`.
     """
     crops = _Crops(settings, "validation")
     data = settings.data
-    local = _local_rows(data.batch, host, hosts)
+    local = range(data.batch) if rows is None else rows
     n = len(crops.clips)
     batches = -(-n // data.batch)
     middle = np.full(3, 0.5)
@@ -184,13 +185,6 @@ def validation_crops(settings: Settings, *, host: int = 0, hosts: int = 1) -> St
         notes=crops.notes,
         threads=data.threads,
     )
-
-
-def _local_rows(batch, host, hosts):
-    """Which rows of every global batch this host makes."""
-    if batch % hosts:
-        raise InputError(f"config.data.batch: {batch} rows cannot be shared by {hosts} hosts; make it a multiple")
-    return range(host * batch // hosts, (host + 1) * batch // hosts)
 
 
 class _Rows:
@@ -219,7 +213,9 @@ class _Rows:
                 f"config.transformer.channels: {settings.transformer.channels}, but the latents of {data.path} "
                 f"have {channels}"
             )
-        self._width = int(np.prod(self._patch)) * channels
+        self._transformer = settings.transformer
+        self._stride, self._image_room = settings.autoencoder.temporal_stride, image_room(settings)
+        self._check_given(settings)
         self.patches = np.array([np.prod(patch_grid(clip.shape[:3], self._patch)) for clip in self._clips])
         least = self._max_tokens if self._padded else 0
         self.tokens = [tuple(max(least, min(n, self._max_tokens)) for n in clip.tokens) for clip in self._clips]
@@ -228,26 +224,55 @@ class _Rows:
         if cut:
             self.notes = (f"{cut} captions of the {split} split are cut to {self._max_tokens} tokens",)
 
+    def _check_given(self, settings):
+        """Raise InputError if the records lack what image-to-video is given."""
+        held, transformer = self._records.read_all(self._split, 0), self._transformer
+        self._image_tokens = len(given_frames(transformer, 1)) * settings.image.tokens
+        for key, name, wanted in (
+            ("condition_channels", "given", held["latents"].shape),
+            ("image_width", "image", (self._image_tokens, transformer.image_width)),
+        ):
+            if getattr(transformer, key) and (name not in held or held[name].shape != wanted):
+                raise InputError(
+                    f"config.transformer.{key}: the records of {self._records.path} hold no such images; run "
+                    f"`prepare` with this config"
+                )
+
     def assemble(self, rows: list[tuple[Slot, ...]]) -> PatchBatch:
         """The rows' clips, patches [B, N, P] in the records' own bfloat16."""
         B, N, S = len(rows), self._data.row_patches, self._data.row_tokens
+        transformer, P = self._transformer, int(np.prod(self._patch))
+        dtype = np.dtype("bfloat16")
         batch = PatchBatch(
-            patches=np.zeros((B, N, self._width), np.dtype("bfloat16")),
+            patches=np.zeros((B, N, P * transformer.channels), dtype),
             positions=np.zeros((B, N, 3), np.int32),
             segments=np.zeros((B, N), np.int32),
             known=np.zeros((B, N), bool),
             text=np.zeros((B, S), np.int32),
             text_segments=np.zeros((B, S), np.int32),
         )
+        if transformer.condition_channels:
+            batch = batch.replace(condition=np.zeros((B, N, P * transformer.condition_channels), dtype))
+        if transformer.image_width:
+            image = np.zeros((B, self._image_room, transformer.image_width), dtype)
+            batch = batch.replace(image=image, image_segments=np.zeros(image.shape[:2], np.int32))
         for b, slots in enumerate(rows):
             n = s = 0
             for segment, slot in enumerate(slots, start=1):
-                latents = self._records.read(self._split, slot.clip)
+                record = self._records.read_all(self._split, slot.clip)
+                latents = record["latents"]
                 count = self.patches[slot.clip]
                 here = slice(n, n + count)
                 batch.patches[b, here] = patchify(latents, self._patch)
                 batch.positions[b, here] = grid_positions(patch_grid(latents.shape[:3], self._patch))
                 batch.segments[b, here] = segment
+                if batch.condition is not None:
+                    given = given_frames(transformer, (len(latents) - 1) * self._stride + 1)
+                    condition = with_mask(record["given"], given, self._stride)
+                    batch.condition[b, here] = patchify(condition, self._patch)
+                if batch.image is not None:
+                    place = slice((segment - 1) * self._image_tokens, segment * self._image_tokens)
+                    batch.image[b, place], batch.image_segments[b, place] = record["image"], segment
                 n += count
                 text = "" if slot.caption < 0 else self._clips[slot.clip].captions[slot.caption]
                 tokens = self._tokenizer.encode(text, self._max_tokens)

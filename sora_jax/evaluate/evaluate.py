@@ -11,13 +11,14 @@ import rich.table
 
 from sora_jax.data.records import Records
 from sora_jax.data.stream import validation_rows
+from sora_jax.distributed import on_first
 from sora_jax.errors import InputError
 from sora_jax.evaluate.losses import TIMES, validation_losses
 from sora_jax.evaluate.pictures import draw_reconstruction
 from sora_jax.evaluate.reconstruction import measure_reconstruction
 from sora_jax.evaluate.report import Picture, Section, Table, write_page
 from sora_jax.files import replacing
-from sora_jax.mesh import make_mesh
+from sora_jax.mesh import local_rows, make_mesh
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.settings import AutoencoderSettings, MeshSettings, Settings
 from sora_jax.train.checkpoint import find_checkpoint, read_meta
@@ -49,17 +50,20 @@ def evaluate(
         else:
             values, sections = _evaluate_autoencoder(pathlib.Path(checkpoint), data, out, console)
     result = {"checkpoint": str(checkpoint), "step": step, "data": data, "objective": settings.objective, **values}
-    if jax.process_index() == 0:
+
+    def write():
         with replacing(out / "evaluation.json") as temporary:
             temporary.write_text(json.dumps(result, indent=1))
         summary = f"{settings.objective} after {step:,} updates, on {data}"
         write_page(out / "index.html", f"Evaluation of {pathlib.Path(checkpoint).name}", summary, sections)
+
+    on_first(write)
     return result
 
 
 def _evaluate_flow(folder, step, settings: Settings, data: str, console):
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=data))
-    stream = validation_rows(settings, host=jax.process_index(), hosts=jax.process_count())
+    stream = validation_rows(settings, rows=local_rows(jax.sharding.get_mesh(), settings.data.batch))
     params = restore_model(folder, step, settings)
     with progress_bar(console) as bar:
         task = bar.add_task("validation loss", total=stream.batches * len(TIMES), numbers="")
@@ -95,7 +99,8 @@ def _evaluate_autoencoder(workdir, data: str, out: pathlib.Path, console):
             )
             if len(sheets) < PICTURES and clip.source not in [sheet[0] for sheet in sheets]:
                 picture = out / f"reconstruction-{len(sheets)}.png"
-                draw_reconstruction(picture, video, made)
+                if jax.process_index() == 0:
+                    draw_reconstruction(picture, video, made)
                 caption = f"{name}: {values['psnr']:.1f} dB, SSIM {values['ssim']:.3f}. {clip.captions[0]}"
                 sheets.append((clip.source, Picture(picture, caption)))
     header = ("clip", "size", "frames", "PSNR, dB", "SSIM")

@@ -35,7 +35,7 @@ def validation_losses(settings: Settings, params: dict, batches: Iterable[PatchB
 
     Args:
       params: of the VideoModel, on the current mesh.
-      batches: each host's part of packed rows (numpy), in a fixed order.
+      batches: this process's rows of packed batches (numpy), in a fixed order.
       advance: called with no argument after each batch and time.
     Returns: {"loss": mean over all, "by_time": {"0.05": ...}, "by_size": {"64x64": ...}, "by_frames": {"17": ...},
       "clips": how many}.

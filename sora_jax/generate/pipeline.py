@@ -19,15 +19,16 @@ from sora_jax.diffusion.flow import levels_of, shift_of, told_time
 from sora_jax.diffusion.guidance import guided, in_pairs
 from sora_jax.diffusion.solvers import Solver, dpm, euler, heun, time_grid, unipc
 from sora_jax.errors import InputError
+from sora_jax.generate.images import Given, put_given, video_size
 from sora_jax.mesh import spec
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
 from sora_jax.models.streaming import decode_stream
 from sora_jax.models.video_model import VideoModel, join
-from sora_jax.patches import PatchBatch, grid_positions, patch_grid, patchify, unpatchify
-from sora_jax.settings import AutoencoderSettings, SampleSettings, Settings, parse_size
-from sora_jax.train.checkpoint import check_models, find_checkpoint, read_meta, restore_trained
-from sora_jax.train.frozen import LOW_NOISE, load_frozen, restore_model
+from sora_jax.patches import PatchBatch, grid_positions, patch_grid, unpatchify
+from sora_jax.settings import AutoencoderSettings, SampleSettings, Settings
+from sora_jax.train.checkpoint import check_models, find_checkpoint, read_meta
+from sora_jax.train.frozen import LOW_NOISE, load_frozen, restore_computing, restore_model
 from sora_jax.weights.store import load_model
 
 SOLVERS = {"euler": euler, "heun": heun, "dpm": dpm, "unipc": unipc}
@@ -62,9 +63,11 @@ def read_run(workdir: pathlib.Path) -> tuple[pathlib.Path, int, Settings]:
     return folder, step, settings
 
 
-def load_generator(workdir: pathlib.Path) -> Generator:
+def load_generator(workdir: pathlib.Path, *, dtype: str | None = None) -> Generator:
     """The averaged parameters of a workdir's newest checkpoint, laid out on the current mesh.
 
+    Args:
+      dtype: to compute in, if not in that of the settings.
     Raises: InputError if there is no checkpoint, it is none of a transformer, or a part of it is missing.
     """
     workdir = pathlib.Path(workdir)
@@ -73,8 +76,15 @@ def load_generator(workdir: pathlib.Path) -> Generator:
         raise InputError(
             f"{workdir}: an expert for times up to {settings.flow.time_max}; sample from the workdir around it"
         )
-    params = restore_model(folder, step, settings)
     autoencoder, autoencoder_params = load_model(workdir / "autoencoder", Autoencoder, AutoencoderSettings)
+    if dtype:
+        parts = {name: getattr(settings, name) for name in ("text", "image", "transformer")}
+        parts = {name: dataclasses.replace(part, dtype=dtype) for name, part in parts.items()}
+        settings, autoencoder = (
+            dataclasses.replace(settings, **parts),
+            dataclasses.replace(autoencoder, dtype=dtype),
+        )
+    params = restore_model(folder, step, settings)
     low = load_low_noise(workdir / LOW_NOISE, settings, params) if settings.flow.time_min else None
     tokenizer = Tokenizer(workdir / "tokenizer.model")
     return Generator(settings, params, autoencoder, autoencoder_params, tokenizer, step, low)
@@ -85,6 +95,11 @@ def load_low_noise(workdir: pathlib.Path, settings: Settings, params: dict) -> t
 
     Raises: InputError if it is not there, is another model, or is not for the times below.
     """
+    if not workdir.is_dir():
+        raise InputError(
+            f"{workdir}: not there; it is the workdir of the expert for times below {settings.flow.time_min}, "
+            f"without which this one makes no video: train it there, or link the one that `convert` made"
+        )
     folder, step, low = read_run(workdir)
     check_models(low, settings, str(workdir))
     if low.flow.time_max != settings.flow.time_min:
@@ -92,7 +107,8 @@ def load_low_noise(workdir: pathlib.Path, settings: Settings, params: dict) -> t
             f"{workdir}: is for times up to config.flow.time_max={low.flow.time_max}, "
             f"the expert above it for those from {settings.flow.time_min}"
         )
-    return join(restore_trained(folder, step, low), load_frozen(low, have=params)), low
+    low = dataclasses.replace(low, transformer=settings.transformer)  # the same but for the type, perhaps
+    return join(restore_computing(folder, step, low), load_frozen(low, have=params)), low
 
 
 def latent_shape(settings: Settings, sample: SampleSettings) -> tuple[int, int, int]:
@@ -102,9 +118,7 @@ def latent_shape(settings: Settings, sample: SampleSettings) -> tuple[int, int, 
     """
     stride, temporal = settings.autoencoder.spatial_stride, settings.autoencoder.temporal_stride
     patch = settings.transformer.patch
-    size = parse_size(sample.size, "--size")
-    if isinstance(size, int):
-        size = (size, size)
+    size = video_size(sample)
     for side, p, name in zip(size, patch[1:], ("height", "width"), strict=True):
         multiple = stride * p
         if side % multiple:
@@ -151,8 +165,7 @@ def sample_latents(
     first: int = 0,
     negative_prompt: str = "",
     low_guidance: float = 0.0,
-    given: np.ndarray | None = None,
-    known: np.ndarray | None = None,
+    given: Given | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Latents of one video for each prompt.
@@ -160,8 +173,7 @@ def sample_latents(
     Args:
       first: number of the first prompt: prompt n has the seed's n-th noise, whatever is sampled along with it.
       low_guidance: for the expert of low noise; 0: its own settings'.
-      given: latents of which some are known, [B, f, h, w, C].
-      known: which patches of them, [B, N] bool.
+      given: images that every video shows; a model with channels for them must have them.
       advance: called after each step of the solver.
     Returns: [B, f, h, w, C] float32, normalised as the autoencoder's latents are.
     """
@@ -173,13 +185,15 @@ def sample_latents(
     N, B = int(np.prod(grid)), len(prompts)
     both, both_segments = tokenize(generator, [p for prompt in prompts for p in (prompt, negative_prompt)])
     batch = PatchBatch(
-        patches=np.zeros((B, N, C * int(np.prod(patch))), np.float32) if given is None else patchify(given, patch),
+        patches=np.zeros((B, N, C * int(np.prod(patch))), np.float32),
         positions=np.broadcast_to(grid_positions(grid), (B, N, 3)),
         segments=np.ones((B, N), np.int32),
-        known=np.zeros((B, N), bool) if known is None else known,
+        known=np.zeros((B, N), bool),
         text=both,
         text_segments=both_segments,
     )
+    if given is not None:
+        batch = put_given(batch, given, patch)
     batch = jax.tree.map(lambda x: jax.device_put(x, spec("batch" + " ." * (x.ndim - 1))), batch)
     shift = sample.shift or float(shift_of(N, grid[0]))
     whole = settings.flow.whole_times

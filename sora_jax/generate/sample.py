@@ -1,5 +1,6 @@
 """The verb `sample`: prompts to mp4 files."""
 
+import contextlib
 import dataclasses
 import pathlib
 
@@ -7,6 +8,7 @@ import jax
 import rich.console
 
 from sora_jax.errors import InputError, nearest
+from sora_jax.generate.images import check_images, give_images, read_images
 from sora_jax.generate.pipeline import (
     SOLVERS,
     check_prompts,
@@ -32,6 +34,8 @@ def sample(
     seed: int,
     mesh: MeshSettings,
     console: rich.console.Console,
+    image: pathlib.Path | None = None,
+    last_image: pathlib.Path | None = None,
 ) -> list[pathlib.Path]:
     """Make a video for each prompt.
 
@@ -40,8 +44,9 @@ def sample(
       out: an .mp4; for several prompts a folder, in which they are numbered.
       changes: SampleSettings that differ from the checkpoint's own.
       seed: of the noise; prompt number n has the seed's n-th.
+      image, last_image: pictures that every video begins and ends with.
     Returns: the files.
-    Raises: InputError for a checkpoint, prompt, size or length that can't be used.
+    Raises: InputError for a checkpoint, prompt, image, size or length that can't be used.
     """
     paths = [out] if len(prompts) == 1 and out.suffix else [out / f"{n:03}.mp4" for n in range(len(prompts))]
     if len(prompts) > 1 and out.suffix:
@@ -54,10 +59,13 @@ def sample(
     if settings.solver not in SOLVERS:
         raise InputError(f"--solver={settings.solver}: {nearest(settings.solver, SOLVERS)}")
     latent_shape(trained, settings)
+    check_images(trained, image, last_image)
+    images = read_images([path for path in (image, last_image) if path is not None], settings, console)
     for path in paths:
         VideoWriter(path, settings.fps)
     with jax.set_mesh(devices):
         generator = load_generator(checkpoint)
+        given = give_images(generator, images, settings.frames) if images else None
         limit = trained.text.max_tokens
         for prompt in prompts:
             if (length := len(generator.tokenizer.encode(prompt))) > limit:
@@ -77,19 +85,28 @@ def sample(
                     first=first,
                     negative_prompt=negative_prompt,
                     low_guidance=changes.get("guidance", 0.0),
+                    given=given,
                     advance=lambda: bar.advance(task),
                 )
                 for n, prompt in enumerate(group, start=first):
                     metadata = {
                         "prompt": prompt,
                         "negative_prompt": negative_prompt,
+                        **{
+                            name: str(path)
+                            for name, path in (("image", image), ("last_image", last_image))
+                            if path
+                        },
                         "seed": seed,
                         "number": n,
                         "checkpoint_step": generator.step,
                         **dataclasses.asdict(settings),
                     }
-                    with VideoWriter(paths[n], settings.fps, metadata=metadata) as video:
+                    # All hosts decode, as their chips hold parts of each frame; one of them writes.
+                    writer = VideoWriter(paths[n], settings.fps, metadata=metadata)
+                    with writer if jax.process_index() == 0 else contextlib.nullcontext() as video:
                         for frames in decode_video(generator, latents[n - first]):
-                            video.write(frames)
+                            if video:
+                                video.write(frames)
                     console.print(f"{paths[n]}: {prompt}", highlight=False)
     return paths

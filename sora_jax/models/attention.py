@@ -1,63 +1,89 @@
 """Attention: one door for every model, with segments, and rotary positions in three dimensions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
+from sora_jax.errors import InputError
 from sora_jax.mesh import spec
+from sora_jax.models.cudnn import cudnn, suits
 from sora_jax.models.kernels import chunked, splash
+from sora_jax.models.ring import attend
 
-KERNELS = {"chunked": chunked, "splash": splash}
+KERNELS = {"chunked": chunked, "splash": splash()}
 SMALL = 2**20  # queries x keys: below, the logits may as well be held
 
 
-def attention(q, k, v, q_segments, kv_segments, *, bias=None, scale=None, kernel="auto"):
+def attention(q, k, v, q_segments, kv_segments, *, bias=None, scale=None, kernel="auto", clips=None):
     """Softmax attention within segments: a query sees the keys of its own segment.
 
     Args:
-      q: queries, [B, N, A, K], tokens over `context`, heads over `tensor`.
+      q: queries, [B, N, A, K], tokens over `ring` and `context`, heads over `tensor`.
       k, v: keys and values, [B, M, A, K].
       q_segments, kv_segments: [B, N] and [B, M] int32.
       bias: added to the logits before the softmax, [A, N, M] float32.
       scale: of the logits; K ** -0.5 if not given.
-      kernel: "xla" holds all logits, and is the only one with a bias; "chunked" and "splash" hold a block of them;
-        "auto" takes what suits the platform and the size.
-    Returns: [B, N, A, K], laid out as q.
+      kernel: "xla" holds all logits, and is the only one with a bias; "chunked", "splash" and "cudnn" hold a block
+        of them; "auto" takes what suits the platform and the size.
+      clips: in a row at most, as segments 1 ... clips from its beginning on, 0 for padding; None: unknown. cuDNN
+        wants to know, and leaves padding out.
+    Returns: [B, N, A, K], laid out as q. A query that sees no key gets 0.
+    Raises: InputError if cuDNN is asked for what it can't do.
     """
-    heads = spec("batch . heads_all .")
-    # Ulysses (arXiv 2309.14509): trade token shards for head shards, so that each chip sees whole sequences.
-    q, k, v = (jax.reshard(x, heads) for x in (q, k, v))
-    q_segments, kv_segments = (jax.reshard(x, spec("batch .")) for x in (q_segments, kv_segments))
-    if bias is None and (name := chosen(kernel, q.shape[1], k.shape[1])) != "xla":
-        rows = spec("batch .")
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        local = jax.shard_map(
-            lambda *arrays: KERNELS[name](*arrays, scale),
-            in_specs=(heads, heads, heads, rows, rows),
-            out_specs=heads,
+    ring = jax.sharding.get_abstract_mesh().shape["ring"]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    name = "xla" if bias is not None else chosen(kernel, q, k, clips, ring)
+    # As many keys as queries go round the ring; few keys, or those of a kernel that can't, each chip gathers.
+    goes_round = name in KERNELS and q.shape[1] == k.shape[1]
+    # Ulysses (arXiv 2309.14509): trade token shards for head shards, so that each ring sees whole sequences.
+    q_axes, kv_axes = "batch ring heads_all .", f"batch {'ring' if goes_round else '.'} heads_all ."
+    q, k, v = jax.reshard(q, spec(q_axes)), *(jax.reshard(x, spec(kv_axes)) for x in (k, v))
+    rows = [spec(" ".join(axes.split()[:2])) for axes in (q_axes, kv_axes)]
+    q_segments, kv_segments = map(jax.reshard, (q_segments, kv_segments), rows)
+    if name == "xla":
+        mask = (q_segments[:, :, None] == kv_segments[:, None, :])[:, None]
+        if bias is not None:
+            bias = jax.reshard(bias[None], spec(". heads_all ring ."))
+        y = jax.nn.dot_product_attention(q, k, v, bias, mask, scale=scale)
+        y = jnp.where(jnp.any(mask, axis=-1)[:, 0, :, None, None], y, 0)
+    else:
+        if name == "cudnn":
+            function = functools.partial(cudnn, scale=scale, clips=clips)
+        else:
+            function = functools.partial(attend, KERNELS[name], scale=scale, ring=ring if goes_round else 1)
+        y = jax.shard_map(
+            function,
+            in_specs=(spec(q_axes), spec(kv_axes), spec(kv_axes), *rows),
+            out_specs=spec(q_axes),
             # Each array is split over all axes or is of integers: there is nothing that a check could find.
             check_vma=False,
-        )
-        return jax.reshard(local(q, k, v, q_segments, kv_segments), spec("batch tokens heads ."))
-    mask = (q_segments[:, :, None] == kv_segments[:, None, :])[:, None]
-    if bias is not None:
-        bias = jax.reshard(bias[None], spec(". heads_all . ."))
-    y = jax.nn.dot_product_attention(q, k, v, bias, mask, scale=scale)
+        )(q, k, v, q_segments, kv_segments)
     return jax.reshard(y, spec("batch tokens heads ."))
 
 
-def chosen(kernel: str, queries: int, keys: int) -> str:
+def chosen(kernel: str, q, k, clips: int | None, ring: int) -> str:
     """What "auto" means here."""
+    suited = jax.default_backend() == "gpu" and ring == 1 and suits(q.dtype, q.shape[-1], clips)
+    if kernel == "cudnn" and not suited:
+        raise InputError(
+            f"config.transformer.attention: 'cudnn' is for an NVIDIA GPU (Hopper, if rows hold several clips), "
+            f"bfloat16, heads up to 128 wide and no ring; here are {jax.default_backend()}, {q.dtype}, "
+            f"{q.shape[-1]} and a ring of {ring}. 'auto' takes what there is"
+        )
     if kernel != "auto":
         return kernel
     if jax.default_backend() == "tpu":
         return "splash"
-    return "xla" if queries * keys <= SMALL else "chunked"
+    if suited:
+        return "cudnn"
+    return "xla" if q.shape[1] * k.shape[1] <= SMALL else "chunked"
 
 
-def split_heads(x, A: int):
+def split_heads(x, A: int, *, layout="batch tokens heads ."):
     """[B, N, A * K] -> [B, N, A, K]."""
     B, N, _ = x.shape
-    return jnp.reshape(x, (B, N, A, -1), out_sharding=spec("batch tokens heads ."))
+    return jnp.reshape(x, (B, N, A, -1), out_sharding=spec(layout))
 
 
 def merge_heads(x):

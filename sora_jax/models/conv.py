@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sora_jax.mesh import spec
+from sora_jax.mesh import spec, ways
 
 # A weight below this many elements is cheaper to hold on every chip than to gather.
 SHARD_FROM = 2**16
@@ -30,7 +30,7 @@ def weight(init, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Param:
     if mesh.empty:
         return nnx.Param(init(rngs.params(), shape, jnp.float32))
     axes = ["."] * len(shape)
-    chips = mesh.shape.get("fsdp", 1)
+    chips = ways("embed", mesh)
     if math.prod(shape) >= SHARD_FROM:
         divisible = [axis for axis in (len(shape) - 1, len(shape) - 2) if shape[axis] % chips == 0]
         if divisible:

@@ -55,8 +55,8 @@ class Attention(nnx.Module):
             self.image_k, self.image_v = (project(name, "embed heads") for name in ("image_k", "image_v"))
             self.image_k_norm = rms_norm(D, "heads", epsilon=EPSILON, rngs=rngs)
 
-    def __call__(self, x, context, x_segments, context_segments, *, angles=None, image=None):
-        """x [B, N, D], context [B, M, D]; image: the same of an image, and its segments."""
+    def __call__(self, x, context, x_segments, context_segments, *, clips, angles=None, image=None):
+        """x [B, N, D], context [B, M, D]; clips: in a row at most; image: as context, and its segments."""
         wide = spec("batch tokens heads")
         q = split_heads(self.q_norm(self.q(x, out_sharding=wide)), self.A)
         k = split_heads(self.k_norm(self.k(context, out_sharding=wide)), self.A)
@@ -64,12 +64,14 @@ class Attention(nnx.Module):
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         q = q.astype(v.dtype)
-        y = attention(q, k.astype(v.dtype), v, x_segments, context_segments, kernel=self.kernel)
+        y = attention(q, k.astype(v.dtype), v, x_segments, context_segments, kernel=self.kernel, clips=clips)
         if image is not None:
             image, image_segments = image
-            k = split_heads(self.image_k_norm(self.image_k(image, out_sharding=wide)), self.A)
-            v = split_heads(self.image_v(image, out_sharding=wide), self.A)
-            y += attention(q, k.astype(v.dtype), v, x_segments, image_segments, kernel=self.kernel)
+            # An image's tokens, an odd number, are whole on every chip.
+            wide, layout = spec("batch . heads"), "batch . heads ."
+            k = split_heads(self.image_k_norm(self.image_k(image, out_sharding=wide)), self.A, layout=layout)
+            v = split_heads(self.image_v(image, out_sharding=wide), self.A, layout=layout)
+            y += attention(q, k.astype(v.dtype), v, x_segments, image_segments, kernel=self.kernel, clips=clips)
         return self.out(merge_heads(y), out_sharding=residual).astype(jnp.float32)
 
 
@@ -103,11 +105,12 @@ class TransformerBlock(nnx.Module):
     def __call__(self, x, modulation, one_hot, angles, segments, text, text_segments, image=None):
         """x [B, N, D] float32; modulation [B, T, 6, D] float32, one row for each level of one_hot [B, N, T]."""
         m = modulation + self.modulation[...]
+        clips = max(modulation.shape[1] - 1, 1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (pick(m[:, :, i], one_hot) for i in range(6))
         h = self.self_attention_norm(x) * (1 + scale) + shift
-        x = x + gate * self.self_attention(h, h, segments, segments, angles=angles)
+        x = x + gate * self.self_attention(h, h, segments, segments, angles=angles, clips=clips)
         h = self.cross_attention_norm(x)
-        x = x + self.cross_attention(h, text, segments, text_segments, image=image)
+        x = x + self.cross_attention(h, text, segments, text_segments, image=image, clips=clips)
         h = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
         return x + mlp_gate * self.mlp(h).astype(jnp.float32)
 
@@ -128,8 +131,9 @@ class ImageProjection(nnx.Module):
     def __call__(self, image):
         if hasattr(self, "positions"):
             image = image + self.positions[...]
-        h = jax.nn.gelu(self.up(self.norm_in(image), out_sharding=residual), approximate=False)
-        return self.norm_out(self.down(h, out_sharding=residual))
+        layout = spec("batch . .")
+        h = jax.nn.gelu(self.up(self.norm_in(image), out_sharding=layout), approximate=False)
+        return self.norm_out(self.down(h, out_sharding=layout))
 
 
 class DiT(nnx.Module):
@@ -187,7 +191,8 @@ class DiT(nnx.Module):
 
         Args:
           patches: noisy patches, [B, N, P] float.
-          times: the distinct noise levels of each row, in [0, 1], 0 = data, [B, T] float32.
+          times: the distinct noise levels of each row, in [0, 1], 0 = data, [B, T] float32; a row has at most
+            T - 1 clips, or one.
           levels: which of its row's times a patch has, [B, N] int32.
           positions: (frame, row, column), [B, N, 3].
           segments: [B, N] int32; a patch attends to patches and text of its own segment.
@@ -217,7 +222,10 @@ class DiT(nnx.Module):
             condition = jax.reshard(condition, residual)
             x += self.condition_embedding(condition, out_sharding=residual).astype(jnp.float32)
         if image is not None:
-            image = self.image_in(jax.reshard(image, residual)), jax.reshard(image_segments, spec("batch tokens"))
+            image = (
+                self.image_in(jax.reshard(image, spec("batch . ."))),
+                jax.reshard(image_segments, spec("batch .")),
+            )
         x = run_stack(
             self.blocks,
             x,

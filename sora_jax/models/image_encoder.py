@@ -3,33 +3,25 @@
 Source: Radford et al. 2021 (arXiv 2103.00020); Dosovitskiy et al. 2020 (arXiv 2010.11929).
 """
 
-import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from sora_jax.mesh import spec
 from sora_jax.models.attention import attention, merge_heads, split_heads
 from sora_jax.models.layers import Mlp, layer_norm, linear, normal_002, run_stack, sharded, stack
+from sora_jax.models.module import bind
 from sora_jax.patches import patchify
+from sora_jax.settings import ImageSettings
 
 EPSILON = 1e-5
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageEncoderSettings:
-    width: int = 1280  # E
-    heads: int = 16
-    mlp: int = 5120
-    layers: int = 31  # of the 32 published: Wan takes what enters the last one
-    patch: int = 14
-    size: int = 224
-    dtype: str = "bfloat16"
-
-
 class ImageBlock(nnx.Module):
-    def __init__(self, settings: ImageEncoderSettings, *, rngs):
+    def __init__(self, settings: ImageSettings, *, rngs):
         E, dtype = settings.width, jnp.dtype(settings.dtype)
         self.A = settings.heads
         self.attention_norm = layer_norm(E, epsilon=EPSILON, affine=True, rngs=rngs)
@@ -50,7 +42,7 @@ class ImageBlock(nnx.Module):
 class ImageEncoder(nnx.Module):
     """Images to one embedding for the whole and one for each patch."""
 
-    def __init__(self, settings: ImageEncoderSettings, *, rngs):
+    def __init__(self, settings: ImageSettings, *, rngs):
         E, dtype = settings.width, jnp.dtype(settings.dtype)
         count = (settings.size // settings.patch) ** 2
         self.settings = settings
@@ -71,3 +63,16 @@ class ImageEncoder(nnx.Module):
         whole = jnp.broadcast_to(self.whole[...], (len(x), 1, self.settings.width), out_sharding=layout)
         x = self.norm(jnp.concatenate([whole, x], axis=1) + self.positions[...])
         return run_stack(self.blocks, x, lambda block, x: block(x), remat="none")
+
+
+def see(params: dict, settings: ImageSettings, images) -> np.ndarray:
+    """What the encoder sees in normalised images, [n, size, size, 3], one after the other, [n * tokens, E].
+
+    On the current mesh, which should be one device: an image's tokens, an odd number, are divided by no other.
+    """
+    return np.asarray(_see(settings, params, images)).reshape(-1, settings.width)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _see(settings, params, images):
+    return bind(ImageEncoder, settings, params)(images)

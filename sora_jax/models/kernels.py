@@ -1,132 +1,145 @@
-"""Attention that never holds the logits of a whole row: in chunks for any machine, and splash attention on TPU.
+"""The kernels of attention: a block of queries by a block of keys, forward and backward, no row of logits held.
 
-Each takes whole sequences and few heads, as they lie on one chip, and has a gradient of its own.
+`ring.attend` makes whole attention of one block, and ring attention of several: a kernel gives the log-sum-exp of
+its logits, and takes that of all keys for its gradient.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    BlockSizes,
-    FullMask,
-    MultiHeadMask,
-    SegmentIds,
-    make_splash_mha_single_device,
-)
+from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes, SegmentIds
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as pallas
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
 CHUNK = 256  # queries at a time
 HIDDEN = -0.7 * float(np.finfo(np.float32).max)  # the logit of a key of another segment
 LANES = 128  # of a TPU's vector registers: widths and blocks are multiples
 BLOCK = 512
-NOBODY = -1  # the segment of what fills up a block; no query is in it and no key
 
 
-def chunked(q, k, v, q_segments, kv_segments, scale):
-    """Softmax attention within segments, a chunk of queries at a time; the backward pass computes logits anew.
+class Kernel(NamedTuple):
+    """Softmax attention within segments; heads come first, q is scaled already.
 
-    Args:
-      q: [B, N, A, K]. k, v: [B, M, A, K].
-      q_segments, kv_segments: [B, N], [B, M] int32.
-    Returns: [B, N, A, K] in q's type; softmax in float32.
-    Source: Rabe & Staats 2021 (arXiv 2112.05682); the gradient of Dao et al. 2022 (arXiv 2205.14135), appendix B.
+    forward: (q [B, A, N, K], k, v [B, A, M, K], q_segments [B, N], kv_segments [B, M]) -> (y [B, A, N, K] in q's
+      type, log of the softmax's sum [B, A, N] float32). Where a query sees no key, y is any finite number and the
+      log is about HIDDEN.
+    backward: (the same arguments, y, log_total, dy) -> (dq, dk, dv). y and log_total may be of more keys than k.
+    block: number of queries or keys -> what it must be a multiple of.
+    width: what the width of a head must be a multiple of.
     """
-    N = q.shape[1]
-    size = min(CHUNK, N)
-    q, q_segments = (_fill(x, size, value) for x, value in ((q, 0), (q_segments, NOBODY)))
-    return _chunked(q, k, v, q_segments, kv_segments, scale, size)[:, :N]
+
+    forward: Callable
+    backward: Callable
+    block: Callable
+    width: int
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _chunked(q, k, v, q_segments, kv_segments, scale, size):
-    return _chunked_forward(q, k, v, q_segments, kv_segments, scale, size)[0]
-
-
-def _chunked_forward(q, k, v, q_segments, kv_segments, scale, size):
+def _chunked_forward(q, k, v, q_segments, kv_segments):
     def attend(chunk):
         q, segments = chunk
-        logits = _logits(q, k, segments, kv_segments, scale)
+        logits = _logits(q, k, segments, kv_segments)
         most = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - most)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        y = jnp.einsum("banm,bmak->bnak", (weights / total).astype(v.dtype), v)
+        y = jnp.einsum("banm,bamk->bank", (weights / total).astype(v.dtype), v)
         return y, (most + jnp.log(total))[..., 0]
 
-    y, log_total = jax.lax.map(attend, (_split(q, size), _split(q_segments, size)))
-    y = _join(y)
-    return y, (q, k, v, q_segments, kv_segments, y, log_total)
+    y, log_total = jax.lax.map(attend, (_split(q, 2), _split(q_segments, 1)))
+    return _join(y, 2), _join(log_total, 2)
 
 
-def _chunked_backward(scale, size, saved, dy):
-    q, k, v, q_segments, kv_segments, y, log_total = saved
+def _chunked_backward(q, k, v, q_segments, kv_segments, y, log_total, dy):
     # Of each query: what the softmax takes off every weight's gradient.
-    mean = jnp.einsum("bnak,bnak->ban", dy.astype(jnp.float32), y.astype(jnp.float32))
+    mean = jnp.einsum("bank,bank->ban", dy.astype(jnp.float32), y.astype(jnp.float32))
 
     def attend(carry, chunk):
         dk, dv = carry
         q, segments, log_total, dy, mean = chunk
-        weights = jnp.exp(_logits(q, k, segments, kv_segments, scale) - log_total[..., None])
-        dweights = jnp.einsum("bnak,bmak->banm", dy, v, preferred_element_type=jnp.float32)
-        dlogits = (weights * (dweights - mean[..., None]) * scale).astype(q.dtype)
-        dv += jnp.einsum("banm,bnak->bmak", weights.astype(dy.dtype), dy, preferred_element_type=jnp.float32)
-        dk += jnp.einsum("banm,bnak->bmak", dlogits, q, preferred_element_type=jnp.float32)
-        return (dk, dv), jnp.einsum("banm,bmak->bnak", dlogits, k)
+        weights = jnp.exp(_logits(q, k, segments, kv_segments) - log_total[..., None])
+        dweights = jnp.einsum("bank,bamk->banm", dy, v, preferred_element_type=jnp.float32)
+        dlogits = (weights * (dweights - mean[..., None])).astype(q.dtype)
+        dv += jnp.einsum("banm,bank->bamk", weights.astype(dy.dtype), dy, preferred_element_type=jnp.float32)
+        dk += jnp.einsum("banm,bank->bamk", dlogits, q, preferred_element_type=jnp.float32)
+        return (dk, dv), jnp.einsum("banm,bamk->bank", dlogits, k)
 
     zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (k, v))
-    means = jnp.moveaxis(mean.reshape(*mean.shape[:2], -1, size), 2, 0)
-    chunks = (_split(q, size), _split(q_segments, size), log_total, _split(dy, size), means)
+    chunks = _split(q, 2), _split(q_segments, 1), _split(log_total, 2), _split(dy, 2), _split(mean, 2)
     (dk, dv), dq = jax.lax.scan(attend, zeros, chunks)
-    return _join(dq), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+    return _join(dq, 2), dk, dv
 
 
-_chunked.defvjp(_chunked_forward, _chunked_backward)
-
-
-def _logits(q, k, q_segments, kv_segments, scale):
-    logits = scale * jnp.einsum("bnak,bmak->banm", q, k, preferred_element_type=jnp.float32)
+def _logits(q, k, q_segments, kv_segments):
+    logits = jnp.einsum("bank,bamk->banm", q, k, preferred_element_type=jnp.float32)
     return jnp.where((q_segments[:, :, None] == kv_segments[:, None, :])[:, None], logits, HIDDEN)
 
 
-def _fill(x, size, value):
-    """[B, N, ...] with N filled up to a multiple of size."""
-    missing = -x.shape[1] % size
-    return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
+def _split(x, axis):
+    """Chunks of the queries along `axis`, first: [..., N, ...] -> [N / chunk, ..., chunk, ...]."""
+    N = x.shape[axis]
+    x = x.reshape(*x.shape[:axis], -1, min(CHUNK, N), *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis, 0)
 
 
-def _split(x, size):
-    """[B, N, ...] -> [N / size, B, size, ...]."""
-    return jnp.moveaxis(x.reshape(len(x), -1, size, *x.shape[2:]), 1, 0)
-
-
-def _join(x):
+def _join(x, axis):
     """Inverts `_split`."""
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(len(x), -1, *x.shape[3:])
+    x = jnp.moveaxis(x, 0, axis)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
-def splash(q, k, v, q_segments, kv_segments, scale, *, interpret=False):
-    """Softmax attention within segments by JAX's Pallas kernel for TPU, forward and backward.
+# For any machine, a chunk of queries at a time; the backward pass computes the logits anew.
+# Source: Rabe & Staats 2021 (arXiv 2112.05682); the gradient of Dao et al. 2022 (arXiv 2205.14135), appendix B.
+chunked = Kernel(_chunked_forward, _chunked_backward, block=lambda length: min(CHUNK, length), width=1)
 
-    Arguments as for `chunked`; lengths and head widths that are no multiple of its blocks are filled up.
+
+def splash(*, interpret=False) -> Kernel:
+    """JAX's Pallas kernel for TPU.
+
     interpret: run the kernel's program step by step, on any machine.
     """
-    _, N, A, K = q.shape
-    M = k.shape[1]
-    q_block, kv_block = (min(BLOCK, -(-length // LANES) * LANES) for length in (N, M))
-    q, k, v = (jnp.pad(x, [(0, 0)] * 3 + [(0, -K % LANES)]) for x in (q * jnp.asarray(scale, q.dtype), k, v))
-    q, q_segments = (_fill(x, q_block, value) for x, value in ((q, 0), (q_segments, NOBODY)))
-    k, v, kv_segments = (_fill(x, kv_block, value) for x, value in ((k, 0), (v, 0), (kv_segments, NOBODY - 1)))
-    blocks = BlockSizes(
-        block_q=q_block,
-        block_kv=kv_block,
-        block_q_dkv=q_block,
-        block_kv_dkv=kv_block,
-        block_q_dq=q_block,
-        block_kv_dq=kv_block,
-    )
-    mask = MultiHeadMask([FullMask((q.shape[1], k.shape[1]))] * A)
-    kernel = make_splash_mha_single_device(mask, block_sizes=blocks, interpret=interpret)
-    heads_first = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    y = jax.vmap(kernel)(*heads_first, SegmentIds(q_segments, kv_segments))
-    return jnp.swapaxes(y, 1, 2)[:, :N, :, :K]
+    # Segments say what is hidden; no block of logits is hidden for its place.
+    mask = MaskInfo(data_next=None, mask_next=None, block_mask=None, partial_mask_blocks=None, q_sequence=None)
+
+    def blocks(q, k):
+        q, kv = _splash_block(q.shape[2]), _splash_block(k.shape[2])
+        return BlockSizes(
+            block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv
+        )  # fmt: skip
+
+    options = {
+        "mask_value": HIDDEN,
+        "is_mqa": False,
+        "residual_checkpoint_name": None,
+        "save_residuals": True,
+        "mask_function": None,
+        "attn_logits_soft_cap": None,
+        "interpret": interpret,
+    }
+
+    # JAX drops a jitted function whose results are not used, as under jax.checkpoint where they are kept; a Pallas
+    # call alone it would run again.
+    @jax.jit
+    def forward(q, k, v, q_segments, kv_segments):
+        run = functools.partial(pallas._splash_attention_forward, block_sizes=blocks(q, k), sinks=None, **options)
+        y, (log_total,) = jax.vmap(lambda *arrays: run(mask, *arrays))(
+            q, k, v, SegmentIds(q_segments, kv_segments)
+        )
+        return y, log_total
+
+    def backward(q, k, v, q_segments, kv_segments, y, log_total, dy):
+        run = functools.partial(pallas._splash_attention_bwd, block_sizes=blocks(q, k), **options)
+
+        def row(q, k, v, segments, y, log_total, dy):
+            *_, dq, dk, dv, _, _ = run(res=(q, k, v, segments, None, y, log_total, mask, mask), do=dy)
+            return dq, dk, dv
+
+        return jax.vmap(row)(q, k, v, SegmentIds(q_segments, kv_segments), y, log_total, dy)
+
+    return Kernel(forward, backward, block=_splash_block, width=LANES)
+
+
+def _splash_block(length):
+    return min(BLOCK, -(-length // LANES) * LANES)

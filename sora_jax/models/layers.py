@@ -9,8 +9,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.mesh import spec
+from sora_jax.models.ring import RESIDUALS
 
 xavier_uniform = jax.nn.initializers.xavier_uniform()
 
@@ -39,7 +41,7 @@ class AdaptedLinear(nnx.Linear):
     def __call__(self, x, out_sharding=None):
         y = super().__call__(x, out_sharding=out_sharding)
         a, b = self.lora_a[...].astype(y.dtype), (self.scale * self.lora_b[...]).astype(y.dtype)
-        h = jnp.einsum("bnd,dr->bnr", x.astype(y.dtype), a, out_sharding=spec("batch tokens ."))
+        h = jnp.einsum("bnd,dr->bnr", x.astype(y.dtype), a, out_sharding=jax.P(*out_sharding[:2], None))
         return y + jnp.einsum("bnr,rd->bnd", h, b, out_sharding=out_sharding)
 
 
@@ -97,19 +99,39 @@ def stack(make_block, L: int, *, rngs):
     return jax.vmap(lambda key: make_block(nnx.Rngs(key)))(jax.random.split(rngs.params(), L))
 
 
+BLOCK_INPUT = "block input"
+# What the backward pass keeps of each block's forward pass; the rest it computes again.
+POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,  # a block's input, no more
+    # Also what the attention's kernels gave, so that they do not run again: they are half of the work at 33,000
+    # patches, and more beyond. cuDNN's output bears no name of ours, but its operation has one.
+    "save_attention": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.save_only_these_names(RESIDUALS),
+        lambda prim, *_, **__: prim.name == "dot_product_attention_fwd_wrapper",
+    ),
+    # A block's input, in the host's memory.
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
+
 def run_stack(blocks, x, call, *, remat: str, unroll: int = 1):
     """Apply stacked blocks one after another: x = call(block, x) for each.
 
     Args:
-      remat: "full" keeps only each block's input for the backward pass, "none" keeps everything.
+      remat: one of POLICIES, or "none": keep everything for the backward pass.
       unroll: blocks in one turn of the compiled loop.
     """
 
     def body(x, block):
-        return call(block, x), None
+        return call(block, checkpoint_name(x, BLOCK_INPUT)), None
 
-    if remat == "full":
-        body = jax.checkpoint(body, prevent_cse=False)
+    if remat != "none":
+        body = jax.checkpoint(body, prevent_cse=False, policy=POLICIES[remat])
     return jax.lax.scan(body, x, blocks, unroll=unroll)[0]
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.errors import InputError
-from sora_jax.mesh import spec
+from sora_jax.mesh import spec, ways
 from sora_jax.models.autoencoder import Autoencoder, check_latents, check_video
 from sora_jax.models.module import bind
 from sora_jax.settings import AutoencoderSettings
@@ -79,7 +79,7 @@ def _step(program, settings, params, rows_per_latent, chunk, past):
     """Run the program on the current mesh, rows over context if the latents' rows divide."""
     mesh = jax.sharding.get_mesh()
     if not mesh.empty:
-        divides = chunk.shape[2] % (mesh.shape["context"] * rows_per_latent) == 0
+        divides = chunk.shape[2] % (ways("height", mesh) * rows_per_latent) == 0
         layout = ". . height . ." if divides else ". . . . ."
         chunk = jax.device_put(chunk, jax.NamedSharding(mesh, spec(layout)))
     return program(settings, params, chunk, past)

@@ -48,5 +48,14 @@ class VideoModel(nnx.Module):
         Returns: [B, N, P] float32.
         """
         return self.transformer(
-            patches, times, levels, batch.positions, batch.segments, batch.text, batch.text_segments
+            patches,
+            times,
+            levels,
+            batch.positions,
+            batch.segments,
+            batch.text,
+            batch.text_segments,
+            condition=batch.condition,
+            image=batch.image,
+            image_segments=batch.image_segments,
         )

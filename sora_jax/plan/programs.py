@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sora_jax.data.given import given_frames, image_room
 from sora_jax.generate.pipeline import SOLVERS, begin, latent_shape, solver_step
-from sora_jax.mesh import RULES, spec
+from sora_jax.mesh import spec, ways
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import init_params
 from sora_jax.models.streaming import _decode_next, _encode_next
@@ -18,6 +19,7 @@ from sora_jax.models.video_model import VideoModel, init_trained
 from sora_jax.patches import PatchBatch, patch_grid
 from sora_jax.settings import LoraSettings, Settings, parse_size
 from sora_jax.train.checkpoint import abstract_on_mesh
+from sora_jax.train.frozen import computing
 from sora_jax.train.objectives import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import abstract_state
@@ -66,7 +68,8 @@ def sample(settings: Settings) -> Program:
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     patch, made = settings.transformer.patch, settings.sample
     N = math.prod(patch_grid(latent_shape(settings, made), patch))
-    batch = _rows(settings, rows, N, 2 * rows, text.max_tokens, jnp.float32)
+    images = (len(given_frames(settings.transformer, 1)) * settings.image.tokens, "batch")
+    batch = _rows(settings, rows, N, 2 * rows, text.max_tokens, images, jnp.float32)
     params = abstract_on_mesh(abstract_model(settings))
     solver, number = SOLVERS[made.solver], jax.ShapeDtypeStruct((), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -103,7 +106,7 @@ def encode(settings: Settings) -> Program:
 def _stream(settings, what, step, first, then, dtype, *, rows):
     """A step of the autoencoder's stream that is not the first; `rows` of its input are one of the latents."""
     mesh, model = jax.sharding.get_mesh(), settings.autoencoder
-    divides = then[2] % (ways("height", mesh.shape) * rows) == 0
+    divides = then[2] % (ways("height", mesh) * rows) == 0
     layout = jax.NamedSharding(mesh, spec(". . height . ." if divides else ". . . . ."))
     params = abstract_autoencoder(settings)
     first, then = (jax.ShapeDtypeStruct(shape, dtype, sharding=layout) for shape in (first, then))
@@ -124,6 +127,7 @@ def abstract_autoencoder(settings: Settings) -> dict:
 def abstract_model(settings: Settings) -> dict:
     """Types of all parameters of a VideoModel, as `sample` holds them."""
     params = jax.eval_shape(lambda: init_params(VideoModel, settings, jax.random.key(0)))
+    params = computing(params, settings)
     if settings.text.weights:
         params["text_encoder"] = cast(params["text_encoder"], settings.text.dtype)
     return params
@@ -138,8 +142,7 @@ def abstract_frozen(settings: Settings) -> dict:
     if settings.lora.rank:
         whole = dataclasses.replace(settings, lora=LoraSettings())
         params = jax.eval_shape(lambda: init_trained(whole, jax.random.key(0)))
-        dtype = settings.transformer.dtype
-        frozen = jax.tree.map_with_path(lambda path, x: cast(x, dtype) if path[-1].key == "kernel" else x, params)
+        frozen = computing(params, settings)
     if settings.text.weights:
         frozen["text_encoder"] = abstract_model(settings)["text_encoder"]
     return frozen
@@ -155,20 +158,32 @@ def abstract_batch(settings: Settings):
     if settings.objective == "autoencoder":
         H, W = parse_size(data.crop_size, "config.data.crop_size")
         return typed((data.batch, data.crop_frames, H, W, 3), jnp.uint8, make_objective(settings).axes)
-    return _rows(settings, data.batch, data.row_patches, data.batch, data.row_tokens, jnp.bfloat16)
+    images = (image_room(settings), make_objective(settings).axes)
+    return _rows(settings, data.batch, data.row_patches, data.batch, data.row_tokens, images, jnp.bfloat16)
 
 
-def _rows(settings, B, N, texts, S, dtype):
-    """Types of packed rows; sampling has other numbers of rows and of texts."""
-    P = math.prod(settings.transformer.patch) * settings.transformer.channels
+def _rows(settings, B, N, texts, S, images, dtype):
+    """Types of packed rows; sampling has other numbers of rows, of texts and of image tokens.
+
+    images: how many of these, and how they lie.
+    """
+    transformer, cut = settings.transformer, math.prod(settings.transformer.patch)
     axes = make_objective(dataclasses.replace(settings, objective="flow")).axes
+    more = {}
+    if transformer.condition_channels:
+        more["condition"] = typed((B, N, cut * transformer.condition_channels), dtype, axes)
+    if transformer.image_width:
+        I, layout = images
+        more["image"] = typed((B, I, transformer.image_width), dtype, layout)
+        more["image_segments"] = typed((B, I), jnp.int32, layout)
     return PatchBatch(
-        patches=typed((B, N, P), dtype, axes),
+        patches=typed((B, N, cut * transformer.channels), dtype, axes),
         positions=typed((B, N, 3), jnp.int32, axes),
         segments=typed((B, N), jnp.int32, axes),
         known=typed((B, N), jnp.bool_, axes),
         text=typed((texts, S), jnp.int32, axes),
         text_segments=typed((texts, S), jnp.int32, axes),
+        **more,
     )
 
 
@@ -178,17 +193,6 @@ def typed(shape, dtype, axes: str):
     mesh = jax.sharding.get_mesh()
     mesh = jax.sharding.get_abstract_mesh() if mesh.empty else mesh
     return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, layout))
-
-
-def axes_of(name: str) -> tuple[str, ...]:
-    """The mesh axes that a logical dimension is split over."""
-    axes = RULES[name] or ()
-    return (axes,) if isinstance(axes, str) else axes
-
-
-def ways(name: str, sizes: dict[str, int]) -> int:
-    """Over how many devices a logical dimension is split."""
-    return math.prod(sizes[axis] for axis in axes_of(name))
 
 
 def split_over(x) -> list[str]:

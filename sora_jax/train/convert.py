@@ -22,6 +22,7 @@ from sora_jax.models.dit import DiT
 from sora_jax.settings import (
     AutoencoderSettings,
     FlowSettings,
+    ImageSettings,
     MeshSettings,
     SampleSettings,
     Settings,
@@ -32,14 +33,19 @@ from sora_jax.train.checkpoint import FOLDER, find_checkpoint, read_meta, save_w
 from sora_jax.train.frozen import LOW_NOISE
 from sora_jax.train.metrics import progress_bar
 from sora_jax.weights import wan_configs
+from sora_jax.weights.encoders import check_encoder
 from sora_jax.weights.folders import INDEX, tensors_in
 from sora_jax.weights.hub import fetch
 from sora_jax.weights.store import load_model, named, save_model
-from sora_jax.weights.tables import check_tensors, foreign_shapes, load_foreign, to_foreign
+from sora_jax.weights.tables import blank, check_tensors, foreign_shapes, load_foreign, to_foreign
 from sora_jax.weights.wan import autoencoder_table, from_original, transformer_table
 
 SAFETENSORS = ".safetensors"
 SHARD_BYTES = 5 * 2**30
+INDEX_FILE = "model_index.json"  # diffusers' list of a pipeline's parts, kept as it is
+PUBLISHED = ("text_encoder", "tokenizer", "scheduler")  # parts that stay as they are
+IMAGE = "image_encoder"
+IMAGE_PARTS = (IMAGE, "image_processor")
 DTYPES = "dtypes.json"  # of the tensors as they were published, so that they can be written back bit by bit
 WEIGHTS_NAME = "diffusion_pytorch_model"
 ORIGINAL_EXPERTS = ("high_noise_model", "low_noise_model")
@@ -68,7 +74,7 @@ def convert(
         source = fetch(str(source))
     if base is not None and source.suffix != SAFETENSORS:
         raise InputError(f"--base={base}: is for adapters that come in, and {source} is no {SAFETENSORS} file")
-    if rest is not None and (source.suffix == SAFETENSORS or (source / "model_index.json").exists()):
+    if rest is not None and (source.suffix == SAFETENSORS or (source / INDEX_FILE).exists()):
         raise InputError(f"--rest={rest}: is for a transformer in Wan's own layout, which {source} is not")
     with jax.set_mesh(make_mesh(MeshSettings(data=1, fsdp=-1))):
         if source.suffix == SAFETENSORS:
@@ -84,9 +90,11 @@ def convert(
 def import_model(
     source: pathlib.Path, target: pathlib.Path, rest: pathlib.Path | None, console: rich.console.Console
 ):
-    """A folder of diffusers' WanPipeline, or of an original transformer and the rest of one -> a workdir."""
+    """A folder of diffusers' WanPipeline or WanImageToVideoPipeline -> a workdir; or an original transformer, and
+    the rest of such a folder.
+    """
     names = ("transformer", "transformer_2")
-    if original := not (source / "model_index.json").exists():
+    if original := not (source / INDEX_FILE).exists():
         if (source / ORIGINAL_EXPERTS[0]).is_dir():
             names = ORIGINAL_EXPERTS
         elif (source / "config.json").exists():
@@ -96,7 +104,7 @@ def import_model(
     if original and rest is None:
         raise InputError(f"{source}: only a transformer; --rest=FOLDER names the rest, in diffusers' layout")
     rest = rest if original else source
-    index = read_object(rest / "model_index.json")
+    index = read_object(rest / INDEX_FILE)
     scheduler = read_object(rest / "scheduler" / "scheduler_config.json")
     tokenizer = rest / "tokenizer" / "spiece.model"
     if not tokenizer.is_file():
@@ -106,27 +114,44 @@ def import_model(
     if len(names) > 1 and (index.get("transformer_2") or [None])[0] is not None:
         boundary = float(index.get("boundary_ratio") or 0.0)
         if not 0 < boundary < 1:
-            raise InputError(f"{rest}/model_index.json: two transformers, and boundary_ratio is {boundary}")
+            raise InputError(f"{rest}/{INDEX_FILE}: two transformers, and boundary_ratio is {boundary}")
         experts = [
             (source / names[0], target, (boundary, 1.0)),
             (source / names[1], target / LOW_NOISE, (0.0, boundary)),
         ]
+    found = {
+        folder: {from_original(name): tensor for name, tensor in tensors_in(folder).items()}
+        for folder, _, _ in experts
+    }
+    first = experts[0][0]
+    transformer = wan_configs.transformer_settings(first / "config.json", found[first])
+    image = ImageSettings()
+    if transformer.image_width:
+        image = wan_configs.image_settings(rest / IMAGE / "config.json", str(target / IMAGE))
     settings = Settings(
         autoencoder=(autoencoder := wan_configs.autoencoder_settings(rest / "vae" / "config.json")),
         text=wan_configs.text_settings(rest / "text_encoder" / "config.json", str(target / "text_encoder")),
-        transformer=(transformer := wan_configs.transformer_settings(experts[0][0] / "config.json")),
+        image=image,
+        transformer=transformer,
         flow=FlowSettings(whole_times=1000),
         sample=SampleSettings(solver="unipc", shift=float(scheduler.get("flow_shift", 0.0))),
     )
-    table, found = transformer_table(transformer), {}
-    for folder, _, _ in experts:
-        found[folder] = {from_original(name): tensor for name, tensor in tensors_in(folder).items()}
+    table = transformer_table(transformer)
+    for folder in found:
         check_tensors(found[folder], foreign_shapes(table, DiT, transformer), str(folder))
     vae = tensors_in(rest / "vae")
     pixels = load_foreign(vae, autoencoder_table(autoencoder), Autoencoder, autoencoder, where=str(rest / "vae"))
+    parts = [*PUBLISHED, *IMAGE_PARTS] if transformer.image_width else PUBLISHED
+    for part in parts:
+        if not (rest / part).is_dir():
+            raise InputError(f"{rest / part}: no such folder; a model of this kind is published with one")
+    for encoder in (settings.text, *([image] if transformer.image_width else [])):
+        check_encoder(dataclasses.replace(encoder, weights=str(rest / pathlib.Path(encoder.weights).name)))
     # Until here nothing is written.
-    for name in ("text_encoder", "tokenizer", "scheduler"):
-        copy_files(rest / name, target / name)
+    for part in parts:
+        copy_files(rest / part, target / part)
+    with replacing(target / INDEX_FILE) as temporary:
+        shutil.copyfile(rest / INDEX_FILE, temporary)
     for folder, workdir, (low, high) in experts:
         params = load_foreign(found[folder], table, DiT, transformer, where=str(folder))
         console.print(f"{folder}: {sum(x.size for x in jax.tree.leaves(params)):,} parameters", highlight=False)
@@ -147,7 +172,7 @@ def import_model(
 
 
 def export_model(source: pathlib.Path, target: pathlib.Path, console: rich.console.Console):
-    """A workdir -> a folder of diffusers' WanPipeline."""
+    """A workdir -> a folder of the diffusers pipeline that it came from."""
     folder, step = find_checkpoint(source)
     settings, _ = read_meta(folder, step)
     if not settings.text.weights:
@@ -166,21 +191,12 @@ def export_model(source: pathlib.Path, target: pathlib.Path, console: rich.conso
     config, dtypes = wan_configs.autoencoder_config(autoencoder), read_dtypes(source).get("vae", {})
     write_weights(target / "vae", autoencoder_table(autoencoder), pixels, config, dtypes, console)
     text = pathlib.Path(settings.text.weights)
-    for name in ("text_encoder", "tokenizer", "scheduler"):
-        copy_files(text.parent / name, target / name)
-    index = {
-        "_class_name": "WanPipeline",
-        "transformer": ["diffusers", "WanTransformer3DModel"],
-        "transformer_2": ["diffusers", "WanTransformer3DModel"] if settings.flow.time_min else [None, None],
-        "boundary_ratio": settings.flow.time_min or None,
-        "vae": ["diffusers", "AutoencoderKLWan"],
-        "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", "T5TokenizerFast"],
-        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-    }
-    with replacing(target / "model_index.json") as temporary:
-        temporary.write_text(json.dumps(index, indent=2))
-    console.print(f"{target}: for diffusers' WanPipeline.from_pretrained", highlight=False)
+    for part in [*PUBLISHED, *IMAGE_PARTS] if settings.image.weights else PUBLISHED:
+        copy_files(text.parent / part, target / part)
+    with replacing(target / INDEX_FILE) as temporary:
+        shutil.copyfile(text.parent / INDEX_FILE, temporary)
+    name = read_object(target / INDEX_FILE).get("_class_name", "DiffusionPipeline")
+    console.print(f"{target}: for diffusers' {name}.from_pretrained", highlight=False)
 
 
 def read_dtypes(workdir: pathlib.Path) -> dict[str, dict[str, str]]:
@@ -194,6 +210,7 @@ def write_weights(folder: pathlib.Path, table, params: dict, config: dict, dtype
     folder.mkdir(parents=True, exist_ok=True)
     shards, sizes, held = [], [], {}
     tensors = to_foreign(table, dict(named(params)))
+    total = sum(1 for _ in to_foreign(table, dict(named(params)), blank))
 
     def flush():
         number = len(shards)
@@ -204,7 +221,7 @@ def write_weights(folder: pathlib.Path, table, params: dict, config: dict, dtype
         held.clear()
 
     with progress_bar(console) as bar:
-        task = bar.add_task(f"writing {folder.name}", total=len(params), numbers="")
+        task = bar.add_task(f"writing {folder.name}", total=total, numbers="")
         for name, tensor in tensors:
             tensor = np.ascontiguousarray(tensor, _NUMPY[dtypes.get(name, "F32")])
             if held and sum(x.nbytes for x in held.values()) + tensor.nbytes > SHARD_BYTES:

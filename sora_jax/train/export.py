@@ -36,7 +36,7 @@ def measure_latents(settings: AutoencoderSettings, params: dict, batches) -> Aut
     """The settings with each latent channel's mean and standard deviation.
 
     Args:
-      batches: each host's part of pixels, [B, F, H, W, 3] uint8.
+      batches: this process's rows of pixels, [B, F, H, W, 3] uint8.
     """
 
     @jax.jit

@@ -26,14 +26,18 @@ PEAK_FLOPS = {
 }
 
 
-def transformer_flops(settings: TransformerSettings, patches: int, tokens: int) -> float:
-    """One forward pass over one clip of so many patches with a caption of so many tokens."""
+def transformer_flops(settings: TransformerSettings, patches: int, tokens: int, image_tokens: int = 0) -> float:
+    """One forward pass over one clip of so many patches, with a caption and images of so many tokens."""
     D, M, L, E = settings.width, settings.mlp, settings.layers, settings.text_width
-    P = math.prod(settings.patch) * settings.channels
+    P, P_c = (
+        math.prod(settings.patch) * channels for channels in (settings.channels, settings.condition_channels)
+    )
     # Self-attention's four projections, cross-attention's two on the side of the patches, the MLP.
-    linear = patches * (2 * 4 * D * D + 2 * 2 * D * D + 2 * 2 * D * M) + tokens * (2 * 2 * D * D)
-    attention = 2 * 2 * D * patches * (patches + tokens)
-    return L * (linear + attention) + patches * 2 * 2 * P * D + tokens * 2 * (E * D + D * D)
+    context = tokens + image_tokens
+    linear = patches * (2 * 4 * D * D + 2 * 2 * D * D + 2 * 2 * D * M) + context * (2 * 2 * D * D)
+    attention = 2 * 2 * D * patches * (patches + context)
+    ends = patches * 2 * (2 * P + P_c) * D + tokens * 2 * (E * D + D * D)
+    return L * (linear + attention) + ends + image_tokens * 2 * settings.image_width * (settings.image_width + D)
 
 
 def text_flops(settings: TextSettings, tokens: int) -> float:
@@ -51,8 +55,11 @@ def train_flops(settings: Settings, batch: PatchBatch) -> float:
     passes = 2 if settings.lora.rank else 3
     text_passes = 1 if settings.lora.rank or settings.text.weights else 3
     total = 0.0
-    for patches, tokens in zip(batch.segments, batch.text_segments, strict=True):
-        for n, s in zip(np.bincount(patches)[1:], np.bincount(tokens)[1:], strict=True):
-            total += passes * transformer_flops(settings.transformer, int(n), int(s))
+    images = np.zeros((len(batch.segments), 0), np.int32) if batch.image is None else batch.image_segments
+    for patches, tokens, image in zip(batch.segments, batch.text_segments, images, strict=True):
+        clips = np.bincount(patches)[1:]
+        image = np.bincount(image, minlength=1 + len(clips))[1:]
+        for n, s, i in zip(clips, np.bincount(tokens)[1:], image, strict=True):
+            total += passes * transformer_flops(settings.transformer, int(n), int(s), int(i))
             total += text_passes * text_flops(settings.text, int(s))
     return total

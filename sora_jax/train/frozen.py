@@ -9,9 +9,10 @@ from sora_jax.errors import InputError
 from sora_jax.models.video_model import init_trained, join
 from sora_jax.settings import Settings
 from sora_jax.train.checkpoint import abstract_on_mesh, find_checkpoint, read_meta, restore_ema, restore_trained
-from sora_jax.weights.text_encoder import load_text_encoder
+from sora_jax.weights.encoders import load_encoder
 
 LOW_NOISE = "low_noise"  # in a workdir, that of the expert for the times below
+FLOAT32 = ("time_in", "time_out", "time_modulation")  # layers that compute in it, whatever the model's type
 
 
 def load_frozen(settings: Settings, *, have: dict | None = None) -> dict:
@@ -25,7 +26,7 @@ def load_frozen(settings: Settings, *, have: dict | None = None) -> dict:
     if settings.lora.rank:
         frozen = load_base(pathlib.Path(settings.train.init_from))
     if settings.text.weights:
-        frozen["text_encoder"] = have["text_encoder"] if have else load_text_encoder(settings.text)
+        frozen["text_encoder"] = have["text_encoder"] if have else load_encoder(settings.text)
     return frozen
 
 
@@ -35,17 +36,32 @@ def load_base(workdir: pathlib.Path, *, as_computed: bool = True) -> dict:
     settings, _ = read_meta(folder, step)
     if settings.lora.rank:
         raise InputError(f"{workdir}: holds adapters itself; merge them into their model with `convert` first")
-    abstract = jax.eval_shape(lambda: init_trained(settings, jax.random.key(0)))
+    return (restore_computing if as_computed else restore_trained)(folder, step, settings)
+
+
+def restore_computing(folder: pathlib.Path, step: int, settings: Settings) -> dict:
+    """The averaged parameters of a run, as `computing` says."""
+    abstract = abstract_on_mesh(jax.eval_shape(lambda: init_trained(settings, jax.random.key(0))))
+    return restore_ema(folder, step, computing(abstract, settings))
+
+
+def computing(abstract: dict, settings: Settings) -> dict:
+    """Types of a VideoModel's parameters as their layers compute with them: the same results, half of the memory.
+
+    Args:
+      abstract: their types, float32.
+    """
 
     def held(path, x):
-        # Norms and modulation compute in float32; what a layer casts on its way in can as well be held so.
-        dtype = settings.transformer.dtype if as_computed and path[-1].key == "kernel" else x.dtype
+        names = [key.key for key in path]
+        if names[-1] != "kernel" or names[1] in FLOAT32:
+            return x
+        dtype = settings.text.dtype if names[0] == "text_encoder" else settings.transformer.dtype
         return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding)
 
-    abstract = jax.tree.map_with_path(held, abstract_on_mesh(abstract))
-    return restore_ema(folder, step, abstract)
+    return jax.tree.map_with_path(held, abstract)
 
 
 def restore_model(folder: pathlib.Path, step: int, settings: Settings) -> dict:
-    """All parameters of a VideoModel: the averaged ones of a checkpoint, and those that stay as they are."""
-    return join(restore_trained(folder, step, settings), load_frozen(settings))
+    """All parameters of a VideoModel, to compute with: those of a checkpoint, and those that stay as they are."""
+    return join(restore_computing(folder, step, settings), load_frozen(settings))

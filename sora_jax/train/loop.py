@@ -10,9 +10,10 @@ import rich.console
 
 from sora_jax.data.records import Records
 from sora_jax.data.stream import train_crops, train_rows
+from sora_jax.distributed import agree, on_first
 from sora_jax.errors import InputError
 from sora_jax.files import copy_files, replacing
-from sora_jax.mesh import make_mesh, place
+from sora_jax.mesh import RULES, local_rows, make_mesh, place, ways
 from sora_jax.settings import AutoencoderSettings, Settings, to_json
 from sora_jax.train.checkpoint import FOLDER, Checkpoints, abstract_on_mesh
 from sora_jax.train.export import export_autoencoder
@@ -24,6 +25,7 @@ from sora_jax.train.state import TrainState, abstract_state, init_state
 from sora_jax.train.step import make_step
 from sora_jax.weights.store import load_settings
 
+SPLIT = {"heads": "heads_all", "width": "embed", "mlp": "mlp"}  # what of a model lies over which chips
 STREAMS = {"flow": (train_rows, "latents"), "autoencoder": (train_crops, "pixels")}
 
 
@@ -37,13 +39,15 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
     make_stream, kind = STREAMS[settings.objective]
-    stream = make_stream(settings, host=jax.process_index(), hosts=jax.process_count())
+    rows = local_rows(mesh, settings.data.batch)
+    stream = make_stream(settings, rows=rows)
     records = Records(settings.data.path, kind)
     if settings.objective == "flow":
         check_latents(records, settings)
     if settings.train.init_from and (settings.lora.rank or not any((workdir / FOLDER).glob("[0-9]*"))):
         check_pretrained(settings, records)
     data_hash = hashlib.sha256((records.path / "manifest.jsonl").read_bytes()).hexdigest()[:16]
+    agree({f"the data set {records.path}": data_hash})
     objective = make_objective(settings)
     optimizer = make_optimizer(settings.optimizer, settings.train.steps)
     step = make_step(objective, optimizer, settings)
@@ -54,8 +58,13 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     for note in stream.notes:
         console.print(f"note: {note}", highlight=False)
     with jax.set_mesh(mesh), Checkpoints(workdir, settings.train.keep) as checkpoints:
+        agree({f"the last checkpoint in {workdir}": str(checkpoints.latest())})
         if checkpoints.latest() is None:
-            start_workdir(workdir, records, settings)
+            on_first(lambda: start_workdir(workdir, records, settings))
+            # Checkpoints of many processes need one disk.
+            agree(
+                {f"settings.json in {workdir}": "there" if (workdir / "settings.json").exists() else "not there"}
+            )
             state = init_state(objective, optimizer, jax.random.key(settings.train.seed))
             if settings.train.init_from:
                 state = begin_with(settings, state)
@@ -84,7 +93,8 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
                 # The step before is read while this one runs, so that the chips never wait for the host.
                 if pending:
                     metrics.log(*pending)
-                metrics.count(units * jax.process_count(), flops * jax.process_count(), wait)
+                share = len(rows) / settings.data.batch  # of the work that all do
+                metrics.count(units / share, flops / share, wait)
                 last = n == settings.train.steps
                 pending = (n, values) if last or n % settings.train.log_every == 0 else None
                 if last or n % settings.train.save_every == 0:
@@ -106,16 +116,19 @@ def check_batch(settings: Settings, mesh: jax.sharding.Mesh):
         raise InputError(
             f"config.data.batch: {settings.data.batch} must be a multiple of accumulate x data x fsdp = {rows}"
         )
-    context = mesh.shape["context"]
-    for key in ("row_patches", "row_tokens"):
-        if settings.objective == "flow" and getattr(settings.data, key) % context:
-            raise InputError(
-                f"config.data.{key}: {getattr(settings.data, key)} must be a multiple of context = {context}"
-            )
-    heads = context * mesh.shape["tensor"]
-    for group in ("transformer", "text"):
-        if settings.objective == "flow" and getattr(settings, group).heads % heads:
-            raise InputError(f"config.{group}.heads: must be a multiple of context x tensor = {heads}")
+    if settings.objective != "flow":
+        return
+    of_data = [("data", key, "tokens") for key in ("row_patches", "row_tokens")]
+    of_models = [(group, key, name) for group in ("transformer", "text") for key, name in SPLIT.items()]
+    for group, key, name in of_data + of_models:
+        size, degree = getattr(getattr(settings, group), key), ways(name, mesh)
+        if size % degree:
+            axes = RULES[name] if isinstance(RULES[name], tuple) else (RULES[name],)
+            message = f"config.{group}.{key}: {size} must be a multiple of {' x '.join(axes)} = {degree}"
+            if key == "heads":
+                work = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+                message += f"; {work} would do, and config.mesh.ring splits sequences without this limit"
+            raise InputError(message)
 
 
 def check_latents(records: Records, settings: Settings):
@@ -132,8 +145,6 @@ def check_latents(records: Records, settings: Settings):
 
 def start_workdir(workdir: pathlib.Path, records: Records, settings: Settings):
     """Lay down what makes a workdir self-contained: settings, and for latents their autoencoder and tokenizer."""
-    if jax.process_index():
-        return
     with replacing(workdir / "settings.json") as temporary:
         temporary.write_text(to_json(settings))
     if settings.objective == "flow":

@@ -5,7 +5,7 @@ An objective is static and hashable, and has
   frozen() -> further parameters that the loss needs and no step changes; read from files, on the current mesh
   draw(key, batch, step) -> everything else that the loss of this batch needs, random or not, leading axis [B]
   loss(params, frozen, batch, drawn) -> (sum of the loss over what counts, how much counts, further sums)
-  work(batch) -> what one host's numpy batch holds: units and model FLOPs, for the metrics
+  work(batch) -> what one process's numpy batch holds: units and model FLOPs, for the metrics
   axes, unit: logical axes of a batch's leading dimensions; what throughput is counted in
 `loss` is deterministic, so that a batch can be split into micro-batches without changing the update.
 """

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jax.experimental import multihost_utils
 
+from sora_jax.distributed import on_first
 from sora_jax.errors import InputError, nearest
 from sora_jax.files import read_object, replacing
 from sora_jax.models.module import init_params
@@ -40,13 +42,18 @@ def save_model(folder, module_class, settings, params: dict, *, dtype=None) -> N
     _check_shapes(
         "params", {name: array.shape for name, array in tensors.items()}, _expected(module_class, settings)
     )
-    tensors = {name: np.asarray(jax.device_get(array)) for name, array in tensors.items()}
+    # What lies on other hosts is gathered; one of them writes.
+    tensors = {name: multihost_utils.process_allgather(array, tiled=True) for name, array in tensors.items()}
     if dtype is not None:
         tensors = {name: array.astype(jnp.dtype(dtype)) for name, array in tensors.items()}
-    with replacing(folder / WEIGHTS) as path:
-        _write_tensors(tensors, path)
-    with replacing(folder / SETTINGS) as path:
-        path.write_text(to_json(settings) + "\n")
+
+    def write():
+        with replacing(folder / WEIGHTS) as path:
+            _write_tensors(tensors, path)
+        with replacing(folder / SETTINGS) as path:
+            path.write_text(to_json(settings) + "\n")
+
+    on_first(write)
 
 
 def load_model(folder, module_class, settings_class):

@@ -71,7 +71,7 @@ def foreign_shapes(table: Table, module_class, settings) -> dict[str, tuple[int,
 
 
 def _shapes(table: Table, abstract: dict) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape for name, array in to_foreign(table, dict(named(abstract)), _empty)}
+    return {name: array.shape for name, array in to_foreign(table, dict(named(abstract)), blank)}
 
 
 def load_foreign(
@@ -173,5 +173,6 @@ def _abstract(module_class, settings):
     return jax.eval_shape(lambda: init_params(module_class, settings, jax.random.key(0)))
 
 
-def _empty(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+def blank(leaf) -> np.ndarray:
+    """Zeros of an array's shape that take no memory, for `to_foreign` to tell names and shapes."""
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)

@@ -3,8 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from sora_jax.models.image_encoder import ImageEncoderSettings
-from sora_jax.settings import AutoencoderSettings, TextSettings, TransformerSettings
+from sora_jax.settings import AutoencoderSettings, ImageSettings, TextSettings, TransformerSettings
 from sora_jax.weights.tables import Tensor, linear, norm
 
 # Latent statistics of the published autoencoders, per channel (their pipelines' configuration).
@@ -187,7 +186,7 @@ def text_table() -> dict[str, Tensor]:
     return table | norm("norm", "encoder.final_layer_norm")
 
 
-def image_table(settings: ImageEncoderSettings) -> dict[str, Tensor]:
+def image_table(settings: ImageSettings) -> dict[str, Tensor]:
     """transformers' CLIPVisionModel, but for its last layer and norm, which Wan does without."""
     block = "encoder.layers.{}"
     sizes = (("h", settings.patch), ("w", settings.patch))
@@ -205,10 +204,10 @@ def image_table(settings: ImageEncoderSettings) -> dict[str, Tensor]:
     return table | norm("norm", "pre_layrnorm", bias=True)
 
 
-def image_unused(names: Iterable[str], settings: ImageEncoderSettings) -> set[str]:
+def image_unused(names: Iterable[str], settings: ImageSettings) -> set[str]:
     """Of a CLIPVisionModel's tensors those that Wan does without."""
     last = f"encoder.layers.{settings.layers}."
-    return {name for name in names if name.startswith((last, "post_layernorm."))}
+    return {name for name in names if name.startswith((last, "post_layernorm.", "embeddings.position_ids"))}
 
 
 # The original names of a transformer's tensors -> diffusers' names, each rule once, in this order.

@@ -1,10 +1,11 @@
 """The configuration files beside published Wan weights, diffusers' or the original, into our settings and back."""
 
 import pathlib
+from collections.abc import Mapping
 
 from sora_jax.errors import InputError
 from sora_jax.files import read_object
-from sora_jax.settings import AutoencoderSettings, TextSettings, TransformerSettings
+from sora_jax.settings import AutoencoderSettings, ImageSettings, TextSettings, TransformerSettings
 
 # What every published Wan has, and the model is built on.
 _FIXED = {
@@ -15,11 +16,13 @@ _FIXED = {
 }
 
 
-def transformer_settings(path: pathlib.Path) -> TransformerSettings:
-    """From diffusers' transformer/config.json, or the original config.json."""
+def transformer_settings(path: pathlib.Path, tensors: Mapping) -> TransformerSettings:
+    """From diffusers' transformer/config.json, or the original config.json, which says nothing of an image branch:
+    its tensors, by diffusers' names, do.
+    """
     config = read_object(path)
     if config.get("_class_name") == "WanModel":
-        config = _from_original(config)
+        config = _from_original(config) | _image_of(tensors)
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
             raise InputError(f"{path}: {key} is {config[key]}, only {value} is built")
@@ -55,6 +58,14 @@ def _from_original(config: dict) -> dict:
         "text_dim": config.get("text_dim", 4096),
         "attention_head_dim": config.get("dim", 0) // max(config.get("num_heads", 1), 1),
     }
+
+
+def _image_of(tensors: Mapping) -> dict:
+    branch, found = "condition_embedder.image_embedder", {}
+    for name, key, axis in (("norm1.weight", "image_dim", 0), ("pos_embed", "pos_embed_seq_len", 1)):
+        if (tensor := tensors.get(f"{branch}.{name}")) is not None:
+            found[key] = tensor.shape[axis]
+    return found
 
 
 def transformer_config(settings: TransformerSettings) -> dict:
@@ -137,6 +148,23 @@ def text_settings(path: pathlib.Path, weights: str) -> TextSettings:
         buckets=config.get("relative_attention_num_buckets", 32),
         max_distance=config.get("relative_attention_max_distance", 128),
         padded=True,
+        weights=weights,
+    )
+
+
+def image_settings(path: pathlib.Path, weights: str) -> ImageSettings:
+    """From transformers' image_encoder/config.json of a CLIPVisionModel, which stays in the folder `weights`."""
+    config = read_object(path)
+    config = config.get("vision_config", config)
+    if (activation := config.get("hidden_act", "quick_gelu")) != "gelu":
+        raise InputError(f"{path}: hidden_act is {activation!r}, only 'gelu' is built")
+    return ImageSettings(
+        width=_take(config, "hidden_size", path),
+        heads=_take(config, "num_attention_heads", path),
+        mlp=_take(config, "intermediate_size", path),
+        layers=_take(config, "num_hidden_layers", path) - 1,
+        patch=_take(config, "patch_size", path),
+        size=_take(config, "image_size", path),
         weights=weights,
     )
 

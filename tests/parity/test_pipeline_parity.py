@@ -1,4 +1,4 @@
-"""From prompt to frames: our converted weights against diffusers' WanPipeline on the same folder, float32."""
+"""From prompt and image to frames: converted weights against diffusers' pipelines on the same folder, float32."""
 
 import dataclasses
 import json
@@ -13,21 +13,30 @@ pytest.importorskip("transformers", reason="parity needs transformers: pip insta
 import jax
 import safetensors.torch
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from transformers import UMT5EncoderModel
-from wan_published import SHIFT, float32_generator, write_published
+from diffusers import (
+    AutoencoderKLWan,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from PIL import Image
+from transformers import CLIPVisionModel, UMT5EncoderModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from wan_published import SHIFT, write_published
 
 from sora_jax.cli import main
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.generate.pipeline import sample_latents
+from sora_jax.generate.images import give_images
+from sora_jax.generate.pipeline import latent_shape, load_generator, sample_latents
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
-from sora_jax.patches import patchify, unpatchify
+from sora_jax.patches import patch_grid, patchify, unpatchify
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("one_device")]
 PROMPTS, NEGATIVE = ["a rabbit", "a bird and a rabbit"], "two birds"
 STEPS, GUIDANCE, LOW_GUIDANCE, SEED = 10, 5.0, 3.0, 3
-FRAMES, HEIGHT, WIDTH = 9, 32, 48
+FRAMES, HEIGHT = 9, 32
 LIMIT = 1e-4  # of frames in [0, 1]; ten guided steps multiply the rounding of each
 
 
@@ -52,13 +61,21 @@ def their_transformer(folder):
     return model.eval()
 
 
-def their_frames(folder, latents) -> np.ndarray:
-    """[B, F, H, W, 3] in [0, 1]."""
-    experts = {}
+def their_frames(folder, latents, width, images) -> np.ndarray:
+    """[B, F, H, W, 3] in [0, 1], of videos that begin and end with the images."""
+    pipeline_class, experts, parts, given = WanPipeline, {}, {}, {}
+    if images:
+        pipeline_class = WanImageToVideoPipeline
+        given = dict(zip(("image", "last_image"), map(Image.fromarray, images), strict=False))
+        index = json.loads((folder / "model_index.json").read_text())
+        parts["expand_timesteps"] = index.get("expand_timesteps", False)
+    if (folder / "image_encoder").exists():
+        parts["image_encoder"] = CLIPVisionModel.from_pretrained(folder / "image_encoder")
+        parts["image_processor"] = CLIPImageProcessorPil.from_pretrained(folder / "image_processor")
     if (folder / "transformer_2").exists():
         boundary = json.loads((folder / "model_index.json").read_text())["boundary_ratio"]
         experts = {"transformer_2": their_transformer(folder / "transformer_2"), "boundary_ratio": boundary}
-    pipeline = WanPipeline(
+    pipeline = pipeline_class(
         tokenizer=TheirTokenizer(folder / "tokenizer" / "spiece.model"),
         text_encoder=UMT5EncoderModel.from_pretrained(folder / "text_encoder"),
         vae=AutoencoderKLWan.from_pretrained(folder / "vae"),
@@ -67,36 +84,62 @@ def their_frames(folder, latents) -> np.ndarray:
         ),
         transformer=their_transformer(folder / "transformer"),
         **experts,
+        **parts,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         prompt=PROMPTS,
         negative_prompt=[NEGATIVE] * len(PROMPTS),
         height=HEIGHT,
-        width=WIDTH,
+        width=width,
         num_frames=FRAMES,
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
         guidance_scale_2=LOW_GUIDANCE if experts else None,
         latents=torch.from_numpy(np.moveaxis(latents, -1, 1).copy()),
         output_type="np",
+        **given,
         max_sequence_length=512,
     ).frames
 
 
-@pytest.mark.parametrize("boundary", [0.0, 0.875], ids=["one", "experts"])
-def test_frames_equal_diffusers_pipeline(tmp_path, boundary):
+def picture(seed, width) -> np.ndarray:
+    """Smooth colours, [H, W, 3] uint8."""
+    few = np.random.RandomState(seed).randint(0, 256, (3, 4, 3)).astype(np.uint8)
+    return np.asarray(Image.fromarray(few).resize((width, HEIGHT), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize(
+    "case, boundary, width, images",
+    [
+        ("t2v", 0.0, 48, 0),
+        ("t2v", 0.875, 48, 0),
+        ("i2v", 0.0, 48, 1),
+        ("flf2v", 0.0, 48, 2),
+        ("i2v-a14b", 0.9, 48, 1),
+        ("i2v-a14b", 0.9, 48, 2),
+        ("ti2v", 0.0, 64, 1),
+    ],
+)
+def test_frames_equal_diffusers_pipeline(tmp_path, case, boundary, width, images):
     published, workdir, back = tmp_path / "published", tmp_path / "workdir", tmp_path / "back"
-    write_published(published, "float32", boundary=boundary)
+    write_published(published, "float32", boundary=boundary, case=case)
     assert main(["convert", f"--from={published}", f"--to={workdir}"]) == 0
     assert main(["convert", f"--from={workdir}", f"--to={back}"]) == 0
-    generator = float32_generator(workdir)
+    generator = load_generator(workdir, dtype="float32")
     settings, autoencoder = generator.settings, generator.autoencoder
     sample = dataclasses.replace(
-        settings.sample, size=f"{WIDTH}x{HEIGHT}", frames=FRAMES, steps=STEPS, guidance=GUIDANCE
+        settings.sample, size=f"{width}x{HEIGHT}", frames=FRAMES, steps=STEPS, guidance=GUIDANCE
     )
+    pictures = [picture(n, width) for n in range(images)]
     latents = sample_latents(
-        generator, PROMPTS, sample, seed=SEED, negative_prompt=NEGATIVE, low_guidance=LOW_GUIDANCE
+        generator,
+        PROMPTS,
+        sample,
+        seed=SEED,
+        negative_prompt=NEGATIVE,
+        low_guidance=LOW_GUIDANCE,
+        given=give_images(generator, pictures, FRAMES) if pictures else None,
     )
 
     @jax.jit
@@ -105,12 +148,12 @@ def test_frames_equal_diffusers_pipeline(tmp_path, boundary):
         return model.decode(model.from_latents(latents))
 
     ours = (np.clip(decode(generator.autoencoder_params, latents), -1, 1) + 1) / 2
-    patch, grid = settings.transformer.patch, (3, 2, 3)
-    shape = patchify(latents, patch).shape[1:]
+    patch = settings.transformer.patch
+    shape, grid = patchify(latents, patch).shape[1:], patch_grid(latent_shape(settings, sample), patch)
     keys = [jax.random.fold_in(jax.random.key(SEED), n) for n in range(len(PROMPTS))]
     noise = np.stack([jax.random.normal(key, shape) for key in keys])
     # From the folder that ours was written back to: weights and configs are diffusers' own to read.
-    theirs = their_frames(back, unpatchify(noise, grid, patch))
+    theirs = their_frames(back, unpatchify(noise, grid, patch), width, pictures)
     print(f"frames differ by at most {np.abs(ours - theirs).max():.1e}, of a deviation of {theirs.std():.2f}")
     assert theirs.std() > 0.03
     np.testing.assert_allclose(ours, theirs, atol=LIMIT, rtol=0)

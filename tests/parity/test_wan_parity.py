@@ -20,8 +20,9 @@ from diffusers_wan import (
 from wan_cases import TRANSFORMERS, our_image, our_text, our_velocity
 
 from sora_jax.models.dit import DiT
-from sora_jax.models.image_encoder import ImageEncoder, ImageEncoderSettings
+from sora_jax.models.image_encoder import ImageEncoder
 from sora_jax.models.text import TextEncoder
+from sora_jax.settings import ImageSettings
 from sora_jax.weights import wan
 from sora_jax.weights.tables import foreign_shapes
 
@@ -58,9 +59,9 @@ def test_published_transformers_have_a_place_for_every_tensor(name):
 
 def test_published_encoders_have_a_place_for_every_tensor():
     with torch.device("meta"):
-        text, image = shapes_of(build_text(wan.UMT5_XXL)), shapes_of(build_image(ImageEncoderSettings()))
+        text, image = shapes_of(build_text(wan.UMT5_XXL)), shapes_of(build_image(ImageSettings()))
     assert foreign_shapes(wan.text_table(), TextEncoder, wan.UMT5_XXL) == text
-    settings = ImageEncoderSettings()
+    settings = ImageSettings()
     ours = foreign_shapes(wan.image_table(settings), ImageEncoder, settings)
     assert ours.keys() | wan.image_unused(image, settings) == image.keys()
     assert all(image[name] == shape for name, shape in ours.items())

@@ -63,9 +63,9 @@ def main():
     for chip in options.chips:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:2x2")
         mesh = jax.sharding.Mesh(
-            np.array(topology.devices[:1]).reshape(1, 1, 1, 1),
+            np.array(topology.devices[:1]).reshape((1,) * len(AXES)),
             AXES,
-            axis_types=(jax.sharding.AxisType.Explicit,) * 4,
+            axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES),
         )
         for name, settings in MODELS.items():
             for size, shape in SIZES.items():

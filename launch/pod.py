@@ -1,0 +1,234 @@
+"""What the launchers share: the chips that a run asks for, what its processes are told, and how commands are run.
+
+By itself it prints what processes that are started by hand should have in their environment.
+"""
+
+import argparse
+import dataclasses
+import math
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# From a checkout, with nothing installed.
+sys.path.insert(0, str(ROOT))
+
+from sora_jax.errors import InputError, nearest  # noqa: E402
+
+CHIPS = tomllib.loads((ROOT / "launch/chips.toml").read_text())
+FLAGS = tomllib.loads((ROOT / "launch/xla_flags.toml").read_text())
+VARIABLE = {"tpu": "LIBTPU_INIT_ARGS", "cuda": "XLA_FLAGS"}  # that carries compiler flags
+INSTALL = {
+    "gcloud": "https://cloud.google.com/sdk/docs/install",
+    "kubectl": "gcloud components install kubectl, or https://kubernetes.io/docs/tasks/tools",
+    "xpk": "pip install xpk",
+    "sbatch": "it comes with Slurm: run this on a login node of the cluster",
+    "squeue": "it comes with Slurm: run this on a login node of the cluster",
+    "scancel": "it comes with Slurm: run this on a login node of the cluster",
+    "git": "apt install git",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pod:
+    """Chips of one kind: slices of TPUs, each of some topology, or hosts of GPUs.
+
+    Raises: InputError for a chip or a topology that there is none of.
+    """
+
+    chip: str
+    topology: str = ""  # of a slice of TPUs: 4x4, 4x4x4
+    slices: int = 1
+    gpu_hosts: int = 1
+
+    def __post_init__(self):
+        if self.chip not in CHIPS:
+            raise InputError(f"--chip={self.chip}: no such chip, {nearest(self.chip, CHIPS)}")
+        if self.tpu:
+            if self.gpu_hosts > 1:
+                raise InputError(f"--hosts: those of a {self.chip} slice follow from its --topology")
+            if not exists(self.fact("topologies"), self.fact("largest", 0), self.topology):
+                known = ", ".join(self.fact("topologies"))
+                if largest := self.fact("largest", 0):
+                    known += f", and AxBxC of multiples of 4, A <= B <= C, up to {largest} chips"
+                raise InputError(f"--topology={self.topology}: no {self.chip} slice is so; known: {known}")
+        elif self.topology or self.slices > 1:
+            raise InputError(f"--topology and --slices are for TPUs; {self.chip}s come as --hosts of {self.chips}")
+
+    def fact(self, name: str, *default):
+        values = CHIPS[self.chip]
+        return values.get(name, *default) if default else values[name]
+
+    @property
+    def tpu(self) -> bool:
+        return self.fact("platform") == "tpu"
+
+    @property
+    def chips(self) -> int:
+        """Of a slice, or of a host of GPUs."""
+        return math.prod(int(side) for side in self.topology.split("x")) if self.tpu else self.fact("host")
+
+    @property
+    def hosts(self) -> int:
+        """Of a slice, where a host has at most four chips, or of all GPUs."""
+        return math.ceil(self.chips / self.fact("host")) if self.tpu else self.gpu_hosts
+
+    @property
+    def devices(self) -> int:
+        """That JAX sees over all hosts and slices."""
+        return self.chips * self.fact("devices") * (self.slices if self.tpu else self.gpu_hosts)
+
+    def accelerator(self) -> str:
+        """The name of a slice that counts chips or cores, such as v5p-128."""
+        return f"{self.fact('vm')}-{self.chips * self.fact('count')}"
+
+    def environment(self, processes: int) -> dict[str, str]:
+        """Variables of every process: what is promised to it, and the compiler's flags for this chip."""
+        return {
+            "JAX_PLATFORMS": f"{self.fact('platform')},cpu",
+            "SORA_JAX_NUM_PROCESSES": str(processes),
+            "SORA_JAX_NUM_DEVICES": str(self.devices),
+            VARIABLE[self.fact("platform")]: " ".join(flags(self.chip, self.slices)),
+        }
+
+
+def exists(known: list[str], largest: int, topology: str) -> bool:
+    """Whether there is a slice of that topology: a known one, or a large torus."""
+    if topology in known:
+        return True
+    if not largest or not re.fullmatch(r"\d+x\d+x\d+", topology):
+        return False
+    sides = [int(side) for side in topology.split("x")]
+    return sides == sorted(sides) and all(side and side % 4 == 0 for side in sides) and math.prod(sides) <= largest
+
+
+def flags(chip: str, slices: int = 1) -> list[str]:
+    """The compiler's flags for a chip, from xla_flags.toml."""
+    return [
+        entry["flag"]
+        for entry in FLAGS["flags"]
+        if chip in entry["chips"] and (slices > 1 or not entry.get("several_slices", False))
+    ]
+
+
+class Parser(argparse.ArgumentParser):
+    """Options, then `--`, then the command that every process runs; mistakes are an InputError of one line."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, allow_abbrev=False)
+        self.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
+
+    def error(self, message: str):
+        raise InputError(message)
+
+    def add_pod(self):
+        """Options that say which chips."""
+        self.add_argument("--chip", required=True, help=", ".join(CHIPS))
+        self.add_argument("--topology", default="", help="of a slice of TPUs, for example 4x4x4")
+        self.add_argument("--slices", type=positive, default=1, help="of TPUs, joined by the network")
+        self.add_argument("--hosts", type=positive, default=1, help="of GPUs")
+
+    def read(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The options, and the command after `--`."""
+        arguments = list(arguments)
+        at = arguments.index("--") if "--" in arguments else len(arguments)
+        known = {name for action in self._actions for name in action.option_strings}
+        for word in arguments[:at]:
+            if word.startswith("--") and word.partition("=")[0] not in known:
+                raise InputError(f"{word}: no such option, {nearest(word.partition('=')[0], known)}")
+        options, left = self.parse_known_args(arguments[:at])
+        if left:
+            raise InputError(f"{left[0]!r}: what is this? the command of the run comes after --")
+        return options, arguments[at + 1 :]
+
+
+def pod_of(options: argparse.Namespace) -> Pod:
+    return Pod(options.chip, options.topology, options.slices, options.hosts)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def name(text: str) -> str:
+    """A name that Google Cloud, Kubernetes and Slurm all take."""
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: at most 40 of a-z, 0-9 and -, beginning with a letter")
+    return text
+
+
+def command_of(command: list[str]) -> list[str]:
+    """The command of a run. Raises: InputError if there is none."""
+    if not command:
+        raise InputError(
+            "no command; it comes after --, for example: -- sora-jax train --config=configs/t2v_1_3b.py"
+        )
+    return command
+
+
+def with_environment(variables: dict[str, str], command: list[str]) -> str:
+    """One line for a shell: `env NAME=VALUE ... command`."""
+    return shlex.join(["env", *(f"{key}={value}" for key, value in variables.items()), *command])
+
+
+def run(command: list[str], *, dry: bool, text: str = "") -> None:
+    """Run a program to its end, with `text` on its standard input; in a dry run print both.
+
+    Raises: InputError if the program is not there, or fails.
+    """
+    if dry:
+        print(shlex.join(command) + (f" <<'EOF'\n{text.rstrip()}\nEOF" if text else ""))
+        return
+    needed(command[0])
+    done = subprocess.run(command, input=text or None, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"{shlex.join(command[:4])} ...: ended with {done.returncode}; its own words are above")
+
+
+def act(actions: Mapping[str, Callable], arguments: Sequence[str]):
+    """The action that the first argument names, on the others."""
+    if not arguments or arguments[0] not in actions:
+        given = f"{arguments[0]}: no such action, {nearest(arguments[0], actions)}" if arguments else "no action"
+        raise InputError(f"{given}; one of {', '.join(actions)}")
+    return actions[arguments[0]](arguments[1:])
+
+
+def needed(program: str):
+    """Raise InputError, with how to install it, for a program that is not there."""
+    if not shutil.which(program):
+        raise InputError(
+            f"{program}: no such program here; {INSTALL.get(program, 'is it installed, and on PATH?')}"
+        )
+
+
+def main(verb) -> int:
+    """Run a launcher; its exit code: 0, or 2 for a mistake, told in one line."""
+    try:
+        return verb(sys.argv[1:]) or 0
+    except InputError as error:
+        print(f"{pathlib.Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def exports(arguments: Sequence[str]):
+    """Print the variables of a run by hand, for `eval "$(python launch/pod.py --chip=v5p --topology=2x2x1)"`."""
+    parser = Parser("The variables that processes on these chips are to have, as lines for a shell.")
+    parser.add_pod()
+    options, _ = parser.read(arguments)
+    pod = pod_of(options)
+    for variable, value in pod.environment(pod.hosts * pod.slices).items():
+        print(f"export {variable}={shlex.quote(value)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(exports))

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""A run on GPUs of a Slurm cluster: writes the batch script and hands it to sbatch.
+
+python launch/slurm.py submit --name=first --chip=h100 --hosts=4 --time=24:00:00 -- sora-jax train ...
+python launch/slurm.py status|cancel --name=first
+"""
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+
+import pod
+from pod import InputError, Pod
+
+GRACE = 120  # seconds before the end, and from SIGTERM to SIGKILL: a checkpoint may be in the writing
+
+
+def script(
+    asked: Pod, name: str, command: list[str], *, time: str, partition: str, account: str, logs: str
+) -> str:
+    """The batch script of a run: one process a host, which has all of its GPUs."""
+    lines = {
+        "job-name": name,
+        "nodes": asked.hosts,
+        "ntasks-per-node": 1,
+        "gpus-per-node": asked.chips,
+        "time": time,
+        "output": f"{logs}/%x-%j.log",
+        "signal": f"TERM@{GRACE}",
+        "partition": partition,
+        "account": account,
+    }
+    directives = [f"#SBATCH --{key}={value}" for key, value in lines.items() if value]
+    told = [f"export {key}={shlex.quote(value)}" for key, value in asked.environment(asked.hosts).items()]
+    # One dead process stops the others, which would wait for it.
+    start = f"srun --kill-on-bad-exit=1 --label {shlex.join(command)}"
+    parts = ["#!/bin/bash", *directives, "#SBATCH --exclusive", "set -eu", *told, start]
+    return "\n".join(parts) + "\n"
+
+
+def submit(arguments: Sequence[str]):
+    parser = pod.Parser("Submit a run to Slurm.")
+    parser.add_argument("--name", type=pod.name, required=True)
+    parser.add_pod()
+    parser.add_argument("--time", type=duration, required=True, help="at most so long, for example 24:00:00")
+    parser.add_argument("--partition", default="")
+    parser.add_argument("--account", default="")
+    parser.add_argument("--logs", default=".", help="a folder that is there")
+    options, command = parser.read(arguments)
+    asked = pod.pod_of(options)
+    if asked.tpu:
+        raise InputError(f"--chip={asked.chip}: Slurm has GPUs; launch/gke.py and launch/tpu_vm.py run on TPUs")
+    text = script(
+        asked,
+        options.name,
+        pod.command_of(command),
+        time=options.time,
+        partition=options.partition,
+        account=options.account,
+        logs=options.logs,
+    )
+    pod.run(["sbatch"], dry=options.dry_run, text=text)
+
+
+def duration(text: str) -> str:
+    if not re.fullmatch(r"(\d+-)?\d+:\d\d(:\d\d)?|\d+", text):
+        raise pod.argparse.ArgumentTypeError(
+            f"{text!r} is no time; write hours:minutes:seconds or days-hours:minutes"
+        )
+    return text
+
+
+def by_name(*command: str):
+    """An action on a run that is there."""
+
+    def act(arguments: Sequence[str]):
+        parser = pod.Parser("Slurm, for one run.")
+        parser.add_argument("--name", type=pod.name, required=True)
+        options, _ = parser.read(arguments)
+        pod.run([*command, f"--name={options.name}"], dry=options.dry_run)
+
+    return act
+
+
+ACTIONS = {"submit": submit, "status": by_name("squeue", "--me"), "cancel": by_name("scancel", "--me")}
+
+if __name__ == "__main__":
+    sys.exit(pod.main(lambda arguments: pod.act(ACTIONS, arguments)))

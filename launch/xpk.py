@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""A run on TPUs of a cluster that xpk made, through xpk; gke.py has GPUs as well.
+
+    python launch/xpk.py --name=first --cluster=pods --zone=ZONE --project=PROJECT --chip=v5p --topology=4x4x4 \\
+        --image=IMAGE -- sora-jax train ...
+"""
+
+import sys
+from collections.abc import Sequence
+
+import pod
+from pod import InputError, Pod
+
+
+def tpu_type(asked: Pod) -> str:
+    """What xpk calls a slice. Raises: InputError for GPUs."""
+    if not asked.tpu:
+        raise InputError(f"--chip={asked.chip}: xpk.py is for TPUs; launch/gke.py runs on GPUs")
+    return asked.accelerator() if asked.fact("vm", "") else f"{asked.fact('gke')}-{asked.topology}"
+
+
+def launch(arguments: Sequence[str]):
+    parser = pod.Parser("Create a run with xpk.")
+    parser.add_argument("--name", type=pod.name, required=True)
+    for option in ("cluster", "zone", "project", "image"):
+        parser.add_argument(f"--{option}", required=True)
+    parser.add_pod()
+    parser.add_argument("--restarts", type=int, default=0, help="of the whole run, when a pod fails")
+    options, command = parser.read(arguments)
+    asked = pod.pod_of(options)
+    told = asked.environment(asked.hosts * asked.slices)
+    pod.run(
+        [
+            "xpk",
+            "workload",
+            "create",
+            f"--workload={options.name}",
+            f"--cluster={options.cluster}",
+            f"--zone={options.zone}",
+            f"--project={options.project}",
+            f"--tpu-type={tpu_type(asked)}",
+            f"--num-slices={asked.slices}",
+            f"--docker-image={options.image}",
+            f"--max-restarts={options.restarts}",
+            f"--command={pod.with_environment(told, pod.command_of(command))}",
+        ],
+        dry=options.dry_run,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(pod.main(launch))

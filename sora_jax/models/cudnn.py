@@ -1,0 +1,44 @@
+"""cuDNN's flash attention on a GPU: the clips of a row as runs, by where each begins and how long it is.
+
+A mask of [N, N] would cost 2 GB a row at 33,000 patches; runs cost nothing, and what is hidden is not computed.
+"""
+
+import jax.numpy as jnp
+from jax._src.cudnn.fused_attention_stablehlo import MaskType, check_compute_capability, dot_product_attention
+
+
+def cudnn(q, k, v, q_segments, kv_segments, scale, *, clips: int):
+    """Softmax attention within segments by cuDNN, forward and backward, of whole sequences and few heads.
+
+    Args:
+      q: [B, N, A, K], bfloat16 or float16. k, v: [B, M, A, K], the same.
+      q_segments, kv_segments: [B, N], [B, M] int32; 1 ... clips, each one run, the first at the row's beginning.
+        What is in none of them is padding: it sees nothing and nothing sees it.
+      clips: in a row at most.
+    Returns: [B, N, A, K]; padding gets 0.
+    """
+    numbers = jnp.arange(1, clips + 1)
+    q_mine, kv_mine = (x[:, :, None] == numbers for x in (q_segments, kv_segments))
+    both = jnp.any(q_mine, axis=1) & jnp.any(kv_mine, axis=1)  # [B, clips]
+    q_mine, kv_mine = q_mine & both[:, None], kv_mine & both[:, None]
+    q_real, kv_real = (jnp.any(mine, axis=2)[:, :, None, None] for mine in (q_mine, kv_mine))
+    # cuDNN leaves padding's outputs and gradients as the memory was: both ways they are set to 0.
+    q, k, v = jnp.where(q_real, q, 0), jnp.where(kv_real, k, 0), jnp.where(kv_real, v, 0)
+    lengths = [jnp.sum(mine, axis=1, dtype=jnp.int32) for mine in (q_mine, kv_mine)]
+    if clips == 1:
+        lengths = [jnp.maximum(length[:, 0], 1) for length in lengths]
+        y = dot_product_attention(q, k, v, None, None, *lengths, scale=scale, mask_type=MaskType.PADDING)
+    else:
+        # Runs that are not there are -1; so is the end, which cuDNN does not read.
+        lengths = [jnp.where(both, length, -1) for length in lengths]
+        starts = [jnp.where(both, jnp.argmax(mine, axis=1), -1).astype(jnp.int32) for mine in (q_mine, kv_mine)]
+        starts = [jnp.pad(start, ((0, 0), (0, 1)), constant_values=-1) for start in starts]
+        y = dot_product_attention(q, k, v, None, None, *lengths, *starts, scale=scale)
+    return jnp.where(q_real, y, 0)
+
+
+def suits(dtype, K: int, clips: int | None) -> bool:
+    """Whether cuDNN has a kernel for this on this machine: rows of several clips need a Hopper GPU."""
+    if dtype not in (jnp.bfloat16, jnp.float16) or K % 8 or K > 128 or clips is None:
+        return False
+    return check_compute_capability("8.0" if clips == 1 else "9.0")

@@ -1,0 +1,92 @@
+"""What a layer keeps for its backward pass changes what is computed twice, and nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from sora_jax.models.layers import POLICIES
+from sora_jax.settings import TransformerSettings
+from sora_jax.train.objectives import FlowObjective
+
+LAYERS = 3
+
+
+def tiny_with(remat, **changes):
+    return tiny.change(tiny.SETTINGS, transformer={"layers": LAYERS, "remat": remat, **changes})
+
+
+def gradient_of(settings):
+    """(a function of parameters that gives the loss and its gradients, its parameters)."""
+    objective = FlowObjective(settings)
+    batch = tiny.on_mesh(tiny.random_batch(0, settings))
+    drawn = objective.draw(jax.random.key(1), batch, 0)
+
+    def loss(params):
+        return objective.loss(params, {}, batch, drawn)[0]
+
+    return jax.value_and_grad(loss), objective.init
+
+
+@pytest.fixture
+def trained(one_device):
+    """Parameters without the zeros of a fresh model, behind which gradients would hide."""
+    _, init = gradient_of(tiny_with("none"))
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
+
+
+def test_every_policy_gives_the_same_loss_and_gradients(trained):
+    def of(remat):
+        return jax.device_get(jax.jit(gradient_of(tiny_with(remat, attention="chunked"))[0])(trained))
+
+    loss, gradients = of("none")
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(gradients))
+    assert set(POLICIES) == {"full", "save_attention", "offload"}
+    for remat in POLICIES:
+        found = of(remat)
+        np.testing.assert_allclose(found[0], loss, rtol=1e-6)
+        jax.tree.map(
+            lambda a, b, remat=remat: np.testing.assert_allclose(a, b, atol=1e-6 * largest, err_msg=remat),
+            found[1],
+            gradients,
+        )
+
+
+def backward_jaxpr(settings, params):
+    return jax.make_jaxpr(gradient_of(settings)[0])(params).jaxpr
+
+
+@pytest.mark.parametrize("remat, forward", [("none", 1), ("save_attention", 1), ("full", 2)])
+def test_saved_attention_is_not_computed_again(trained, remat, forward):
+    """Calls of the TPU kernel in forward and backward pass: self-attention and attention to the text."""
+    jaxpr = backward_jaxpr(tiny_with(remat, attention="splash"), trained)
+    runs = {half: tiny.count(jaxpr, "pallas_call", half) for half in ("fwd", "dq", "dkv")}
+    assert runs == {"fwd": 2 * LAYERS * forward, "dq": 2 * LAYERS, "dkv": 2 * LAYERS}
+
+
+@pytest.mark.parametrize("remat, forward", [("save_attention", 1), ("full", 2)])
+def test_saved_attention_is_not_computed_again_on_a_gpu(trained, monkeypatch, remat, forward):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    cudnn = "jax._src.cudnn.fused_attention_stablehlo"
+    for module in (cudnn, "sora_jax.models.cudnn"):
+        monkeypatch.setattr(f"{module}.check_compute_capability", lambda least: True)
+    monkeypatch.setattr(f"{cudnn}.check_cudnn_version", lambda: 91000)
+    settings = tiny_with(remat, attention="cudnn", dtype="bfloat16", width=64)
+    shapes = jax.eval_shape(gradient_of(settings)[1], jax.random.key(0))
+    jaxpr = backward_jaxpr(settings, jax.tree.map(lambda x: jnp.zeros(x.shape), shapes))
+    assert tiny.count(jaxpr, "dot_product_attention_fwd_wrapper") == 2 * LAYERS * forward
+
+
+def test_layer_inputs_are_put_into_the_hosts_memory(trained):
+    """One transfer there for each layer in the forward pass, one back in the backward pass."""
+    kept, offloaded = (
+        tiny.count(backward_jaxpr(tiny_with(remat), trained), "device_put") for remat in ("none", "offload")
+    )
+    assert offloaded - kept == 2 * LAYERS
+
+
+def test_the_default_keeps_only_each_layers_input():
+    assert TransformerSettings().remat == "full"
