@@ -68,8 +68,8 @@ def sample(settings: Settings) -> Program:
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     patch, made = settings.transformer.patch, settings.sample
     N = math.prod(patch_grid(latent_shape(settings, made), patch))
-    images = (len(given_frames(settings.transformer, 1)) * settings.image.tokens, "batch")
-    batch = _rows(settings, rows, N, 2 * rows, text.max_tokens, images, jnp.float32)
+    I = len(given_frames(settings.transformer, 1)) * settings.image.tokens
+    batch = _rows(settings, rows, N, 2 * rows, text.max_tokens, I, jnp.float32, "batch")
     params = abstract_on_mesh(abstract_model(settings))
     solver, number = SOLVERS[made.solver], jax.ShapeDtypeStruct((), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -158,24 +158,19 @@ def abstract_batch(settings: Settings):
     if settings.objective == "autoencoder":
         H, W = parse_size(data.crop_size, "config.data.crop_size")
         return typed((data.batch, data.crop_frames, H, W, 3), jnp.uint8, make_objective(settings).axes)
-    images = (image_room(settings), make_objective(settings).axes)
-    return _rows(settings, data.batch, data.row_patches, data.batch, data.row_tokens, images, jnp.bfloat16)
+    B, N, S, I = data.batch, data.row_patches, data.row_tokens, image_room(settings)
+    return _rows(settings, B, N, B, S, I, jnp.bfloat16, make_objective(settings).axes)
 
 
-def _rows(settings, B, N, texts, S, images, dtype):
-    """Types of packed rows; sampling has other numbers of rows, of texts and of image tokens.
-
-    images: how many of these, and how they lie.
-    """
+def _rows(settings, B, N, texts, S, I, dtype, axes):
+    """Types of packed rows; sampling has other numbers of rows, of texts and image tokens, and another layout."""
     transformer, cut = settings.transformer, math.prod(settings.transformer.patch)
-    axes = make_objective(dataclasses.replace(settings, objective="flow")).axes
     more = {}
     if transformer.condition_channels:
         more["condition"] = typed((B, N, cut * transformer.condition_channels), dtype, axes)
     if transformer.image_width:
-        I, layout = images
-        more["image"] = typed((B, I, transformer.image_width), dtype, layout)
-        more["image_segments"] = typed((B, I), jnp.int32, layout)
+        more["image"] = typed((B, I, transformer.image_width), dtype, axes)
+        more["image_segments"] = typed((B, I), jnp.int32, axes)
     return PatchBatch(
         patches=typed((B, N, cut * transformer.channels), dtype, axes),
         positions=typed((B, N, 3), jnp.int32, axes),
