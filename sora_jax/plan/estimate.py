@@ -97,17 +97,17 @@ def ways(name: str, sizes: dict[str, int]) -> int:
     return math.prod(sizes[axis] for axis in axes_of(name))
 
 
-def _types(settings: Settings):
-    """(state, frozen) as types: on every mesh the same, but for the sizes of its axes."""
-    plain = Settings()
+def plain(settings: Settings) -> Settings:
+    """The settings without what changes nothing of the state but how it is cut."""
+    default = Settings()
+    train = dataclasses.replace(default.train, init_from=settings.train.init_from)
     model = dataclasses.replace(settings.transformer, remat="full", attention="xla")
-    return _make_types(
-        dataclasses.replace(settings, mesh=plain.mesh, data=plain.data, train=plain.train, transformer=model)
-    )
+    return dataclasses.replace(settings, mesh=default.mesh, data=default.data, train=train, transformer=model)
 
 
 @functools.cache
-def _make_types(settings: Settings):
+def _types(settings: Settings):
+    """(state, frozen) as types: on every mesh the same, but for the sizes of its axes."""
     mesh = jax.sharding.AbstractMesh(
         (2,) * len(AXES), AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES)
     )
@@ -118,13 +118,24 @@ def _make_types(settings: Settings):
 
 def held(settings: Settings, sizes: dict[str, int]) -> dict[str, int]:
     """Bytes of each part of the training state on one device, exactly."""
+    return _held(plain(settings), tuple(sizes.items()))
+
+
+@functools.cache
+def _held(settings, sizes):
     state, frozen = _types(settings)
     parts = {"weights": state.params, "average": state.ema, "optimizer": state.opt_state, "frozen": frozen}
-    return {name: chip_bytes(tree, sizes) for name, tree in parts.items()}
+    return {name: chip_bytes(tree, dict(sizes)) for name, tree in parts.items()}
 
 
 def divides(settings: Settings, sizes: dict[str, int]) -> bool:
     """Whether every weight can be laid out on a mesh of these sizes."""
+    return _divides(plain(settings), tuple(sizes.items()))
+
+
+@functools.cache
+def _divides(settings, sizes):
+    sizes = dict(sizes)
     for x in jax.tree.leaves(_types(settings)[0].params):
         for size, axes in zip(x.shape, x.sharding.spec, strict=False):
             if size % math.prod(sizes[axis] for axis in ([axes] if isinstance(axes, str) else axes or ())):
