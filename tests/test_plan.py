@@ -348,10 +348,20 @@ def get_config():
 """
 
 
+@pytest.fixture
+def compiler():
+    """The TPU's compiler, with all of its optimizations: other tests want their programs soon."""
+    pytest.importorskip("libtpu", reason="the TPU's compiler: pip install sora_jax[plan]")
+    few = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", few)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("what", ["train", "sample", "decode", "encode"])
 def test_a_step_is_compiled_for_chips_that_are_not_here(what, capsys, tmp_path):
-    pytest.importorskip("libtpu", reason="the TPU's compiler: pip install sora_jax[plan]")
     (tmp_path / "small.py").write_text(TINY)
     arguments = (f"--config={tmp_path / 'small.py'}", "--topology=v5e:2x2", "--mesh=fsdp=2,context=2")
     code, error = run(capsys, *arguments, f"--what={what}", f"--out={tmp_path}")
@@ -366,8 +376,8 @@ def test_a_step_is_compiled_for_chips_that_are_not_here(what, capsys, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_the_compiler_tells_by_how_much_a_step_is_too_large(capsys, tmp_path):
-    pytest.importorskip("libtpu", reason="the TPU's compiler: pip install sora_jax[plan]")
     (tmp_path / "small.py").write_text(TINY)
     large = (
         "--config.data.row_patches=131072",
