@@ -76,7 +76,6 @@ class Planner:
 
     def __init__(self, topology: Topology, what: str, console: rich.console.Console):
         self.topology, self.what, self.console = topology, what, console
-        self.devices = make_devices(topology) if topology.compiled else None
 
     def estimate(self, settings: Settings) -> Plan:
         """A plan of a training step by formulas alone."""
@@ -100,7 +99,7 @@ class Planner:
     def compile(self, settings: Settings) -> Plan:
         """A plan of what the compiler makes of the step."""
         settings = check(settings, self.topology, self.what)
-        mesh = make_mesh(settings.mesh, self.devices)
+        mesh = make_mesh(settings.mesh, make_devices(self.topology))
         sizes = dict(mesh.shape)
         tried = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
         started = time.monotonic()
@@ -196,6 +195,10 @@ def plan(
     save(made, change, out)
     console.print(f"written: {out / 'plan.json'}, {out / 'plan.png'}", highlight=False)
     if not made.fits:
-        better = f"this fits: {change.flags}" if change else "no mesh, remat or batch near it was found that fits"
+        better = (
+            f"this fits: {change.flags}" if change else "no mesh, remat or micro-batches near it were found to"
+        )
+        if not by_formulas:
+            better = "lay it over more devices, or take ones with more memory"
         raise InputError(f"does not fit, by {made.over:.1f} GiB a device; {better}")
     return made
