@@ -102,6 +102,29 @@ ENTRY %main (a: f32[4,4]) -> f32[4,4] {
     assert unknown.flops == 2 * 4 * 4 * 4 and "turns of the loop while" in unknown.unknown[0]
 
 
+def test_of_what_a_fusion_cuts_only_the_part_is_read_and_written():
+    text = """
+%cut (p0: f32[10,4,4], p1: s32[], p2: f32[10,4,4]) -> f32[10,4,4] {
+  %p0 = f32[10,4,4]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %p2 = f32[10,4,4]{2,1,0} parameter(2)
+  %zero = s32[] constant(0)
+  %part = f32[1,4,4]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,4,4}
+  ROOT %put = f32[10,4,4]{2,1,0} dynamic-update-slice(%p2, %part, %p1, %zero, %zero)
+}
+
+ENTRY %main (a: f32[10,4,4], i: s32[], b: f32[10,4,4]) -> f32[10,4,4] {
+  %a = f32[10,4,4]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %b = f32[10,4,4]{2,1,0} parameter(2)
+  %near = f32[10,4,4]{2,1,0:T(8,128)S(1)} copy(%b)
+  ROOT %f = f32[10,4,4]{2,1,0} fusion(%a, %i, %b), kind=kLoop, calls=%cut
+}
+"""
+    copied = 4 * 160  # read for a copy into the chip's fast memory
+    assert count(text, tiny.mesh_of()).hbm_bytes == copied + 4 * 16 + 4 + 4 * 16
+
+
 @pytest.mark.parametrize(
     "attributes, flops",
     [
