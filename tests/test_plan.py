@@ -102,6 +102,29 @@ ENTRY %main (a: f32[4,4]) -> f32[4,4] {
     assert unknown.flops == 2 * 4 * 4 * 4 and "turns of the loop while" in unknown.unknown[0]
 
 
+def test_of_what_a_fusion_cuts_only_the_part_is_read_and_written():
+    text = """
+%cut (p0: f32[10,4,4], p1: s32[], p2: f32[10,4,4]) -> f32[10,4,4] {
+  %p0 = f32[10,4,4]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %p2 = f32[10,4,4]{2,1,0} parameter(2)
+  %zero = s32[] constant(0)
+  %part = f32[1,4,4]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,4,4}
+  ROOT %put = f32[10,4,4]{2,1,0} dynamic-update-slice(%p2, %part, %p1, %zero, %zero)
+}
+
+ENTRY %main (a: f32[10,4,4], i: s32[], b: f32[10,4,4]) -> f32[10,4,4] {
+  %a = f32[10,4,4]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %b = f32[10,4,4]{2,1,0} parameter(2)
+  %near = f32[10,4,4]{2,1,0:T(8,128)S(1)} copy(%b)
+  ROOT %f = f32[10,4,4]{2,1,0} fusion(%a, %i, %b), kind=kLoop, calls=%cut
+}
+"""
+    copied = 4 * 160  # read for a copy into the chip's fast memory
+    assert count(text, tiny.mesh_of()).hbm_bytes == copied + 4 * 16 + 4 + 4 * 16
+
+
 @pytest.mark.parametrize(
     "attributes, flops",
     [
@@ -308,9 +331,7 @@ def test_gpus_are_estimated_and_said_to_be(capsys, tmp_path):
     made = json.loads((tmp_path / "plan.json").read_text())
     assert code == 0 and "an estimate throughout" in error
     assert not made["compiled"] and made["fits"] and "flops" not in made
-    assert (
-        made["held_bytes"]["optimizer"] == 2 * made["held_bytes"]["weights"] + 4 or made["held_bytes"]["optimizer"]
-    )
+    assert made["held"]["optimizer"] == 2 * made["held"]["weights"] + 4 or made["held"]["optimizer"]
     assert 0 < made["estimate"]["mfu"][0] <= made["estimate"]["mfu"][1] < 1
     assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -323,7 +344,7 @@ def test_what_does_not_fit_is_told_with_the_nearest_that_does(capsys, tmp_path):
     told = error.splitlines()[-1]
     assert "does not fit, by" in told and "this fits: --mesh=" in told
     made = json.loads((tmp_path / "plan.json").read_text())
-    assert not made["fits"] and made["instead"]["fits"] and made["instead"]["needed_bytes"] < 80 * 2**30
+    assert not made["fits"] and made["instead"]["fits"] and made["instead"]["needed"] < 80 * 2**30
 
 
 def test_a_search_ranks_what_divides(capsys, tmp_path):
@@ -332,3 +353,63 @@ def test_a_search_ranks_what_divides(capsys, tmp_path):
     assert code == 0 and "best first" in error
     made = json.loads((tmp_path / "plan.json").read_text())
     assert made["fits"] and math.prod(made["mesh"].values()) == 8
+
+
+TINY = """
+from sora_jax.settings import default_config
+
+
+def get_config():
+    config = default_config()
+    config.autoencoder.update(width=8, decoder_width=8, multipliers=(1, 1, 2, 2), blocks=1, latent_channels=4)
+    config.text.update(vocabulary=64, width=128, heads=4, head_dim=32, mlp=256, layers=1, max_tokens=128)
+    config.text.weights = "umt5"
+    config.transformer.update(channels=4, text_width=128, width=256, heads=2, mlp=1024, layers=2, frequencies=16)
+    config.data.update(batch=4, row_patches=1024, row_tokens=128, row_clips=1)
+    config.sample.update(size="64x64", frames=5)
+    return config
+"""
+
+
+@pytest.fixture
+def compiler():
+    """The TPU's compiler, with all of its optimizations: other tests want their programs soon."""
+    pytest.importorskip("libtpu", reason="the TPU's compiler: pip install sora_jax[plan]")
+    few = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", few)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("what", ["train", "sample", "decode", "encode"])
+def test_a_step_is_compiled_for_chips_that_are_not_here(what, capsys, tmp_path):
+    (tmp_path / "small.py").write_text(TINY)
+    arguments = (f"--config={tmp_path / 'small.py'}", "--topology=v5e:2x2", "--mesh=fsdp=2,context=2")
+    code, error = run(capsys, *arguments, f"--what={what}", f"--out={tmp_path}")
+    made = json.loads((tmp_path / "plan.json").read_text())
+    assert code == 0 and "an estimate" not in error.split("compiled in")[0]
+    assert made["fits"] and made["unknown"] == [] and made["flops"] > 0
+    assert sum(made["held"].values()) <= made["needed"] * 1.01
+    if what in ("train", "sample"):
+        assert made["attention"] == "splash" and "splash_mha_fwd" in made["kernel_flops"]
+        assert made["all_flops"] * 4 == pytest.approx(made["executed_flops_all_devices"], rel=TOLERANCE)
+        assert {"context", "fsdp"} <= {axis for c in made["collectives"] for axis in c["axes"]}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_the_compiler_tells_by_how_much_a_step_is_too_large(capsys, tmp_path):
+    (tmp_path / "small.py").write_text(TINY)
+    large = (
+        "--config.data.row_patches=131072",
+        "--config.transformer.layers=32",
+        "--config.transformer.remat=none",
+    )
+    arguments = (f"--config={tmp_path / 'small.py'}", "--topology=v5e:2x2", "--mesh=fsdp=4", *large)
+    code, error = run(capsys, *arguments, f"--out={tmp_path}")
+    made = json.loads((tmp_path / "plan.json").read_text())
+    assert code == 2 and "does not fit, by" in error
+    assert not made["fits"] and made["needed"] > 16 * 2**30
+    assert made["instead"]["fits"]

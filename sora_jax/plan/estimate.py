@@ -81,32 +81,33 @@ def executed_flops(settings: Settings, what: str, shape: tuple[int, int, int] | 
         return B * (linear + wide * attention)
     again = model.remat != "none"
     passes = (1 if settings.lora.rank else 2) + 1 + again
-    products = 2 * (1 + (model.remat == "full")) + BACKWARD.get(model.attention, 5)
+    products = 2 * (1 + (model.remat in ("full", "offload"))) + BACKWARD.get(model.attention, 5)
     text = 1 if settings.text.weights or settings.lora.rank else 4
     return B * (passes * linear + wide * products / 2 * attention + text * text_flops(settings.text, S))
 
 
-def _axes(name: str) -> tuple[str, ...]:
+def axes_of(name: str) -> tuple[str, ...]:
+    """The mesh axes that a logical dimension is split over."""
     axes = RULES[name] or ()
     return (axes,) if isinstance(axes, str) else axes
 
 
 def ways(name: str, sizes: dict[str, int]) -> int:
     """Over how many devices a logical dimension is split."""
-    return math.prod(sizes[axis] for axis in _axes(name))
+    return math.prod(sizes[axis] for axis in axes_of(name))
 
 
-def _types(settings: Settings):
-    """(state, frozen) as types: on every mesh the same, but for the sizes of its axes."""
-    plain = Settings()
+def plain(settings: Settings) -> Settings:
+    """The settings without what changes nothing of the state but how it is cut."""
+    default = Settings()
+    train = dataclasses.replace(default.train, init_from=settings.train.init_from)
     model = dataclasses.replace(settings.transformer, remat="full", attention="xla")
-    return _make_types(
-        dataclasses.replace(settings, mesh=plain.mesh, data=plain.data, train=plain.train, transformer=model)
-    )
+    return dataclasses.replace(settings, mesh=default.mesh, data=default.data, train=train, transformer=model)
 
 
 @functools.cache
-def _make_types(settings: Settings):
+def _types(settings: Settings):
+    """(state, frozen) as types: on every mesh the same, but for the sizes of its axes."""
     mesh = jax.sharding.AbstractMesh(
         (2,) * len(AXES), AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES)
     )
@@ -117,13 +118,24 @@ def _make_types(settings: Settings):
 
 def held(settings: Settings, sizes: dict[str, int]) -> dict[str, int]:
     """Bytes of each part of the training state on one device, exactly."""
+    return _held(plain(settings), tuple(sizes.items()))
+
+
+@functools.cache
+def _held(settings, sizes):
     state, frozen = _types(settings)
     parts = {"weights": state.params, "average": state.ema, "optimizer": state.opt_state, "frozen": frozen}
-    return {name: chip_bytes(tree, sizes) for name, tree in parts.items()}
+    return {name: chip_bytes(tree, dict(sizes)) for name, tree in parts.items()}
 
 
 def divides(settings: Settings, sizes: dict[str, int]) -> bool:
     """Whether every weight can be laid out on a mesh of these sizes."""
+    return _divides(plain(settings), tuple(sizes.items()))
+
+
+@functools.cache
+def _divides(settings, sizes):
+    sizes = dict(sizes)
     for x in jax.tree.leaves(_types(settings)[0].params):
         for size, axes in zip(x.shape, x.sharding.spec, strict=False):
             if size % math.prod(sizes[axis] for axis in ([axes] if isinstance(axes, str) else axes or ())):
@@ -136,8 +148,8 @@ def peak_memory(settings: Settings, sizes: dict[str, int]) -> float:
     model, parts = settings.transformer, held(settings, sizes)
     D, M, L = model.width, model.mlp / ways("mlp", sizes), model.layers
     block = WIDTHS * D + MLPS * M
-    # Of a layer, per token: its input in float32; its attention's output, unless that goes to the host.
-    kept = {"full": 4 * D, "none": block, "offload": 4 * D}.get(model.remat, 6 * D)
+    # Of a layer, per token: its input in float32, unless that goes to the host; and its attention's output.
+    kept = {"full": 4 * D, "none": block, "offload": 0}.get(model.remat, 6 * D)
     tokens = tokens_at_once(settings, sizes)
     gradients = parts["weights"] * (2 if settings.train.accumulate > 1 else 1)
     # A layer's weights in bfloat16, one in use and the next on its way.
@@ -164,15 +176,15 @@ def traffic(settings: Settings, sizes: dict[str, int], topology: Topology) -> di
     for axis, n in reversed(sizes.items()):
         inner *= n
         total = 0.0
-        if axis in _axes("embed"):  # gathered forward and backward, gradients scattered
+        if axis in axes_of("embed"):  # gathered forward and backward, gradients scattered
             total += 3 * micro * ring_bytes("all-gather", whole, n)
-        elif axis in _axes("batch"):
+        elif axis in axes_of("batch"):
             total += ring_bytes("all-reduce", weights, n)
-        if axis in _axes("mlp"):
+        if axis in axes_of("mlp"):
             total += passes * ring_bytes("all-reduce", 2 * activation * n, n)
-        elif axis in _axes("heads_all"):  # queries, keys, values and what comes out
+        elif axis in axes_of("heads_all"):  # queries, keys, values and what comes out
             total += passes * ring_bytes("all-to-all", 4 * activation, n)
-        elif axis in _axes("tokens"):  # keys and values go round
+        elif axis in axes_of("tokens"):  # keys and values go round
             total += passes * 2 * activation * (n - 1)
         link = "DCN" if inner > (topology.chip.node or topology.devices // topology.slices) else "ICI"
         if n > 1:

@@ -205,10 +205,15 @@ class Program:
             return made.far() + arrays[0][0].far(made.bytes)
         if op == "dynamic-update-slice":
             return arrays[1][0].far() + instruction.arrays[0].far(arrays[1][0].bytes)
-        if op == "fusion" and "async" in instruction.called + instruction.name:
-            # Buffers of the collective come and go under another name; what it makes counts where it is used.
+        if op == "fusion" and "async-collective" in instruction.name:
             return instruction.arrays[0].far()
         touched, written = self.traffic(instruction.called) if op == "fusion" else ({}, ())
+        if op == "fusion" and instruction.called.startswith("async_collective"):
+            # A product beside which a piece of a collective runs: the buffers of that pass through.
+            through = re.findall(r"\{(\d+)\}: \((\d+), \{\}", instruction.rest)
+            outputs, inputs = ({int(pair[n]) for pair in through} for n in (0, 1))
+            written = [0 if n in outputs else part for n, part in enumerate(written)]
+            touched = {n: 0 if n in inputs else part for n, part in touched.items()}
         read = sum(a.far(touched.get(n, math.inf)) for n, kinds in enumerate(arrays) for a in kinds)
         parts = written or [math.inf] * len(instruction.arrays)
         return read + sum(a.far(part) for a, part in zip(instruction.arrays, parts, strict=False))

@@ -28,9 +28,9 @@ class Plan:
     """What one step of `what` needs, on each device where it says nothing else.
 
     parts: bytes that the process holds, by name, exactly. needed: bytes at the peak, of what waits beside the
-    program too. temporaries, counts, cost_analysis (XLA's own, loops' bodies once): None if nothing was compiled.
-    useful, executed: FLOPs of the model and of the devices, by formulas, over all devices; None: not counted.
-    seconds: to compile.
+    program too. useful, executed: FLOPs of the model and of the devices, by formulas, over all devices; None: not
+    counted. If something was compiled: temporaries, host, the bytes that the compiler asks for, and those of them
+    in the host's memory; cost_analysis, XLA's own, bodies of loops once; seconds, that it took.
     """
 
     settings: Settings
@@ -43,6 +43,7 @@ class Plan:
     executed: float | None
     roofline: Roofline | None = None
     temporaries: float | None = None
+    host: float = 0.0
     counts: Counts | None = None
     cost_analysis: dict[str, float] | None = None
     seconds: float = 0.0
@@ -75,7 +76,6 @@ class Planner:
 
     def __init__(self, topology: Topology, what: str, console: rich.console.Console):
         self.topology, self.what, self.console = topology, what, console
-        self.devices = make_devices(topology) if topology.compiled else None
 
     def estimate(self, settings: Settings) -> Plan:
         """A plan of a training step by formulas alone."""
@@ -99,7 +99,7 @@ class Planner:
     def compile(self, settings: Settings) -> Plan:
         """A plan of what the compiler makes of the step."""
         settings = check(settings, self.topology, self.what)
-        mesh = make_mesh(settings.mesh, self.devices)
+        mesh = make_mesh(settings.mesh, make_devices(self.topology))
         sizes = dict(mesh.shape)
         tried = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
         started = time.monotonic()
@@ -136,6 +136,7 @@ class Planner:
             made,
             needed=memory.peak_memory_in_bytes + beside,
             temporaries=memory.temp_size_in_bytes,
+            host=memory.host_temp_size_in_bytes,
             counts=counts,
             cost_analysis=cost,
             roofline=self.roofline(counts, mesh),
@@ -194,6 +195,10 @@ def plan(
     save(made, change, out)
     console.print(f"written: {out / 'plan.json'}, {out / 'plan.png'}", highlight=False)
     if not made.fits:
-        better = f"this fits: {change.flags}" if change else "no mesh, remat or batch near it was found that fits"
+        better = (
+            f"this fits: {change.flags}" if change else "no mesh, remat or micro-batches near it were found to"
+        )
+        if not by_formulas:
+            better = "lay it over more devices, or take ones with more memory"
         raise InputError(f"does not fit, by {made.over:.1f} GiB a device; {better}")
     return made

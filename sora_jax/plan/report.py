@@ -1,5 +1,6 @@
 """A plan as tables on the screen, as plan.json, and as a picture of the memory."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -31,6 +32,8 @@ def show(plan, console: rich.console.Console):
         table.add_row(name, gib(size))
     verdict = "fits" if plan.fits else f"[red]{plan.over:.1f} GiB too much[/]"
     table.add_row("needed at the peak" + ("" if topology.compiled else " (estimate)"), gib(plan.needed))
+    if plan.host:
+        table.add_row("in the host's memory", gib(plan.host))
     table.add_row("of HBM", f"{chip.hbm:g} GiB: {verdict}", end_section=True)
     if counts := plan.counts:
         table.add_row("FLOPs, compiled", f"{counts.all_flops / 1e12:,.1f} T")
@@ -82,57 +85,35 @@ def gib(size: float) -> str:
 
 
 def as_dict(plan) -> dict:
-    """A plan for plan.json: bytes, FLOPs and seconds, of one device where the name says nothing else."""
-    counts, roofline = plan.counts, plan.roofline
+    """A plan for plan.json: bytes, FLOPs and seconds of one device, where the name says nothing else."""
+    model, roofline = plan.settings.transformer, plan.roofline
     made = {
         "what": plan.what,
         "topology": str(plan.topology),
         "device": plan.topology.chip.kind,
         "devices": plan.topology.devices,
         "mesh": plan.sizes,
-        "attention": plan.settings.transformer.attention,
-        "remat": plan.settings.transformer.remat,
+        "attention": model.attention,
+        "remat": model.remat,
         "accumulate": plan.settings.train.accumulate,
         "compiled": plan.topology.compiled,
         "compile_seconds": plan.seconds,
         "fits": plan.fits,
-        "hbm_bytes": int(plan.topology.chip.hbm * GIB),
-        "needed_bytes": plan.needed,
-        "held_bytes": plan.parts,
-        "temporary_bytes": plan.temporaries,
+        "memory": int(plan.topology.chip.hbm * GIB),
+        "needed": plan.needed,
+        "held": plan.parts,
+        "temporaries": plan.temporaries,
+        "host": plan.host,
         "model_flops_all_devices": plan.useful,
         "executed_flops_all_devices": plan.executed,
+        "cost_analysis_loop_bodies_once": plan.cost_analysis,
     }
-    if counts:
-        made |= {
-            "flops": counts.all_flops,
-            "kernel_flops": counts.kernel_flops,
-            "hbm_traffic_bytes": counts.hbm_bytes,
-            "estimated_cycles_without_kernels": counts.cycles,
-            "collectives": [
-                {
-                    "kind": c.kind,
-                    "axes": c.axes,
-                    "link": c.link,
-                    "count": c.count,
-                    "array_bytes": c.bytes,
-                    "sent_bytes": c.wire,
-                }
-                for c in counts.collectives
-            ],
-            "unknown": counts.unknown,
-            "xla_cost_analysis_loop_bodies_once": plan.cost_analysis,
-        }
+    if plan.counts:
+        made |= dataclasses.asdict(plan.counts) | {"all_flops": plan.counts.all_flops}
     if roofline:
-        made["estimate"] = {
-            "what": ESTIMATE,
-            "compute_seconds": roofline.compute,
-            "hbm_seconds": roofline.hbm,
-            "ici_seconds": roofline.ici,
-            "dcn_seconds": roofline.dcn,
-            "step_seconds": [roofline.least, roofline.most],
-            "mfu": plan.useful and [plan.mfu(roofline.most), plan.mfu(roofline.least)],
-        }
+        made["estimate"] = {"what": ESTIMATE, **dataclasses.asdict(roofline)}
+        made["estimate"] |= {"step_seconds": [roofline.least, roofline.most]}
+        made["estimate"] |= {"mfu": [plan.mfu(roofline.most), plan.mfu(roofline.least)]}
     return made
 
 
