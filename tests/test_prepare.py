@@ -169,7 +169,7 @@ def test_latents_are_the_encoded_clips(world, autoencoder, tmp_path):
     report = prepare(settings, world, tmp_path / "d", autoencoder=autoencoder.parent)
     records = Records(tmp_path / "d", "latents")
     assert report.clips == records.about["clips"]
-    encoder = Encoder(records.autoencoder)
+    encoder = Encoder(records.autoencoder, settings)
     assert encoder.digest == records.about["request"]["autoencoder"]
     shapes = set()
     with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):
