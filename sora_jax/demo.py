@@ -41,7 +41,7 @@ from sora_jax.settings import (
 )
 from sora_jax.train.loop import count_params, train
 from sora_jax.train.metrics import progress_bar
-from sora_jax.weights.store import load_model
+from sora_jax.weights.store import SHIPPED, load_model, load_settings
 
 CLIPS = 640
 SIZE, FRAMES, FPS = "64x64", 17, 16.0
@@ -52,25 +52,17 @@ PROMPTS = (
     "a large purple circle stays still on a grey background",
 )
 
-# Sized for two CPU cores: 8 pixels of side and 2 frames are one latent, 2 x 2 latents one patch.
+# Sized for two CPU cores: 8 pixels of side and 2 frames are one latent (configs/autoencoder_shapes.py), 2 x 2 of
+# them one patch.
 SETTINGS = Settings(
     data=DataSettings(fps=FPS, sizes=(SIZE,), frames=(FRAMES,), crop_size=SIZE, threads=2),
-    autoencoder=AutoencoderSettings(
-        width=24,
-        decoder_width=32,
-        multipliers=(1, 2),
-        temporal=(True,),
-        blocks=1,
-        patch=4,
-        latent_channels=48,
-        dtype="float32",
-    ),
+    autoencoder=(AUTOENCODER := load_settings(SHIPPED, AutoencoderSettings)),
     text=TextSettings(
         vocabulary=512, width=96, heads=4, head_dim=24, mlp=192, layers=2, max_tokens=48, dtype="float32"
     ),
     transformer=TransformerSettings(
         patch=(1, 2, 2),
-        channels=48,
+        channels=AUTOENCODER.latent_channels,
         text_width=96,
         width=160,
         heads=4,
@@ -86,24 +78,23 @@ SETTINGS = Settings(
 
 
 def autoencoder_settings(path: pathlib.Path, steps: int) -> Settings:
-    """Settings to train the demo's autoencoder on the pixels in `path`."""
+    """Settings to train the autoencoder that ships a little further, on the pixels in `path`."""
     return dataclasses.replace(
         SETTINGS,
         objective="autoencoder",
         # Whole videos: trained on short pieces, colours drift in the frames beyond.
         data=dataclasses.replace(SETTINGS.data, path=str(path), batch=rows(4), crop_frames=FRAMES),
         loss=LossSettings(mse=4.0),
-        # Muon learns several times faster here than AdamW: docs/autoencoder.md.
         optimizer=OptimizerSettings(
             name="muon",
-            learning_rate=3e-3,
-            warmup_steps=30,
+            learning_rate=1e-4,
+            warmup_steps=10,
             schedule="cosine",
             final_fraction=0.01,
             ema_decay=0.98,
             weight_decay=0.0,
         ),
-        train=TrainSettings(steps=steps, save_every=100, keep=1),
+        train=TrainSettings(init_from=str(SHIPPED), steps=steps, save_every=100, keep=1),
     )
 
 
@@ -147,8 +138,8 @@ def demo(
     out: pathlib.Path,
     *,
     console: rich.console.Console,
-    autoencoder_steps: int = 600,
-    transformer_steps: int = 450,
+    autoencoder_steps: int = 60,
+    transformer_steps: int = 900,
 ) -> pathlib.Path:
     """Make captioned clips, prepare them, train both models, sample, and write a page that shows all of it.
 
@@ -168,7 +159,7 @@ def demo(
 
     part(1, "make videos", lambda: make_world(world, console))
     part(2, "prepare pixels", lambda: prepare(first, world, pixels, console=console))
-    part(3, "train the autoencoder", lambda: train(first, out / "autoencoder", console=console))
+    part(3, "train the autoencoder further", lambda: train(first, out / "autoencoder", console=console))
     part(
         4,
         "prepare latents",

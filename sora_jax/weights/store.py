@@ -23,6 +23,7 @@ from sora_jax.files import read_object, replacing
 from sora_jax.models.module import init_params
 from sora_jax.settings import from_dict, to_json
 
+SHIPPED = pathlib.Path(__file__).parent / "autoencoder_shapes"  # of configs/autoencoder_shapes.py, for the demo
 WEIGHTS = "model.safetensors"
 SETTINGS = "settings.json"
 
