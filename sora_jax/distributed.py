@@ -227,7 +227,7 @@ def agree(values: Mapping[str, str]):
     """
     if not _many():
         return
-    text = json.dumps(dict(values))
+    text = json.dumps(dict(values), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     with _published({"host": socket.gethostname(), "hash": digest, "values": text}) as (read, verdict):
         if global_state.process_id == 0:
