@@ -26,7 +26,7 @@ LANES = 128  # splash attention fills heads up to the width of a TPU's registers
 # Products of logits' size in attention's backward pass, where the forward pass has 2: by kernel. Splash makes the
 # logits anew in each of its two kernels.
 BACKWARD = {"xla": 4, "chunked": 5, "splash": 7}
-# Bytes of a block's backward pass at its largest, per token: so many times the width and the MLP's. A reckoning from
+# Bytes of a block's backward pass at its largest, per token: so many times the width and the MLP's. Reckoned from
 # the block's arrays, not held to the compiler's figure, which is the one to trust.
 WIDTHS, MLPS = 40, 8
 
