@@ -65,7 +65,9 @@ def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.shardi
         raise InputError(f"config.mesh: {wanted} = {product} devices, but {len(devices)} are there")
     slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
     if slices < 2:
-        return jax.make_mesh(sizes, AXES, devices=devices)
+        # An axis may take a part of a side of the torus, such as 4 of 16.
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
     outer = next(i for i, size in enumerate(sizes) if size > 1)
     if outer > AXES.index("fsdp") or sizes[outer] % slices:
         raise InputError(

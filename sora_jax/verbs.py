@@ -201,6 +201,7 @@ def define_plan(values):
     flags.DEFINE_integer(
         "slices", 1, "Slices of that topology, joined by the data centre's network.", flag_values=values
     )
+    flags.DEFINE_boolean("formulas", False, "Compile nothing: estimate, in seconds.", flag_values=values)
     flags.DEFINE_boolean("search", False, "Try meshes, remat and micro-batches; rank them.", flag_values=values)
 
 
@@ -218,6 +219,7 @@ def run_plan(values, console):
         read_topology(needed(values, "topology", "v5p:4x4x4"), values["slices"].value),
         what=values["what"].value,
         search=values["search"].value,
+        formulas=values["formulas"].value,
         out=pathlib.Path(values["out"].value),
         console=console,
     )

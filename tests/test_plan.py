@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +158,18 @@ def test_matrix_products_written_as_convolutions_are_counted(attributes, flops):
         f"  %b = {right} parameter(1)\n  ROOT %c = {made} {call}\n}}\n"
     )
     assert count(text, tiny.mesh_of()).flops == flops
+
+
+@pytest.mark.parametrize("rows", ["3,", ""], ids=["rows", "one row"])
+def test_splash_attention_is_counted_by_its_shapes(rows):
+    q, k, part = f"bf16[{rows}2,512,128]", f"bf16[{rows}2,256,128]", "s8[1,4,2]"
+    text = (
+        f"ENTRY %main (m: {part}, q: {q}, k: {k}) -> {q} {{\n  %m = {part} parameter(0)\n  %q = {q} parameter(1)\n"
+        f"  %k = {k} parameter(2)\n  ROOT %splash_mha_dkv_segmented.1 = {q} custom-call(%m, %q, %k, %k), "
+        f'custom_call_target="tpu_custom_call"\n}}\n'
+    )
+    products = 4 * 2 * 2 * 512 * 256 * 128 * (3 if rows else 1)
+    assert count(text, tiny.mesh_of()).kernel_flops == {"splash_mha_dkv": products}
 
 
 @pytest.mark.parametrize(
@@ -319,9 +332,9 @@ def test_bad_input_is_one_line(capsys, tmp_path, arguments, told):
 
 
 def test_without_libtpu_the_line_to_install_it_is_told(capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "libtpu", None)
+    monkeypatch.setitem(sys.modules, "libtpu", None)
     config = f"--config={CONFIGS / 't2v_1_3b.py'}"
-    code, error = run(capsys, config, "--topology=v5e:4x4", "--config.data.batch=64", f"--out={tmp_path}")
+    code, error = run(capsys, config, "--topology=v5e:8x8", f"--out={tmp_path}")
     assert code == 2 and "pip install 'sora_jax[plan]'" in error
 
 
@@ -334,6 +347,15 @@ def test_gpus_are_estimated_and_said_to_be(capsys, tmp_path):
     assert made["held"]["optimizer"] == 2 * made["held"]["weights"] + 4 or made["held"]["optimizer"]
     assert 0 < made["estimate"]["mfu"][0] <= made["estimate"]["mfu"][1] < 1
     assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_formulas_need_no_compiler(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    config = f"--config={CONFIGS / 't2v_1_3b.py'}"
+    code, error = run(capsys, config, "--topology=v5e:8x8", "--formulas", f"--out={tmp_path}")
+    made = json.loads((tmp_path / "plan.json").read_text())
+    assert code == 0 and "an estimate throughout" in error
+    assert not made["compiled"] and made["attention"] == "splash" and made["devices"] == 64
 
 
 def test_what_does_not_fit_is_told_with_the_nearest_that_does(capsys, tmp_path):

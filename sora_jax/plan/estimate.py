@@ -26,8 +26,8 @@ LANES = 128  # splash attention fills heads up to the width of a TPU's registers
 # Products of logits' size in attention's backward pass, where the forward pass has 2: by kernel. Splash makes the
 # logits anew in each of its two kernels.
 BACKWARD = {"xla": 4, "chunked": 5, "splash": 7}
-# Bytes of a block's backward pass at its largest, per token: so many times the width and the MLP's. Found by
-# compiling the presets for TPU (docs/scaling.md); within a third of the compiler's figure there.
+# Bytes of a block's backward pass at its largest, per token: so many times the width and the MLP's. Reckoned from
+# the block's arrays, not held to the compiler's figure, which is the one to trust.
 WIDTHS, MLPS = 40, 8
 
 
@@ -144,7 +144,7 @@ def _divides(settings, sizes):
 
 
 def peak_memory(settings: Settings, sizes: dict[str, int]) -> float:
-    """Bytes on one device at the peak of a training step, within about a third."""
+    """Bytes on one device at the peak of a training step, roughly."""
     model, parts = settings.transformer, held(settings, sizes)
     D, M, L = model.width, model.mlp / ways("mlp", sizes), model.layers
     block = WIDTHS * D + MLPS * M

@@ -326,8 +326,9 @@ def kernel_flops(instruction: Instruction, names: dict[str, Instruction]) -> tup
     """(name, FLOPs) of a Pallas kernel: splash attention's by its shapes, another's as it tells, or None."""
     for kind, products in KERNELS.items():
         if kind in instruction.name:
-            shapes = [names[operand].arrays[0].shape for operand in instruction.operands]
-            (B, A, N, K), (_, _, M, _) = [shape for shape in shapes if len(shape) == 4][:2]
-            return kind, 2.0 * products * B * A * N * M * K
+            arrays = [names[operand].arrays[0] for operand in instruction.operands]
+            # Queries [..., A, N, K] and keys [..., A, M, K] come first of what is no mask and no segment.
+            q, k = [a.shape for a in arrays if len(a.shape) > 2 and a.kind in ("bf16", "f32")][:2]
+            return kind, 2.0 * products * math.prod(q) * k[-2]
     told = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.rest)
     return instruction.name.split(".")[0], float(told[1]) if told else None

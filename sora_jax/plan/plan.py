@@ -49,6 +49,10 @@ class Plan:
     seconds: float = 0.0
 
     @property
+    def compiled(self) -> bool:
+        return self.seconds > 0
+
+    @property
     def fits(self) -> bool:
         return self.needed <= self.topology.chip.hbm * GIB
 
@@ -165,21 +169,25 @@ def plan(
     *,
     what: str,
     search: bool,
+    formulas: bool = False,
     out: pathlib.Path,
     console: rich.console.Console,
 ) -> Plan:
     """Plan a step of `what`, print it, and write plan.json and plan.png into `out`.
 
+    formulas: compile nothing, also for chips that there is a compiler for.
     Raises: InputError for chips and settings that don't go together; and, when all is written, for a step that
       does not fit into the chips' memory.
     """
     if what not in ("train", "sample", "decode", "encode"):
         raise InputError(f"--what={what}: {nearest(what, ('train', 'sample', 'decode', 'encode'))}")
     by_formulas = what == "train" and settings.objective == "flow"
-    if not by_formulas and (search or not topology.compiled):
-        raise InputError(f"--what={what}: --search and GPUs are for a training step of config.objective=flow")
+    if not by_formulas and (search or formulas or not topology.compiled):
+        raise InputError(
+            f"--what={what}: --search, --formulas and GPUs are for a training step of config.objective=flow"
+        )
     planner = Planner(topology, what, console)
-    make = planner.compile if topology.compiled else planner.estimate
+    make = planner.compile if topology.compiled and not formulas else planner.estimate
     change = None
     if search:
         tried = [make(candidate) for candidate in promising(settings, topology)[:TRIES]]

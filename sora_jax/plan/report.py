@@ -21,7 +21,7 @@ def show(plan, console: rich.console.Console):
     """Print what a step needs: memory, FLOPs, bytes, collectives, time."""
     topology, chip = plan.topology, plan.topology.chip
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.sizes.items() if size > 1) or "1 device"
-    how = f"compiled in {plan.seconds:.0f} s" if topology.compiled else "by formulas alone: an estimate throughout"
+    how = f"compiled in {plan.seconds:.0f} s" if plan.compiled else "by formulas alone: an estimate throughout"
     console.print(f"\n[bold]{plan.what}[/] on {topology}: {mesh}; {how}", highlight=False)
     if plan.what in ("train", "sample"):
         model = plan.settings.transformer
@@ -31,7 +31,7 @@ def show(plan, console: rich.console.Console):
     for name, size in plan.parts.items():
         table.add_row(name, gib(size))
     verdict = "fits" if plan.fits else f"[red]{plan.over:.1f} GiB too much[/]"
-    table.add_row("needed at the peak" + ("" if topology.compiled else " (estimate)"), gib(plan.needed))
+    table.add_row("needed at the peak" + ("" if plan.compiled else " (estimate)"), gib(plan.needed))
     if plan.host:
         table.add_row("in the host's memory", gib(plan.host))
     table.add_row("of HBM", f"{chip.hbm:g} GiB: {verdict}", end_section=True)
@@ -96,7 +96,7 @@ def as_dict(plan) -> dict:
         "attention": model.attention,
         "remat": model.remat,
         "accumulate": plan.settings.train.accumulate,
-        "compiled": plan.topology.compiled,
+        "compiled": plan.compiled,
         "compile_seconds": plan.seconds,
         "fits": plan.fits,
         "memory": int(plan.topology.chip.hbm * GIB),
@@ -137,7 +137,7 @@ def save(plan, change, out: pathlib.Path):
     axis.axvline(plan.topology.chip.hbm, color="black", linestyle="--", label="HBM")
     axis.set_yticks(range(len(bars)), ["as asked", "instead"][: len(bars)])
     axis.invert_yaxis()
-    axis.set_xlabel("GiB on each device at the peak" + ("" if plan.topology.compiled else " (estimate)"))
+    axis.set_xlabel("GiB on each device at the peak" + ("" if plan.compiled else " (estimate)"))
     axis.set_title(f"{plan.what} on {plan.topology}: {plan.flags}", fontsize=8)
     figure.legend(ncols=len(names) + 1, fontsize=7, loc="outside lower center")
     with replacing(out / "plan.png") as temporary:
