@@ -139,7 +139,7 @@ def demo(
     *,
     console: rich.console.Console,
     autoencoder_steps: int = 60,
-    transformer_steps: int = 900,
+    transformer_steps: int = 800,
 ) -> pathlib.Path:
     """Make captioned clips, prepare them, train both models, sample, and write a page that shows all of it.
 
