@@ -98,6 +98,7 @@ def home(tmp_path_factory):
     return Home(tmp_path_factory.mktemp("distributed"))
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(home):
     """The same loss at each update, with the rows of the batch split over the processes."""
     for run in ("pair", "alone"):

@@ -214,6 +214,7 @@ def test_compiled_and_formula_agree_on_the_flops_of_a_step(remat, sizes):
     assert counts.unknown == ()
 
 
+@pytest.mark.slow
 def test_cost_of_a_chip_stays_flat_as_data_grows():
     found = {}
     for data in (2, 8):
