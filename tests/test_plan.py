@@ -204,7 +204,11 @@ def test_collectives_are_told_by_kind_axis_and_bytes():
 
 
 @pytest.mark.parametrize(
-    "remat, sizes", [("none", {}), ("full", {"fsdp": 2, "context": 2, "tensor": 2})], ids=["one chip", "eight"]
+    "remat, sizes",
+    [
+        pytest.param("none", {}, id="one chip"),
+        pytest.param("full", {"fsdp": 2, "context": 2, "tensor": 2}, id="eight", marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_and_formula_agree_on_the_flops_of_a_step(remat, sizes):
     settings = tiny.change(SETTINGS, transformer={"remat": remat})
