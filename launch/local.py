@@ -162,6 +162,8 @@ def supervise(commands, logs: pathlib.Path) -> int:
     """Run to the end, once; the exit code. SIGTERM, from a scheduler that takes the machine back, is handed on."""
     taken = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: taken.set())
+    # A shell has what it starts in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with Run(commands, logs) as run:
             try:
