@@ -130,7 +130,9 @@ class ImageProjection(nnx.Module):
 
     def __call__(self, image):
         if hasattr(self, "positions"):
-            image = image + self.positions[...]
+            # A row's clips have as many image tokens each, one after the other; what fills up the row has any.
+            of_clip, I = self.positions[...], image.shape[1]
+            image = image + jnp.tile(of_clip, (-(-I // len(of_clip)), 1))[:I]
         layout = spec("batch . .")
         h = jax.nn.gelu(self.up(self.norm_in(image), out_sharding=layout), approximate=False)
         return self.norm_out(self.down(h, out_sharding=layout))
