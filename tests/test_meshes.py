@@ -61,3 +61,5 @@ def assert_meshes_agree(settings, meshes):
         largest = max(np.abs(g).max() for g in jax.tree.leaves(expected[1]))
         np.testing.assert_allclose(got[0], expected[0], rtol=1e-5, err_msg=str(mesh))
         jax.tree.map(assert_close, got[1], expected[1])
+        # Each compiled program keeps memory mapped, and the system lets a process have only so many pieces of it.
+        jax.clear_caches()
