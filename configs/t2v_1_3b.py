@@ -42,16 +42,7 @@ def get_config():
         latent_mean=LATENT_MEAN,
         latent_std=LATENT_STD,
     )
-    config.text.update(
-        vocabulary=256_384,
-        width=4096,
-        heads=64,
-        head_dim=64,
-        mlp=10_240,
-        layers=24,
-        max_tokens=512,
-        weights="umt5-xxl",
-    )
+    config.text.weights = "umt5-xxl"  # whose sizes are the defaults
     config.transformer.update(
         patch=(1, 2, 2), channels=16, text_width=4096, width=1536, heads=12, mlp=8960, layers=30
     )

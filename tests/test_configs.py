@@ -57,14 +57,8 @@ def mesh_of(path: pathlib.Path, settings) -> jax.sharding.AbstractMesh:
     return jax.sharding.AbstractMesh(sizes, AXES, axis_types=types)
 
 
-def types_of(tree):
-    return jax.tree.map(lambda x: (x.shape, x.dtype, split_over(x)), tree)
-
-
-@each_config
-def test_a_train_step_type_checks_on_the_devices_that_the_config_names(path):
-    settings = load(path)
-    mesh = mesh_of(path, settings)
+def step_types(settings, mesh):
+    """Types of a training state on a mesh, of the state after a step, and of the step's metrics."""
     check_batch(settings, mesh)
     objective = make_objective(settings)
     optimizer = make_optimizer(settings.optimizer, settings.train.steps)
@@ -76,6 +70,18 @@ def test_a_train_step_type_checks_on_the_devices_that_the_config_names(path):
             abstract_frozen(settings),
             abstract_batch(settings),
         )
+    return state, after, metrics
+
+
+def types_of(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, split_over(x)), tree)
+
+
+@each_config
+def test_a_train_step_type_checks_on_the_devices_that_the_config_names(path):
+    settings = load(path)
+    mesh = mesh_of(path, settings)
+    state, after, metrics = step_types(settings, mesh)
     assert types_of(after) == types_of(state)
     if claimed := re.search(r"([\d,]+) parameters", docstring(path)):
         assert f"{sum(x.size for x in jax.tree.leaves(state.params)):,}" == claimed[1]

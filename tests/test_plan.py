@@ -16,13 +16,8 @@ from sora_jax.plan import estimate
 from sora_jax.plan.collectives import first_group
 from sora_jax.plan.hlo import Program, count
 from sora_jax.plan.plan import out_of_memory
-from sora_jax.plan.programs import abstract_batch, abstract_frozen, chip_bytes, make_program, split_over
+from sora_jax.plan.programs import chip_bytes, make_program, split_over
 from sora_jax.plan.topology import CHIPS, rate, read_topology
-from sora_jax.train.loop import check_batch
-from sora_jax.train.objectives import make_objective
-from sora_jax.train.optimizer import make_optimizer
-from sora_jax.train.state import abstract_state
-from sora_jax.train.step import train_step
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 TOLERANCE = 0.05  # between the FLOPs of a compiled program and those of the formulas
@@ -242,7 +237,7 @@ PODS = {  # 4,096 chips
 
 @pytest.mark.parametrize("name", PODS)
 def test_a_step_keeps_its_contract_on_4096_chips(name):
-    from test_configs import load
+    from test_configs import load, step_types, types_of
 
     settings = load(CONFIGS / f"{name}.py", f"--config.data.batch={4096}")
     sizes = {axis: PODS[name].get(axis, 1) for axis in AXES}
@@ -250,21 +245,9 @@ def test_a_step_keeps_its_contract_on_4096_chips(name):
         tuple(sizes.values()), AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES)
     )
     assert mesh.size == 4096
-    check_batch(settings, mesh)
-    objective = make_objective(settings)
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps)
-    with jax.sharding.use_abstract_mesh(mesh):
-        state = abstract_state(objective, optimizer)
-        after, metrics = jax.eval_shape(
-            lambda *arguments: train_step(objective, optimizer, settings, *arguments),
-            state,
-            abstract_frozen(settings),
-            abstract_batch(settings),
-        )
+    state, after, metrics = step_types(settings, mesh)
     # What a step takes it gives, shape by shape and shard by shard, or the next one would compile anew.
-    assert [(x.shape, x.dtype, split_over(x)) for x in jax.tree.leaves(after)] == [
-        (x.shape, x.dtype, split_over(x)) for x in jax.tree.leaves(state)
-    ]
+    assert types_of(after) == types_of(state)
     assert {x.shape for x in jax.tree.leaves(metrics)} == {()}
     # No chip holds a large array whole, and what it holds does not grow with the number of chips.
     assert all("fsdp" in split_over(x) for x in jax.tree.leaves(state) if x.size > 2**22)
