@@ -25,10 +25,11 @@ import torch
 from diffusers_wan import build_transformer, with_random_weights
 from wan_cases import foreign_params
 
+from sora_jax.mesh import make_mesh
 from sora_jax.models.dit import DiT
 from sora_jax.models.module import bind
 from sora_jax.patches import grid_positions, patchify, unpatchify
-from sora_jax.settings import TransformerSettings
+from sora_jax.settings import MeshSettings, TransformerSettings
 from sora_jax.weights.wan import transformer_table
 
 SETTINGS = TransformerSettings(text_width=768, width=768, heads=12, mlp=3072, layers=12, remat="none", unroll=12)
@@ -121,4 +122,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):
+        main()
