@@ -13,7 +13,7 @@ EPYC an update takes 0.52 s on a quiet machine (those 3,600: 31 minutes), all of
 110, beside other work on the same two cores. Its weights, in float16, are sora_jax/weights/autoencoder_shapes.
 """
 
-from sora_jax.settings import default_config
+from sora_jax.config import default_config
 
 
 def get_config():

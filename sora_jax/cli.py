@@ -15,9 +15,10 @@ from ml_collections import ConfigDict, config_flags
 
 import sora_jax
 from sora_jax import verbs
+from sora_jax.config import from_dict, to_config
 from sora_jax.errors import InputError, nearest
 from sora_jax.files import read_object
-from sora_jax.settings import Settings, from_dict, to_config
+from sora_jax.settings import Settings
 
 SWITCH = "--"
 

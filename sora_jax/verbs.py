@@ -9,8 +9,9 @@ import pathlib
 
 from absl import flags
 
+from sora_jax.config import from_config
 from sora_jax.errors import InputError, nearest
-from sora_jax.settings import SampleSettings, Settings, from_config
+from sora_jax.settings import SampleSettings, Settings
 
 
 def settings_of(values: flags.FlagValues) -> Settings:

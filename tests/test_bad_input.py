@@ -32,7 +32,7 @@ from sora_jax.weights.store import save_model
 SETTINGS = tiny.change(tiny.SETTINGS, text={"vocabulary": 400}, train={"steps": 2, "save_every": 1})
 CONFIG = """
 import tiny
-from sora_jax.settings import to_config
+from sora_jax.config import to_config
 
 def get_config():
     return to_config(tiny.change(

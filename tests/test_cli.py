@@ -9,7 +9,8 @@ import pytest
 
 import sora_jax
 from sora_jax.cli import VERBS, main
-from sora_jax.settings import Settings, to_config
+from sora_jax.config import to_config
+from sora_jax.settings import Settings
 
 PROGRAM = pathlib.Path(sys.executable).with_name("sora-jax")
 
@@ -156,7 +157,7 @@ def test_a_config_file_is_found_by_its_nearest_name(capsys, here):
     assert "name a file" in told(capsys, "train", "--config=")
 
 
-START = "from sora_jax.settings import default_config\n\ndef get_config():\n    config = default_config()\n"
+START = "from sora_jax.config import default_config\n\ndef get_config():\n    config = default_config()\n"
 
 
 @pytest.mark.parametrize(

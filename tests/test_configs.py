@@ -187,7 +187,7 @@ def test_an_unknown_key_names_the_nearest(path):
 def test_an_unknown_key_in_a_file_is_told_with_the_nearest(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from sora_jax.settings import default_config\n\n\n"
+        "from sora_jax.config import default_config\n\n\n"
         "def get_config():\n    config = default_config()\n    config.train.stpes = 3\n    return config\n"
     )
     with pytest.raises(InputError, match=r"stpes.*steps"):

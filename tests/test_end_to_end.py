@@ -20,7 +20,7 @@ from sora_jax.train.state import init_state
 
 CONFIG = """
 import tiny
-from sora_jax.settings import to_config
+from sora_jax.config import to_config
 
 def get_config():
     return to_config(tiny.change(

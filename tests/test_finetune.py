@@ -8,10 +8,11 @@ from tiny import change
 from wan_published import write_published
 
 from sora_jax.cli import main
+from sora_jax.config import from_dict
 from sora_jax.data.clips import probe
 from sora_jax.data.stream import train_rows
 from sora_jax.data.tokenizer import train_tokenizer
-from sora_jax.settings import Settings, from_dict
+from sora_jax.settings import Settings
 
 pytestmark = pytest.mark.slow
 DATA = (

@@ -7,7 +7,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # From the bottom up. A name stands for a module or a package right below sora_jax.
 FLOORS = (
-    ("errors", "files", "settings", "mesh", "patches", "distributed"),
+    ("errors", "files", "settings", "config", "mesh", "patches", "distributed"),
     ("models", "diffusion"),
     ("weights", "data"),
     ("train", "generate", "evaluate"),
@@ -17,7 +17,7 @@ FLOORS = (
 KEPT = {
     "orbax": ("train/checkpoint.py",),
     "grain": ("data/",),
-    "ml_collections": ("settings.py", "cli.py"),
+    "ml_collections": ("config.py", "cli.py"),
     "tensorflow_datasets": ("data/",),
     "array_record": ("data/",),
     "av": ("data/", "generate/"),

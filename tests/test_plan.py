@@ -366,7 +366,7 @@ def test_a_search_ranks_what_divides(capsys, tmp_path):
 
 
 TINY = """
-from sora_jax.settings import default_config
+from sora_jax.config import default_config
 
 
 def get_config():

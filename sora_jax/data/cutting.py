@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from sora_jax.config import parse_size
 from sora_jax.data.captions import Source
 from sora_jax.data.clips import count_frames, probe, read_frames
 from sora_jax.data.records import Clip
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.errors import InputError
-from sora_jax.settings import DataSettings, parse_size
+from sora_jax.settings import DataSettings
 
 # A clip may be this much larger than its source, so that a rounded side does not rule it out.
 _ENLARGED = 1.02

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sora_jax.config import parse_size
 from sora_jax.data.clips import write_clip
 from sora_jax.data.shapes_captions import STYLES, caption
 from sora_jax.errors import InputError
 from sora_jax.files import replacing
-from sora_jax.settings import parse_size
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {

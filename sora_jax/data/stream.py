@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
+from sora_jax.config import parse_size
 from sora_jax.data.given import given_frames, image_room, with_mask
 from sora_jax.data.packing import PackPlan, Slot, pack_in_order
 from sora_jax.data.records import Records
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.errors import InputError
 from sora_jax.patches import PatchBatch, grid_positions, patch_grid, patchify
-from sora_jax.settings import Settings, parse_size
+from sora_jax.settings import Settings
 
 _FOREVER = sys.maxsize
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import rich.console
 
+from sora_jax.config import parse_size
 from sora_jax.data.clips import probe, read_clip
 from sora_jax.data.given import clip_images, grey_but, with_mask
 from sora_jax.errors import InputError
@@ -18,7 +19,7 @@ from sora_jax.mesh import make_mesh
 from sora_jax.models.image_encoder import see
 from sora_jax.models.streaming import encode_stream
 from sora_jax.patches import PatchBatch, patchify
-from sora_jax.settings import MeshSettings, SampleSettings, Settings, parse_size
+from sora_jax.settings import MeshSettings, SampleSettings, Settings
 from sora_jax.weights.encoders import load_encoder
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sora_jax.config import parse_size
 from sora_jax.data.given import given_frames, image_room
 from sora_jax.generate.pipeline import SOLVERS, begin, latent_shape, solver_step
 from sora_jax.mesh import spec, ways
@@ -17,7 +18,7 @@ from sora_jax.models.module import init_params
 from sora_jax.models.streaming import _decode_next, _encode_next
 from sora_jax.models.video_model import VideoModel, init_trained
 from sora_jax.patches import PatchBatch, patch_grid
-from sora_jax.settings import LoraSettings, Settings, parse_size
+from sora_jax.settings import LoraSettings, Settings
 from sora_jax.train.checkpoint import abstract_on_mesh
 from sora_jax.train.frozen import computing
 from sora_jax.train.objectives import make_objective

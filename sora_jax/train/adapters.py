@@ -10,10 +10,11 @@ import rich.console
 import safetensors.numpy
 from flax import traverse_util
 
+from sora_jax.config import to_json
 from sora_jax.errors import InputError
 from sora_jax.files import copy_files, replacing
 from sora_jax.models.video_model import init_trained
-from sora_jax.settings import Settings, to_json
+from sora_jax.settings import Settings
 from sora_jax.train.checkpoint import find_checkpoint, read_meta, restore_trained, save_weights
 from sora_jax.train.frozen import load_base
 from sora_jax.weights.lora import lora_settings, lora_table, normalised

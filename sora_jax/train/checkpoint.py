@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from sora_jax.config import from_dict
 from sora_jax.errors import InputError, nearest
 from sora_jax.files import MENDABLE, mendable
 from sora_jax.models.video_model import init_trained
-from sora_jax.settings import Settings, from_dict
+from sora_jax.settings import Settings
 from sora_jax.train.state import Weights
 
 FOLDER = "checkpoints"

@@ -14,6 +14,7 @@ import numpy as np
 import rich.console
 import safetensors.numpy
 
+from sora_jax.config import to_json
 from sora_jax.errors import InputError
 from sora_jax.files import copy_files, read_object, replacing
 from sora_jax.mesh import make_mesh
@@ -26,7 +27,6 @@ from sora_jax.settings import (
     MeshSettings,
     SampleSettings,
     Settings,
-    to_json,
 )
 from sora_jax.train.adapters import export_adapters, import_adapters, restore_merged
 from sora_jax.train.checkpoint import FOLDER, find_checkpoint, read_meta, save_weights

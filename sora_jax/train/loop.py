@@ -8,13 +8,14 @@ import time
 import jax
 import rich.console
 
+from sora_jax.config import to_json
 from sora_jax.data.records import Records
 from sora_jax.data.stream import train_crops, train_rows
 from sora_jax.distributed import agree, on_first
 from sora_jax.errors import InputError
 from sora_jax.files import copy_files, replacing
 from sora_jax.mesh import RULES, local_rows, make_mesh, place, ways
-from sora_jax.settings import AutoencoderSettings, Settings, to_json
+from sora_jax.settings import AutoencoderSettings, Settings
 from sora_jax.train.checkpoint import FOLDER, Checkpoints, abstract_on_mesh
 from sora_jax.train.export import export_autoencoder
 from sora_jax.train.metrics import Metrics

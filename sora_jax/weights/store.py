@@ -17,11 +17,11 @@ import safetensors
 import safetensors.numpy
 from jax.experimental import multihost_utils
 
+from sora_jax.config import from_dict, to_json
 from sora_jax.distributed import on_first
 from sora_jax.errors import InputError, nearest
 from sora_jax.files import read_object, replacing
 from sora_jax.models.module import init_params
-from sora_jax.settings import from_dict, to_json
 
 SHIPPED = pathlib.Path(__file__).parent / "autoencoder_shapes"  # of configs/autoencoder_shapes.py, for the demo
 WEIGHTS = "model.safetensors"

@@ -22,10 +22,11 @@ import matplotlib.pyplot as plt
 import rich.console
 
 from sora_jax.cli import read_config
+from sora_jax.config import from_config
 from sora_jax.plan import estimate
 from sora_jax.plan.plan import Planner
 from sora_jax.plan.topology import GIB, read_topology
-from sora_jax.settings import MeshSettings, from_config
+from sora_jax.settings import MeshSettings
 
 PODS = ("v5p:2x2x2", "v5p:4x4x4", "v5p:8x8x8", "v5p:16x16x16")
 FSDP = 8  # what is left of the chips is data
