@@ -137,6 +137,6 @@ def test_two_processes_prepare_train_restore_sample_and_evaluate_as_one_does(hom
             read_clip(probe(home.folder / video), (32, 32), fps=16.0, frames=5).astype(int)
             for video in (f"one/videos/{name}", f"two/videos/{name}", f"one/videos/{other_name}")
         )
-        # Rounding (1 level) before a lossy codec can change how it codes a block, so a bound on each pixel is none.
+        # Rounding (1 level) before a lossy codec can change how it codes a block, so no pixel has a bound.
         difference, of_others = np.abs(one - two).mean(), np.abs(one - another).mean()
         assert difference <= 1 and of_others > 5
