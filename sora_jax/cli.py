@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(f"sora_jax {sora_jax.__version__}")
         return 0
     name, *rest = arguments
+    if rest and any(verb.startswith(f"{name} ") for verb in VERBS) and not rest[0].startswith(SWITCH):
+        name, rest = f"{name} {rest[0]}", rest[1:]  # such as `data verify`
     try:
         if name not in VERBS:
             raise InputError(f"{name}: no such verb, {nearest(name, VERBS)}; `sora-jax --help` lists them")
@@ -187,6 +189,7 @@ VERBS = {
     "prepare": Verb(
         "videos and captions -> a data set", verbs.define_prepare, verbs.run_prepare, config=True, joins=True
     ),
+    "data verify": Verb("a data set -> what of it is broken", verbs.define_verify, verbs.run_verify),
     "train": Verb("a data set -> a trained model", verbs.define_train, verbs.run_train, config=True, joins=True),
     "convert": Verb("published weights -> a workdir, and back", verbs.define_convert, verbs.run_convert),
     "sample": Verb("a trained model and prompts -> videos", verbs.define_sample, verbs.run_sample, joins=True),
@@ -204,7 +207,8 @@ VERBS = {
 
 
 def overview() -> str:
-    verbs = "\n".join(f"  {name:<10}{verb.summary}" for name, verb in VERBS.items())
+    width = max(len(name) for name in VERBS)
+    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
     return f"usage: sora-jax VERB [--flag=value ...]\n\n{verbs}\n\n`sora-jax VERB --help` tells more of each."
 
 

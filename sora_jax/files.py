@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -21,6 +23,9 @@ MENDABLE = {
     errno.ENOTDIR: "a file stands where a folder should be",
     errno.EEXIST: "a file stands where a folder should be",
 }
+
+
+_ENDS = 2**16  # bytes at both ends of a file by which its content is known
 
 
 @contextlib.contextmanager
@@ -61,6 +66,35 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     finally:
         with contextlib.suppress(NotADirectoryError):
             temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: pathlib.Path):
+    """Remove the temporary files that `replacing` has left in a folder because its process was killed."""
+    for path in folder.glob(".*"):
+        if path.is_file() and re.fullmatch(r"\..+\.\d+(\.\w+)?", path.name):
+            path.unlink()
+
+
+def sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(path: str | os.PathLike) -> str:
+    """A hash of a file's size and both its ends: quick, and another for any video that is not a copy."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_ENDS)
+        file.seek(max(0, size - _ENDS))
+        return hashlib.sha256(size.to_bytes(8, "big") + head + file.read()).hexdigest()[:16]
+
+
+def digest(value) -> str:
+    """A hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def read_object(path: pathlib.Path) -> dict:

@@ -55,6 +55,16 @@ def run_prepare(values, console):
     )
 
 
+def define_verify(values):
+    flags.DEFINE_string("data", None, "A data set by `prepare`.", flag_values=values)
+
+
+def run_verify(values, console):
+    from sora_jax.data.verify import verify
+
+    verify(pathlib.Path(needed(values, "data", "data/clips")), console)
+
+
 def define_train(values):
     flags.DEFINE_string(
         "workdir", None, "Folder for all that the run writes; an old one goes on.", flag_values=values

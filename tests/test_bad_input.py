@@ -59,7 +59,7 @@ def write_data(out: pathlib.Path, kind: str, settings):
     for split in ("train", "validation"):
         clips = [Clip(split, f"{i}.mp4", 0.0, 1.0, 16.0, captions=("a bird",), **described) for i in range(8)]
         written = write_shard(out / split, arrays, [(clip, {kind: array}) for clip in clips])
-        shards[split] = [(out / split, written)]
+        shards[split] = [(out / split, *written)]
     finish(out, arrays, shards, {"kind": kind})
 
 

@@ -13,8 +13,9 @@ import pytest
 
 from sora_jax.data.clips import probe, read_clip
 from sora_jax.data.cutting import check_cuts, cut_lengths, fit_size
+from sora_jax.data.encoder import Encoder
 from sora_jax.data.packing import PackPlan
-from sora_jax.data.prepare import Encoder, prepare
+from sora_jax.data.prepare import prepare
 from sora_jax.data.records import Records
 from sora_jax.data.shapes import write_world
 from sora_jax.data.stream import train_crops, train_rows
@@ -339,3 +340,12 @@ def test_a_given_tokenizer_is_kept(world, tmp_path):
     assert (tmp_path / "b/tokenizer.model").read_bytes() == given.read_bytes()
     about = json.loads((tmp_path / "b/about.json").read_text())
     assert about["request"]["tokenizer"] != "at most 600 tokens"
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_the_data_set_is_the_same():
+    script = pathlib.Path(__file__).parent / "reliability/prepare_kills.py"
+    run = subprocess.run([sys.executable, script, "--kills=3", "--videos=12"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "3 kills of 1 process(es)" in run.stdout
+    assert "Data sets with a fault: 0" in " ".join(run.stdout.split())

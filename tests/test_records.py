@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from sora_jax.cli import main
 from sora_jax.data.records import Clip, Records, finish, write_shard
 from sora_jax.errors import InputError
 
@@ -46,7 +47,7 @@ def write_data_set(out, kind, lengths):
             numbers = range(index, index + count)
             path = out / f"{split}{part}"
             pairs = [(clip(split, i, shape), {kind: array_of(kind, i, shape)}) for i in numbers]
-            shards[split].append((path, write_shard(path, arrays, iter(pairs))))
+            shards[split].append((path, *write_shard(path, arrays, iter(pairs))))
             index += count
     finish(out, arrays, shards, {"kind": kind})
     return shards
@@ -153,3 +154,58 @@ def test_the_manifest_is_one_json_object_a_line(tmp_path):
     }
     info = tfds.builder_from_directory(str(tmp_path / "d")).info
     assert info.splits["train"].num_examples == 2
+
+
+def verified(folder, capsys):
+    """Exit code of `data verify`, and what it said."""
+    code = main(["data", "verify", f"--data={folder}"])
+    return code, capsys.readouterr().err
+
+
+def test_verify_names_the_shards_and_records_that_are_broken(tmp_path, capsys):
+    write_data_set(tmp_path / "d", "latents", {"train": [3, 2], "validation": [1]})
+    folder = tmp_path / "d"
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, check=True)
+    code, said = verified(folder, capsys)
+    assert code == 0
+    assert "6 files" in said
+    assert "all as they were written" in said
+    second = folder / "clips-train.array_record-00001-of-00002"
+    whole = second.read_bytes()
+
+    def told(data):
+        second.write_bytes(data)
+        code, said = verified(folder, capsys)
+        assert code == 2
+        assert f"--data: 1 of the 6 files of {folder} are broken, {second.name} for one; " in said
+        return said
+
+    zeroed = whole.replace(array_of("latents", 4).tobytes()[:64], bytes(64))
+    assert zeroed != whole
+    assert f"{second.name}: record 1 (train4.mp4 from 0.25 s) can't be read, Corrupted" in told(zeroed)
+    assert f"{second.name}: can't be opened, " in (said := told(whole[: len(whole) // 2]))
+    assert "its 2 records are lost" in said
+    # A byte that no record needs.
+    assert "not what was written, though its 2 records can be read" in told(whole[:-1] + b"x")
+    second.unlink()
+    (folder / "manifest.jsonl").write_text("")
+    code, said = verified(folder, capsys)
+    assert code == 2
+    assert f"{second.name}: is missing\n" in said
+    assert "manifest.jsonl: is not what was written\n" in said
+    assert "2 of the 6 files" in said
+    (folder / "SHA256SUMS").unlink()
+    assert "has no SHA256SUMS; prepare it anew" in verified(folder, capsys)[1]
+    assert "no folder" in verified(tmp_path / "e", capsys)[1]
+
+
+def test_records_are_the_same_bytes_each_time(tmp_path):
+    program = f"""
+import pathlib, sys
+sys.path.insert(0, {str(pathlib_parent())!r})
+import test_records as t
+t.write_data_set(pathlib.Path(sys.argv[1]), "latents", {{"train": [3]}})
+"""
+    for name in ("a", "b", "c"):
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], check=True)
+    assert len({(tmp_path / name / "SHA256SUMS").read_bytes() for name in "abc"}) == 1

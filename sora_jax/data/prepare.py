@@ -7,7 +7,6 @@ it was, and a finished data set is left as it is.
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import pathlib
@@ -15,87 +14,26 @@ import shutil
 from collections import Counter
 
 import jax
-import ml_dtypes
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sora_jax.data.captions import find_sources
 from sora_jax.data.cutting import Cutter, check_cuts, one_ahead
-from sora_jax.data.given import clip_images, given_frames, grey_but
+from sora_jax.data.encoder import Encoder
 from sora_jax.data.records import Clip, finish, write_shard
 from sora_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sora_jax.distributed import agree, flat, on_first, wait_for_all
 from sora_jax.errors import InputError
-from sora_jax.files import MENDABLE, copy_files, replacing
-from sora_jax.mesh import make_mesh
-from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.image_encoder import see
-from sora_jax.models.streaming import encode_stream
-from sora_jax.settings import AutoencoderSettings, MeshSettings, Settings
-from sora_jax.weights.encoders import load_encoder
-from sora_jax.weights.store import autoencoder_folder, load_model, model_hash
+from sora_jax.files import MENDABLE, copy_files, digest, identity, replacing, sweep
+from sora_jax.settings import Settings
 
-FORMAT = 1  # of the data set; another one is prepared anew
+FORMAT = 2  # of the data set; another one is prepared anew
 
 _UNFINISHED = ".unfinished"
 # Shards are small enough that little is lost at a stop, large enough that they are few.
 _SHARDS = 16  # at least so many, if there are so many sources
 _SHARD_SOURCES, _SHARD_BYTES = 256, 64 * 2**20  # at most, but for one large file alone
-_ENDS = 2**16  # bytes at both ends of a file by which its content is known
-
-
-class Encoder:
-    """Clips to what the records of a transformer hold, on one device: by an autoencoder's encoding half, and for
-    image-to-video by an image encoder.
-
-    Args:
-      folder: the autoencoder, or the workdir of a run that trained one.
-      settings: transformer.condition_channels and image_width say what is made besides latents.
-    Raises: InputError if there is no such autoencoder or image encoder.
-    """
-
-    PIECE = 4  # latent frames at a time
-
-    def __init__(self, folder: pathlib.Path, settings: Settings):
-        self.folder = autoencoder_folder(folder)
-        self._transformer, self._image = settings.transformer, settings.image
-        self._mesh = make_mesh(MeshSettings(), jax.local_devices()[:1])
-        with jax.set_mesh(self._mesh):
-            self.settings, self._params = load_model(self.folder, Autoencoder, AutoencoderSettings)
-            if self._transformer.image_width:
-                self._image_params = load_encoder(self._image)
-        self.digest = model_hash(self.folder)
-        files = sorted(pathlib.Path(self._image.weights).glob("*.safetensors")) if self._image.weights else []
-        self.image_digest = _digest([_identity(file) for file in files])
-
-    @property
-    def arrays(self) -> dict[str, tuple[int | None, ...]]:
-        """Shapes of what it makes, by name."""
-        shapes = {"latents": (None, None, None, self.settings.latent_channels)}
-        if self._transformer.condition_channels:
-            shapes["given"] = shapes["latents"]
-        if self._transformer.image_width:
-            shapes["image"] = (None, self._image.width)
-        return shapes
-
-    def __call__(self, frames: np.ndarray) -> dict[str, np.ndarray]:
-        """A clip, uint8 [F, H, W, 3], to bfloat16: its normalised latents [f, h, w, C]; for image-to-video also
-        those of the given frames alone, and what the image encoder sees in them [I, E].
-        """
-        F = len(frames)
-        at = given_frames(self._transformer, F)
-        videos, made = {"latents": frames}, {}
-        if self._transformer.condition_channels:
-            videos["given"] = grey_but({i: frames[i] for i in at}, F)
-        with jax.set_mesh(self._mesh):
-            for name, video in videos.items():
-                pieces = encode_stream(self._params, self.settings, video, piece=self.PIECE)
-                made[name] = np.concatenate(list(pieces))
-            if self._transformer.image_width:
-                images = clip_images([frames[i] for i in at], self._image.size)
-                made["image"] = see(self._image_params, self._image, images)
-        return {name: array.astype(ml_dtypes.bfloat16) for name, array in made.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +99,7 @@ def prepare(
         raise InputError(
             f"--videos: {videos}: no captions; add captions.jsonl, captions.csv or a .txt beside each video"
         )
-    identities = {source.name: _identity(source.path) for source in sources}
+    identities = {source.name: identity(source.path) for source in sources}
     request = {
         "format": FORMAT,
         "kind": "pixels" if encoder is None else "latents",
@@ -173,15 +111,16 @@ def prepare(
         "autoencoder": "" if encoder is None else encoder.digest,
         "arrays": {name: list(shape) for name, shape in _arrays(encoder).items()},
         "image encoder": "" if encoder is None else encoder.image_digest,
-        "tokenizer": f"at most {settings.text.vocabulary} tokens" if tokenizer is None else _identity(tokenizer),
-        "videos": _digest(sorted(identities.items())),
-        "captions": _digest([(source.name, source.captions) for source in sources]),
+        "tokenizer": f"at most {settings.text.vocabulary} tokens" if tokenizer is None else identity(tokenizer),
+        "videos": digest(sorted(identities.items())),
+        "captions": digest([(source.name, source.captions) for source in sources]),
     }
     agree({f"what is asked of {name}": value for name, value in flat(request).items()})
     try:
         report = _finished(out, request)
         agree({f"whether {out} is finished": str(report is not None)})
         if report is None:
+            on_first(lambda: sweep(out / _UNFINISHED))  # before any process writes
             begin = functools.partial(_begin, out, request, tokenizer, captioned, settings.text.vocabulary)
             on_first(begin)
             unfinished, words = begin()  # what one process has begun, all find
@@ -214,22 +153,6 @@ def _geometry(settings, encoder):
 def _arrays(encoder):
     """What the records hold, as `records.features` takes it."""
     return {"pixels": (None, None, None, 3)} if encoder is None else encoder.arrays
-
-
-def _identity(path):
-    """A hash of a file's size and both its ends: quick, and another for any video that is not a copy."""
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(_ENDS)
-        file.seek(max(0, size - _ENDS))
-        return hashlib.sha256(size.to_bytes(8, "big") + head + file.read()).hexdigest()[:16]
-
-
-def _digest(value):
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _split(sources, identities, validation):
@@ -345,8 +268,9 @@ def _write_parts(shards, data, encoder, words, multiple, console):
                 progress.advance(task, len(group))
                 continue
             cutter = Cutter(split, data, words, multiple, lambda: progress.advance(task))
-            clips = write_shard(shard, _arrays(encoder), _encoded(cutter.clips(group), encoder))
+            clips, checksum = write_shard(shard, _arrays(encoder), _encoded(cutter.clips(group), encoder))
             part = {
+                "sha256": checksum,
                 "clips": [dataclasses.asdict(clip) for clip in clips],
                 "skipped": cutter.skipped,
                 "notes": cutter.notes,
@@ -395,6 +319,8 @@ def _finish(out, request, shards, encoder):
         copy_files(encoder.folder, unfinished / "autoencoder")
         (unfinished / "autoencoder").replace(out / "autoencoder")
     shutil.copyfile(unfinished / "tokenizer.model", out / "tokenizer.model")
-    made_of = {split: [(shard, made) for s, shard, made in clips if s == split] for split in about["clips"]}
+    made_of = {split: [] for split in about["clips"]}
+    for (split, shard, made), (_, _, part) in zip(clips, parts, strict=True):
+        made_of[split].append((shard, made, part["sha256"]))
     finish(out, _arrays(encoder), made_of, about)
     shutil.rmtree(unfinished)
