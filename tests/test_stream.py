@@ -36,12 +36,13 @@ def array_of(kind, index):
     return array
 
 
-def write_data_set(out, kind, counts):
+def write_data_set(out, kind, counts, first=0):
+    """A data set whose records are numbered from `first`."""
     out.mkdir()
     words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     captions = [(f"clip {words[i // 10]} {words[i % 10]}", f"number {words[i % 10]}") for i in range(100)]
     tokenizer = train_tokenizer([c for two in captions for c in two], out / "tokenizer.model", vocabulary=600)
-    shards, index = {}, 0
+    shards, index = {}, first
     for split, count in counts.items():
         pairs = []
         for i in range(index, index + count):
@@ -62,7 +63,7 @@ def write_data_set(out, kind, counts):
             pairs.append((clip, {kind: array}))
         index += count
         arrays = {kind: (None, None, None, array.shape[-1])}
-        shards[split] = [(out / split, write_shard(out / split, arrays, pairs))]
+        shards[split] = [(out / split, *write_shard(out / split, arrays, pairs))]
     finish(out, arrays, shards, {"kind": kind})
 
 
@@ -265,16 +266,20 @@ def test_threads_end_with_the_iterator(data_sets):
     assert threading.active_count() <= before
 
 
-def test_a_damaged_record_stops_the_run_with_its_reason(data_sets, tmp_path):
+def test_a_damaged_record_stops_the_run_with_its_shard(data_sets, tmp_path):
     write_data_set(tmp_path / "latents", "latents", {"train": 12})
     (shard,) = (tmp_path / "latents").glob("*.array_record-*")
     data = bytearray(shard.read_bytes())
-    place = data.find(array_of("latents", 0)[1].tobytes())
+    place = data.find(array_of("latents", 3)[1].tobytes())
     assert place > 0
     data[place : place + 64] = bytes(64)
     shard.write_bytes(data)
-    with pytest.raises(Exception, match=r"(?i)corrupt|invalid|hash|checksum|read"):
+    with pytest.raises(InputError) as error:
         take(train_rows(settings_of(tmp_path, "latents")), 6)
+    text = str(error.value)
+    assert f"{shard}: record 3 can't be read, Corrupted" in text
+    assert f"`sora-jax data verify --data={tmp_path / 'latents'}` tells all that is broken" in text
+    assert "\n" not in text
 
 
 def test_bad_settings_are_told(data_sets):
@@ -306,3 +311,54 @@ def test_captions_longer_than_the_limit_are_cut_with_a_note(data_sets):
     batch = stream.batch_at(0)
     lengths = [np.sum(row == s) for row in batch.text_segments for s in range(1, row.max() + 1)]
     assert set(lengths) <= {1, 3}
+
+
+@pytest.mark.parametrize(("open_stream", "kind"), STREAMS)
+def test_a_mix_has_the_shares_of_its_weights(data_sets, open_stream, kind, tmp_path):
+    write_data_set(tmp_path / kind, kind, {"train": 9, "validation": 1}, first=60)
+    settings = settings_of(data_sets, kind, path=f"{data_sets / kind}:3,{tmp_path / kind}:1", image_share=0.1)
+    stream = open_stream(settings)
+    halves = [open_stream(settings, rows=rows) for rows in ([0, 1], [2, 3])]
+    seen = collections.Counter()
+    for step, batch in enumerate(take(stream, 300 if kind == "pixels" else 150)):
+        if step % 30 == 0:
+            for rows, half in zip(([0, 1], [2, 3]), halves, strict=True):
+                for name, value in arrays(half.batch_at(step)).items():
+                    assert np.array_equal(value, arrays(batch)[name][rows[0] * len(value) // 2 :][: len(value)])
+        if kind == "pixels":
+            seen.update(int(crop[0, 0, 0, 0]) for crop in batch)
+            continue
+        for row, segments, places in zip(batch.patches, batch.segments, batch.positions, strict=True):
+            first = (segments > 0) & ~places.any(axis=-1)
+            seen.update(int(patch[0]) for patch in row[first].astype(np.float32))
+    of_second = {index: times for index, times in seen.items() if index >= 60}
+    assert sum(of_second.values()) / seen.total() == pytest.approx(0.25, abs=0.02)
+    assert len(seen) == 49
+    for index, times in seen.items():  # within a data set all come equally often
+        if kind == "latents":
+            assert times == pytest.approx(seen.total() * (0.25 / 9 if index >= 60 else 0.75 / 40), rel=0.2, abs=3)
+
+
+def test_a_mix_is_of_one_autoencoder_and_one_tokenizer(data_sets, tmp_path):
+    write_data_set(tmp_path / "latents", "latents", {"train": 4})
+    sums = tmp_path / "latents/SHA256SUMS"
+    lines = sums.read_text().splitlines()
+    settings = settings_of(data_sets, "latents", path=f"{data_sets / 'latents'},{tmp_path / 'latents'}")
+    assert train_rows(settings).clips == 44
+    sums.write_text(
+        "\n".join([*(line for line in lines if "tokenizer" not in line), f"{0:064x}  tokenizer.model"])
+    )
+    with pytest.raises(
+        InputError, match=r"another tokenizer.model than .*; prepare it with --tokenizer=.*/tokenizer"
+    ):
+        train_rows(settings)
+    sums.write_text("\n".join([*lines, f"{0:064x}  autoencoder/model.safetensors"]))
+    with pytest.raises(InputError, match=r"another autoencoder than .*; prepare it with --autoencoder="):
+        train_rows(settings)
+    for path, reason in (
+        ("a:3,a:1", "a is named twice"),
+        ("a:0,b", "a:0: a weight above 0"),
+        ("a:2,b:1", "no folder a"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            train_rows(settings_of(data_sets, "latents", path=path))

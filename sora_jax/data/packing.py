@@ -5,13 +5,11 @@ import functools
 
 import numpy as np
 
+from sora_jax.data.mix import Draws
 from sora_jax.errors import InputError
 
 # Rows that wait for a clip that fits: more fill better and cost more time (docs/data.md has the measurement).
 _OPEN_ROWS = 64
-# A small set of clips is planned over many epochs at once, so that the few half-filled rows at the end of a plan
-# do not count.
-_CLIPS_A_PLAN = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +25,15 @@ class Slot:
 
 
 class PackPlan:
-    """Which clips lie in which row, for ever: shuffled anew each epoch.
+    """Which clips lie in which row, for ever. One plan is made for each block of `Draws`.
 
     Args:
       patches: of each clip, [n].
       tokens: of each caption of each clip, its end token included, n tuples.
       row_patches, row_tokens, row_clips: what a row holds at most.
+      draws: which clip comes when; None: all in turns, shuffled anew each epoch.
       dropout: share of the captions dropped (one token is left, the end token).
-      seed: of the order, the choice among captions, and the dropout.
+      seed: of the choice among captions, the dropout, and the order of the rows.
     Raises: InputError if a clip or a caption is larger than a row.
     """
 
@@ -46,6 +45,7 @@ class PackPlan:
         row_patches: int,
         row_tokens: int,
         row_clips: int,
+        draws: Draws | None = None,
         dropout: float = 0.0,
         seed: int = 0,
     ):
@@ -57,7 +57,7 @@ class PackPlan:
             self._tokens[i, : len(lengths)] = lengths
         self._room = np.array([row_patches, row_tokens, row_clips])
         self._dropout, self._seed = dropout, seed
-        self._epochs = -(-_CLIPS_A_PLAN // len(tokens))  # in one plan
+        self._draws = draws or Draws([np.arange(len(tokens))], seed=seed)
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)  # threads read rows of two plans at a seam
         self.rows = len(self._plan(0))
         self.fill = sum(int(self._patches[slot.clip]) for row in self._plan(0) for slot in row)
@@ -65,8 +65,8 @@ class PackPlan:
 
     @property
     def rows_an_epoch(self) -> float:
-        """Rows in which every clip comes once."""
-        return self.rows / self._epochs
+        """Rows in which as many clips come as there are."""
+        return self.rows * self._draws.count / self._draws.size
 
     def __getitem__(self, row: int) -> tuple[Slot, ...]:
         """The clips of a row, 0, 1, 2 ... without end."""
@@ -76,8 +76,7 @@ class PackPlan:
 
     def _make_plan(self, index):
         draw = np.random.default_rng((self._seed, index))
-        n = len(self._patches)
-        order = np.concatenate([draw.permutation(n) for _ in range(self._epochs)])
+        order = self._draws.block(index)
         captions = np.floor(draw.random(len(order)) * self._captions[order]).astype(int)
         captions[draw.random(len(order)) < self._dropout] = -1
         needs = np.stack([self._patches[order], self._tokens[order, captions], np.ones_like(order)], axis=1)

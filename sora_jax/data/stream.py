@@ -5,7 +5,6 @@ for any number of processes.
 """
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,8 +13,8 @@ import numpy as np
 
 from sora_jax.config import parse_size
 from sora_jax.data.given import given_frames, image_room, with_mask
+from sora_jax.data.mix import Draws, Mix
 from sora_jax.data.packing import PackPlan, Slot, pack_in_order
-from sora_jax.data.records import Records
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.errors import InputError
 from sora_jax.patches import PatchBatch, grid_positions, patch_grid, patchify
@@ -73,6 +72,7 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
         row_patches=data.row_patches,
         row_tokens=data.row_tokens,
         row_clips=data.row_clips,
+        draws=draws_of(clips.records, np.arange(len(clips.patches)), data.shuffle_seed),
         dropout=data.caption_dropout,
         seed=data.shuffle_seed,
     )
@@ -131,9 +131,8 @@ def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Str
     data = settings.data
     local = range(data.batch) if rows is None else rows
 
-    @functools.lru_cache(maxsize=2)
-    def order(epoch):
-        return np.random.default_rng((data.shuffle_seed, epoch)).permutation(len(crops.clips))
+    draws = draws_of(crops.records, crops.clips, data.shuffle_seed)
+    pictures = draws_of(crops.records, crops.pictures, data.shuffle_seed)
 
     def batch_at(step):
         if np.random.default_rng((data.shuffle_seed, step, 2)).random() < data.image_share:
@@ -141,16 +140,15 @@ def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Str
         made = []
         for i in local:
             number = step * data.batch + i
-            epoch, place = divmod(number, len(crops.clips))
             share = np.random.default_rng((data.shuffle_seed, number, 1)).random(3)
-            made.append(crops.cut(crops.clips[order(epoch)[place]], share))
+            made.append(crops.cut(draws[number], share))
         return np.stack(made)
 
     def pictures_at(step):
         made = []
         for number in (i * data.crop_frames + frame for i in local for frame in range(data.crop_frames)):
             draw = np.random.default_rng((data.shuffle_seed, step, number, 3))
-            made.append(crops.cut(draw.choice(crops.pictures), draw.random(3), frames=1))
+            made.append(crops.cut(pictures.any(draw), draw.random(3), frames=1))
         return np.stack(made)
 
     return Stream(
@@ -188,18 +186,31 @@ def validation_crops(settings: Settings, *, rows: Sequence[int] | None = None) -
     )
 
 
+def draws_of(records: Mix, used: np.ndarray, seed: int) -> Draws:
+    """Which of the clips that are used for training comes when.
+
+    Raises: InputError if a data set has none of them.
+    """
+    sets = np.split(used, np.searchsorted(used, np.cumsum(records.counts("train"))[:-1]))
+    for clips, of in zip(sets, records.sets, strict=True):
+        if not len(clips):
+            raise InputError(f"config.data.path: no clip of {of.path} is as large as config.data.crop_size asks")
+    return Draws(sets, records.weights, seed=seed)
+
+
 class _Rows:
     """Latents and captions of a split, assembled into rows."""
 
     def __init__(self, settings: Settings, split: str):
         data = settings.data
-        self._records = Records(data.path, "latents")
+        self.records = Mix(data.path, "latents")
+        self.records.check_same("tokenizer.model", "--tokenizer={}/tokenizer.model")
         self._split, self._data, self._patch = split, data, settings.transformer.patch
-        self._tokenizer = Tokenizer(self._records.tokenizer)
+        self._tokenizer = Tokenizer(self.records.tokenizer)
         if self._tokenizer.vocabulary > settings.text.vocabulary:
             raise InputError(
                 f"config.text.vocabulary: {settings.text.vocabulary} is less than the "
-                f"{self._tokenizer.vocabulary} tokens of {self._records.tokenizer}"
+                f"{self._tokenizer.vocabulary} tokens of {self.records.tokenizer}"
             )
         self._max_tokens = min(settings.text.max_tokens, data.row_tokens)
         self._padded = settings.text.padded
@@ -207,7 +218,7 @@ class _Rows:
             raise InputError(
                 f"config.data.row_tokens: padded captions need text.max_tokens = {settings.text.max_tokens}"
             )
-        self._clips = self._records.clips(split)
+        self._clips = self.records.clips(split)
         channels = self._clips[0].shape[-1]
         if channels != settings.transformer.channels:
             raise InputError(
@@ -227,7 +238,7 @@ class _Rows:
 
     def _check_given(self, settings):
         """Raise InputError if the records lack what image-to-video is given."""
-        held, transformer = self._records.read_all(self._split, 0), self._transformer
+        held, transformer = self.records.read_all(self._split, 0), self._transformer
         self._image_tokens = len(given_frames(transformer, 1)) * settings.image.tokens
         for key, name, wanted in (
             ("condition_channels", "given", held["latents"].shape),
@@ -235,7 +246,7 @@ class _Rows:
         ):
             if getattr(transformer, key) and (name not in held or held[name].shape != wanted):
                 raise InputError(
-                    f"config.transformer.{key}: the records of {self._records.path} hold no such images; run "
+                    f"config.transformer.{key}: the records of {self.records.path} hold no such images; run "
                     f"`prepare` with this config"
                 )
 
@@ -260,7 +271,7 @@ class _Rows:
         for b, slots in enumerate(rows):
             n = s = 0
             for segment, slot in enumerate(slots, start=1):
-                record = self._records.read_all(self._split, slot.clip)
+                record = self.records.read_all(self._split, slot.clip)
                 latents = record["latents"]
                 count = self.patches[slot.clip]
                 here = slice(n, n + count)
@@ -289,7 +300,7 @@ class _Crops:
 
     def __init__(self, settings: Settings, split: str):
         data, strides = settings.data, settings.autoencoder
-        self._records, self._split = Records(data.path, "pixels"), split
+        self.records, self._split = Mix(data.path, "pixels"), split
         size = parse_size(data.crop_size, "config.data.crop_size")
         if isinstance(size, int):
             raise InputError(f"config.data.crop_size: {data.crop_size!r} must be WIDTHxHEIGHT")
@@ -304,7 +315,7 @@ class _Crops:
                 f"for the autoencoder"
             )
         self._crop = (data.crop_frames, *size)
-        clips = self._records.clips(split)
+        clips = self.records.clips(split)
         fits = np.array(
             [[side >= cut for side, cut in zip(clip.shape, self._crop, strict=False)] for clip in clips]
         )
@@ -314,7 +325,7 @@ class _Crops:
         if not len(self.clips):
             largest = max(clips, key=lambda clip: np.prod(clip.shape))
             raise InputError(
-                f"{self._records.path}: none of {len(clips)} clips in the {split} split has {wanted}; "
+                f"{self.records.path}: none of {len(clips)} clips in the {split} split has {wanted}; "
                 f"the largest has {largest.frames} of {largest.width}x{largest.height}"
             )
         self.notes = ()
@@ -325,7 +336,7 @@ class _Crops:
 
     def cut(self, clip: int, share: np.ndarray, *, frames: int | None = None) -> np.ndarray:
         """The crop of a clip, or so many frames of it, at these shares of the free frames, rows and columns."""
-        pixels = self._records.read(self._split, int(clip))
+        pixels = self.records.read(self._split, int(clip))
         sizes = (frames or self._crop[0], *self._crop[1:])
         free = np.array(pixels.shape[:3]) - sizes + 1
         starts = np.minimum((share * free).astype(int), free - 1)

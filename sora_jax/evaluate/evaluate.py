@@ -9,7 +9,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from sora_jax.data.records import Records
+from sora_jax.data.mix import Mix
 from sora_jax.data.stream import validation_rows
 from sora_jax.distributed import on_first
 from sora_jax.errors import InputError
@@ -79,8 +79,8 @@ def _evaluate_flow(folder, step, settings: Settings, data: str, console):
 
 
 def _evaluate_autoencoder(workdir, data: str, out: pathlib.Path, console):
-    records = Records(data, "pixels")
-    split = "validation" if any(clip.split == "validation" for clip in records.manifest) else "train"
+    records = Mix(data, "pixels")
+    split = "validation" if sum(records.counts("validation")) else "train"
     clips = records.clips(split)
     if not (workdir / "autoencoder").is_dir():
         raise InputError(f"{workdir}: its training has not ended: no folder `autoencoder` in it yet")

@@ -1,6 +1,5 @@
 """The training loop, of every objective."""
 
-import hashlib
 import pathlib
 import shutil
 import time
@@ -9,7 +8,7 @@ import jax
 import rich.console
 
 from sora_jax.config import to_json
-from sora_jax.data.records import Records
+from sora_jax.data.mix import Mix
 from sora_jax.data.stream import train_crops, train_rows
 from sora_jax.distributed import agree, on_first
 from sora_jax.errors import InputError
@@ -42,13 +41,13 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     make_stream, kind = STREAMS[settings.objective]
     rows = local_rows(mesh, settings.data.batch)
     stream = make_stream(settings, rows=rows)
-    records = Records(settings.data.path, kind)
+    records = Mix(settings.data.path, kind)
     if settings.objective == "flow":
         check_latents(records, settings)
     if settings.train.init_from and (settings.lora.rank or not any((workdir / FOLDER).glob("[0-9]*"))):
         check_pretrained(settings, records)
-    data_hash = hashlib.sha256((records.path / "manifest.jsonl").read_bytes()).hexdigest()[:16]
-    agree({f"the data set {records.path}": data_hash})
+    data_hash = records.digest
+    agree({f"the data set {settings.data.path}": data_hash})
     objective = make_objective(settings)
     optimizer = make_optimizer(settings.optimizer, settings.train.steps)
     step = make_step(objective, optimizer, settings)
@@ -72,7 +71,9 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
         else:
             state, trained_on = checkpoints.restore(abstract, settings)
             if trained_on != data_hash:
-                console.print(f"note: {records.path} is not the data set of the steps before", highlight=False)
+                console.print(
+                    f"note: {settings.data.path} is not the data set of the steps before", highlight=False
+                )
         start = int(state.step)
         console.print(
             f"{settings.objective}: {count_params(state.params):,} parameters on {jax.device_count()} "
@@ -132,7 +133,7 @@ def check_batch(settings: Settings, mesh: jax.sharding.Mesh):
             raise InputError(message)
 
 
-def check_latents(records: Records, settings: Settings):
+def check_latents(records: Mix, settings: Settings):
     """Raise InputError if the latents are not of the autoencoder that the settings describe."""
     made_by = load_settings(records.autoencoder, AutoencoderSettings)
     for key in ("latent_channels", "temporal_stride", "spatial_stride"):
@@ -144,7 +145,7 @@ def check_latents(records: Records, settings: Settings):
             )
 
 
-def start_workdir(workdir: pathlib.Path, records: Records, settings: Settings):
+def start_workdir(workdir: pathlib.Path, records: Mix, settings: Settings):
     """Lay down what makes a workdir self-contained: settings, and for latents their autoencoder and tokenizer."""
     with replacing(workdir / "settings.json") as temporary:
         temporary.write_text(to_json(settings))

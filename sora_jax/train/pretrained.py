@@ -6,7 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from sora_jax.data.records import Records
+from sora_jax.data.mix import Mix
 from sora_jax.errors import InputError
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.settings import AutoencoderSettings, Settings
@@ -24,7 +24,7 @@ from sora_jax.weights.store import autoencoder_folder, load_model, load_settings
 MEASURED = ("latent_mean", "latent_std")  # of an autoencoder, after its training
 
 
-def check_pretrained(settings: Settings, records: Records):
+def check_pretrained(settings: Settings, records: Mix):
     """Raise InputError if `train.init_from` can't begin a run with these settings and data."""
     folder = pathlib.Path(settings.train.init_from)
     if settings.objective == "flow":
