@@ -158,6 +158,9 @@ class TransformerSettings:
     mlp: int = 8960
     layers: int = 30
     frequencies: int = 256  # width of the sinusoid of time
+    # What its output is: velocity (Wan), or data, which a narrow model learns sooner where patches have many
+    # channels, as noise fills all of them (arXiv 2511.13720).
+    predicts: str = "velocity"
     attention: str = "auto"  # auto, xla (holds all logits), chunked, splash (on TPU), cudnn (on GPU)
     remat: str = "full"  # what a layer keeps for the backward pass: see models.layers.POLICIES
     unroll: int = 1  # layers in one turn of the compiled loop; on a CPU more run faster and compile longer
@@ -321,6 +324,7 @@ class Settings:
             ("objective", self.objective, ("flow", "autoencoder")),
             ("transformer.attention", self.transformer.attention, ("auto", "xla", "chunked", "splash", "cudnn")),
             ("transformer.remat", self.transformer.remat, ("full", "save_attention", "offload", "none")),
+            ("transformer.predicts", self.transformer.predicts, ("velocity", "data")),
             ("optimizer.name", self.optimizer.name, ("adamw", "muon")),
             ("optimizer.schedule", self.optimizer.schedule, ("constant", "cosine")),
             ("sample.solver", self.sample.solver, ("euler", "heun", "dpm", "unipc")),

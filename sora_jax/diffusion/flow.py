@@ -14,6 +14,7 @@ from sora_jax.settings import FlowSettings
 # Tokens of one latent frame at which the shift is 1 and 3, from Open-Sora 2.0 (arXiv 2503.09642), section 4.1.
 SHIFT_TOKENS = (256, 4096)
 SHIFTS = (1.0, 3.0)
+LEAST_TIME = 0.05  # in the velocity of a model that predicts data, as in arXiv 2511.13720
 
 
 def shift_times(t, shift):
@@ -73,6 +74,23 @@ def sample_times(key, batch: PatchBatch, clips: int, settings: FlowSettings):
     return times if (low, high) == (0.0, 1.0) else jnp.clip(times, low, high)
 
 
+def times_at(table, levels):
+    """The time of each patch: table [B, T] float32, levels [B, N] int32 -> [B, N, 1] float32, exact."""
+    one_hot = jax.nn.one_hot(levels, table.shape[1], dtype=jnp.float32)
+    return jnp.einsum("bnt,bt->bn", one_hot, table, precision="highest", out_sharding=spec("batch tokens"))[
+        ..., None
+    ]
+
+
+def velocity_to(data, x, t):
+    """The velocity, noise - data, of x at time t if `data` is what it was made of; [B, N, P], t [B, N, 1] float32.
+
+    Near t = 0, where x is nearly the data, a small error of `data` would be a large one of the velocity: times
+    count as LEAST_TIME at least. Source: Li & He 2025 (arXiv 2511.13720).
+    """
+    return (x - data) / jnp.maximum(t, LEAST_TIME)
+
+
 def levels_of(batch: PatchBatch, times):
     """The table of noise levels of each row, and which one each patch has.
 
@@ -98,9 +116,7 @@ def flow_errors(velocity_fn, batch: PatchBatch, noise, times):
     """
     table, levels = levels_of(batch, times)
     data = batch.patches.astype(jnp.float32)
-    one_hot = jax.nn.one_hot(levels, table.shape[1], dtype=jnp.float32)
-    t = jnp.einsum("bnt,bt->bn", one_hot, table, precision="highest", out_sharding=spec("batch tokens"))
-    t = t[..., None]
+    t = times_at(table, levels)
     velocity = velocity_fn((1 - t) * data + t * noise, table, levels)
     counts = ((batch.segments > 0) & ~batch.known).astype(jnp.float32)
     return jnp.mean(jnp.square(velocity - (noise - data)), axis=-1) * counts, counts
