@@ -23,6 +23,7 @@ class PatchBatch:
     known: True = given, clean and without loss, [B, N] bool.
     text: tokens [B, S] int32, or their embeddings [B, S, E].
     text_segments: which clip of its row a token describes; 0 = padding, [B, S] int32.
+    levels: which of its row's times a patch has if it is not known, 1 ..., [B, N] int32; None: that of its clip.
     condition: for image-to-video, patches of what is given beside the noise (data/given.py), [B, N, P_c] float.
     image: what an image encoder sees in the given frames, [B, I, E] float; image_segments: whose, [B, I] int32.
     """
@@ -33,6 +34,7 @@ class PatchBatch:
     known: jax.Array
     text: jax.Array
     text_segments: jax.Array
+    levels: jax.Array | None = None
     condition: jax.Array | None = None
     image: jax.Array | None = None
     image_segments: jax.Array | None = None
@@ -56,6 +58,15 @@ def patchify(latents, patch: tuple[int, int, int]):
     x = latents.reshape(*batch, f, p_f, h, p_h, w, p_w, C)
     x = x.transpose(*range(len(batch)), *(len(batch) + axis for axis in (0, 2, 4, 1, 3, 5, 6)))
     return x.reshape(*batch, f * h * w, p_f * p_h * p_w * C)
+
+
+def put_patches(out: np.ndarray, latents: np.ndarray, patch: tuple[int, int, int]):
+    """Write the patches of latents [F, H, W, C] where they are to be, out [N, P]: `patchify` with a copy less."""
+    *shape, C = latents.shape
+    f, h, w = patch_grid(tuple(shape), patch)
+    p_f, p_h, p_w = patch
+    x = latents.reshape(f, p_f, h, p_h, w, p_w, C).transpose(0, 2, 4, 1, 3, 5, 6)
+    np.copyto(np.reshape(out, x.shape, copy=False), x)
 
 
 def unpatchify(patches, grid: tuple[int, int, int], patch: tuple[int, int, int]):

@@ -85,7 +85,10 @@ def test_the_installed_program_tells_a_mistake_and_exits_with_2(here):
     "command, words",
     [
         ("trian", "no such verb, did you mean 'train'?"),
-        ("xyz", "no such verb, known: convert, data verify, demo, evaluate, plan, prepare, sample, train"),
+        (
+            "xyz",
+            "no such verb, known: caption, convert, data verify, demo, evaluate, plan, prepare, sample, train",
+        ),
         ("train --workdri=run", "Unknown command line flag 'workdri'. Did you mean: workdir"),
         ("sample --promt=cat", "Unknown command line flag 'promt'. Did you mean: prompt"),
         ("evaluate --config.train.steps=3", "Unknown command line flag 'config.train.steps'"),

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from sora_jax.errors import InputError
-from sora_jax.patches import grid_positions, patch_grid, patchify, unpatchify
+from sora_jax.patches import grid_positions, patch_grid, patchify, put_patches, unpatchify
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,11 @@ def test_patchify_inverts(shape, patch):
     grid = patch_grid(shape[:3], patch)
     assert patches.shape == (2, np.prod(grid), np.prod(patch) * shape[3])
     np.testing.assert_array_equal(unpatchify(patches, grid, patch), latents)
+    row = np.zeros((len(patches[1]) + 3, patches.shape[-1]))
+    put_patches(row[2:-1], latents[1], patch)
+    np.testing.assert_array_equal(row[2:-1], patches[1])
+    assert not row[:2].any()
+    assert not row[-1].any()
 
 
 def test_patch_order_is_frame_row_column_channel():

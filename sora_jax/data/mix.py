@@ -4,7 +4,9 @@
 clips three are then of the first, whatever the sizes of the two.
 """
 
+import bisect
 import functools
+import itertools
 import math
 import pathlib
 from collections.abc import Sequence
@@ -85,7 +87,7 @@ class Mix:
         by_split = {}
         for split in SPLITS:
             held = [[clip for clip in records.manifest if clip.split == split] for records in self.sets]
-            by_split[split] = held, np.cumsum([0, *map(len, held)])
+            by_split[split] = held, [0, *itertools.accumulate(map(len, held))]
         return by_split
 
     def clips(self, split: str) -> list[Clip]:
@@ -110,8 +112,8 @@ class Mix:
     def read_all(self, split: str, index: int) -> dict[str, np.ndarray]:
         """The arrays of clip `index` by name, as `Records.read_all` does."""
         _, first = self._held[split]
-        number = int(np.searchsorted(first, index, side="right")) - 1
-        return self.sets[number].read_all(split, index - int(first[number]))
+        number = bisect.bisect_right(first, index) - 1
+        return self.sets[number].read_all(split, index - first[number])
 
 
 class Draws:

@@ -99,7 +99,7 @@ def prepare(
         raise InputError(
             f"--videos: {videos}: no captions; add captions.jsonl, captions.csv or a .txt beside each video"
         )
-    identities = {source.name: identity(source.path) for source in sources}
+    identities = {source.name: _known_by(source) for source in sources}
     request = {
         "format": FORMAT,
         "kind": "pixels" if encoder is None else "latents",
@@ -153,6 +153,18 @@ def _geometry(settings, encoder):
 def _arrays(encoder):
     """What the records hold, as `records.features` takes it."""
     return {"pixels": (None, None, None, 3)} if encoder is None else encoder.arrays
+
+
+def _known_by(source):
+    """The hash of a video's content; of its name if it can't be read, which is told when it is its turn."""
+    try:
+        return identity(source.path)
+    except (InputError, OSError):
+        return digest(source.name)
+
+
+def _bytes(source):
+    return source.path.stat().st_size if source.path.is_file() else 0
 
 
 def _split(sources, identities, validation):
@@ -235,11 +247,11 @@ def _groups(sources):
     groups, size = [], math.inf
     most = min(_SHARD_SOURCES, math.ceil(len(sources) / _SHARDS))
     for source in sources:
-        if size + source.path.stat().st_size > _SHARD_BYTES or len(groups[-1]) == most:
+        if size + _bytes(source) > _SHARD_BYTES or len(groups[-1]) == most:
             groups.append([])
             size = 0
         groups[-1].append(source)
-        size += source.path.stat().st_size
+        size += _bytes(source)
     return groups
 
 

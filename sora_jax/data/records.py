@@ -204,8 +204,9 @@ def _length(record, at):
     """The length that follows the tag of a field, and where the field begins."""
     at += 1
     byte = record[at]
-    size = byte & 127
-    shift = 7
+    if byte < 128:
+        return byte, at + 1
+    size, shift = byte & 127, 7
     while byte > 127:
         at += 1
         byte = record[at]

@@ -5,6 +5,7 @@ for any number of processes.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,14 +14,16 @@ import numpy as np
 
 from sora_jax.config import parse_size
 from sora_jax.data.given import given_frames, image_room, with_mask
+from sora_jax.data.masks import check_levels, put_masks
 from sora_jax.data.mix import Draws, Mix
 from sora_jax.data.packing import PackPlan, Slot, pack_in_order
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.errors import InputError
-from sora_jax.patches import PatchBatch, grid_positions, patch_grid, patchify
+from sora_jax.patches import PatchBatch, grid_positions, patch_grid, put_patches
 from sora_jax.settings import Settings
 
 _FOREVER = sys.maxsize
+_CAPTIONS = 2**16  # whose tokens are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,7 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
     clips = _Rows(settings, "train")
     data = settings.data
     local = range(data.batch) if rows is None else rows
+    check_levels(settings.masks, clips.longest)
     plan = PackPlan(
         clips.patches,
         clips.tokens,
@@ -76,8 +80,13 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
         dropout=data.caption_dropout,
         seed=data.shuffle_seed,
     )
+
+    def batch_at(step):
+        numbers = [step * data.batch + i for i in local]
+        return put_masks(clips.assemble([plan[i] for i in numbers]), numbers, settings)
+
     return Stream(
-        batch_at=lambda step: clips.assemble([plan[step * data.batch + i] for i in local]),
+        batch_at=batch_at,
         batches=_FOREVER,
         clips=len(clips.patches),
         fill=plan.fill,
@@ -198,6 +207,11 @@ def draws_of(records: Mix, used: np.ndarray, seed: int) -> Draws:
     return Draws(sets, records.weights, seed=seed)
 
 
+@functools.lru_cache(maxsize=256)
+def _positions(grid):
+    return grid_positions(grid)
+
+
 class _Rows:
     """Latents and captions of a split, assembled into rows."""
 
@@ -213,6 +227,10 @@ class _Rows:
                 f"{self._tokenizer.vocabulary} tokens of {self.records.tokenizer}"
             )
         self._max_tokens = min(settings.text.max_tokens, data.row_tokens)
+        # Of a caption that comes again, and most do, the tokens are known.
+        self._encode = functools.lru_cache(maxsize=_CAPTIONS)(
+            lambda text: np.array(self._tokenizer.encode(text, self._max_tokens), np.int32)
+        )
         self._padded = settings.text.padded
         if self._padded and self._max_tokens < settings.text.max_tokens:
             raise InputError(
@@ -229,6 +247,7 @@ class _Rows:
         self._stride, self._image_room = settings.autoencoder.temporal_stride, image_room(settings)
         self._check_given(settings)
         self.patches = np.array([np.prod(patch_grid(clip.shape[:3], self._patch)) for clip in self._clips])
+        self.longest = max(clip.shape[0] // self._patch[0] for clip in self._clips)
         least = self._max_tokens if self._padded else 0
         self.tokens = [tuple(max(least, min(n, self._max_tokens)) for n in clip.tokens) for clip in self._clips]
         cut = sum(n > self._max_tokens for clip in self._clips for n in clip.tokens)
@@ -275,19 +294,19 @@ class _Rows:
                 latents = record["latents"]
                 count = self.patches[slot.clip]
                 here = slice(n, n + count)
-                batch.patches[b, here] = patchify(latents, self._patch)
-                batch.positions[b, here] = grid_positions(patch_grid(latents.shape[:3], self._patch))
+                put_patches(batch.patches[b, here], latents, self._patch)
+                batch.positions[b, here] = _positions(patch_grid(latents.shape[:3], self._patch))
                 batch.segments[b, here] = segment
                 if batch.condition is not None:
                     given = given_frames(transformer, (len(latents) - 1) * self._stride + 1)
                     condition = with_mask(record["given"], given, self._stride)
-                    batch.condition[b, here] = patchify(condition, self._patch)
+                    put_patches(batch.condition[b, here], condition, self._patch)
                 if batch.image is not None:
                     place = slice((segment - 1) * self._image_tokens, segment * self._image_tokens)
                     batch.image[b, place], batch.image_segments[b, place] = record["image"], segment
                 n += count
                 text = "" if slot.caption < 0 else self._clips[slot.clip].captions[slot.caption]
-                tokens = self._tokenizer.encode(text, self._max_tokens)
+                tokens = self._encode(text)
                 batch.text[b, s : s + len(tokens)] = tokens
                 length = self._max_tokens if self._padded else len(tokens)
                 batch.text_segments[b, s : s + length] = segment
