@@ -187,6 +187,7 @@ def one_line(error: Exception) -> str:
 
 
 VERBS = {
+    "caption": Verb("videos or prompts, and a chat model -> captions", verbs.define_caption, verbs.run_caption),
     "prepare": Verb(
         "videos and captions -> a data set", verbs.define_prepare, verbs.run_prepare, config=True, joins=True
     ),

@@ -144,14 +144,21 @@ def define_sample(values):
 def prompts_of(values) -> list[str]:
     """Those of --prompt, then the lines of --prompts that are not blank."""
     prompts = list(values["prompt"].value or [])
-    if name := values["prompts"].value:
-        file = pathlib.Path(name)
-        if not file.is_file():
-            raise InputError(f"--prompts={name}: no such file; it has a prompt on each line")
-        prompts += [line.strip() for line in file.read_text().splitlines() if line.strip()]
-        if not prompts:
-            raise InputError(f"--prompts={name}: no prompt in it; write one on each line")
+    if values["prompts"].value:
+        prompts += lines_of(values, "prompts")
     return prompts or needed(values, "prompt", '"a red circle moves left"')
+
+
+def lines_of(values, flag: str) -> list[str]:
+    """The prompts in the file that a flag names, one a line; blank lines are left out."""
+    name = values[flag].value
+    file = pathlib.Path(name)
+    if not file.is_file():
+        raise InputError(f"--{flag}={name}: no such file; it has a prompt on each line")
+    prompts = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    if not prompts:
+        raise InputError(f"--{flag}={name}: no prompt in it; write one on each line")
+    return prompts
 
 
 def run_sample(values, console):
@@ -185,6 +192,54 @@ def run_evaluate(values, console):
     out = pathlib.Path(values["out"].value or checkpoint / "evaluation")
     evaluate(checkpoint, out, data=values["data"].value, mesh=mesh_of(values), console=console)
     console.print(f"report: {out / 'index.html'}", highlight=False)
+
+
+def define_caption(values):
+    for name, default, text in (
+        ("videos", None, "Folder of videos to describe."),
+        ("prompts", None, "Instead of videos: a file with a prompt on each line, to be written out."),
+        ("out", None, "A .jsonl for `prepare --captions`; of prompts a text file for `sample --prompts`."),
+        ("endpoint", None, "Address of an OpenAI-compatible API, up to /v1; for prompts also: shapes."),
+        ("model", None, "The model's name there."),
+        ("key_variable", "OPENAI_API_KEY", "The environment variable that holds the key, if one is needed."),
+        ("budget", None, "The most that this run may ask for, e.g. 500requests or 2000000tokens."),
+    ):
+        flags.DEFINE_string(name, default, text, flag_values=values)
+    for name, default, least, text in (
+        ("frames", 8, 1, "Of each video, that the model is shown at most."),
+        ("side", 512, 16, "Of each frame, the longer one in pixels at most."),
+        ("parallel", 4, 1, "Requests on their way at a time."),
+        ("retries", 5, 0, "Further tries of a request that failed for a reason that may pass."),
+    ):
+        flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=values)
+    flags.DEFINE_float("rate", 0.0, "Requests a minute at most; 0: any number.", 0.0, flag_values=values)
+    flags.DEFINE_float("timeout", 120.0, "Seconds without a byte of an answer.", 0.1, flag_values=values)
+
+
+def run_caption(values, console):
+    from sora_jax.captioning.caption import caption, expand_file
+    from sora_jax.captioning.chat import Budget, Chat, Endpoint
+
+    if bool(values["videos"].value) == bool(values["prompts"].value):
+        raise InputError("--videos, a folder to describe, or --prompts, a file to write out: give one of them")
+    out, parallel = pathlib.Path(needed(values, "out", "captions.jsonl")), values["parallel"].value
+    url, budget = needed(values, "endpoint", "http://localhost:8000/v1"), values["budget"].value
+    chat = None
+    if url != "shapes":
+        endpoint = Endpoint(
+            url,
+            needed(values, "model", "Qwen3-VL-8B-Instruct"),
+            key=os.environ.get(values["key_variable"].value, "").strip(),
+            **{name: values[name].value for name in ("timeout", "retries", "rate")},
+        )
+        chat = Chat(endpoint, Budget.read(budget) if budget else None)
+    if values["prompts"].value:
+        expand_file(lines_of(values, "prompts"), out, chat, parallel=parallel, console=console)
+    elif chat is None:
+        raise InputError("--endpoint=shapes: writes out prompts, and sees no videos; name the address of a model")
+    else:
+        shown = {name: values[name].value for name in ("frames", "side")}
+        caption(pathlib.Path(values["videos"].value), out, chat, parallel=parallel, **shown, console=console)
 
 
 def define_plan(values):

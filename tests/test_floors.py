@@ -10,7 +10,7 @@ FLOORS = (
     ("errors", "files", "settings", "config", "mesh", "patches", "distributed"),
     ("models", "diffusion"),
     ("weights", "data"),
-    ("train", "generate", "evaluate"),
+    ("train", "generate", "evaluate", "captioning"),
     ("cli", "verbs", "verbs_upkeep", "demo", "plan"),
 )
 # Packages of others that are kept to one place, and where that is.

@@ -14,6 +14,7 @@ import numpy as np
 
 from sora_jax.config import parse_size
 from sora_jax.data.given import given_frames, image_room, with_mask
+from sora_jax.data.masks import check_levels, put_masks
 from sora_jax.data.packing import PackPlan, Slot, pack_in_order
 from sora_jax.data.records import Records
 from sora_jax.data.tokenizer import Tokenizer
@@ -69,6 +70,7 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
     clips = _Rows(settings, "train")
     data = settings.data
     local = range(data.batch) if rows is None else rows
+    check_levels(settings.masks, clips.longest)
     plan = PackPlan(
         clips.patches,
         clips.tokens,
@@ -78,8 +80,13 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
         dropout=data.caption_dropout,
         seed=data.shuffle_seed,
     )
+
+    def batch_at(step):
+        numbers = [step * data.batch + i for i in local]
+        return put_masks(clips.assemble([plan[i] for i in numbers]), numbers, settings)
+
     return Stream(
-        batch_at=lambda step: clips.assemble([plan[step * data.batch + i] for i in local]),
+        batch_at=batch_at,
         batches=_FOREVER,
         clips=len(clips.patches),
         fill=plan.fill,
@@ -222,6 +229,7 @@ class _Rows:
         self._stride, self._image_room = settings.autoencoder.temporal_stride, image_room(settings)
         self._check_given(settings)
         self.patches = np.array([np.prod(patch_grid(clip.shape[:3], self._patch)) for clip in self._clips])
+        self.longest = max(clip.shape[0] // self._patch[0] for clip in self._clips)
         least = self._max_tokens if self._padded else 0
         self.tokens = [tuple(max(least, min(n, self._max_tokens)) for n in clip.tokens) for clip in self._clips]
         cut = sum(n > self._max_tokens for clip in self._clips for n in clip.tokens)

@@ -160,7 +160,9 @@ def abstract_batch(settings: Settings):
         H, W = parse_size(data.crop_size, "config.data.crop_size")
         return typed((data.batch, data.crop_frames, H, W, 3), jnp.uint8, make_objective(settings).axes)
     B, N, S, I = data.batch, data.row_patches, data.row_tokens, image_room(settings)
-    return _rows(settings, B, N, B, S, I, jnp.bfloat16, make_objective(settings).axes)
+    axes = make_objective(settings).axes
+    rows = _rows(settings, B, N, B, S, I, jnp.bfloat16, axes)
+    return rows.replace(levels=typed((B, N), jnp.int32, axes)) if settings.masks.forcing else rows
 
 
 def _rows(settings, B, N, texts, S, I, dtype, axes):

@@ -178,6 +178,8 @@ def export_model(source: pathlib.Path, target: pathlib.Path, console: rich.conso
     settings, _ = read_meta(folder, step)
     if not settings.text.weights:
         raise InputError(f"{source}: its text encoder is one of its own, which diffusers has no place for")
+    if settings.transformer.predicts != "velocity":
+        raise InputError(f"{source}: its transformer predicts data, and diffusers' predict velocity")
     parts = [(source, "transformer")]
     if settings.flow.time_min:
         parts.append((source / LOW_NOISE, "transformer_2"))

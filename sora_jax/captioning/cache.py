@@ -1,0 +1,70 @@
+"""Answers that have been paid for, on disk: a line of JSON each, so that a run which is killed goes on."""
+
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import threading
+
+from sora_jax.errors import InputError
+from sora_jax.files import mendable
+
+
+def key_of(**parts) -> str:
+    """32 hex digits that change with what was asked and about what."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Cache:
+    """A file of {"key": ..., "answer": ..., and what helps people to read it}; a context manager.
+
+    A line that a kill cut short is dropped. Threads may share it; a second process may not.
+
+    Raises: InputError if another process has it open, or it can't be written.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "Cache":
+        with mendable(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise InputError(
+                f"{self.path}: another run writes to it; wait for it, or name another --out"
+            ) from None
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            self._file.truncate(whole)
+        self._answers = {}
+        for line in content[:whole].splitlines():
+            try:
+                row = json.loads(line)
+                self._answers[row["key"]] = row["answer"]
+            except (ValueError, KeyError, TypeError):
+                continue  # damaged: it is asked for again
+        return self
+
+    def __exit__(self, *error):
+        self._file.close()
+
+    def get(self, key: str):
+        """The answer, None if there is none yet."""
+        return self._answers.get(key)
+
+    def put(self, key: str, answer, **notes):
+        """Keep an answer; it is on the disk when this returns."""
+        line = json.dumps({"key": key, **notes, "answer": answer}, ensure_ascii=False) + "\n"
+        with self._lock, mendable(self.path):
+            self._file.write(line.encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._answers[key] = answer

@@ -1,0 +1,265 @@
+"""A chat model behind an OpenAI-compatible endpoint: a question, an answer, and what can come between them.
+
+One POST and one field of its answer are all of the protocol that is used, so there is no client library but
+requests, which TensorFlow Datasets brings along. The tries are counted here, each of them, because each may cost.
+"""
+
+import dataclasses
+import email.utils
+import json
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import requests
+import urllib3
+
+from sora_jax.errors import InputError
+
+CONNECT_SECONDS = 10
+LONGEST_PAUSE = 60.0  # seconds, of what is chosen here; a server that asks for longer is waited for
+LONGEST_ASKED = 900.0
+AGAIN = (408, 409, 425, 429)  # and whatever the server itself is to blame for, 500 and up
+LETTERS = 300  # of a server's own message that are shown
+
+
+class NoAnswerError(Exception):
+    """There is no answer to this question; to others there may be."""
+
+
+class BudgetSpentError(Exception):
+    """The budget allows no further request."""
+
+
+class _Again(Exception):
+    """It may go better a second time; `after` is when, in seconds, if the server says so."""
+
+    def __init__(self, reason: str, after: float | None = None):
+        super().__init__(reason)
+        self.after = after
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """Where a chat model is.
+
+    url: up to what comes before /chat/completions, for example http://localhost:8000/v1.
+    key: sent as a bearer token; "": none.
+    timeout: seconds without a byte of an answer.
+    retries: further tries of a question that failed for a reason that may pass.
+    pause: seconds before the first of them, twice as long before each next one.
+    rate: requests begun in a minute at most; 0: as many as there are.
+    """
+
+    url: str
+    model: str
+    key: str = dataclasses.field(default="", repr=False)
+    timeout: float = 120.0
+    retries: int = 5
+    pause: float = 1.0
+    rate: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much a run may ask for: so many requests, tries that fail included, or tokens, as the server counts."""
+
+    amount: int
+    unit: str
+
+    @classmethod
+    def read(cls, text: str) -> "Budget":
+        """ "500 requests", "2_000_000tokens" -> a budget. Raises: InputError for anything else."""
+        found = re.fullmatch(r"\s*([\d_,]*\d[\d_,]*)\s*(requests|tokens)\s*", text)
+        if not found:
+            raise InputError(f"--budget={text}: a number with its unit, for example 500requests or 2000000tokens")
+        return cls(int(re.sub(r"[_,]", "", found[1])), found[2])
+
+
+class Chat:
+    """Questions to one endpoint, from any number of threads, at its rate and within a budget.
+
+    Args:
+      budget: None: no limit. One of tokens is held to before a request is sent; those on their way may exceed it.
+    """
+
+    def __init__(self, endpoint: Endpoint, budget: Budget | None = None):
+        self.endpoint, self.budget = endpoint, budget
+        self.requests = self.tokens = self.answers = 0
+        self._lock, self._local = threading.Lock(), threading.local()
+        self._closed = threading.Event()
+        self._next = time.monotonic()  # when the next request may begin
+
+    def close(self):
+        """Ask nothing more: whoever waits for its turn gets a BudgetSpentError."""
+        self._closed.set()
+
+    def ask(self, messages: Sequence[dict], read: Callable[[str], object] = str) -> object:
+        """The answer to a question.
+
+        Args:
+          messages: in the form of the protocol.
+          read: makes something of the answer's text; a ValueError of it means that the answer is no good.
+        Raises:
+          NoAnswerError if there is none to this question.
+          BudgetSpentError if none may be asked for.
+          InputError if the endpoint, the model or the key is wrong, so that there is no answer to any.
+        """
+        pause = self.endpoint.pause
+        for attempt in range(self.endpoint.retries + 1):
+            self._take_turn()
+            try:
+                answer = read(self._post(messages))
+            except (_Again, ValueError) as error:
+                reason, after = str(error), getattr(error, "after", None)
+            else:
+                with self._lock:
+                    self.answers += 1
+                return answer
+            if attempt < self.endpoint.retries:
+                # Many that failed at once should not come back at once.
+                self._wait(random.uniform(0.5, 1.0) * min(pause, LONGEST_PAUSE) if after is None else after)
+                pause *= 2
+        raise NoAnswerError(f"{reason}; tried {self.endpoint.retries + 1} times")
+
+    def _take_turn(self):
+        """Count a request and wait until it may begin."""
+        with self._lock:
+            spent = self.budget and (self.requests if self.budget.unit == "requests" else self.tokens)
+            if self._closed.is_set() or (self.budget and spent >= self.budget.amount):
+                raise BudgetSpentError
+            self.requests += 1
+            start = max(time.monotonic(), self._next)
+            self._next = start + (60 / self.endpoint.rate if self.endpoint.rate else 0)
+        self._wait(start - time.monotonic())
+
+    def _wait(self, seconds):
+        if seconds > 0 and self._closed.wait(seconds):
+            raise BudgetSpentError
+
+    def _post(self, messages) -> str:
+        """The text of one answer. Raises: _Again, NoAnswerError or InputError, by what is wrong."""
+        url = f"{self.endpoint.url.rstrip('/')}/chat/completions"
+        if not hasattr(self._local, "session"):
+            self._local.session = requests.Session()
+        try:
+            response = self._local.session.post(
+                url,
+                json={"model": self.endpoint.model, "messages": list(messages)},
+                auth=self._sign,
+                timeout=(CONNECT_SECONDS, self.endpoint.timeout),
+                allow_redirects=False,  # a POST that is sent elsewhere would arrive as a GET
+            )
+        except requests.exceptions.ConnectTimeout as error:
+            raise self._unreachable(f"no connection within {CONNECT_SECONDS} s") from error
+        except requests.exceptions.Timeout as error:
+            raise _Again(f"no answer within {self.endpoint.timeout:g} s") from error
+        except requests.exceptions.SSLError as error:
+            raise InputError(f"--endpoint={self.endpoint.url}: {_cause(error)}") from error
+        except requests.exceptions.ConnectionError as error:
+            reason = getattr(error.args[0], "reason", None) if error.args else None
+            if isinstance(reason, urllib3.exceptions.NewConnectionError):
+                raise self._unreachable(_cause(error)) from error
+            raise _Again(f"the connection was cut: {_cause(error)}") from error
+        except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError) as error:
+            raise _Again(f"the answer was cut off: {_cause(error)}") from error
+        except (requests.exceptions.RequestException, UnicodeError, ValueError) as error:
+            raise InputError(f"--endpoint={self.endpoint.url}: can't be asked: {_cause(error)}") from error
+        if response.status_code != 200:
+            raise self._refused(response)
+        return self._content(response)
+
+    def _sign(self, request):
+        # As a function, which requests prefers to what a .netrc says of the host.
+        if self.endpoint.key:
+            request.headers["Authorization"] = f"Bearer {self.endpoint.key}"
+        return request
+
+    def _unreachable(self, reason):
+        """An endpoint that has answered before may come back; one that never has is a mistake."""
+        if self.answers:
+            return _Again(reason)
+        return InputError(f"--endpoint={self.endpoint.url}: can't be reached: {reason}")
+
+    def _refused(self, response) -> Exception:
+        status, (message, code) = response.status_code, self._told(response)
+        text = f"{status} {message}"
+        if status in (401, 402, 403) or code == "insufficient_quota":
+            why = "the key is not accepted" if self.endpoint.key else "it wants a key, and there is none"
+            why = "nothing is left to pay with" if status == 402 or code == "insufficient_quota" else why
+            return InputError(f"--endpoint={self.endpoint.url}: {why}: {text}")
+        if status == 404 or 300 <= status < 400:
+            what = f"no model {self.endpoint.model!r} there, or no chat: {text}"
+            return InputError(
+                f"--endpoint={self.endpoint.url}: {what} {response.headers.get('Location', '')}".strip()
+            )
+        if status in AGAIN or status >= 500:
+            return _Again(text, _seconds(response.headers.get("Retry-After")))
+        return NoAnswerError(text)
+
+    def _told(self, response) -> tuple[str, str]:
+        """What the server says of an error, and the name it has for it; the key is never repeated."""
+        message, code = response.text, ""
+        try:
+            error = response.json()["error"]
+            message, code = (error["message"], error.get("code")) if isinstance(error, dict) else (error, "")
+        except (ValueError, KeyError, TypeError):
+            pass  # in no known form: as it is
+        message = " ".join(str(message).split()) or response.reason or ""
+        if self.endpoint.key:
+            message = message.replace(self.endpoint.key, "***")
+        return message[:LETTERS], str(code or "")
+
+    def _content(self, response) -> str:
+        try:
+            body = json.loads(response.content)
+            usage = (body.get("usage") or {}).get("total_tokens")
+            choice = body["choices"][0]
+            message = choice["message"]
+            content, refusal = message.get("content"), message.get("refusal")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise _Again(f"no answer in the form of the protocol ({type(error).__name__}: {error})") from error
+        if self.budget and self.budget.unit == "tokens" and not isinstance(usage, int):
+            raise InputError(
+                f"--budget={self.budget.amount}tokens: the server does not say how many an answer took; "
+                "give a budget of requests"
+            )
+        with self._lock:
+            self.tokens += usage or 0
+        if isinstance(content, list):
+            content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
+        if refusal or choice.get("finish_reason") == "content_filter":
+            raise NoAnswerError(f"refused: {str(refusal or content or 'by a filter')[:LETTERS]}")
+        if choice.get("finish_reason") == "length":
+            raise NoAnswerError("the answer is longer than the server allows")
+        if not isinstance(content, str) or not content.strip():
+            raise _Again("an empty answer")
+        return content
+
+
+def _seconds(header: str | None) -> float | None:
+    """Seconds to wait that a Retry-After header asks for, as a number or a date; None if it says neither."""
+    if not header:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(max(seconds, 0.0), LONGEST_ASKED)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason of a chain of them, which says most in the fewest words."""
+    inner = error
+    while True:
+        deeper = getattr(inner, "reason", None)
+        if not isinstance(deeper, BaseException):
+            deeper = next((arg for arg in inner.args if isinstance(arg, BaseException)), None)
+        if deeper is None:
+            return " ".join(str(inner).split())[:LETTERS] or type(inner).__name__
+        inner = deeper

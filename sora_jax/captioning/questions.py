@@ -1,0 +1,85 @@
+"""What a chat model is asked: to describe a clip by its frames, to write out a prompt; how its answer is read."""
+
+import base64
+import io
+import json
+import pathlib
+
+import numpy as np
+import PIL.Image
+
+from sora_jax.data.clips import probe, read_frames
+
+CAPTIONS = ("short_caption", "caption", "long_caption")
+LONGEST = 4000  # characters; more is no caption
+
+DESCRIBE = """\
+You see {count} frame(s) of one video, in their order, at even distances over its {seconds:.1f} seconds.
+Describe the video for the training of a text-to-video model, by what is seen and nothing else: subjects and how
+they look, what they do and how they move, the scene, light and colours, the style of the pictures, and the
+movement of the camera. No guesses at names, sounds or what is outside; no "the video shows", no "frame".
+Answer with a JSON object and nothing around it:
+{{"short_caption": "at most 10 words", "caption": "one sentence of 15 to 30 words",
+"long_caption": "3 to 6 sentences, 60 to 120 words, what happens in its order"}}"""
+
+EXPAND = """\
+You write prompts for a text-to-video model that was trained on long, literal descriptions.
+Write out the prompt that you are given as one paragraph of 60 to 120 words in English. Keep everything that it
+asks for, and its meaning; add what it leaves open: how subjects look, how they move, the scene, light, colours,
+style, and the movement of the camera. Present tense, no commands, headings or comments: the paragraph alone."""
+
+
+def describe(path: pathlib.Path, *, frames: int, side: int) -> list[dict]:
+    """Messages that ask for captions of a video or picture.
+
+    Args:
+      frames: at most so many of it are shown, at even distances.
+      side: of each, the longer one, in pixels at most.
+    Raises: InputError if it can't be read.
+    """
+    video = probe(path)
+    count = min(frames, video.frames)
+    scale = min(1.0, side / max(video.width, video.height))
+    size = tuple(max(1, round(length * scale)) for length in (video.height, video.width))
+    # One more than is shown would be the first frame after the end.
+    fps = count / video.duration if video.duration else 1.0
+    pictures = [made for (made,) in read_frames(video, [size], fps=fps, frames=count)]
+    text = DESCRIBE.format(count=count, seconds=video.duration)
+    parts = [{"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in pictures]
+    return [{"role": "user", "content": [{"type": "text", "text": text}, *parts]}]
+
+
+def data_url(picture: np.ndarray) -> str:
+    """[H, W, 3] uint8 as a JPEG in a data URL, the form in which chat endpoints take pictures."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(picture).save(buffer, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def read_captions(text: str) -> dict[str, str]:
+    """The captions in an answer to `describe`.
+
+    Raises: ValueError if they are not all there.
+    """
+    first, last = text.find("{"), text.rfind("}")  # models like to put fences around it
+    if not 0 <= first < last:
+        raise ValueError(f"no JSON object but {text.strip()[:60]!r}")
+    found = json.loads(text[first : last + 1])
+    return {name: _sentence(found.get(name), name) for name in CAPTIONS}
+
+
+def expansion(prompt: str) -> list[dict]:
+    """Messages that ask to write out a prompt."""
+    return [{"role": "system", "content": EXPAND}, {"role": "user", "content": prompt}]
+
+
+def read_expansion(text: str) -> str:
+    """The prompt in an answer to `expansion`, in one line. Raises: ValueError if it is none."""
+    return _sentence(text.strip().strip('"'), "prompt")
+
+
+def _sentence(text, name):
+    words = " ".join(text.split()) if isinstance(text, str) else ""
+    if not words or len(words) > LONGEST:
+        raise ValueError(f"{name}: {len(words):,} characters; 1 to {LONGEST:,} are wanted")
+    return words
