@@ -7,7 +7,7 @@ for any number of processes.
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -36,6 +36,7 @@ class Stream:
     batches_an_epoch: how many let every clip come once.
     notes: what a person should know, each one line.
     threads: that read ahead.
+    sources_at: the sources of the clips in the whole batch of a step, over all hosts; of streams without end.
     """
 
     batch_at: Callable[[int], PatchBatch | np.ndarray]
@@ -45,6 +46,7 @@ class Stream:
     batches_an_epoch: float
     notes: tuple[str, ...]
     threads: int
+    sources_at: Callable[[int], list[str]] = lambda step: []
 
     def iterate(self, start: int = 0) -> Iterator[PatchBatch | np.ndarray]:
         """Batches start, start + 1, ...; threads read ahead until the iterator is closed (or exhausted)."""
@@ -91,6 +93,9 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
         batches_an_epoch=plan.rows_an_epoch / data.batch,
         notes=clips.notes,
         threads=data.threads,
+        sources_at=lambda step: clips.sources(
+            slot.clip for i in range(data.batch) for slot in plan[step * data.batch + i]
+        ),
     )
 
 
@@ -142,23 +147,21 @@ def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Str
     def order(epoch):
         return np.random.default_rng((data.shuffle_seed, epoch)).permutation(len(crops.clips))
 
-    def batch_at(step):
+    def drawn_at(step, rows):
+        """(clip, where in it, frames or None) of each crop."""
         if np.random.default_rng((data.shuffle_seed, step, 2)).random() < data.image_share:
-            return pictures_at(step)
-        made = []
-        for i in local:
+            for number in (i * data.crop_frames + frame for i in rows for frame in range(data.crop_frames)):
+                draw = np.random.default_rng((data.shuffle_seed, step, number, 3))
+                yield draw.choice(crops.pictures), draw.random(3), 1
+            return
+        for i in rows:
             number = step * data.batch + i
             epoch, place = divmod(number, len(crops.clips))
             share = np.random.default_rng((data.shuffle_seed, number, 1)).random(3)
-            made.append(crops.cut(crops.clips[order(epoch)[place]], share))
-        return np.stack(made)
+            yield crops.clips[order(epoch)[place]], share, None
 
-    def pictures_at(step):
-        made = []
-        for number in (i * data.crop_frames + frame for i in local for frame in range(data.crop_frames)):
-            draw = np.random.default_rng((data.shuffle_seed, step, number, 3))
-            made.append(crops.cut(draw.choice(crops.pictures), draw.random(3), frames=1))
-        return np.stack(made)
+    def batch_at(step):
+        return np.stack([crops.cut(clip, share, frames=frames) for clip, share, frames in drawn_at(step, local)])
 
     return Stream(
         batch_at=batch_at,
@@ -168,6 +171,7 @@ def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Str
         batches_an_epoch=len(crops.clips) / data.batch,
         notes=crops.notes,
         threads=data.threads,
+        sources_at=lambda step: crops.sources(clip for clip, _, _ in drawn_at(step, range(data.batch))),
     )
 
 
@@ -247,6 +251,9 @@ class _Rows:
                     f"`prepare` with this config"
                 )
 
+    def sources(self, clips: Iterable[int]) -> list[str]:
+        return [self._clips[clip].source for clip in clips]
+
     def assemble(self, rows: list[tuple[Slot, ...]]) -> PatchBatch:
         """The rows' clips, patches [B, N, P] in the records' own bfloat16."""
         B, N, S = len(rows), self._data.row_patches, self._data.row_tokens
@@ -312,7 +319,7 @@ class _Crops:
                 f"for the autoencoder"
             )
         self._crop = (data.crop_frames, *size)
-        clips = self._records.clips(split)
+        self._manifest = clips = self._records.clips(split)
         fits = np.array(
             [[side >= cut for side, cut in zip(clip.shape, self._crop, strict=False)] for clip in clips]
         )
@@ -330,6 +337,9 @@ class _Crops:
             self.notes = (
                 f"{len(clips) - len(self.clips)} of {len(clips)} clips are smaller than {wanted}: not used",
             )
+
+    def sources(self, clips: Iterable[int]) -> list[str]:
+        return [self._manifest[clip].source for clip in clips]
 
     def cut(self, clip: int, share: np.ndarray, *, frames: int | None = None) -> np.ndarray:
         """The crop of a clip, or so many frames of it, at these shares of the free frames, rows and columns."""
