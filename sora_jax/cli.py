@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 import sora_jax
 from sora_jax import verbs
+from sora_jax import verbs_upkeep as upkeep
 from sora_jax.config import from_dict, to_config
 from sora_jax.errors import InputError, nearest
 from sora_jax.files import read_object
@@ -203,6 +204,9 @@ VERBS = {
         verbs.run_plan,
         config=True,
     ),
+    "checkpoint inspect": Verb("a workdir -> its steps, and what they are of", upkeep.define, upkeep.run_inspect),
+    "checkpoint verify": Verb("a workdir -> which steps are whole", upkeep.define, upkeep.run_verify),
+    "checkpoint prune": Verb("a workdir -> fewer steps", upkeep.define_prune, upkeep.run_prune),
     "demo": Verb("all of it on this machine, in a few minutes", verbs.define_demo, verbs.run_demo),
 }
 

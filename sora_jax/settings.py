@@ -13,7 +13,9 @@ from sora_jax.errors import InputError, nearest
 # The least of each whole number, where it is not 1; then what is from 0 to 1, what is above 0, what is 0 or more.
 _LEAST = {"data": -1, "fsdp": -1, "context": -1, "tensor": -1, "ring": -1}
 _LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions", "whole_times", "rank"), 0)
-_LEAST |= dict.fromkeys(("row_levels", "shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
+_LEAST |= dict.fromkeys(
+    ("row_levels", "shuffle_seed", "seed", "warmup_steps", "adversarial_start", "keep_every"), 0
+)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
 _SHARES += ("time_min", "time_max", "forcing", "noise")
 _POSITIVE = ("fps", "epsilon", "clip_norm")
@@ -27,6 +29,7 @@ _NOT_NEGATIVE = (
     "adversarial",
     "learning_rate",
     "weight_decay",
+    "spike",
 )
 MASK_KINDS = ("nothing", "first", "last", "both", "prefix", "suffix", "ends", "random", "outside", "inside")
 _NOT_NEGATIVE += MASK_KINDS
@@ -260,6 +263,7 @@ class OptimizerSettings:
     epsilon: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    spike: float = 0.0  # clip gradients, too, at this many times the running mean of their norm; 0: never
     ema_decay: float = 0.9999
 
 
@@ -273,6 +277,8 @@ class TrainSettings:
     log_every: int = 10
     save_every: int = 1000
     keep: int = 3  # last checkpoints kept
+    keep_every: int = 0  # and those of every so many steps; 0: none
+    bad_steps: int = 5  # updates in a row skipped for a loss or a gradient that is not finite, and the run stops
     seed: int = 0
 
 
@@ -322,6 +328,8 @@ class Settings:
                 raise InputError(f"config.transformer.{ours}: must be config.{wanted}, which is {value}")
         if self.transformer.width % self.transformer.heads:
             raise InputError(f"config.transformer.heads: must divide the width {self.transformer.width}")
+        if 0 < self.optimizer.spike <= 1:
+            raise InputError(f"config.optimizer.spike: {self.optimizer.spike} must be above 1, or 0 for none")
         if self.lora.rank and not self.train.init_from:
             raise InputError(
                 "config.lora.rank: adapters of what? config.train.init_from names the workdir of a model"

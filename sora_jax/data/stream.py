@@ -7,7 +7,7 @@ for any number of processes.
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -37,6 +37,7 @@ class Stream:
     batches_an_epoch: how many let every clip come once.
     notes: what a person should know, each one line.
     threads: that read ahead.
+    sources_at: the sources of the clips in the whole batch of a step, over all hosts; of streams without end.
     """
 
     batch_at: Callable[[int], PatchBatch | np.ndarray]
@@ -46,6 +47,7 @@ class Stream:
     batches_an_epoch: float
     notes: tuple[str, ...]
     threads: int
+    sources_at: Callable[[int], list[str]] = lambda step: []
 
     def iterate(self, start: int = 0) -> Iterator[PatchBatch | np.ndarray]:
         """Batches start, start + 1, ...; threads read ahead until the iterator is closed (or exhausted)."""
@@ -93,6 +95,9 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
         batches_an_epoch=plan.rows_an_epoch / data.batch,
         notes=clips.notes,
         threads=data.threads,
+        sources_at=lambda step: clips.sources(
+            slot.clip for i in range(data.batch) for slot in plan[step * data.batch + i]
+        ),
     )
 
 
@@ -143,22 +148,20 @@ def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Str
     draws = draws_of(crops.records, crops.clips, data.shuffle_seed)
     pictures = draws_of(crops.records, crops.pictures, data.shuffle_seed)
 
-    def batch_at(step):
+    def drawn_at(step, rows):
+        """(clip, where in it, frames or None) of each crop."""
         if np.random.default_rng((data.shuffle_seed, step, 2)).random() < data.image_share:
-            return pictures_at(step)
-        made = []
-        for i in local:
+            for number in (i * data.crop_frames + frame for i in rows for frame in range(data.crop_frames)):
+                draw = np.random.default_rng((data.shuffle_seed, step, number, 3))
+                yield pictures.any(draw), draw.random(3), 1
+            return
+        for i in rows:
             number = step * data.batch + i
             share = np.random.default_rng((data.shuffle_seed, number, 1)).random(3)
-            made.append(crops.cut(draws[number], share))
-        return np.stack(made)
+            yield draws[number], share, None
 
-    def pictures_at(step):
-        made = []
-        for number in (i * data.crop_frames + frame for i in local for frame in range(data.crop_frames)):
-            draw = np.random.default_rng((data.shuffle_seed, step, number, 3))
-            made.append(crops.cut(pictures.any(draw), draw.random(3), frames=1))
-        return np.stack(made)
+    def batch_at(step):
+        return np.stack([crops.cut(clip, share, frames=frames) for clip, share, frames in drawn_at(step, local)])
 
     return Stream(
         batch_at=batch_at,
@@ -168,6 +171,7 @@ def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Str
         batches_an_epoch=len(crops.clips) / data.batch,
         notes=crops.notes,
         threads=data.threads,
+        sources_at=lambda step: crops.sources(clip for clip, _, _ in drawn_at(step, range(data.batch))),
     )
 
 
@@ -269,6 +273,9 @@ class _Rows:
                     f"`prepare` with this config"
                 )
 
+    def sources(self, clips: Iterable[int]) -> list[str]:
+        return [self._clips[clip].source for clip in clips]
+
     def assemble(self, rows: list[tuple[Slot, ...]]) -> PatchBatch:
         """The rows' clips, patches [B, N, P] in the records' own bfloat16."""
         B, N, S = len(rows), self._data.row_patches, self._data.row_tokens
@@ -334,7 +341,7 @@ class _Crops:
                 f"for the autoencoder"
             )
         self._crop = (data.crop_frames, *size)
-        clips = self.records.clips(split)
+        self._manifest = clips = self.records.clips(split)
         fits = np.array(
             [[side >= cut for side, cut in zip(clip.shape, self._crop, strict=False)] for clip in clips]
         )
@@ -352,6 +359,9 @@ class _Crops:
             self.notes = (
                 f"{len(clips) - len(self.clips)} of {len(clips)} clips are smaller than {wanted}: not used",
             )
+
+    def sources(self, clips: Iterable[int]) -> list[str]:
+        return [self._manifest[clip].source for clip in clips]
 
     def cut(self, clip: int, share: np.ndarray, *, frames: int | None = None) -> np.ndarray:
         """The crop of a clip, or so many frames of it, at these shares of the free frames, rows and columns."""

@@ -29,9 +29,10 @@ from sora_jax.settings import (
     Settings,
 )
 from sora_jax.train.adapters import export_adapters, import_adapters, restore_merged
-from sora_jax.train.checkpoint import FOLDER, find_checkpoint, read_meta, save_weights
+from sora_jax.train.checkpoint import FOLDER, find_checkpoint, read_meta
 from sora_jax.train.frozen import LOW_NOISE
 from sora_jax.train.metrics import progress_bar
+from sora_jax.train.saving import save_weights
 from sora_jax.weights import wan_configs
 from sora_jax.weights.encoders import check_encoder
 from sora_jax.weights.folders import INDEX, tensors_in
