@@ -69,7 +69,7 @@ class MeshSettings:
 class DataSettings:
     """What `prepare` cuts, and how the stream packs it."""
 
-    path: str = ""  # a data set written by `prepare`
+    path: str = ""  # a data set written by `prepare`, or several with weights: "data/films:3,data/shapes:1"
     fps: float = 16.0
     sizes: tuple[str, ...] = ("256",)  # every clip is cut at each of them
     frames: tuple[int, ...] = (81, 17, 1)  # lengths, the longest that fits first; each 4n + 1

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sora_jax.data.records import Clip, finish, write_shard
+from sora_jax.data.records import Clip, Records, finish, write_shard
 from sora_jax.data.stream import train_crops, train_rows, validation_crops, validation_rows
 from sora_jax.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from sora_jax.errors import InputError
@@ -201,6 +201,17 @@ def test_rows_hold_the_clips_and_captions_of_the_records(data_sets):
             assert not batch.text[b][batch.text_segments[b] == 0].any()
     assert set(seen) <= set(range(40))
     assert dropped / sum(seen.values()) == pytest.approx(0.25, abs=0.08)
+
+
+def test_only_the_records_of_its_own_rows_are_read(data_sets, monkeypatch):
+    stream = train_rows(settings_of(data_sets, "latents"), rows=[2])
+    read, read_all = [], Records.read_all
+    monkeypatch.setattr(Records, "read_all", lambda self, *which: read.append(which) or read_all(self, *which))
+    batch = stream.batch_at(3)
+    first = (batch.segments[0] > 0) & ~batch.positions[0].any(axis=-1)
+    held = batch.patches[0][first][:, 0].astype(int).tolist()  # a record's first channel is its number
+    assert read == [("train", index) for index in held]
+    assert len(held) == batch.segments.max()
 
 
 def test_the_fill_is_what_the_rows_show(data_sets):
