@@ -1,5 +1,6 @@
 """Records on disk: TFDS reads back what was written, and nothing is half there."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -209,3 +210,20 @@ t.write_data_set(pathlib.Path(sys.argv[1]), "latents", {{"train": [3]}})
     for name in ("a", "b", "c"):
         subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], check=True)
     assert len({(tmp_path / name / "SHA256SUMS").read_bytes() for name in "abc"}) == 1
+
+
+def test_every_array_is_what_tfds_reads(tmp_path):
+    arrays = {"latents": (None, None, None, 5), "given": (None, None, None, 5), "image": (None, 7)}
+    made = {name: array_of("latents", i, shape) for i, (name, shape) in enumerate(
+        {"latents": (2, 3, 4, 5), "given": (2, 3, 4, 5), "image": (9, 7)}.items())}  # fmt: skip
+    line = dataclasses.replace(clip("train", 3), source="latents/value", captions=("x" * 300,), tokens=(9,))
+    shard = (tmp_path / "d/train", *write_shard(tmp_path / "d/train", arrays, [(line, made)]))
+    about = {"kind": "latents", "request": {"arrays": {name: list(shape) for name, shape in arrays.items()}}}
+    finish(tmp_path / "d", arrays, {"train": [shard]}, about)
+    read = Records(tmp_path / "d", "latents").read_all("train", 0)
+    others = tfds.builder_from_directory(str(tmp_path / "d")).as_data_source(split="train")[0]
+    assert read.keys() == made.keys()
+    for name, array in made.items():
+        assert np.array_equal(read[name], array)
+        assert np.array_equal(others[name], array)
+    assert others["source"] == b"latents/value"
