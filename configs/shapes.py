@@ -45,6 +45,19 @@ def get_config():
         row_tokens=160,
         row_clips=8,
     )
+    # Half of the clips are made from text alone; the others learn every task of docs/tasks.md.
+    config.masks.update(
+        nothing=10,
+        first=2,
+        last=1,
+        both=1,
+        prefix=2,
+        suffix=1,
+        ends=1,
+        random=1,
+        outside=0.5,
+        inside=0.5,
+    )
     config.optimizer.update(learning_rate=1e-3, warmup_steps=200, schedule="cosine", ema_decay=0.999)
     config.train.update(steps=10_000, save_every=500)
     config.sample.update(size="64x64", frames=17, steps=30, guidance=3.0)

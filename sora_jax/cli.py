@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 import sora_jax
 from sora_jax import verbs
+from sora_jax import verbs_upkeep as upkeep
 from sora_jax.config import from_dict, to_config
 from sora_jax.errors import InputError, nearest
 from sora_jax.files import read_object
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(f"sora_jax {sora_jax.__version__}")
         return 0
     name, *rest = arguments
+    if rest and any(verb.startswith(f"{name} ") for verb in VERBS) and not rest[0].startswith(SWITCH):
+        name, rest = f"{name} {rest[0]}", rest[1:]  # such as `data verify`
     try:
         if name not in VERBS:
             raise InputError(f"{name}: no such verb, {nearest(name, VERBS)}; `sora-jax --help` lists them")
@@ -200,12 +203,16 @@ VERBS = {
         verbs.run_plan,
         config=True,
     ),
+    "checkpoint inspect": Verb("a workdir -> its steps, and what they are of", upkeep.define, upkeep.run_inspect),
+    "checkpoint verify": Verb("a workdir -> which steps are whole", upkeep.define, upkeep.run_verify),
+    "checkpoint prune": Verb("a workdir -> fewer steps", upkeep.define_prune, upkeep.run_prune),
     "demo": Verb("all of it on this machine, in a few minutes", verbs.define_demo, verbs.run_demo),
 }
 
 
 def overview() -> str:
-    verbs = "\n".join(f"  {name:<10}{verb.summary}" for name, verb in VERBS.items())
+    width = max(len(name) for name in VERBS)
+    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
     return f"usage: sora-jax VERB [--flag=value ...]\n\n{verbs}\n\n`sora-jax VERB --help` tells more of each."
 
 

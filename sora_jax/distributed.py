@@ -28,6 +28,7 @@ import socket
 import sys
 import threading
 import time
+import typing
 from collections.abc import Callable, Mapping
 
 import jax
@@ -51,6 +52,8 @@ START = 300  # seconds, as in JAX
 AGREE = 600  # seconds that hosts may be apart, in reading a data set for one
 LEAVE = 3  # seconds to wait for the others to fail as well
 DAY = 86_400  # seconds; while process 0 writes, the others wait
+
+Made = typing.TypeVar("Made")
 
 _rounds = itertools.count()  # of what is agreed on; every process counts the same
 
@@ -254,6 +257,30 @@ def on_first(work: Callable[[], None]):
             except InputError as error:
                 return verdict(str(error))
             verdict("")
+
+
+def in_all(work: Callable[[], Made], kinds: tuple[type[Exception], ...]) -> Made:
+    """Do work in every process; if it fails in one with an error of these kinds, all raise it.
+
+    Must be called by all of them, in the same order.
+    """
+    try:
+        made, mine = work(), "-"
+    except kinds as error:
+        if not _many():
+            raise
+        made, mine = None, f"{next(n for n, kind in enumerate(kinds) if isinstance(error, kind))} {error}"
+    if not _many():
+        return made
+    try:
+        with _published({"error": mine}) as (read, verdict):
+            if global_state.process_id == 0:
+                told = (read(process, "error") for process in range(global_state.num_processes))
+                verdict(next((error for error in told if error != "-"), ""))
+    except InputError as first:
+        kind, text = str(first).split(" ", 1)
+        raise kinds[int(kind)](text) from None
+    return made
 
 
 @contextlib.contextmanager

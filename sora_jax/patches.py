@@ -23,6 +23,7 @@ class PatchBatch:
     known: True = given, clean and without loss, [B, N] bool.
     text: tokens [B, S] int32, or their embeddings [B, S, E].
     text_segments: which clip of its row a token describes; 0 = padding, [B, S] int32.
+    levels: which of its row's times a patch has if it is not known, 1 ..., [B, N] int32; None: that of its clip.
     condition: for image-to-video, patches of what is given beside the noise (data/given.py), [B, N, P_c] float.
     image: what an image encoder sees in the given frames, [B, I, E] float; image_segments: whose, [B, I] int32.
     """
@@ -33,6 +34,7 @@ class PatchBatch:
     known: jax.Array
     text: jax.Array
     text_segments: jax.Array
+    levels: jax.Array | None = None
     condition: jax.Array | None = None
     image: jax.Array | None = None
     image_segments: jax.Array | None = None

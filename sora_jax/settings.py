@@ -13,9 +13,11 @@ from sora_jax.errors import InputError, nearest
 # The least of each whole number, where it is not 1; then what is from 0 to 1, what is above 0, what is 0 or more.
 _LEAST = {"data": -1, "fsdp": -1, "context": -1, "tensor": -1, "ring": -1}
 _LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions", "whole_times", "rank"), 0)
-_LEAST |= dict.fromkeys(("shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
+_LEAST |= dict.fromkeys(
+    ("row_levels", "shuffle_seed", "seed", "warmup_steps", "adversarial_start", "keep_every"), 0
+)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
-_SHARES += ("time_min", "time_max")
+_SHARES += ("time_min", "time_max", "forcing", "noise")
 _POSITIVE = ("fps", "epsilon", "clip_norm")
 _NOT_NEGATIVE = (
     "shift",
@@ -27,7 +29,10 @@ _NOT_NEGATIVE = (
     "adversarial",
     "learning_rate",
     "weight_decay",
+    "spike",
 )
+MASK_KINDS = ("nothing", "first", "last", "both", "prefix", "suffix", "ends", "random", "outside", "inside")
+_NOT_NEGATIVE += MASK_KINDS
 _DTYPES = ("bfloat16", "float32")
 
 
@@ -79,6 +84,31 @@ class DataSettings:
     validation: float = 0.05  # share of the sources held out, by hash of the source
     threads: int = 4
     shuffle_seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskSettings:
+    """What of a clip is given in training: a weight for each kind of mask, and how noisy what is given is."""
+
+    nothing: float = 1.0
+    first: float = 0.0  # frame
+    last: float = 0.0
+    both: float = 0.0  # the first and the last frame
+    prefix: float = 0.0  # any number of frames
+    suffix: float = 0.0
+    ends: float = 0.0  # a prefix and a suffix
+    random: float = 0.0  # any frames
+    outside: float = 0.0  # of a rectangle, in all frames: inpainting
+    inside: float = 0.0  # of a rectangle: outpainting
+    noise: float = 0.0  # time of what is given, in training and sampling
+    forcing: float = 0.0  # share of the clips whose frames have a time each (diffusion forcing)
+    row_levels: int = 0  # times of a row for such frames; a clip for which too few are left has one time
+
+    def __post_init__(self):
+        if not any(getattr(self, kind) for kind in MASK_KINDS):
+            raise InputError("config.masks: all weights are 0; config.masks.nothing=1 is text to video")
+        if self.forcing and not self.row_levels:
+            raise InputError("config.masks.forcing: needs times for the frames, config.masks.row_levels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +188,9 @@ class TransformerSettings:
     mlp: int = 8960
     layers: int = 30
     frequencies: int = 256  # width of the sinusoid of time
+    # What its output is: velocity (Wan), or data, which a narrow model learns sooner where patches have many
+    # channels, as noise fills all of them (arXiv 2511.13720).
+    predicts: str = "velocity"
     attention: str = "auto"  # auto, xla (holds all logits), chunked, splash (on TPU), cudnn (on GPU)
     remat: str = "full"  # what a layer keeps for the backward pass: see models.layers.POLICIES
     unroll: int = 1  # layers in one turn of the compiled loop; on a CPU more run faster and compile longer
@@ -230,6 +263,7 @@ class OptimizerSettings:
     epsilon: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    spike: float = 0.0  # clip gradients, too, at this many times the running mean of their norm; 0: never
     ema_decay: float = 0.9999
 
 
@@ -243,6 +277,8 @@ class TrainSettings:
     log_every: int = 10
     save_every: int = 1000
     keep: int = 3  # last checkpoints kept
+    keep_every: int = 0  # and those of every so many steps; 0: none
+    bad_steps: int = 5  # updates in a row skipped for a loss or a gradient that is not finite, and the run stops
     seed: int = 0
 
 
@@ -269,6 +305,7 @@ class Settings:
     objective: str = "flow"  # what `train` trains: flow (the transformer), autoencoder
     mesh: MeshSettings = MeshSettings()
     data: DataSettings = DataSettings()
+    masks: MaskSettings = MaskSettings()
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     text: TextSettings = TextSettings()
     image: ImageSettings = ImageSettings()
@@ -291,6 +328,8 @@ class Settings:
                 raise InputError(f"config.transformer.{ours}: must be config.{wanted}, which is {value}")
         if self.transformer.width % self.transformer.heads:
             raise InputError(f"config.transformer.heads: must divide the width {self.transformer.width}")
+        if 0 < self.optimizer.spike <= 1:
+            raise InputError(f"config.optimizer.spike: {self.optimizer.spike} must be above 1, or 0 for none")
         if self.lora.rank and not self.train.init_from:
             raise InputError(
                 "config.lora.rank: adapters of what? config.train.init_from names the workdir of a model"
@@ -321,6 +360,7 @@ class Settings:
             ("objective", self.objective, ("flow", "autoencoder")),
             ("transformer.attention", self.transformer.attention, ("auto", "xla", "chunked", "splash", "cudnn")),
             ("transformer.remat", self.transformer.remat, ("full", "save_attention", "offload", "none")),
+            ("transformer.predicts", self.transformer.predicts, ("velocity", "data")),
             ("optimizer.name", self.optimizer.name, ("adamw", "muon")),
             ("optimizer.schedule", self.optimizer.schedule, ("constant", "cosine")),
             ("sample.solver", self.sample.solver, ("euler", "heun", "dpm", "unipc")),

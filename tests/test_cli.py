@@ -26,7 +26,7 @@ def told(capsys, *argv: str) -> str:
     """The one line that a mistake is told in."""
     assert main(list(argv)) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith(f"sora-jax {argv[0]}: "), err
+    assert out == "" and err.count("\n") == 1 and err.startswith(f"sora-jax {argv[0]}"), err
     return err
 
 
@@ -51,9 +51,9 @@ def test_help_of_a_verb_names_its_flags_and_every_key_of_the_config(capsys, here
     assert err == "" and out.startswith(f"usage: sora-jax {verb} ") and VERBS[verb].summary in out
     keys = [f"--config.{group}.{key}=" for group, keys in groups() for key in keys]
     assert all((key in out) == VERBS[verb].config for key in keys)
-    assert ("--workdir" in out) == (verb == "train") and ("--checkpoint" in out) == (
-        verb in ("sample", "evaluate")
-    )
+    assert ("--workdir" in out) == (verb == "train" or verb.startswith("checkpoint ")) and (
+        "--checkpoint" in out
+    ) == (verb in ("sample", "evaluate"))
     assert not list(here.iterdir())
 
 
@@ -85,7 +85,11 @@ def test_the_installed_program_tells_a_mistake_and_exits_with_2(here):
     "command, words",
     [
         ("trian", "no such verb, did you mean 'train'?"),
-        ("xyz", "no such verb, known: caption, convert, demo, evaluate, plan, prepare, sample, train"),
+        ("xyz", "no such verb, known: caption, checkpoint inspect, checkpoint prune, checkpoint verify, convert"),
+        ("checkpoint verfy", "no such verb, did you mean 'checkpoint verify'?"),
+        ("checkpoint prune --workdir=run --keep=0", "flag --keep=0"),
+        ("checkpoint verify", "--workdir is missing"),
+        ("train --workdir=run --config.optimizer.spike=0.5", "config.optimizer.spike: 0.5 must be above 1"),
         ("train --workdri=run", "Unknown command line flag 'workdri'. Did you mean: workdir"),
         ("sample --promt=cat", "Unknown command line flag 'promt'. Did you mean: prompt"),
         ("evaluate --config.train.steps=3", "Unknown command line flag 'config.train.steps'"),
@@ -99,7 +103,7 @@ def test_the_installed_program_tells_a_mistake_and_exits_with_2(here):
         ("train --config.trian.steps=3", "--config.trian: no such key, did you mean 'train'?"),
         ("train --config.train.step=3", "--config.train.step: no such key, did you mean 'steps'?"),
         ("train --config.train.steps.now=3", "--config.train.steps.now: no such key"),
-        ("train --config.train=3", "--config.train: a group; its keys are accumulate, init_from, keep"),
+        ("train --config.train=3", "--config.train: a group; its keys are accumulate, bad_steps, init_from"),
         ("train --workdir=run --config.train.steps=abc", "--config.train.steps=abc"),
         ("train --workdir=run --config.train.steps=0", "config.train.steps: 0, but at least 1"),
         ("train --workdir=run --config.optimizer.learning_rate=nan", "config.optimizer.learning_rate: nan"),

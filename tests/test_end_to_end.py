@@ -1,6 +1,7 @@
 """The whole way on real videos, through the command line: prepare, train, sample, evaluate."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from sora_jax.data.clips import probe, read_clip
 from sora_jax.data.records import Records
 from sora_jax.generate.writer import read_metadata
 from sora_jax.mesh import make_mesh
-from sora_jax.train.checkpoint import abstract_on_mesh, find_checkpoint, read_meta, restore_ema
+from sora_jax.train.checkpoint import abstract_on_mesh, find_checkpoint, load_meta, read_meta, restore_ema
 from sora_jax.train.objectives import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.pretrained import begin_with, check_pretrained
@@ -40,18 +41,21 @@ class Run:
         self.folder, self.config = folder, folder / "config.py"
         self.config.write_text(CONFIG)
         self.verb("prepare", f"--videos={clips}", f"--out={folder}/pixels")
+        self.autoencoder(folder / "autoencoder")
+        self.verb("prepare", f"--videos={clips}", f"--autoencoder={folder}/autoencoder", f"--out={folder}/latents")
+        self.latents = f"--config.data.path={folder}/latents"
+        self.verb("train", f"--workdir={folder}/model", self.latents)
+
+    def autoencoder(self, workdir):
         self.verb(
             "train",
-            f"--workdir={folder}/autoencoder",
+            f"--workdir={workdir}",
             "--config.objective=autoencoder",
             "--config.data.image_share=0.5",
             "--config.loss.adversarial=0.5",
             "--config.loss.discriminator_width=4",
-            f"--config.data.path={folder}/pixels",
+            f"--config.data.path={self.folder}/pixels",
         )
-        self.verb("prepare", f"--videos={clips}", f"--autoencoder={folder}/autoencoder", f"--out={folder}/latents")
-        self.latents = f"--config.data.path={folder}/latents"
-        self.verb("train", f"--workdir={folder}/model", self.latents)
 
     def verb(self, name, *flags):
         with_config = [f"--config={self.config}"] if name in ("prepare", "train") else []
@@ -99,6 +103,25 @@ def test_training_goes_on_where_it_stopped(run):
     uninterrupted = (whole / "metrics.jsonl").read_text().splitlines()
     for resumed, straight in zip(lines, uninterrupted, strict=True):
         assert json.loads(resumed)["loss"] == json.loads(straight)["loss"]
+    assert_same_states(run.folder / "model", whole, 6)
+
+
+def assert_same_states(workdir, other, step):
+    """Params, average, optimizer and step, to the last bit."""
+    states = [load_meta(folder / "checkpoints", step).leaves for folder in (workdir, other)]
+    assert states[0] == states[1]
+    assert {name.split(".")[0] for name in states[0]} == {"step", "params", "ema", "opt_state"}
+
+
+@pytest.mark.slow
+def test_an_autoencoder_and_its_adversary_go_on_where_they_were_killed(run):
+    killed = run.folder / "killed"
+    shutil.copytree(run.folder / "autoencoder", killed)
+    shutil.rmtree(killed / "checkpoints/4")
+    run.autoencoder(killed)
+    assert_same_states(run.folder / "autoencoder", killed, 4)
+    leaves = load_meta(killed / "checkpoints", 4).leaves
+    assert any(name.startswith("opt_state") and "discriminator" in name for name in leaves)
 
 
 @pytest.mark.parametrize("size, frames", [("64x32", 9), ("32x48", 5), ("48x48", 1)])

@@ -13,6 +13,7 @@ from sora_jax.data.clips import probe
 from sora_jax.data.stream import train_rows
 from sora_jax.data.tokenizer import train_tokenizer
 from sora_jax.settings import Settings
+from sora_jax.train.checkpoint import load_meta
 
 pytestmark = pytest.mark.slow
 DATA = (
@@ -75,6 +76,8 @@ def test_imported_weights_are_trained_on_sampled_and_written_out(home, name, fla
     assert len(home.train(name, 2, *flags)) == 2
     resumed = home.train(name, 4, *flags)
     assert resumed == home.train(f"{name}-straight", 4, *flags)
+    states = [load_meta(home.folder / run / "checkpoints", 4).leaves for run in (name, f"{name}-straight")]
+    assert states[0] == states[1]  # params, average and optimizer, to the last bit
     out, checkpoint = home.folder / f"{name}.mp4", f"--checkpoint={home.folder}/{name}"
     home.verb("sample", checkpoint, "--prompt=a bird", "--size=32x32", "--frames=5", "--steps=2", f"--out={out}")
     assert probe(out).frames == 5

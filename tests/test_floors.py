@@ -11,11 +11,11 @@ FLOORS = (
     ("models", "diffusion"),
     ("weights", "data"),
     ("train", "generate", "evaluate", "captioning"),
-    ("cli", "verbs", "demo", "plan"),
+    ("cli", "verbs", "verbs_upkeep", "demo", "plan"),
 )
 # Packages of others that are kept to one place, and where that is.
 KEPT = {
-    "orbax": ("train/checkpoint.py",),
+    "orbax": ("train/checkpoint.py", "train/saving.py"),
     "grain": ("data/",),
     "ml_collections": ("config.py", "cli.py"),
     "tensorflow_datasets": ("data/",),

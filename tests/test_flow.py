@@ -5,9 +5,21 @@ import pytest
 import tiny
 
 from sora_jax.diffusion.conditioning import hold_known, start_from
-from sora_jax.diffusion.flow import clip_shifts, flow_errors, levels_of, sample_times, shift_of, shift_times
+from sora_jax.diffusion.flow import (
+    LEAST_TIME,
+    clip_shifts,
+    flow_errors,
+    levels_of,
+    sample_times,
+    shift_of,
+    shift_times,
+    times_at,
+    velocity_to,
+)
 from sora_jax.diffusion.guidance import guided
 from sora_jax.diffusion.solvers import dpm, euler, heun, time_grid, unipc
+from sora_jax.models.module import bind, init_params
+from sora_jax.models.video_model import VideoModel
 from sora_jax.settings import FlowSettings
 
 
@@ -126,6 +138,35 @@ def test_a_perfect_velocity_has_no_error(one_device):
 
     errors, _ = flow_errors(velocity, batch, noise, jnp.full((8, 3), 0.5))
     assert np.max(errors) < 1e-8
+
+
+def test_a_model_that_predicts_the_data_has_its_velocity(one_device):
+    """Data given as the output: the velocity is exact, but for times so small that they count as more."""
+    batch = tiny.on_mesh(tiny.random_batch(1))
+    noise = jax.random.normal(jax.random.key(1), batch.patches.shape)
+
+    def velocity(patches, table, levels):
+        return velocity_to(batch.patches, patches, times_at(table, levels))
+
+    for t, least in ((0.5, 0.0), (LEAST_TIME / 2, 0.1)):
+        errors, counts = flow_errors(velocity, batch, noise, jnp.full((8, 3), t))
+        mean = float(jnp.sum(errors) / jnp.sum(counts))
+        assert least < mean < 1 if least else mean < 1e-8
+
+
+def test_what_the_transformer_predicts_changes_only_what_its_output_means(one_device):
+    settings = tiny.change(tiny.SETTINGS, transformer={"predicts": "data"})
+    batch = tiny.on_mesh(tiny.random_batch(1))
+    params = init_params(VideoModel, settings, jax.random.key(0))
+    params["transformer"]["head"]["kernel"] += 0.1
+    table, levels = levels_of(batch, jnp.full((8, 3), 0.5))
+
+    def velocity(settings):
+        model = bind(VideoModel, settings, params)
+        return model.velocity(model.embed_text(batch), batch.patches, table, levels)
+
+    there, used = 2 * (batch.patches - velocity(tiny.SETTINGS)), batch.segments > 0
+    np.testing.assert_allclose(velocity(settings)[used], there[used], atol=1e-5)
 
 
 def test_solving_leaves_known_patches_untouched(one_device):

@@ -15,7 +15,8 @@ from sora_jax.models.module import bind, init_params
 from sora_jax.models.video_model import VideoModel, init_trained, join
 from sora_jax.settings import LoraSettings, Settings
 from sora_jax.train.adapters import merge
-from sora_jax.train.checkpoint import find_checkpoint, read_meta, restore_trained, save_weights
+from sora_jax.train.checkpoint import find_checkpoint, read_meta, restore_trained
+from sora_jax.train.saving import save_weights
 from sora_jax.weights.store import named
 
 LORA = LoraSettings(rank=3, alpha=6.0)

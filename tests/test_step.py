@@ -1,11 +1,12 @@
 import jax
 import numpy as np
+import optax
 import pytest
 import tiny
 
 from sora_jax.settings import OptimizerSettings
 from sora_jax.train.objectives import FlowObjective
-from sora_jax.train.optimizer import learning_rate, make_optimizer
+from sora_jax.train.optimizer import clip_by_norms, learning_rate, make_optimizer
 from sora_jax.train.state import init_state
 from sora_jax.train.step import make_step, train_step
 
@@ -37,7 +38,7 @@ def run():
 
 # One update of the tiny model on the first random batch. If a change of the model, the flow, the optimizer or
 # their randomness is meant, put the new metrics here: `pytest tests/test_step.py -k golden` prints them.
-GOLDEN = {"loss": 1.950095, "gradient_norm": 0.352160, "learning_rate": 0.0005}
+GOLDEN = {"loss": 1.950095, "gradient_norm": 0.352160, "learning_rate": 0.0005, "skipped": 0.0}
 
 
 def test_golden_first_step_metrics(run):
@@ -59,6 +60,55 @@ def test_another_step_draws_other_noise(run):
     still = Run(settings)
     losses = [still.go(n, batches=[0] * n)[1]["loss"] for n in (1, 2)]
     assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_the_next_goes_on(run):
+    def state_after(*batches):
+        state = run.fresh()
+        for number in batches:
+            batch = tiny.random_batch(abs(number))
+            if number < 0:  # one element of one clip
+                batch.patches[0, 0, 0] = np.nan
+            state, metrics = run.step(state, {}, tiny.on_mesh(batch))
+        return jax.device_get(state), {name: float(x) for name, x in metrics.items()}
+
+    before, _ = state_after(3)
+    after, metrics = state_after(3, -4)
+    assert metrics["skipped"] == 1 and not np.isfinite(metrics["loss"])
+    assert after.step == 2
+    jax.tree.map(np.testing.assert_array_equal, after.replace(step=before.step), before)
+    later, metrics = state_after(3, -4, 5)
+    assert later.step == 3 and metrics["skipped"] == 0 and np.isfinite(metrics["loss"])
+    assert metrics["learning_rate"] == pytest.approx(1e-3)  # the second of two updates of warm-up
+    assert not jax.tree.all(jax.tree.map(np.array_equal, later.params, before.params))
+
+
+def norms_after_clipping(norms, **settings):
+    clip = clip_by_norms(**{"largest": 1e9, "spike": 0.0} | settings)
+    grads, state = {"a": np.float32([3, 0]), "b": np.float32([[4]])}, clip.init(None)  # of norm 5
+
+    def step(state, norm):
+        updates, state = clip.update(jax.tree.map(lambda x: x * norm / 5, grads), state)
+        return state, optax.tree.norm(updates)
+
+    state, clipped = jax.jit(lambda: jax.lax.scan(step, state, np.float32(norms)))()
+    return clipped.tolist(), state
+
+
+def test_spikes_of_the_gradient_are_clipped_by_its_running_mean():
+    usual = [1.0, 1.2, 0.8] * 10
+    clipped, state = norms_after_clipping([*usual, 100.0, 1.0], spike=3.0)
+    np.testing.assert_allclose(clipped, [*usual, 3.0, 1.0], rtol=0.05)
+    assert clipped[30] < 3.1 and state.updates == 32
+    # Without a factor nothing is clipped, but the mean is kept.
+    free, state = norms_after_clipping([*usual, 100.0], spike=0.0)
+    assert free[30] == pytest.approx(100.0) and float(state.mean) > 1
+    assert norms_after_clipping([1.0, 7.0], largest=2.0)[0] == pytest.approx([1.0, 2.0])
+
+
+def test_norms_that_stay_high_are_let_through_in_time():
+    clipped, _ = norms_after_clipping([1.0] * 20 + [20.0] * 300, spike=2.0)
+    assert clipped[20] == pytest.approx(2.0, rel=0.01) and clipped[-1] == pytest.approx(20.0)
 
 
 def test_micro_batches_give_the_update_of_the_whole_batch(run):

@@ -15,7 +15,14 @@ from sora_jax.data.stream import train_crops, train_rows, validation_crops, vali
 from sora_jax.data.tokenizer import EOS, Tokenizer, train_tokenizer
 from sora_jax.errors import InputError
 from sora_jax.patches import unpatchify
-from sora_jax.settings import AutoencoderSettings, DataSettings, Settings, TextSettings, TransformerSettings
+from sora_jax.settings import (
+    AutoencoderSettings,
+    DataSettings,
+    MaskSettings,
+    Settings,
+    TextSettings,
+    TransformerSettings,
+)
 
 SHAPES = {
     "latents": [(5, 4, 6), (2, 8, 8), (1, 6, 6), (3, 4, 4)],
@@ -74,7 +81,7 @@ def data_sets(tmp_path_factory):
     return folder
 
 
-def settings_of(folder, kind, **changes):
+def settings_of(folder, kind, *, masks=Settings.masks, **changes):
     data = DataSettings(
         path=str(folder / kind),
         batch=4,
@@ -92,6 +99,7 @@ def settings_of(folder, kind, **changes):
         text=TextSettings(vocabulary=600, max_tokens=16),
         autoencoder=AutoencoderSettings(latent_channels=4),
         transformer=TransformerSettings(patch=PATCH, channels=4),
+        masks=masks,
     )
 
 
@@ -140,6 +148,25 @@ def test_processes_make_their_rows_of_the_global_batch(data_sets, open_stream, k
             made = arrays(stream.batch_at(step))
             for name, value in arrays(whole.batch_at(step)).items():
                 assert np.array_equal(made[name], value[rows])
+
+
+def test_masks_are_those_of_the_row_and_of_training_alone(data_sets):
+    masks = MaskSettings(first=1, ends=1, outside=1, forcing=0.5, row_levels=8)
+    settings = settings_of(data_sets, "latents", masks=masks)
+    whole, plain = train_rows(settings), train_rows(settings_of(data_sets, "latents"))
+    halves = [train_rows(settings, rows=rows) for rows in ([0, 1], [2, 3])]
+    for step in range(4):
+        batch = whole.batch_at(step)
+        for name in ("known", "levels"):
+            parts = [getattr(half.batch_at(step), name) for half in halves]
+            assert np.array_equal(np.concatenate(parts), getattr(batch, name))
+        assert batch.known.any() and not batch.known[batch.segments == 0].any()
+        assert_same(batch.replace(known=np.zeros_like(batch.known), levels=None), plain.batch_at(step))
+    held_out = validation_rows(settings).batch_at(0)
+    assert not held_out.known.any() and held_out.levels is None
+    masks = dataclasses.replace(masks, row_levels=4)
+    with pytest.raises(InputError, match="row_levels: 4, but the longest clip has 5 frames of patches"):
+        train_rows(settings_of(data_sets, "latents", masks=masks))
 
 
 def test_rows_hold_the_clips_and_captions_of_the_records(data_sets):

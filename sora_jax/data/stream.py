@@ -7,13 +7,14 @@ for any number of processes.
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
 
 from sora_jax.config import parse_size
 from sora_jax.data.given import given_frames, image_room, with_mask
+from sora_jax.data.masks import check_levels, put_masks
 from sora_jax.data.packing import PackPlan, Slot, pack_in_order
 from sora_jax.data.records import Records
 from sora_jax.data.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ class Stream:
     batches_an_epoch: how many let every clip come once.
     notes: what a person should know, each one line.
     threads: that read ahead.
+    sources_at: the sources of the clips in the whole batch of a step, over all hosts; of streams without end.
     """
 
     batch_at: Callable[[int], PatchBatch | np.ndarray]
@@ -44,6 +46,7 @@ class Stream:
     batches_an_epoch: float
     notes: tuple[str, ...]
     threads: int
+    sources_at: Callable[[int], list[str]] = lambda step: []
 
     def iterate(self, start: int = 0) -> Iterator[PatchBatch | np.ndarray]:
         """Batches start, start + 1, ...; threads read ahead until the iterator is closed (or exhausted)."""
@@ -67,6 +70,7 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
     clips = _Rows(settings, "train")
     data = settings.data
     local = range(data.batch) if rows is None else rows
+    check_levels(settings.masks, clips.longest)
     plan = PackPlan(
         clips.patches,
         clips.tokens,
@@ -76,14 +80,22 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
         dropout=data.caption_dropout,
         seed=data.shuffle_seed,
     )
+
+    def batch_at(step):
+        numbers = [step * data.batch + i for i in local]
+        return put_masks(clips.assemble([plan[i] for i in numbers]), numbers, settings)
+
     return Stream(
-        batch_at=lambda step: clips.assemble([plan[step * data.batch + i] for i in local]),
+        batch_at=batch_at,
         batches=_FOREVER,
         clips=len(clips.patches),
         fill=plan.fill,
         batches_an_epoch=plan.rows_an_epoch / data.batch,
         notes=clips.notes,
         threads=data.threads,
+        sources_at=lambda step: clips.sources(
+            slot.clip for i in range(data.batch) for slot in plan[step * data.batch + i]
+        ),
     )
 
 
@@ -135,23 +147,21 @@ def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Str
     def order(epoch):
         return np.random.default_rng((data.shuffle_seed, epoch)).permutation(len(crops.clips))
 
-    def batch_at(step):
+    def drawn_at(step, rows):
+        """(clip, where in it, frames or None) of each crop."""
         if np.random.default_rng((data.shuffle_seed, step, 2)).random() < data.image_share:
-            return pictures_at(step)
-        made = []
-        for i in local:
+            for number in (i * data.crop_frames + frame for i in rows for frame in range(data.crop_frames)):
+                draw = np.random.default_rng((data.shuffle_seed, step, number, 3))
+                yield draw.choice(crops.pictures), draw.random(3), 1
+            return
+        for i in rows:
             number = step * data.batch + i
             epoch, place = divmod(number, len(crops.clips))
             share = np.random.default_rng((data.shuffle_seed, number, 1)).random(3)
-            made.append(crops.cut(crops.clips[order(epoch)[place]], share))
-        return np.stack(made)
+            yield crops.clips[order(epoch)[place]], share, None
 
-    def pictures_at(step):
-        made = []
-        for number in (i * data.crop_frames + frame for i in local for frame in range(data.crop_frames)):
-            draw = np.random.default_rng((data.shuffle_seed, step, number, 3))
-            made.append(crops.cut(draw.choice(crops.pictures), draw.random(3), frames=1))
-        return np.stack(made)
+    def batch_at(step):
+        return np.stack([crops.cut(clip, share, frames=frames) for clip, share, frames in drawn_at(step, local)])
 
     return Stream(
         batch_at=batch_at,
@@ -161,6 +171,7 @@ def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Str
         batches_an_epoch=len(crops.clips) / data.batch,
         notes=crops.notes,
         threads=data.threads,
+        sources_at=lambda step: crops.sources(clip for clip, _, _ in drawn_at(step, range(data.batch))),
     )
 
 
@@ -218,6 +229,7 @@ class _Rows:
         self._stride, self._image_room = settings.autoencoder.temporal_stride, image_room(settings)
         self._check_given(settings)
         self.patches = np.array([np.prod(patch_grid(clip.shape[:3], self._patch)) for clip in self._clips])
+        self.longest = max(clip.shape[0] // self._patch[0] for clip in self._clips)
         least = self._max_tokens if self._padded else 0
         self.tokens = [tuple(max(least, min(n, self._max_tokens)) for n in clip.tokens) for clip in self._clips]
         cut = sum(n > self._max_tokens for clip in self._clips for n in clip.tokens)
@@ -238,6 +250,9 @@ class _Rows:
                     f"config.transformer.{key}: the records of {self._records.path} hold no such images; run "
                     f"`prepare` with this config"
                 )
+
+    def sources(self, clips: Iterable[int]) -> list[str]:
+        return [self._clips[clip].source for clip in clips]
 
     def assemble(self, rows: list[tuple[Slot, ...]]) -> PatchBatch:
         """The rows' clips, patches [B, N, P] in the records' own bfloat16."""
@@ -304,7 +319,7 @@ class _Crops:
                 f"for the autoencoder"
             )
         self._crop = (data.crop_frames, *size)
-        clips = self._records.clips(split)
+        self._manifest = clips = self._records.clips(split)
         fits = np.array(
             [[side >= cut for side, cut in zip(clip.shape, self._crop, strict=False)] for clip in clips]
         )
@@ -322,6 +337,9 @@ class _Crops:
             self.notes = (
                 f"{len(clips) - len(self.clips)} of {len(clips)} clips are smaller than {wanted}: not used",
             )
+
+    def sources(self, clips: Iterable[int]) -> list[str]:
+        return [self._manifest[clip].source for clip in clips]
 
     def cut(self, clip: int, share: np.ndarray, *, frames: int | None = None) -> np.ndarray:
         """The crop of a clip, or so many frames of it, at these shares of the free frames, rows and columns."""

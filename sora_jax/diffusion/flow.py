@@ -14,6 +14,7 @@ from sora_jax.settings import FlowSettings
 # Tokens of one latent frame at which the shift is 1 and 3, from Open-Sora 2.0 (arXiv 2503.09642), section 4.1.
 SHIFT_TOKENS = (256, 4096)
 SHIFTS = (1.0, 3.0)
+LEAST_TIME = 0.05  # in the velocity of a model that predicts data, as in arXiv 2511.13720
 
 
 def shift_times(t, shift):
@@ -54,13 +55,29 @@ def clip_shifts(batch: PatchBatch, clips: int, settings: FlowSettings):
     return jnp.where(patches > 0, shift_of(jnp.maximum(patches, 1), frames), 1.0)
 
 
-def sample_times(key, batch: PatchBatch, clips: int, settings: FlowSettings):
+def level_shifts(batch: PatchBatch, clips: int, levels: int, settings: FlowSettings):
+    """The shift of each time of a row, [B, clips + levels]: the clips', then those of the clip that has them."""
+    shifts = clip_shifts(batch, clips, settings)
+    if not levels:
+        return shifts
+    segments, of_patch = (jax.reshard(x, spec("batch .")) for x in (batch.segments, batch.levels))
+    mine = of_patch[:, :, None] == jnp.arange(clips + 1, clips + levels + 1)
+    segment = jnp.max(jnp.where(mine, segments[:, :, None], 0), axis=1)  # 0: no patch has this time
+    one_hot = jax.nn.one_hot(segment - 1, clips, dtype=jnp.float32)
+    of_clip = jnp.einsum("btc,bc->bt", one_hot, shifts, precision="highest", out_sharding=spec("batch ."))
+    return jnp.concatenate([shifts, jnp.where(segment > 0, of_clip, 1.0)], axis=1)
+
+
+def sample_times(key, batch: PatchBatch, clips: int, settings: FlowSettings, *, levels: int = 0):
     """A time for each clip of each row, [B, clips] float32: sigmoid of a normal, shifted by the clip's size.
 
     An expert's, from time_min to time_max, are distributed as those of all would be in that range.
+
+    Args:
+      levels: times of a row for frames that have their own; they follow, [B, clips + levels].
     """
-    shape, layout = (batch.segments.shape[0], clips), spec("batch .")
-    shifts = clip_shifts(batch, clips, settings)
+    shape, layout = (batch.segments.shape[0], clips + levels), spec("batch .")
+    shifts = level_shifts(batch, clips, levels, settings)
     low, high = settings.time_min, settings.time_max
     if (low, high) == (0.0, 1.0):
         normal = jax.random.normal(key, shape, out_sharding=layout)
@@ -73,34 +90,50 @@ def sample_times(key, batch: PatchBatch, clips: int, settings: FlowSettings):
     return times if (low, high) == (0.0, 1.0) else jnp.clip(times, low, high)
 
 
-def levels_of(batch: PatchBatch, times):
+def times_at(table, levels):
+    """The time of each patch: table [B, T] float32, levels [B, N] int32 -> [B, N, 1] float32, exact."""
+    one_hot = jax.nn.one_hot(levels, table.shape[1], dtype=jnp.float32)
+    return jnp.einsum("bnt,bt->bn", one_hot, table, precision="highest", out_sharding=spec("batch tokens"))[
+        ..., None
+    ]
+
+
+def velocity_to(data, x, t):
+    """The velocity, noise - data, of x at time t if `data` is what it was made of; [B, N, P], t [B, N, 1] float32.
+
+    Near t = 0, where x is nearly the data, a small error of `data` would be a large one of the velocity: times
+    count as LEAST_TIME at least. Source: Li & He 2025 (arXiv 2511.13720).
+    """
+    return (x - data) / jnp.maximum(t, LEAST_TIME)
+
+
+def levels_of(batch: PatchBatch, times, *, known_time: float = 0.0):
     """The table of noise levels of each row, and which one each patch has.
 
     Args:
-      times: of each clip, [B, clips].
-    Returns: ([B, clips + 1] float32, level 0 is time 0; [B, N] int32, 0 for known patches and padding).
+      times: of a row, [B, T]: of each clip, or those that the batch's levels name.
+      known_time: of known patches.
+    Returns: ([B, T + 1] float32, level 0 is known_time; [B, N] int32, 0 for known patches and padding).
     """
-    table = jnp.pad(times, ((0, 0), (1, 0)))
-    return table, jnp.where(batch.known, 0, batch.segments)
+    table = jnp.pad(times, ((0, 0), (1, 0)), constant_values=known_time)
+    return table, jnp.where(batch.known, 0, batch.segments if batch.levels is None else batch.levels)
 
 
-def flow_errors(velocity_fn, batch: PatchBatch, noise, times):
+def flow_errors(velocity_fn, batch: PatchBatch, noise, times, *, known_time: float = 0.0):
     """Squared error of the velocity, and where it counts.
 
     Args:
       velocity_fn: (patches, table, levels) -> velocity, [B, N, P] float32.
       batch: clean patches.
       noise: [B, N, P] float32.
-      times: of each clip, [B, clips] float32.
+      times, known_time: as `levels_of` takes them.
     Returns: (mean over P of the squared error, [B, N] float32, 0 where it does not count;
       1 where a patch is neither known nor padding, else 0, [B, N] float32).
     Source: arXiv 2210.02747, eq. 23, with time reversed.
     """
-    table, levels = levels_of(batch, times)
+    table, levels = levels_of(batch, times, known_time=known_time)
     data = batch.patches.astype(jnp.float32)
-    one_hot = jax.nn.one_hot(levels, table.shape[1], dtype=jnp.float32)
-    t = jnp.einsum("bnt,bt->bn", one_hot, table, precision="highest", out_sharding=spec("batch tokens"))
-    t = t[..., None]
+    t = times_at(table, levels)
     velocity = velocity_fn((1 - t) * data + t * noise, table, levels)
     counts = ((batch.segments > 0) & ~batch.known).astype(jnp.float32)
     return jnp.mean(jnp.square(velocity - (noise - data)), axis=-1) * counts, counts

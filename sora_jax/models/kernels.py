@@ -45,7 +45,8 @@ def _chunked_forward(q, k, v, q_segments, kv_segments):
         most = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - most)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        y = jnp.einsum("banm,bamk->bank", (weights / total).astype(v.dtype), v)
+        weights = (weights / total).astype(v.dtype)
+        y = jnp.einsum("banm,bamk->bank", weights, v, preferred_element_type=jnp.float32).astype(q.dtype)
         return y, (most + jnp.log(total))[..., 0]
 
     y, log_total = jax.lax.map(attend, (_split(q, 2), _split(q_segments, 1)))
@@ -64,7 +65,8 @@ def _chunked_backward(q, k, v, q_segments, kv_segments, y, log_total, dy):
         dlogits = (weights * (dweights - mean[..., None])).astype(q.dtype)
         dv += jnp.einsum("banm,bank->bamk", weights.astype(dy.dtype), dy, preferred_element_type=jnp.float32)
         dk += jnp.einsum("banm,bank->bamk", dlogits, q, preferred_element_type=jnp.float32)
-        return (dk, dv), jnp.einsum("banm,bamk->bank", dlogits, k)
+        dq = jnp.einsum("banm,bamk->bank", dlogits, k, preferred_element_type=jnp.float32)
+        return (dk, dv), dq.astype(q.dtype)
 
     zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (k, v))
     chunks = _split(q, 2), _split(q_segments, 1), _split(log_total, 2), _split(dy, 2), _split(mean, 2)

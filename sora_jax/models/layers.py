@@ -12,6 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.mesh import spec
+from sora_jax.models.product import dot_general
 from sora_jax.models.ring import RESIDUALS
 
 xavier_uniform = jax.nn.initializers.xavier_uniform()
@@ -71,6 +72,7 @@ def linear(
         d_out,
         use_bias=use_bias,
         dtype=dtype,
+        dot_general=dot_general,
         kernel_init=sharded(init, axes),
         # A bias over the model width is small: every chip holds it.
         bias_init=sharded(jax.nn.initializers.zeros, "." if out_axis == "embed" else out_axis),

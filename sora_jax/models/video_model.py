@@ -2,6 +2,7 @@
 
 from flax import nnx, traverse_util
 
+from sora_jax.diffusion.flow import times_at, velocity_to
 from sora_jax.models.dit import DiT
 from sora_jax.models.module import init_params
 from sora_jax.models.text import TextEncoder
@@ -31,6 +32,7 @@ class VideoModel(nnx.Module):
     """Velocity of packed noisy clips, given their captions as tokens."""
 
     def __init__(self, settings: Settings, *, rngs):
+        self.predicts = settings.transformer.predicts
         self.text_encoder = TextEncoder(settings.text, rngs=rngs)
         self.transformer = DiT(settings.transformer, adapter_of=settings.lora.of, rngs=rngs)
 
@@ -47,7 +49,7 @@ class VideoModel(nnx.Module):
           times, levels: as DiT takes them, [B, T] float32 and [B, N] int32.
         Returns: [B, N, P] float32.
         """
-        return self.transformer(
+        out = self.transformer(
             patches,
             times,
             levels,
@@ -59,3 +61,4 @@ class VideoModel(nnx.Module):
             image=batch.image,
             image_segments=batch.image_segments,
         )
+        return out if self.predicts == "velocity" else velocity_to(out, patches, times_at(times, levels))

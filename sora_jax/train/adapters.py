@@ -15,8 +15,9 @@ from sora_jax.errors import InputError
 from sora_jax.files import copy_files, replacing
 from sora_jax.models.video_model import init_trained
 from sora_jax.settings import Settings
-from sora_jax.train.checkpoint import find_checkpoint, read_meta, restore_trained, save_weights
+from sora_jax.train.checkpoint import find_checkpoint, read_meta, restore_trained
 from sora_jax.train.frozen import load_base
+from sora_jax.train.saving import save_weights
 from sora_jax.weights.lora import lora_settings, lora_table, normalised
 from sora_jax.weights.store import named, open_tensors
 from sora_jax.weights.tables import load_tensors, to_foreign

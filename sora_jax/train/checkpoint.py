@@ -1,27 +1,35 @@
-"""Checkpoints: the state of a run, sharded and written in the background by Orbax, and what it needs to be used.
+"""Checkpoints: what they hold, and how it is read and found to be whole.
 
-A workdir's `checkpoints/<updates done>/` holds `state` (a TrainState) and `meta` (JSON: the settings and the hash
-of the data). A save is complete or not there: Orbax renames it into place when all of it is written.
+A workdir's `checkpoints/<step>/` holds `state` (a TrainState) and `meta` (JSON: the settings, the hash of the
+data, and of each leaf of the state its shape, its type and its checksum). Nothing is used that is not what was
+written. A step that is not whole is set aside as `<step>.broken`, where nothing looks for it.
 """
 
+import asyncio
+import contextlib
 import dataclasses
-import logging
+import errno
+import hashlib
+import json
+import math
 import pathlib
 import re
-import warnings
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from sora_jax.config import from_dict
 from sora_jax.errors import InputError, nearest
-from sora_jax.files import MENDABLE, mendable
+from sora_jax.files import MENDABLE
 from sora_jax.models.video_model import init_trained
 from sora_jax.settings import Settings
-from sora_jax.train.state import Weights
+from sora_jax.train.integrity import checksums, leaf_name, named_leaves
 
 FOLDER = "checkpoints"
+BROKEN = ".broken"  # in the place of nothing after the step, once it is known to be
 CONVERTED = "none: converted"  # in the place of the data's hash
 FREE = (
     "dtype",
@@ -29,90 +37,37 @@ FREE = (
     "remat",
     "unroll",
 )  # settings of a model that change how it is computed, not what it is
+GROUP = 2**31  # bytes of leaves read at a time where they are then cast: what is held twice
+# Why a read can fail though the files are whole; the system's number, or TensorStore's word.
+UNREADABLE = {
+    errno.EACCES: "no permission to read it",
+    errno.EPERM: "no permission to read it",
+    errno.ENOTCONN: "the disk is not reachable",
+    errno.ESTALE: "the disk is not reachable",
+    errno.ETIMEDOUT: "the disk is not reachable",
+    errno.EMFILE: "too many files are open (ulimit -n)",
+    errno.ENOMEM: "there is no memory left",
+    "PERMISSION_DENIED": "no permission to read it",
+    "UNAUTHENTICATED": "no permission to read it",
+    "UNAVAILABLE": "the disk is not reachable",
+    "DEADLINE_EXCEEDED": "the disk is not reachable",
+}
 
 
-class Checkpoints:
-    """The checkpoints of a workdir, for the run that writes them; a context manager that waits at its end."""
-
-    def __init__(self, workdir: pathlib.Path, keep: int):
-        manager = ocp.checkpoint_managers
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=manager.LatestN(keep),
-            save_decision_policy=manager.FixedIntervalPolicy(1),  # the loop decides
-            cleanup_tmp_directories=True,
-        )
-        self.folder = pathlib.Path(workdir).resolve() / FOLDER
-        with mendable(self.folder):
-            self.manager = ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
-        # A write that fails is raised here, and told in one line: not by each of its tasks, with a traceback.
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).addFilter(is_news)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        try:
-            self._checked(self.manager.wait_until_finished)
-        finally:
-            self._checked(self.manager.close)
-
-    def latest(self) -> int | None:
-        """Updates done in the newest complete checkpoint."""
-        return self.manager.latest_step()
-
-    def save(self, state, settings: Settings, data_hash: str):
-        """Begin to write the state; it may be donated to the next step at once.
-
-        Raises: InputError if this save, or the one before it, can't be written.
-        """
-        meta = {"settings": dataclasses.asdict(settings), "data_hash": data_hash}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        step = int(state.step)
-        if step != self.latest():
-            self._checked(lambda: self.manager.save(step, args=args))
-
-    def restore(self, abstract_state, settings: Settings) -> tuple:
-        """The newest state, in the shardings of `abstract_state`, and the hash of the data it was trained on.
-
-        Raises: InputError if it was made with other models than the settings say.
-        """
-        step = self.latest()
-        stored, data_hash = read_meta(self.folder, step)
-        if data_hash == CONVERTED:
-            raise InputError(
-                f"{self.folder.parent}: holds weights and no run; take another --workdir, with "
-                f"--config.train.init_from={self.folder.parent}"
-            )
-        check_models(stored, settings, f"{self.folder}/{step}", (*MODELS, "lora"))
-        restored = self.manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        )
-        return restored.state, data_hash
-
-    def _checked(self, write):
-        try:
-            write()
-        except (OSError, ValueError) as error:
-            # Orbax gives up with tasks that it has not begun; Python warns of each when it is collected.
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            last = self.latest()
-            kept = f"step {last} is complete" if last is not None else "there is none yet"
-            raise InputError(
-                f"{self.folder}: a checkpoint can't be written, {reason_of(error)}; {kept}"
-            ) from error
+class Broken(Exception):
+    """A checkpoint that is not what was written: which file or leaf, and how."""
 
 
-def is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of the log tells more than the error that a failed write raises."""
-    return "/orbax/" not in record.pathname and "exception was never retrieved" not in record.getMessage()
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says of itself.
 
+    leaves: by name {"shape", "dtype", "sum"}; empty if a version before checksums wrote it.
+    """
 
-def reason_of(error: OSError | ValueError) -> str:
-    """Why a write failed; TensorStore tells the system's reason only in the text of a ValueError."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    number = int(code[1]) if code else getattr(error, "errno", None)
-    return MENDABLE.get(number) or str(error).splitlines()[0][:300]
+    settings: Settings
+    data_hash: str
+    leaves: Mapping[str, dict]
 
 
 def find_checkpoint(workdir: pathlib.Path) -> tuple[pathlib.Path, int]:
@@ -128,41 +83,243 @@ def find_checkpoint(workdir: pathlib.Path) -> tuple[pathlib.Path, int]:
             nearest(folder.parent.name, there) if there else "--checkpoint takes the --workdir of a training run"
         )
         raise InputError(f"{workdir}: no such folder, {hint}")
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-    if not steps:
+    if not (steps := steps_in(folder)):
         raise InputError(f"{workdir}: no checkpoint in it; run `sora-jax train --workdir={workdir}` first")
-    return folder, max(steps)
+    return folder, steps[-1]
+
+
+def steps_in(folder: pathlib.Path) -> list[int]:
+    """The complete steps, in order; those set aside are not among them."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def sealed(content: dict) -> dict:
+    """The content of a `meta`, with a hash of it all."""
+    text = json.dumps(content, sort_keys=True)
+    return content | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def describe(state) -> dict[str, dict]:
+    """Shape, type and checksum of each leaf, by name, as `meta` holds them."""
+    sums = checksums(state)
+    return {
+        name: {"shape": list(x.shape), "dtype": str(x.dtype), "sum": sums[name]}
+        for name, x in named_leaves(state).items()
+    }
+
+
+def load_meta(folder: pathlib.Path, step: int) -> Meta:
+    """What a checkpoint says of itself.
+
+    Raises: Broken; InputError if it can't be read here, or not by this version.
+    """
+    content = _read(ocp.JsonCheckpointHandler(), folder / str(step) / "meta", ocp.args.JsonRestore())
+    try:
+        known = content.pop("sha256", None)
+        if known is not None and sealed(content)["sha256"] != known:
+            raise Broken("meta is not what was written")
+        settings, data_hash, leaves = content["settings"], content["data_hash"], content.get("leaves", {})
+        if leaves and known is None:
+            raise Broken("meta is not what was written")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise Broken(f"meta lacks {error}") from error
+    return Meta(from_dict(Settings, settings, f"{folder}/{step}"), data_hash, leaves)
 
 
 def read_meta(folder: pathlib.Path, step: int) -> tuple[Settings, str]:
-    """The settings that a checkpoint was made with, and the hash of its data."""
-    with ocp.CheckpointManager(folder, item_names=("state", "meta")) as manager:
-        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-    return from_dict(Settings, meta["settings"], f"{folder}/{step}"), meta["data_hash"]
+    """The settings that a checkpoint was made with, and the hash of its data.
+
+    Raises: InputError if it is broken.
+    """
+    with told_broken(folder, step):
+        meta = load_meta(folder, step)
+    return meta.settings, meta.data_hash
+
+
+def read_state(folder: pathlib.Path, step: int, abstract):
+    """The tree of a checkpoint's arrays that `abstract` asks for, not yet verified: see `verify`.
+
+    Args:
+      abstract: a TrainState of shapes with shardings, or a part of it as nested dicts.
+    Raises: Broken; InputError if it can't be read here.
+    """
+    args = ocp.args.PyTreeRestore(
+        item=abstract,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+        partial_restore=True,
+    )
+    return _read(ocp.PyTreeCheckpointHandler(), folder / str(step) / "state", args)
+
+
+def verify(state, leaves: Mapping[str, dict]):
+    """Raise Broken, in every process, if a leaf is not what was written; all must call it."""
+    wrong = [name for name, found in checksums(state).items() if leaves and leaves[name]["sum"] != found]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise Broken(f"{wrong[0]}{more}: the checksum differs")
+
+
+def verify_step(folder: pathlib.Path, step: int) -> int:
+    """Read and check all of a checkpoint, a few leaves at a time, on the first device; returns how many they are.
+
+    Raises: Broken; InputError if it can't be read here, or has no checksums.
+    """
+    leaves = load_meta(folder, step).leaves
+    if not leaves:
+        raise InputError(f"{folder}/{step}: has no checksums, an early version wrote it")
+    path, handler = folder / str(step) / "state", ocp.PyTreeCheckpointHandler()
+    stored = _orbax(lambda: handler.metadata(path), path).tree
+    if missing := leaves.keys() - named_leaves(stored).keys():
+        raise Broken(f"{min(missing)} is not there")
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    types = {
+        name: jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"], sharding=sharding)
+        for name, leaf in leaves.items()
+    }
+    for group in in_groups(types):
+        item = jax.tree.map_with_path(
+            lambda path, _, group=group: group.get(leaf_name(path), ocp.PLACEHOLDER), stored
+        )
+        restore_args = jax.tree.map(
+            lambda x: ocp.RestoreArgs() if x is ocp.PLACEHOLDER else ocp.ArrayRestoreArgs(sharding=sharding), item
+        )
+        read = _read(handler, path, ocp.args.PyTreeRestore(item=item, restore_args=restore_args))
+        verify({name: x for name, x in named_leaves(read).items() if name in group}, leaves)
+    return len(leaves)
+
+
+def _read(handler, path: pathlib.Path, args):
+    """What a handler of Orbax's restores; it waits for no other process, so that each can fail alone."""
+    return _orbax(lambda: handler.restore(path, args=args), path)
+
+
+def _orbax(work: Callable, path: pathlib.Path):
+    """What Orbax reads. Raises: Broken; InputError if the path can't be read here."""
+    policy = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(PatientPolicy())
+    try:
+        return work()
+    except (jax.errors.JaxRuntimeError, MemoryError):
+        raise  # of the chips, not of the files
+    except Exception as error:  # Orbax raises just this, and what its parsers and TensorStore raise: all kinds
+        if reason := unreadable(error):
+            raise InputError(f"{path}: can't be read, {reason}") from error
+        raise Broken(what_broke(error, path.name)) from error
+    finally:
+        asyncio.set_event_loop_policy(policy)
+
+
+class PatientLoop(asyncio.SelectorEventLoop):
+    """An event loop that ends after all that it began.
+
+    Orbax reads all leaves at once, and closes its loop at the first error: each of the other reads would then tell
+    that it found no loop, with a traceback.
+    """
+
+    def close(self):
+        while not self.is_closed() and (left := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        super().close()
+
+
+class PatientPolicy(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self):
+        return PatientLoop()
+
+
+def unreadable(error: Exception) -> str | None:
+    """Why a read failed, if that says nothing of the files."""
+    if isinstance(error, OSError):
+        return UNREADABLE.get(error.errno)
+    text = f"{error} {error.__cause__}"
+    if code := re.search(r"os_error_code='(\d+)'", text):
+        return UNREADABLE.get(int(code[1]))
+    return next((why for word, why in UNREADABLE.items() if isinstance(word, str) and f"{word}:" in text), None)
+
+
+def what_broke(error: Exception, name: str) -> str:
+    """The leaf that can't be read, or the file `name`, and why, from what Orbax and TensorStore raise."""
+    text = f"{error} {error.__cause__ or ''}"
+    leaf = re.search(r"""['"]([\w.]+)/(?:\.zarray)?['"]""", text)
+    status = re.search(r"\b(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|INVALID_ARGUMENT|FAILED_PRECONDITION)\b", text)
+    why = status[0].lower().replace("_", " ") if status else f"{type(error).__name__}: {str(error).strip()[:100]}"
+    return f"{leaf[1] if leaf else name} can't be read, {why.splitlines()[0]}"
+
+
+def reason_of(error: OSError | ValueError) -> str:
+    """Why a write failed; TensorStore tells the system's reason only in the text of a ValueError."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    number = int(code[1]) if code else getattr(error, "errno", None)
+    return MENDABLE.get(number) or str(error).splitlines()[0][:300]
+
+
+@contextlib.contextmanager
+def told_broken(folder: pathlib.Path, step: int) -> Iterator[None]:
+    """Tell a reader, who changes nothing, that a checkpoint is broken, and what can be done."""
+    try:
+        yield
+    except Broken as error:
+        earlier = [other for other in steps_in(folder) if other < step]
+        way = f"rename it to {step}{BROKEN} to take step {earlier[-1]}" if earlier else "there is no earlier one"
+        raise InputError(f"{folder}/{step}: is broken, {error}; {way}") from error
 
 
 def restore_ema(folder: pathlib.Path, step: int, abstract_params: dict) -> dict:
-    """The averaged parameters alone, in the shardings of `abstract_params`."""
-    target = {"ema": abstract_params}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
-    with ocp.CheckpointManager(folder, item_names=("state",)) as manager:
-        args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
-        return manager.restore(step, args=ocp.args.Composite(state=args)).state["ema"]
+    """The averaged parameters alone, in the shardings and types of `abstract_params`.
+
+    Raises: InputError if they are not what was written, or are others than those asked for.
+    """
+    wanted = traverse_util.flatten_dict({"ema": abstract_params})
+    found = {}
+    with told_broken(folder, step):
+        leaves = load_meta(folder, step).leaves
+        # As they are stored, or their checksums say nothing.
+        stored = {
+            path: jax.ShapeDtypeStruct(x.shape, _stored_type(leaves, ".".join(path), x), sharding=x.sharding)
+            for path, x in wanted.items()
+        }
+        if leaves:
+            check_leaves({".".join(path): x for path, x in stored.items()}, leaves, f"{folder}/{step}")
+        for group in in_groups(stored):
+            part = read_state(folder, step, traverse_util.unflatten_dict(group))
+            verify(part, leaves)
+            for path, x in traverse_util.flatten_dict(part).items():
+                found[path] = x.astype(wanted[path].dtype)
+    return traverse_util.unflatten_dict(found)["ema"]
+
+
+def _stored_type(leaves, name, x):
+    return jnp.dtype(leaves[name]["dtype"]) if name in leaves else x.dtype
+
+
+def in_groups(abstract: Mapping) -> Iterator[dict]:
+    """The items of a flat dict of shapes, a few at a time: at most GROUP bytes, or one."""
+    group, size = {}, 0
+    for key, x in abstract.items():
+        bytes_here = math.prod(x.shape) * x.dtype.itemsize
+        if group and size + bytes_here > GROUP:
+            yield group
+            group, size = {}, 0
+        group[key] = x
+        size += bytes_here
+    if group:
+        yield group
+
+
+def check_leaves(wanted: Mapping, leaves: Mapping[str, dict], where: str):
+    """Raise InputError for the first array that is wanted and not in a checkpoint, or there in another shape."""
+    for name, x in wanted.items():
+        if name not in leaves:
+            raise InputError(f"{where}: has no {name}; it was made with other settings, or by another version")
+        if tuple(leaves[name]["shape"]) != x.shape:
+            had = tuple(leaves[name]["shape"])
+            raise InputError(f"{where}: {name} has shape {had}, the settings ask for {x.shape}")
 
 
 def restore_trained(folder: pathlib.Path, step: int, settings: Settings) -> dict:
     """The averaged parameters of a VideoModel, but for those that stay as they are, on the current mesh."""
     abstract = jax.eval_shape(lambda: init_trained(settings, jax.random.key(0)))
     return restore_ema(folder, step, abstract_on_mesh(abstract))
-
-
-def save_weights(workdir: pathlib.Path, params: dict, settings: Settings):
-    """A checkpoint of parameters alone, to sample from and to begin runs with.
-
-    Raises: InputError if it can't be written.
-    """
-    with Checkpoints(workdir, keep=1) as checkpoints:
-        checkpoints.save(Weights(jnp.zeros((), jnp.int32), params), settings, CONVERTED)
 
 
 MODELS = ("objective", "autoencoder", "text", "transformer")

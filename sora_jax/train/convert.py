@@ -29,9 +29,10 @@ from sora_jax.settings import (
     Settings,
 )
 from sora_jax.train.adapters import export_adapters, import_adapters, restore_merged
-from sora_jax.train.checkpoint import FOLDER, find_checkpoint, read_meta, save_weights
+from sora_jax.train.checkpoint import FOLDER, find_checkpoint, read_meta
 from sora_jax.train.frozen import LOW_NOISE
 from sora_jax.train.metrics import progress_bar
+from sora_jax.train.saving import save_weights
 from sora_jax.weights import wan_configs
 from sora_jax.weights.encoders import check_encoder
 from sora_jax.weights.folders import INDEX, tensors_in
@@ -177,6 +178,8 @@ def export_model(source: pathlib.Path, target: pathlib.Path, console: rich.conso
     settings, _ = read_meta(folder, step)
     if not settings.text.weights:
         raise InputError(f"{source}: its text encoder is one of its own, which diffusers has no place for")
+    if settings.transformer.predicts != "velocity":
+        raise InputError(f"{source}: its transformer predicts data, and diffusers' predict velocity")
     parts = [(source, "transformer")]
     if settings.flow.time_min:
         parts.append((source / LOW_NOISE, "transformer_2"))

@@ -14,14 +14,16 @@ from sora_jax.data.stream import train_crops, train_rows
 from sora_jax.distributed import agree, on_first
 from sora_jax.errors import InputError
 from sora_jax.files import copy_files, replacing
-from sora_jax.mesh import RULES, local_rows, make_mesh, place, ways
+from sora_jax.mesh import axes_of, local_rows, make_mesh, place, ways
 from sora_jax.settings import AutoencoderSettings, Settings
-from sora_jax.train.checkpoint import FOLDER, Checkpoints, abstract_on_mesh
+from sora_jax.train.checkpoint import FOLDER, abstract_on_mesh
 from sora_jax.train.export import export_autoencoder
+from sora_jax.train.guard import Guard
 from sora_jax.train.metrics import Metrics
 from sora_jax.train.objectives import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.pretrained import begin_with, check_pretrained
+from sora_jax.train.saving import Checkpoints
 from sora_jax.train.state import TrainState, abstract_state, init_state
 from sora_jax.train.step import make_step
 from sora_jax.weights.store import load_settings
@@ -58,7 +60,7 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     # Until here nothing is written: a mistake leaves no trace.
     for note in stream.notes:
         console.print(f"note: {note}", highlight=False)
-    with jax.set_mesh(mesh), Checkpoints(workdir, settings.train.keep) as checkpoints:
+    with jax.set_mesh(mesh), Checkpoints(workdir, settings.train.keep, settings.train.keep_every) as checkpoints:
         agree({f"the last checkpoint in {workdir}": str(checkpoints.latest())})
         if checkpoints.latest() is None:
             on_first(lambda: start_workdir(workdir, records, settings))
@@ -70,7 +72,9 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
             if settings.train.init_from:
                 state = begin_with(settings, state)
         else:
-            state, trained_on = checkpoints.restore(abstract, settings)
+            state, trained_on, told = checkpoints.restore(abstract, settings)
+            for note in told:
+                console.print(f"note: {note}", highlight=False, soft_wrap=True)
             if trained_on != data_hash:
                 console.print(f"note: {records.path} is not the data set of the steps before", highlight=False)
         start = int(state.step)
@@ -82,6 +86,13 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
             soft_wrap=True,
         )
         metrics = Metrics(workdir, start, settings.train.steps, objective.unit, console)
+        guard = Guard(workdir, settings.train.bad_steps, stream.sources_at, console)
+
+        def tell(n, values, logged):
+            guard.see(n, values)
+            if logged:
+                metrics.log(n, values | {"skipped": guard.take_skipped()})
+
         batches = stream.iterate(start)
         try:
             pending = None
@@ -93,15 +104,15 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
                 state, values = step(state, frozen, place(batch, objective.axes))
                 # The step before is read while this one runs, so that the chips never wait for the host.
                 if pending:
-                    metrics.log(*pending)
+                    tell(*pending)
                 share = len(rows) / settings.data.batch  # of the work that all do
                 metrics.count(units / share, flops / share, wait)
                 last = n == settings.train.steps
-                pending = (n, values) if last or n % settings.train.log_every == 0 else None
+                pending = n, values, last or n % settings.train.log_every == 0
                 if last or n % settings.train.save_every == 0:
                     checkpoints.save(state, settings, data_hash)
             if pending:
-                metrics.log(*pending)
+                tell(*pending)
         finally:
             batches.close()
             metrics.close()
@@ -122,10 +133,10 @@ def check_batch(settings: Settings, mesh: jax.sharding.Mesh):
     of_data = [("data", key, "tokens") for key in ("row_patches", "row_tokens")]
     of_models = [(group, key, name) for group in ("transformer", "text") for key, name in SPLIT.items()]
     for group, key, name in of_data + of_models:
-        size, degree = getattr(getattr(settings, group), key), ways(name, mesh)
+        size, degree = getattr(getattr(settings, group), key), ways(name, mesh.shape)
         if size % degree:
-            axes = RULES[name] if isinstance(RULES[name], tuple) else (RULES[name],)
-            message = f"config.{group}.{key}: {size} must be a multiple of {' x '.join(axes)} = {degree}"
+            axes = " x ".join(axes_of(name))
+            message = f"config.{group}.{key}: {size} must be a multiple of {axes} = {degree}"
             if key == "heads":
                 work = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
                 message += f"; {work} would do, and config.mesh.ring splits sequences without this limit"

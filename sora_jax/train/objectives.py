@@ -47,17 +47,22 @@ class FlowObjective:
         return load_frozen(self.settings)
 
     def draw(self, key, batch: PatchBatch, step):
-        """Noise for each patch, [B, N, P], and a time for each clip, [B, row_clips]."""
+        """Noise for each patch, [B, N, P]; a time for each clip and for each frame with its own, [B, T]."""
         del step
+        settings = self.settings
+        levels = 0 if batch.levels is None else settings.masks.row_levels
         noise_key, time_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, batch.patches.shape, out_sharding=spec("batch tokens ."))
-        return noise, sample_times(time_key, batch, self.settings.data.row_clips, self.settings.flow)
+        return noise, sample_times(time_key, batch, settings.data.row_clips, settings.flow, levels=levels)
 
     def loss(self, params, frozen, batch: PatchBatch, drawn):
         model = bind(VideoModel, self.settings, join(params, frozen))
         embedded = model.embed_text(batch)
         errors, counts = flow_errors(
-            lambda patches, times, levels: model.velocity(embedded, patches, times, levels), batch, *drawn
+            lambda patches, times, levels: model.velocity(embedded, patches, times, levels),
+            batch,
+            *drawn,
+            known_time=self.settings.masks.noise,
         )
         return jnp.sum(errors), jnp.sum(counts), {}
 

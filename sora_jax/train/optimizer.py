@@ -1,15 +1,20 @@
-"""AdamW or Muon, with warm-up, a schedule and clipping.
+"""AdamW or Muon, with warm-up, a schedule and clipping by a fixed and by a running threshold.
 
 Sources: AdamW, Loshchilov & Hutter 2017 (arXiv 1711.05101); Muon, Jordan et al. 2024 and, for its scale,
 Liu et al. 2025 (arXiv 2502.16982), Boissin et al. 2025 (arXiv 2512.04632) for its preconditioning.
 """
 
+from typing import NamedTuple
+
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from sora_jax.settings import OptimizerSettings
 
+NORM_DECAY = 0.99  # of the running mean of the gradient's norm: it looks back on about 100 updates
+NORM_UPDATES = 10  # before the mean is one to clip by
 MUON_RMS = 0.2  # of an update over the learning rate: as large as AdamW's, so that both take the same rate
 
 
@@ -33,7 +38,41 @@ def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTra
         return learning_rate(settings, steps)(count + 1)
 
     rule = {"adamw": _adamw, "muon": _muon}[settings.name](settings, rate)
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), rule)
+    return optax.chain(clip_by_norms(settings.clip_norm, settings.spike), rule)
+
+
+class NormState(NamedTuple):
+    """updates: done, int32; mean: of the gradient's norm as it was used, float32, with a start of 0 in it."""
+
+    updates: jax.Array
+    mean: jax.Array
+
+
+def clip_by_norms(largest: float, spike: float) -> optax.GradientTransformation:
+    """Scale gradients down to a global norm of `largest`, and of `spike` times the running mean of their norm.
+
+    The mean is kept in any case, so that `spike` can be set when a run is under way. It is that of the norms after
+    clipping: one spike raises it by 1 - NORM_DECAY of `spike` times itself, and norms that stay high are let
+    through in time. (As in ZClip, arXiv 2504.02507, but with a factor instead of deviations: Optax has no such
+    transformation.)
+    """
+
+    def init(params):
+        del params
+        return NormState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+
+    def update(updates, state, params=None):
+        del params
+        norm = optax.tree.norm(updates)
+        limit = jnp.float32(largest)
+        if spike:
+            mean = state.mean / (1 - NORM_DECAY ** jnp.maximum(state.updates, 1))
+            limit = jnp.where(state.updates < NORM_UPDATES, limit, jnp.minimum(limit, spike * mean))
+        clipped, _ = optax.clip_by_global_norm(limit).update(updates, optax.EmptyState())
+        mean = state.mean + (1 - NORM_DECAY) * (jnp.minimum(norm, limit) - state.mean)
+        return clipped, NormState(state.updates + 1, mean)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _adamw(settings, rate):

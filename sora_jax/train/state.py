@@ -8,7 +8,10 @@ from flax import struct
 
 @struct.dataclass
 class TrainState:
-    """step: updates done; params and ema: float32 nested dicts; opt_state: Optax's."""
+    """step: updates done, skipped ones among them; params and ema: float32 nested dicts; opt_state: Optax's.
+
+    The next batch is number `step`, and so are its noise and its times: a run goes on where its state says.
+    """
 
     step: jax.Array
     params: dict

@@ -14,13 +14,17 @@ from sora_jax.train.state import TrainState
 def make_step(objective, optimizer, settings: Settings):
     """The jitted step: (state, frozen, batch) -> (state, metrics); the state given is donated.
 
-    Metrics are float32 scalars: loss, gradient_norm (before clipping), learning_rate, and the objective's own.
+    Metrics are float32 scalars: loss, gradient_norm (before clipping), learning_rate, skipped (1: the loss or the
+    gradient was not finite, and nothing of the state has changed but its step), and the objective's own.
     """
     return jax.jit(functools.partial(train_step, objective, optimizer, settings), donate_argnums=0)
 
 
 def train_step(objective, optimizer, settings: Settings, state: TrainState, frozen, batch):
-    """The update as plain maths; all randomness is a function of the seed and the number of updates done."""
+    """The update as plain maths; all randomness is a function of the seed and the number of updates done.
+
+    An update that is skipped counts as done: the next one has other data, other noise.
+    """
     key = jax.random.fold_in(jax.random.key(settings.train.seed), state.step)
     drawn = objective.draw(key, batch, state.step)
     grads, sums, weight = accumulate(objective, state.params, frozen, (batch, drawn), settings.train.accumulate)
@@ -30,9 +34,18 @@ def train_step(objective, optimizer, settings: Settings, state: TrainState, froz
     # The average forgets the random start: its decay warms up with the number of updates.
     decay = jnp.minimum(settings.optimizer.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema = jax.tree.map(lambda average, p: average + (1 - decay) * (p - average), state.ema, params)
+    norm = optax.tree.norm(grads)
+    # Loss and norm are sums over all chips, so all hosts find the same.
+    fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+    params, ema, opt_state = jax.tree.map(
+        lambda after, before: jnp.where(fine, after, before),
+        (params, ema, opt_state),
+        (state.params, state.ema, state.opt_state),
+    )
     metrics |= {
-        "gradient_norm": optax.tree.norm(grads),
-        "learning_rate": learning_rate(settings.optimizer, settings.train.steps)(state.step + 1),
+        "gradient_norm": norm,
+        "learning_rate": learning_rate(settings.optimizer, settings.train.steps)(opt_state[0].updates),
+        "skipped": 1.0 - fine.astype(jnp.float32),
     }
     return TrainState(state.step + 1, params, ema, opt_state), metrics
 

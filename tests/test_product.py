@@ -1,0 +1,46 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sora_jax.mesh import make_mesh, spec
+from sora_jax.models.product import dot_general
+from sora_jax.settings import MeshSettings
+
+LAST_BY_FIRST = (((2,), (0,)), ((), ()))
+
+
+def gradients(function, x, w, dtype):
+    """Of a sum that weighs each element differently."""
+    weights = jnp.arange(x.shape[0] * x.shape[1] * w.shape[1], dtype=jnp.float32).reshape(*x.shape[:2], -1) % 7
+
+    def loss(x, w):
+        y = function(x.astype(dtype), w.astype(dtype), LAST_BY_FIRST, out_sharding=spec("batch tokens mlp"))
+        return jnp.sum(y.astype(jnp.float32) * weights)
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, w)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_product_and_its_gradients_equal_those_of_jax_on_a_mesh(dtype, tolerance):
+    draw = np.random.default_rng(0)
+    with jax.set_mesh(make_mesh(MeshSettings(data=1, fsdp=2, context=2, tensor=2))):
+        x = jax.device_put(draw.normal(size=(4, 8, 16)).astype(np.float32), spec("batch tokens ."))
+        w = jax.device_put(draw.normal(size=(16, 32)).astype(np.float32), spec("embed mlp"))
+        ours, theirs = (gradients(function, x, w, dtype) for function in (dot_general, jax.lax.dot_general))
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine.sharding == other.sharding
+            np.testing.assert_allclose(mine, other, atol=tolerance * float(np.abs(other).max()))
+
+
+def test_only_a_cpu_sums_into_float32_before_it_rounds(one_device):
+    """Elsewhere a sum over chips would send twice the bytes."""
+    x, w = jnp.ones((1, 8, 16), jnp.bfloat16), jnp.ones((16, 32), jnp.bfloat16)
+    traced = jax.jit(lambda x, w: dot_general(x, w, LAST_BY_FIRST)).trace(x, w)
+    assert "-> tensor<1x8x32xf32>" in traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert "f32" not in traced.lower(lowering_platforms=("tpu",)).as_text().replace("bf16", "")
+
+
+def test_product_refuses_other_dimensions():
+    with pytest.raises(ValueError, match="last dimension of x"):
+        dot_general(jnp.ones((2, 3)), jnp.ones((2, 3)), (((0,), (0,)), ((), ())))

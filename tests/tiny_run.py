@@ -1,0 +1,92 @@
+"""What a tiny run needs: a config, data of noise, programs compiled once, and if wanted a disk of its own."""
+
+import contextlib
+import gc
+import pathlib
+import subprocess
+
+import jax
+import ml_dtypes
+import numpy as np
+import tiny
+from jax.experimental.compilation_cache import compilation_cache
+
+from sora_jax.data.records import Clip, finish, write_shard
+from sora_jax.data.tokenizer import train_tokenizer
+from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.models.module import init_params
+from sora_jax.weights.store import save_model
+
+SETTINGS = tiny.change(tiny.SETTINGS, text={"vocabulary": 400}, train={"steps": 2, "save_every": 1})
+CONFIG = """
+import tiny
+from sora_jax.config import to_config
+
+def get_config():
+    return to_config(tiny.change(
+        tiny.SETTINGS, text={"vocabulary": 400}, train={"steps": 2, "save_every": 1},
+        sample={"size": "32x32", "frames": 5, "steps": 1},
+    ))
+"""
+
+
+def write_data(out: pathlib.Path, kind: str, settings, *, value: float | None = None):
+    """A finished data set of noise: 5 frames of 32x32 pixels, or latents with an autoencoder never trained.
+
+    Args:
+      value: of all latents, instead of noise.
+    """
+    rng = np.random.default_rng(0)
+    tokenizer = train_tokenizer(["a rabbit", "a bird"], out / "tokenizer.model", vocabulary=400)
+    tokens = (len(tokenizer.encode("a bird")),)
+    if kind == "pixels":
+        array = rng.integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
+    else:
+        array = rng.normal(size=(2, 4, 4, settings.latent_channels)).astype(ml_dtypes.bfloat16)
+        array = array if value is None else np.full_like(array, value)
+        shapes = jax.eval_shape(lambda: init_params(Autoencoder, settings, jax.random.key(0)))
+        params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
+        save_model(out / "autoencoder", Autoencoder, settings, params)
+    arrays = {kind: (None, None, None, array.shape[-1])}
+    shards, described = {}, {"frames": 5, "height": 32, "width": 32, "shape": array.shape, "tokens": tokens}
+    for split in ("train", "validation"):
+        clips = [Clip(split, f"{i}.mp4", 0.0, 1.0, 16.0, captions=("a bird",), **described) for i in range(8)]
+        written = write_shard(out / split, arrays, [(clip, {kind: array}) for clip in clips])
+        shards[split] = [(out / split, written)]
+    finish(out, arrays, shards, {"kind": kind})
+
+
+@contextlib.contextmanager
+def compiled_once(folder: pathlib.Path):
+    """What XLA has compiled for the first of many runs of one model serves the others."""
+    changes = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in changes}
+
+    def set_to(values):
+        compilation_cache.reset_cache()
+        for name, value in values.items():
+            jax.config.update(name, value)
+
+    set_to(changes)
+    try:
+        yield
+    finally:
+        set_to(before)
+
+
+class Disk:
+    """A small disk of its own. Raises: PermissionError where none can be mounted."""
+
+    def __init__(self, path: pathlib.Path, size: int):
+        self.path = path
+        path.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True)
+        if done.returncode:
+            raise PermissionError("a disk to fill can't be mounted here: that needs root and CAP_SYS_ADMIN")
+
+    def grow(self, size: int):
+        subprocess.run(["mount", "-o", f"remount,size={size}", self.path], check=True)
+
+    def close(self):
+        gc.collect()  # files that are held open would keep the disk in use
+        subprocess.run(["umount", "--lazy", self.path], check=True)
