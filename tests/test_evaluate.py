@@ -23,7 +23,7 @@ from sora_jax.evaluate.subject import Options
 from sora_jax.evaluate.temporal import MEASURES, measure_motion
 from sora_jax.generate.writer import read_metadata
 from sora_jax.settings import MeshSettings
-from sora_jax.train.checkpoint import Checkpoints
+from sora_jax.train.saving import Checkpoints
 from sora_jax.train.state import TrainState
 
 SAMPLES = 32
