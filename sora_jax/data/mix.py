@@ -48,13 +48,14 @@ class Mix:
     Args:
       path: as `config.data.path`.
       kind: "pixels" or "latents", what their records must be.
+      where: what to call the path in errors.
     Raises: InputError if one is absent, unfinished or of the other kind, or latents of two are not of the same
       autoencoder.
     """
 
-    def __init__(self, path: str | pathlib.Path, kind: str):
-        named = parse_path(str(path))
-        self.sets = [Records(folder, kind) for folder, _ in named]
+    def __init__(self, path: str | pathlib.Path, kind: str, *, where: str = "config.data.path"):
+        named = parse_path(str(path), where)
+        self.sets = [Records(folder, kind, where=where) for folder, _ in named]
         self.weights = [weight for _, weight in named]
         self.path, self.about = self.sets[0].path, self.sets[0].about
         self.tokenizer, self.autoencoder = self.sets[0].tokenizer, self.sets[0].autoencoder
