@@ -183,14 +183,16 @@ def table(rows: list[dict]) -> str:
 
 
 def run(folder: pathlib.Path, corruptions: int, disks: int, seed: int) -> tuple[list[dict], list[dict]]:
-    """What became of each."""
+    """What became of each, printed as it comes."""
     draw = random.Random(seed)
+    results: tuple[list[dict], list[dict]] = ([], [])
     with compiled_once(folder / "compiled"):
         home = Home(folder)
-        return (
-            [corruption(home, number, draw) for number in range(corruptions)],
-            [full_disk(home, number, draw) for number in range(disks)],
-        )
+        for rows, trial, count in zip(results, (corruption, full_disk), (corruptions, disks), strict=True):
+            for number in range(count):
+                rows.append(trial(home, number, draw))
+                print(*rows[-1].values(), sep="  ", flush=True)
+    return results
 
 
 def from_command_line() -> int:
