@@ -4,6 +4,7 @@ A size-1 axis is the default, so a laptop and a pod run the same code.
 """
 
 import math
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -33,10 +34,15 @@ def spec(axes: str) -> jax.P:
     return jax.P(*(RULES[name] for name in axes.split()))
 
 
-def ways(name: str, mesh) -> int:
-    """Over how many chips a logical dimension is split."""
+def axes_of(name: str) -> tuple[str, ...]:
+    """The mesh axes that a logical dimension is split over."""
     axes = RULES[name] or ()
-    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+    return (axes,) if isinstance(axes, str) else axes
+
+
+def ways(name: str, sizes: Mapping[str, int]) -> int:
+    """Over how many chips a logical dimension is split, on a mesh of these sizes of its axes."""
+    return math.prod(sizes[axis] for axis in axes_of(name))
 
 
 def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.sharding.Mesh:

@@ -30,7 +30,7 @@ def weight(init, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Param:
     if mesh.empty:
         return nnx.Param(init(rngs.params(), shape, jnp.float32))
     axes = ["."] * len(shape)
-    chips = ways("embed", mesh)
+    chips = ways("embed", mesh.shape)
     if math.prod(shape) >= SHARD_FROM:
         divisible = [axis for axis in (len(shape) - 1, len(shape) - 2) if shape[axis] % chips == 0]
         if divisible:

@@ -33,7 +33,7 @@ def decode_stream(
     Raises: InputError if a frame does not fit or is not finite.
     """
     chunks = _chunks(latents, piece, functools.partial(_check_latents, settings))
-    step = functools.partial(_step, _decode_next, settings, params, 1)
+    step = functools.partial(_step, decode_next, settings, params, 1)
     yield from _run(_tiled(step, tile, 1, settings.spatial_stride) if tile else step, chunks)
 
 
@@ -51,19 +51,21 @@ def encode_stream(
     """
     side = settings.spatial_stride
     chunks = _chunks(frames, piece * settings.temporal_stride, functools.partial(_check_frames, settings))
-    step = functools.partial(_step, _encode_next, settings, params, side)
+    step = functools.partial(_step, encode_next, settings, params, side)
     yield from _run(_tiled(step, tile, side, 1) if tile else step, chunks)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _decode_next(settings, params, latents, past):
+def decode_next(settings, params, latents, past):
+    """The next piece of a video and what the one after it needs: latents [B, f, h, w, C] -> uint8 frames."""
     model = bind(Autoencoder, settings, params)
     video, past = model.decode_piece(model.from_latents(latents), past)
     return _whole(jnp.rint(jnp.clip(video * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)), past
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _encode_next(settings, params, frames, past):
+def encode_next(settings, params, frames, past):
+    """The next latents of a video, and what those after them need; frames uint8, or float in [-1, 1]."""
     model = bind(Autoencoder, settings, params)
     if frames.dtype == jnp.uint8:
         frames = frames.astype(jnp.float32) / 127.5 - 1
@@ -79,7 +81,7 @@ def _step(program, settings, params, rows_per_latent, chunk, past):
     """Run the program on the current mesh, rows over context if the latents' rows divide."""
     mesh = jax.sharding.get_mesh()
     if not mesh.empty:
-        divides = chunk.shape[2] % (ways("height", mesh) * rows_per_latent) == 0
+        divides = chunk.shape[2] % (ways("height", mesh.shape) * rows_per_latent) == 0
         layout = ". . height . ." if divides else ". . . . ."
         chunk = jax.device_put(chunk, jax.NamedSharding(mesh, spec(layout)))
     return program(settings, params, chunk, past)

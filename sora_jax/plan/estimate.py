@@ -11,7 +11,7 @@ import math
 import jax
 import numpy as np
 
-from sora_jax.mesh import AXES, RULES
+from sora_jax.mesh import AXES, axes_of, ways
 from sora_jax.patches import PatchBatch
 from sora_jax.plan.collectives import ring_bytes
 from sora_jax.plan.programs import abstract_frozen, chip_bytes
@@ -84,17 +84,6 @@ def executed_flops(settings: Settings, what: str, shape: tuple[int, int, int] | 
     products = 2 * (1 + (model.remat in ("full", "offload"))) + BACKWARD.get(model.attention, 5)
     text = 1 if settings.text.weights or settings.lora.rank else 4
     return B * (passes * linear + wide * products / 2 * attention + text * text_flops(settings.text, S))
-
-
-def axes_of(name: str) -> tuple[str, ...]:
-    """The mesh axes that a logical dimension is split over."""
-    axes = RULES[name] or ()
-    return (axes,) if isinstance(axes, str) else axes
-
-
-def ways(name: str, sizes: dict[str, int]) -> int:
-    """Over how many devices a logical dimension is split."""
-    return math.prod(sizes[axis] for axis in axes_of(name))
 
 
 def plain(settings: Settings) -> Settings:

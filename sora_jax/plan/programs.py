@@ -15,7 +15,7 @@ from sora_jax.generate.pipeline import SOLVERS, begin, latent_shape, solver_step
 from sora_jax.mesh import spec, ways
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import init_params
-from sora_jax.models.streaming import _decode_next, _encode_next
+from sora_jax.models.streaming import decode_next, encode_next
 from sora_jax.models.video_model import VideoModel, init_trained
 from sora_jax.patches import PatchBatch, patch_grid
 from sora_jax.settings import LoraSettings, Settings
@@ -92,7 +92,7 @@ def decode(settings: Settings) -> Program:
     """One latent frame of a video -> pixels, beside the model that made it."""
     _, H, W = latent_shape(settings, settings.sample)
     shape = (1, 1, H, W, settings.autoencoder.latent_channels)
-    return _stream(settings, "decode", _decode_next, shape, shape, jnp.float32, rows=1)
+    return _stream(settings, "decode", decode_next, shape, shape, jnp.float32, rows=1)
 
 
 def encode(settings: Settings) -> Program:
@@ -101,13 +101,13 @@ def encode(settings: Settings) -> Program:
     size = parse_size(settings.sample.size, "--config.sample.size")
     H, W = size if isinstance(size, tuple) else (size, size)
     first, then = ((1, frames, H, W, 3) for frames in (1, model.temporal_stride))
-    return _stream(settings, "encode", _encode_next, first, then, jnp.uint8, rows=model.spatial_stride)
+    return _stream(settings, "encode", encode_next, first, then, jnp.uint8, rows=model.spatial_stride)
 
 
 def _stream(settings, what, step, first, then, dtype, *, rows):
     """A step of the autoencoder's stream that is not the first; `rows` of its input are one of the latents."""
     mesh, model = jax.sharding.get_mesh(), settings.autoencoder
-    divides = then[2] % (ways("height", mesh) * rows) == 0
+    divides = then[2] % (ways("height", mesh.shape) * rows) == 0
     layout = jax.NamedSharding(mesh, spec(". . height . ." if divides else ". . . . ."))
     params = abstract_autoencoder(settings)
     first, then = (jax.ShapeDtypeStruct(shape, dtype, sharding=layout) for shape in (first, then))

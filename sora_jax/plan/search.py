@@ -1,6 +1,5 @@
 """Meshes, remat policies and micro-batches that could do: found by formulas, best first."""
 
-import contextlib
 import dataclasses
 import math
 
@@ -8,6 +7,7 @@ import jax
 
 from sora_jax.errors import InputError
 from sora_jax.mesh import AXES
+from sora_jax.models.layers import POLICIES
 from sora_jax.plan import estimate
 from sora_jax.plan.topology import GIB, Topology
 from sora_jax.settings import MeshSettings, Settings
@@ -15,7 +15,6 @@ from sora_jax.train.loop import check_batch
 
 TRIES = 3  # that are compiled
 SLACK = 1.3  # how far the estimate of the memory may be above the chip's for a try
-REMATS = ("full", "save_attention", "offload", "none")
 
 
 def check(settings: Settings, topology: Topology, what: str) -> Settings:
@@ -65,10 +64,9 @@ def candidates(settings: Settings, topology: Topology) -> list[Settings]:
                 checked = check(wanted, topology, "train")
             except InputError:
                 break  # more parts won't divide either
-            for remat in REMATS:
-                with contextlib.suppress(InputError):  # a policy that settings don't know
-                    model = dataclasses.replace(checked.transformer, remat=remat)
-                    found.append(dataclasses.replace(checked, transformer=model))
+            for remat in (*POLICIES, "none"):
+                model = dataclasses.replace(checked.transformer, remat=remat)
+                found.append(dataclasses.replace(checked, transformer=model))
     return found
 
 

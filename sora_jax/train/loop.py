@@ -14,7 +14,7 @@ from sora_jax.data.stream import train_crops, train_rows
 from sora_jax.distributed import agree, on_first
 from sora_jax.errors import InputError
 from sora_jax.files import copy_files, replacing
-from sora_jax.mesh import RULES, local_rows, make_mesh, place, ways
+from sora_jax.mesh import axes_of, local_rows, make_mesh, place, ways
 from sora_jax.settings import AutoencoderSettings, Settings
 from sora_jax.train.checkpoint import FOLDER, abstract_on_mesh
 from sora_jax.train.export import export_autoencoder
@@ -133,10 +133,10 @@ def check_batch(settings: Settings, mesh: jax.sharding.Mesh):
     of_data = [("data", key, "tokens") for key in ("row_patches", "row_tokens")]
     of_models = [(group, key, name) for group in ("transformer", "text") for key, name in SPLIT.items()]
     for group, key, name in of_data + of_models:
-        size, degree = getattr(getattr(settings, group), key), ways(name, mesh)
+        size, degree = getattr(getattr(settings, group), key), ways(name, mesh.shape)
         if size % degree:
-            axes = RULES[name] if isinstance(RULES[name], tuple) else (RULES[name],)
-            message = f"config.{group}.{key}: {size} must be a multiple of {' x '.join(axes)} = {degree}"
+            axes = " x ".join(axes_of(name))
+            message = f"config.{group}.{key}: {size} must be a multiple of {axes} = {degree}"
             if key == "heads":
                 work = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
                 message += f"; {work} would do, and config.mesh.ring splits sequences without this limit"

@@ -22,7 +22,7 @@ from jax.experimental import topologies
 from sora_jax.mesh import AXES
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import init_params
-from sora_jax.models.streaming import _decode_next, _encode_next
+from sora_jax.models.streaming import decode_next, encode_next
 from sora_jax.weights.wan import WAN21_AUTOENCODER, WAN22_AUTOENCODER
 
 MODELS = {"Wan 2.1": WAN21_AUTOENCODER, "Wan 2.2": WAN22_AUTOENCODER}
@@ -38,11 +38,11 @@ def step_memory(mesh, settings, half: str, size: tuple[int, int], dtype: str) ->
     with jax.set_mesh(mesh):
         params = jax.eval_shape(lambda: init_params(Autoencoder, settings, jax.random.key(0)))
         if half == "encode":
-            step = _encode_next
+            step = encode_next
             shapes = [(1, frames, H, W, 3) for frames in (1, settings.temporal_stride)]
             kind = jnp.uint8
         else:
-            step = _decode_next
+            step = decode_next
             shapes = [(1, 1, H // side, W // side, settings.latent_channels)] * 2
             kind = jnp.float32
         place = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_chip))
@@ -57,6 +57,7 @@ def step_memory(mesh, settings, half: str, size: tuple[int, int], dtype: str) ->
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chips", nargs="*", default=list(CHIPS), choices=CHIPS)
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
     parser.add_argument("--dtype", default="bfloat16", help="of the weights in memory")
     options = parser.parse_args()
     print(f"| chip | model | video | step | peak GiB | of it carried | compile s |\n|{'---|' * 7}")
@@ -67,12 +68,12 @@ def main():
             AXES,
             axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES),
         )
-        for name, settings in MODELS.items():
+        for name in options.models:
             for size, shape in SIZES.items():
                 for half in ("encode", "decode"):
                     start = time.time()
                     try:
-                        peak, carried = step_memory(mesh, settings, half, shape, options.dtype)
+                        peak, carried = step_memory(mesh, MODELS[name], half, shape, options.dtype)
                         cells = f"{peak:.1f} | {carried:.1f}"
                     except jax.errors.JaxRuntimeError as error:
                         cells = f"does not fit: {str(error).splitlines()[0][:200]} |"
