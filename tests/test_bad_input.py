@@ -171,6 +171,22 @@ def test_an_autoencoder_that_cannot_be_is_told_before_anything_is_written(home, 
     assert list(here.iterdir()) == []
 
 
+def test_other_devices_or_processes_than_the_launcher_promised_are_told(home, capsys, monkeypatch):
+    before = files_in(home / "run")
+    for name, value, words in (
+        (
+            "SORA_JAX_NUM_DEVICES",
+            "4",
+            "8 cpu devices are there, 8 in each of 1 processes, but SORA_JAX_N",
+        ),
+        ("SORA_JAX_NUM_PROCESSES", "2", "SORA_JAX_NUM_PROCESSES=2, but JAX finds no cluster here"),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            assert words in told(capsys, "train", *train_flags(home), f"--workdir={home}/run")
+    assert files_in(home / "run") == before
+
+
 def test_a_workdir_that_cannot_be_is_told(home, here, capsys):
     (here / "file").write_text("")
     line = told(capsys, "train", *train_flags(home), "--workdir=file/run")

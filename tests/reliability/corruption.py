@@ -71,6 +71,9 @@ class Home:
         self.folder = folder
         (folder / "config.py").write_text(CONFIG)
         write_data(folder / "latents", "latents", SETTINGS.autoencoder)
+        with jax.set_mesh(make_mesh(MeshSettings())):
+            optimizer = make_optimizer(SETTINGS.optimizer, STEPS)
+            self.abstract = abstract_on_mesh(abstract_state(make_objective(SETTINGS), optimizer))
         self.train(folder / "alone")
         self.alone = self.state(folder / "alone", STEPS)
         self.read = {step: self.files_read(step) for step in (4, 6)}
@@ -85,10 +88,7 @@ class Home:
 
     def state(self, workdir: pathlib.Path, step: int):
         """The arrays of a checkpoint, as numpy; nothing of it is verified here."""
-        with jax.set_mesh(make_mesh(MeshSettings())):
-            objective = make_objective(SETTINGS)
-            abstract = abstract_state(objective, make_optimizer(SETTINGS.optimizer, STEPS))
-            return jax.device_get(read_state(workdir / "checkpoints", step, abstract_on_mesh(abstract)))
+        return jax.device_get(read_state(workdir / "checkpoints", step, self.abstract))
 
     def is_same(self, workdir: pathlib.Path) -> bool:
         ended = self.state(workdir, STEPS)
