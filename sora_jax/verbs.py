@@ -179,18 +179,55 @@ def run_sample(values, console):
 
 
 def define_evaluate(values):
-    flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", flag_values=values)
-    flags.DEFINE_string("data", "", "A prepared data set; default: what it was trained on.", flag_values=values)
-    flags.DEFINE_string("out", None, "Folder for the report; default: WORKDIR/evaluation.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "checkpoint", None, "Workdir of a training run; again: another, side by side.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "suite",
+        [],
+        "Measures: loss, reconstruction, shapes, temporal, fvd, clip, vbench; default: by the checkpoint's kind.",
+        flag_values=values,
+    )
+    for name, text in (
+        ("out", "Folder for the report; default: WORKDIR/evaluation, needed for several checkpoints."),
+        ("data", "A prepared data set; default: what it was trained on."),
+        ("prompts", "A file with a prompt on each line; default: the captions of the data's held-out clips."),
+        ("videos", "A folder of real videos to compare with; default: the data's held-out clips."),
+        ("lpips", "Weights of LPIPS, a .safetensors, for reconstruction."),
+        ("videomae", "A folder with a VideoMAE encoder's safetensors, for fvd."),
+        ("clip", "A folder with a CLIPModel of transformers, for clip."),
+    ):
+        flags.DEFINE_string(name, "", text, flag_values=values)
+    flags.DEFINE_integer(
+        "samples", 0, "How many, of each size and length; 0: by the suite.", 0, flag_values=values
+    )
+    flags.DEFINE_list("size", [], "WIDTHxHEIGHT of samples, several with commas.", flag_values=values)
+    flags.DEFINE_list("frames", [], "Lengths of samples, several with commas.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Of the samples' noise.", flag_values=values)
     define_mesh(values)
 
 
 def run_evaluate(values, console):
     from sora_jax.evaluate.evaluate import evaluate
+    from sora_jax.evaluate.subject import Options
 
-    checkpoint = pathlib.Path(needed(values, "checkpoint", "runs/first"))
-    out = pathlib.Path(values["out"].value or checkpoint / "evaluation")
-    evaluate(checkpoint, out, data=values["data"].value, mesh=mesh_of(values), console=console)
+    checkpoints = [pathlib.Path(path) for path in needed(values, "checkpoint", "runs/first")]
+    if len(checkpoints) > 1 and not values["out"].value:
+        raise InputError(f"--out is missing: name a folder for the report on {len(checkpoints)} checkpoints")
+    frames = values["frames"].value
+    if not all(count.strip().isdecimal() for count in frames):
+        raise InputError(f"--frames={','.join(frames)}: whole numbers are wanted, for example 17,33")
+    options = Options(
+        prompts=tuple(lines_of(values, "prompts")) if values["prompts"].value else (),
+        sizes=tuple(values["size"].value),
+        frames=tuple(int(count) for count in frames),
+        **{
+            name: values[name].value for name in ("data", "samples", "seed", "videos", "lpips", "videomae", "clip")
+        },
+    )
+    out = pathlib.Path(values["out"].value or checkpoints[0] / "evaluation")
+    suites = [name.strip() for name in values["suite"].value]
+    evaluate(checkpoints, out, suites=suites, options=options, mesh=mesh_of(values), console=console)
     console.print(f"report: {out / 'index.html'}", highlight=False)
 
 

@@ -84,7 +84,8 @@ class Home:
         return self.folder / "latents/data"
 
     def report(self, run):
-        return json.loads((self.folder / run / "model/evaluation/evaluation.json").read_text())
+        text = (self.folder / run / "model/evaluation/evaluation.json").read_text()
+        return json.loads(text)["checkpoints"][0]["loss"]
 
     def losses(self, run):
         lines = (self.folder / run / "model/metrics.jsonl").read_text().splitlines()

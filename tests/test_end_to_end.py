@@ -181,14 +181,15 @@ def test_weights_of_another_model_or_other_data_are_refused(run, capsys):
 def test_evaluate_reports_loss_by_time_size_and_length(run):
     out = run.folder / "report"
     run.verb("evaluate", f"--checkpoint={run.folder}/model", f"--out={out}")
-    result = json.loads((out / "evaluation.json").read_text())
+    (found,) = json.loads((out / "evaluation.json").read_text())["checkpoints"]
+    result = found["loss"]
     assert len(result["by_time"]) == 10 and len(result["by_size"]) >= 2 and len(result["by_frames"]) >= 2
     # A fresh model predicts nothing: its loss is the mean square of noise - data, about 1 + the data's own.
     assert 0.5 < result["loss"] < 5 and result["clips"] > 2
     assert (out / "index.html").exists()
     again = run.folder / "again"
     run.verb("evaluate", f"--checkpoint={run.folder}/model", f"--out={again}")
-    assert json.loads((again / "evaluation.json").read_text()) == result
+    assert json.loads((again / "evaluation.json").read_text())["checkpoints"] == [found]
 
 
 def test_evaluate_reports_how_the_autoencoder_reconstructs(run, clips):
@@ -197,7 +198,8 @@ def test_evaluate_reports_how_the_autoencoder_reconstructs(run, clips):
     (folder / "carphone.mp4").symlink_to(clips / "carphone.mp4")
     run.verb("prepare", f"--videos={folder}", f"--out={folder}/pixels", "--config.data.frames=(5,)")
     run.verb("evaluate", f"--checkpoint={run.folder}/autoencoder", f"--data={folder}/pixels", f"--out={out}")
-    result = json.loads((out / "evaluation.json").read_text())
+    (found,) = json.loads((out / "evaluation.json").read_text())["checkpoints"]
+    result = found["reconstruction"]
     assert 3 < result["psnr"] < 60 and -1 <= result["ssim"] <= 1
     assert len(result["clips"]) > 2 and result["clips"][0]["source"] == "carphone.mp4"
-    assert (out / "reconstruction-0.png").exists() and (out / "index.html").exists()
+    assert (out / "autoencoder/reconstruction-0.png").exists() and (out / "index.html").exists()

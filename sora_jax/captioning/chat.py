@@ -196,7 +196,7 @@ class Chat:
                 f"--endpoint={self.endpoint.url}: {what} {response.headers.get('Location', '')}".strip()
             )
         if status in AGAIN or status >= 500:
-            return _Again(text, _seconds(response.headers.get("Retry-After")))
+            return _Again(text, seconds_of(response.headers.get("Retry-After")))
         return NoAnswerError(text)
 
     def _told(self, response) -> tuple[str, str]:
@@ -239,7 +239,7 @@ class Chat:
         return content
 
 
-def _seconds(header: str | None) -> float | None:
+def seconds_of(header: str | None) -> float | None:
     """Seconds to wait that a Retry-After header asks for, as a number or a date; None if it says neither."""
     if not header:
         return None

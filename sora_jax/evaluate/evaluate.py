@@ -1,121 +1,122 @@
-"""Evaluate a checkpoint: numbers as JSON, a table for people, and a page with pictures."""
+"""The verb `evaluate`: suites of measures on one or more checkpoints, as JSON, tables, and a page side by side."""
 
-import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 
 import jax
-import numpy as np
 import rich.console
-import rich.table
 
-from sora_jax.data.records import Records
-from sora_jax.data.stream import validation_rows
 from sora_jax.distributed import on_first
-from sora_jax.errors import InputError
-from sora_jax.evaluate.losses import TIMES, validation_losses
-from sora_jax.evaluate.pictures import draw_reconstruction
-from sora_jax.evaluate.reconstruction import measure_reconstruction
-from sora_jax.evaluate.report import Picture, Section, Table, write_page
+from sora_jax.errors import InputError, nearest
+from sora_jax.evaluate.clip_score import CLIP
+from sora_jax.evaluate.losses import LOSS
+from sora_jax.evaluate.reconstruction import RECONSTRUCTION
+from sora_jax.evaluate.report import write_page
+from sora_jax.evaluate.shapes import SHAPES
+from sora_jax.evaluate.subject import Options, Subject, measured, open_subject
+from sora_jax.evaluate.temporal import TEMPORAL
+from sora_jax.evaluate.vbench import VBENCH
+from sora_jax.evaluate.video_distance import FVD
 from sora_jax.files import replacing
-from sora_jax.mesh import local_rows, make_mesh
-from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.settings import AutoencoderSettings, MeshSettings, Settings
-from sora_jax.train.checkpoint import find_checkpoint, read_meta
-from sora_jax.train.frozen import restore_model
-from sora_jax.train.metrics import progress_bar
-from sora_jax.weights.store import load_model
+from sora_jax.mesh import make_mesh
+from sora_jax.settings import MeshSettings
 
-PICTURES = 8  # at most, in a report
+SUITES = {
+    "loss": LOSS,
+    "reconstruction": RECONSTRUCTION,
+    "shapes": SHAPES,
+    "temporal": TEMPORAL,
+    "fvd": FVD,
+    "clip": CLIP,
+    "vbench": VBENCH,
+}
+DEFAULT = {"flow": ("loss",), "autoencoder": ("reconstruction",)}  # by what a checkpoint was trained for
 
 
 def evaluate(
-    checkpoint: pathlib.Path, out: pathlib.Path, *, data: str, mesh: MeshSettings, console: rich.console.Console
+    checkpoints: Sequence[pathlib.Path],
+    out: pathlib.Path,
+    *,
+    suites: Sequence[str] = (),
+    options: Options,
+    mesh: MeshSettings,
+    console: rich.console.Console,
 ) -> dict:
-    """Measure what the checkpoint is: a transformer's validation loss, or an autoencoder's reconstructions.
+    """Measure what checkpoints are; what an earlier call has measured of the same is not measured again.
 
     Args:
-      checkpoint: workdir of a training run.
-      out: folder for evaluation.json, index.html and its pictures.
-      data: a data set by `prepare`; "": the one it was trained on.
-    Returns: what evaluation.json says.
-    Raises: InputError if there is no checkpoint, or the data are of another kind.
+      checkpoints: workdirs of training runs.
+      out: folder for evaluation.json, index.html, and a folder for each checkpoint.
+      suites: names of SUITES; (): by each checkpoint's kind.
+    Returns: what evaluation.json says: {"checkpoints": [{"name", "checkpoint", "step", "objective", and the values
+      of each suite under its name}]}.
+    Raises: InputError if a checkpoint, its data or weights are not there; and, after all is written, if a model
+      does not do what it is asked.
     """
-    folder, step = find_checkpoint(checkpoint)
-    settings, _ = read_meta(folder, step)
-    data = data or settings.data.path
+    subjects = name_subjects(checkpoints, out)
+    wanted = {subject.name: choose(subject, suites) for subject in subjects}
+    for subject in subjects:
+        for name in wanted[subject.name]:
+            SUITES[name].check(subject, options)
+    results: dict[str, dict[str, dict]] = {}
     with jax.set_mesh(make_mesh(mesh)):
-        if settings.objective == "flow":
-            values, sections = _evaluate_flow(folder, step, settings, data, console)
-        else:
-            values, sections = _evaluate_autoencoder(pathlib.Path(checkpoint), data, out, console)
-    result = {"checkpoint": str(checkpoint), "step": step, "data": data, "objective": settings.objective, **values}
+        for subject in subjects:
+            for name in wanted[subject.name]:
+                values = measured(name, SUITES[name], subject, options, console)
+                results.setdefault(name, {})[subject.name] = values
+    folders = {subject.name: subject.out for subject in subjects}
+    sections = [section for name in results for section in SUITES[name].show(results[name], folders)]
+    result = {
+        "checkpoints": [
+            {
+                "name": subject.name,
+                "checkpoint": str(subject.workdir),
+                "step": subject.step,
+                "objective": subject.settings.objective,
+                **{name: results[name][subject.name] for name in wanted[subject.name]},
+            }
+            for subject in subjects
+        ]
+    }
 
     def write():
         with replacing(out / "evaluation.json") as temporary:
             temporary.write_text(json.dumps(result, indent=1))
-        summary = f"{settings.objective} after {step:,} updates, on {data}"
-        write_page(out / "index.html", f"Evaluation of {pathlib.Path(checkpoint).name}", summary, sections)
+        summary = "; ".join(f"{s.name}: {s.settings.objective} after {s.step:,} updates" for s in subjects)
+        write_page(out / "index.html", f"Evaluation of {', '.join(folders)}", summary, sections)
 
     on_first(write)
+    faults = [
+        f"{name}: {fault}" for of in results.values() for name, v in of.items() for fault in v.get("faults", ())
+    ]
+    if faults:
+        raise InputError(f"{'; '.join(faults)}. All that was measured is in {out / 'index.html'}")
     return result
 
 
-def _evaluate_flow(folder, step, settings: Settings, data: str, console):
-    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=data))
-    stream = validation_rows(settings, rows=local_rows(jax.sharding.get_mesh(), settings.data.batch))
-    params = restore_model(folder, step, settings)
-    with progress_bar(console) as bar:
-        task = bar.add_task("validation loss", total=stream.batches * len(TIMES), numbers="")
-        values = validation_losses(settings, params, stream.iterate(), lambda: bar.advance(task))
-    tables = []
-    for key, name in (("by_time", "time"), ("by_size", "size"), ("by_frames", "frames")):
-        rows = list(values[key].items())
-        console.print(terminal_table((name, "loss"), rows))
-        tables.append(Table((name, "loss"), rows))
-    console.print(f"loss {values['loss']:.4f} on {values['clips']} held-out clips", highlight=False)
-    note = f"{values['loss']:.4f} on {values['clips']} held-out clips; time 0 is data, 1 is noise."
-    return values, [Section("Validation loss", note, tables)]
+def name_subjects(checkpoints: Sequence[pathlib.Path], out: pathlib.Path) -> list[Subject]:
+    """The checkpoints, under names that differ and are folders of `out`.
+
+    Raises: InputError if one has none, or is named twice.
+    """
+    paths = [pathlib.Path(path) for path in checkpoints]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise InputError(f"--checkpoint={path}: is named twice")
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = ["-".join(part for part in path.parts if part not in ("/", "..", ".")) for path in paths]
+    return [open_subject(path, name, out / name) for path, name in zip(paths, names, strict=True)]
 
 
-def _evaluate_autoencoder(workdir, data: str, out: pathlib.Path, console):
-    records = Records(data, "pixels")
-    split = "validation" if any(clip.split == "validation" for clip in records.manifest) else "train"
-    clips = records.clips(split)
-    if not (workdir / "autoencoder").is_dir():
-        raise InputError(f"{workdir}: its training has not ended: no folder `autoencoder` in it yet")
-    settings, params = load_model(workdir / "autoencoder", Autoencoder, AutoencoderSettings)
-    rows, measured, sheets = [], [], []
-    with progress_bar(console) as bar:
-        task = bar.add_task("reconstruction", total=len(clips), numbers="")
-        for index, clip in enumerate(bar.track(clips, task_id=task)):
-            video = records.read(split, index)
-            values, made = measure_reconstruction(params, settings, video)
-            name = f"{clip.source} at {clip.start:.1f} s"
-            size = f"{clip.width}x{clip.height}"
-            rows.append((name, size, clip.frames, values["psnr"], values["ssim"]))
-            measured.append(
-                {"source": clip.source, "start": clip.start, "size": size, "frames": clip.frames, **values}
-            )
-            if len(sheets) < PICTURES and clip.source not in [sheet[0] for sheet in sheets]:
-                picture = out / f"reconstruction-{len(sheets)}.png"
-                if jax.process_index() == 0:
-                    draw_reconstruction(picture, video, made)
-                caption = f"{name}: {values['psnr']:.1f} dB, SSIM {values['ssim']:.3f}. {clip.captions[0]}"
-                sheets.append((clip.source, Picture(picture, caption)))
-    header = ("clip", "size", "frames", "PSNR, dB", "SSIM")
-    console.print(terminal_table(header, rows[:40]))
-    means = {key: float(np.mean([values[key] for values in measured])) for key in ("psnr", "ssim")}
-    line = f"PSNR {means['psnr']:.2f} dB, SSIM {means['ssim']:.4f} on {len(rows)} {split} clips"
-    console.print(line, highlight=False)
-    values = means | {"split": split, "clips": measured}
-    pictures = [sheet for _, sheet in sheets]
-    return values, [Section("Reconstruction", f"{line}.", [*pictures, Table(header, rows)])]
-
-
-def terminal_table(header, rows) -> rich.table.Table:
-    """A table for the terminal; numbers with four digits that count."""
-    table = rich.table.Table(*header)
-    for row in rows:
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
-    return table
+def choose(subject: Subject, suites: Sequence[str]) -> tuple[str, ...]:
+    """The suites for a checkpoint. Raises: InputError for one that is unknown or can't be measured of it."""
+    objective = subject.settings.objective
+    for name in suites:
+        if name not in SUITES:
+            raise InputError(f"--suite: no suite {name!r}, {nearest(name, SUITES)}")
+        if objective not in SUITES[name].objectives:
+            fit = ", ".join(n for n, suite in SUITES.items() if objective in suite.objectives)
+            raise InputError(f"--suite={name}: can't be measured of {subject.workdir}, a {objective}; {fit} can")
+    return tuple(dict.fromkeys(suites)) or DEFAULT[objective]

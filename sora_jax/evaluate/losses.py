@@ -1,21 +1,30 @@
 """Validation loss of a transformer: at fixed times, with fixed noise, on the held-out sources."""
 
 import collections
+import dataclasses
 import functools
-from collections.abc import Iterable
+import pathlib
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sora_jax.data.records import Records
+from sora_jax.data.stream import validation_rows
 from sora_jax.diffusion.flow import flow_errors
-from sora_jax.mesh import place, spec
+from sora_jax.evaluate.report import Section, Table
+from sora_jax.evaluate.subject import Options, Subject, Suite, side_by_side, terminal_table
+from sora_jax.mesh import local_rows, place, spec
 from sora_jax.models.module import bind
 from sora_jax.models.video_model import VideoModel
 from sora_jax.patches import PatchBatch
 from sora_jax.settings import Settings
+from sora_jax.train.frozen import restore_model
+from sora_jax.train.metrics import progress_bar
 
+GROUPS = {"by_time": "time", "by_size": "size", "by_frames": "frames"}
 TIMES = tuple((n + 0.5) / 10 for n in range(10))
 
 
@@ -75,3 +84,34 @@ def clip_kinds(settings: Settings, segments: np.ndarray, positions: np.ndarray) 
             frames = (f * p_f - 1) * temporal + 1
             kinds.append((row, segment, f"{w * p_w * stride}x{h * p_h * stride}", int(frames)))
     return kinds
+
+
+def _check(subject: Subject, options: Options):
+    Records(options.data or subject.settings.data.path, "latents", where="--data" if options.data else "data.path")
+
+
+def _measure(subject: Subject, options: Options, console) -> dict:
+    settings = subject.settings
+    data = options.data or settings.data.path
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=data))
+    stream = validation_rows(settings, rows=local_rows(jax.sharding.get_mesh(), settings.data.batch))
+    params = restore_model(subject.folder, subject.step, settings)
+    with progress_bar(console) as bar:
+        task = bar.add_task("validation loss", total=stream.batches * len(TIMES), numbers="")
+        values = validation_losses(settings, params, stream.iterate(), lambda: bar.advance(task))
+    for key, name in GROUPS.items():
+        console.print(terminal_table((name, "loss"), list(values[key].items())))
+    line = f"{subject.name}: loss {values['loss']:.4f} on {values['clips']} held-out clips"
+    console.print(line, highlight=False)
+    return {"data": data, **values}
+
+
+def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> list[Section]:
+    losses = [
+        f"{name} {v['loss']:.4f} on {v['clips']} held-out clips of {v['data']}" for name, v in results.items()
+    ]
+    tables = [Table((name, *results), side_by_side(results, key)) for key, name in GROUPS.items()]
+    return [Section("Validation loss", f"{'; '.join(losses)}. Time 0 is data, 1 is noise.", tables)]
+
+
+LOSS = Suite(("flow",), ("data",), _measure, _show, _check)

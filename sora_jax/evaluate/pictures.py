@@ -215,3 +215,45 @@ def wrapped(text: str, font: PIL.ImageFont.FreeTypeFont, width: int) -> list[str
 def save_png(path, image):
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", optimize=True)
+
+
+def draw_shares(
+    path: str | os.PathLike,
+    results: Mapping[str, Mapping[str, Mapping]],
+    chance: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Draw shares of 1 with their intervals as bars, groups of one bar a checkpoint, as a PNG.
+
+    Args:
+      results: checkpoint -> attribute -> {"share", "low", "high"}.
+      chance: checkpoint -> attribute -> what would be there by chance, marked by a line across the bar.
+    """
+    names = list(dict.fromkeys(name for values in results.values() for name in values))
+    figure = Figure(figsize=(max(7.0, 1.1 * len(names)), 3.8), layout="constrained", facecolor=PAPER)
+    panel = figure.subplots()
+    width = 0.8 / len(results)
+    colours = [ACCENT, "#f08c00", "#2f9e44", "#ae3ec9", "#e03131", "#1098ad"]
+    for number, (checkpoint, values) in enumerate(results.items()):
+        there = [(i, name) for i, name in enumerate(names) if name in values]
+        x = np.array([i + (number - (len(results) - 1) / 2) * width for i, _ in there])
+        share, low, high = (
+            np.array([values[name][key] for _, name in there]) * 100 for key in ("share", "low", "high")
+        )
+        panel.bar(x, share, width * 0.92, color=colours[number % len(colours)], label=checkpoint, zorder=2)
+        reach = np.maximum([share - low, high - share], 0)  # rounding
+        panel.errorbar(x, share, reach, fmt="none", ecolor=INK, capsize=3, lw=1, zorder=3)
+        marks = [100 * chance[checkpoint].get(name, math.nan) for _, name in there]
+        panel.hlines(marks, x - width / 2, x + width / 2, color=INK, linestyles="dotted", lw=1.6, zorder=4)
+    panel.set_xticks(range(len(names)), names)
+    panel.set_ylim(0, 105)
+    panel.set_ylabel("% of samples", color=FAINT)
+    panel.set_title("dotted: captions shuffled", loc="right", color=FAINT, fontsize=10)
+    panel.grid(True, axis="y", color=LINE, linewidth=0.6)
+    panel.tick_params(colors=FAINT)
+    if len(results) > 1:
+        panel.legend(loc="upper left", bbox_to_anchor=(0, 1.14), ncols=len(results), frameon=False)
+    for side, spine in panel.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(LINE)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=144, format="png")

@@ -21,20 +21,25 @@ EPSILON = 1e-5
 
 
 class ImageBlock(nnx.Module):
-    def __init__(self, settings: ImageSettings, *, rngs):
+    """A block of a vision transformer, or of a text one whose `bias` hides what comes later.
+
+    settings: anything with width, heads, mlp and dtype.
+    """
+
+    def __init__(self, settings, *, epsilon=EPSILON, mlp=Mlp, rngs):
         E, dtype = settings.width, jnp.dtype(settings.dtype)
         self.A = settings.heads
-        self.attention_norm = layer_norm(E, epsilon=EPSILON, affine=True, rngs=rngs)
+        self.attention_norm = layer_norm(E, epsilon=epsilon, affine=True, rngs=rngs)
         self.q, self.k, self.v = (linear(E, E, "embed heads", dtype=dtype, rngs=rngs) for _ in range(3))
         self.out = linear(E, E, "heads embed", dtype=dtype, rngs=rngs)
-        self.mlp_norm = layer_norm(E, epsilon=EPSILON, affine=True, rngs=rngs)
-        self.mlp = Mlp(E, settings.mlp, dtype=dtype, approximate=False, rngs=rngs)
+        self.mlp_norm = layer_norm(E, epsilon=epsilon, affine=True, rngs=rngs)
+        self.mlp = mlp(E, settings.mlp, dtype=dtype, approximate=False, rngs=rngs)
 
-    def __call__(self, x):  # [B, I, E] float32
+    def __call__(self, x, bias=None):  # [B, I, E] float32
         h = self.attention_norm(x)
         q, k, v = (split_heads(f(h, out_sharding=spec("batch . heads")), self.A) for f in (self.q, self.k, self.v))
         one = jnp.ones(x.shape[:2], jnp.int32, out_sharding=spec("batch ."))
-        y = merge_heads(attention(q, k, v, one, one))
+        y = merge_heads(attention(q, k, v, one, one, bias=bias))
         x = x + self.out(y, out_sharding=spec("batch tokens .")).astype(jnp.float32)
         return x + self.mlp(self.mlp_norm(x)).astype(jnp.float32)
 
@@ -42,7 +47,7 @@ class ImageBlock(nnx.Module):
 class ImageEncoder(nnx.Module):
     """Images to one embedding for the whole and one for each patch."""
 
-    def __init__(self, settings: ImageSettings, *, rngs):
+    def __init__(self, settings: ImageSettings, *, mlp=Mlp, rngs):
         E, dtype = settings.width, jnp.dtype(settings.dtype)
         count = (settings.size // settings.patch) ** 2
         self.settings = settings
@@ -51,7 +56,7 @@ class ImageEncoder(nnx.Module):
         self.whole = nnx.Param(sharded(normal_002, ".")(rngs.params(), (E,)))
         self.positions = nnx.Param(small(rngs.params(), (1 + count, E)))
         self.norm = layer_norm(E, epsilon=EPSILON, affine=True, rngs=rngs)
-        self.blocks = stack(lambda rngs: ImageBlock(settings, rngs=rngs), settings.layers, rngs=rngs)
+        self.blocks = stack(lambda rngs: ImageBlock(settings, mlp=mlp, rngs=rngs), settings.layers, rngs=rngs)
 
     def __call__(self, images):
         """Embed normalised images, [B, size, size, 3] float -> [B, 1 + patches, E] float32."""

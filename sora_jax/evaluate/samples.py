@@ -1,0 +1,180 @@
+"""Samples for evaluation: a video for each prompt, made once, in groups, and kept as mp4.
+
+What is measured of a sample is read from its file, so that it is of what people see.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from sora_jax.config import parse_size
+from sora_jax.data.captions import find_sources
+from sora_jax.data.clips import count_frames, probe, read_frames
+from sora_jax.data.records import Records
+from sora_jax.errors import InputError
+from sora_jax.evaluate.subject import Options, Subject
+from sora_jax.generate.pipeline import decode_video, latent_shape, sample_latents
+from sora_jax.generate.writer import VideoWriter
+from sora_jax.models.streaming import decode_stream
+from sora_jax.settings import SampleSettings
+from sora_jax.train.metrics import progress_bar
+
+CRF = 8  # of x264: the detector of the shapes world reads as much of such files as of the frames themselves
+
+
+def cells(subject: Subject, options: Options) -> list[SampleSettings]:
+    """The settings of the samples, one for each size and length that is asked for.
+
+    Raises: InputError for one that the model can't make.
+    """
+    own = subject.settings.sample
+    made = [
+        dataclasses.replace(own, size=size, frames=frames)
+        for size in options.sizes or (own.size,)
+        for frames in options.frames or (own.frames,)
+    ]
+    for cell in made:
+        latent_shape(subject.settings, cell)
+    return made
+
+
+def make_samples(
+    subject: Subject, options: Options, prompts: Sequence[str], cell: SampleSettings, console
+) -> list[pathlib.Path]:
+    """A video file for each prompt; those that an earlier run has made are kept.
+
+    Prompt n has the seed's n-th noise, whatever is sampled along with it, so more prompts add to what is there.
+    """
+    asked = {"seed": options.seed, "checkpoint": subject.identity, **dataclasses.asdict(cell)}
+    folder = subject.out / "samples" / f"{cell.size}-{cell.frames}-{_digest(asked)}"
+    paths = [folder / f"{n:05}-{_digest(prompt)}.mp4" for n, prompt in enumerate(prompts)]
+    fill(subject, options, list(prompts), paths, cell, console)
+    return paths
+
+
+def fill(
+    subject: Subject,
+    options: Options,
+    prompts: list[str],
+    paths: list[pathlib.Path],
+    cell: SampleSettings,
+    console,
+):
+    """Make the files that are not there yet, of prompts in their order; each appears when it is complete."""
+    # The first host decides: it is the one that writes.
+    missing = multihost_utils.broadcast_one_to_all(np.asarray([not path.exists() for path in paths], bool))
+    rows = _rows()
+    groups = [first for first in range(0, len(prompts), rows) if np.any(missing[first : first + rows])]
+    sampler = options.sampler or _sampler(subject, options.seed)
+    with progress_bar(console) as bar:
+        task = bar.add_task(f"{subject.name}: samples", total=len(groups) * rows, numbers="")
+        for first in groups:
+            group = prompts[first : first + rows]
+            for n, video in enumerate(sampler(group, cell, first), start=first):
+                if jax.process_index() == 0 and missing[n]:
+                    about = {
+                        "prompt": prompts[n],
+                        "seed": options.seed,
+                        "number": n,
+                        "checkpoint_step": subject.step,
+                    }
+                    with VideoWriter(
+                        paths[n], cell.fps, metadata=about | dataclasses.asdict(cell), crf=CRF
+                    ) as file:
+                        file.write(video)
+                bar.advance(task)
+
+
+def _rows() -> int:
+    """How many videos the mesh makes at a time."""
+    shape = jax.sharding.get_mesh().shape
+    return shape.get("data", 1) * shape.get("fsdp", 1)
+
+
+def _sampler(subject, seed):
+    """The checkpoint's own videos, as many at a time as the mesh has rows."""
+
+    def make(prompts, cell, first):
+        padded = prompts + [prompts[-1]] * (_rows() - len(prompts))
+        latents = sample_latents(subject.generator, padded, cell, seed=seed, first=first)
+        for number in range(len(prompts)):
+            yield np.concatenate(list(decode_video(subject.generator, latents[number])))
+
+    return make
+
+
+def captions_of(subject: Subject, options: Options) -> list[str]:
+    """The prompts that were given, or the captions of the held-out clips.
+
+    Raises: InputError if there are none.
+    """
+    if options.prompts:
+        return list(options.prompts)
+    records = Records(options.data or subject.settings.data.path, "latents", where="--data")
+    found = [clip.captions[0] for clip in records.clips("validation") if clip.captions]
+    if not found:
+        raise InputError(f"{records.path}: no caption among its held-out clips; give --prompts=FILE")
+    return found
+
+
+def take(prompts: Sequence[str], count: int) -> list[str]:
+    """`count` of the prompts, from the beginning again if there are fewer."""
+    return [prompts[n % len(prompts)] for n in range(count)]
+
+
+def real_videos(subject: Subject, options: Options, cell: SampleSettings, count: int) -> Iterator[np.ndarray]:
+    """Videos to compare with, as long and as large as the samples, [F, H, W, 3] uint8, `count` at most.
+
+    Those of a folder, piece after piece; else the held-out clips as the checkpoint's autoencoder shows them.
+    """
+    H, W = size_of(cell)
+    if options.videos:
+        pieces = _pieces(options.videos, (H, W), cell)
+    else:
+        records = Records(options.data or subject.settings.data.path, "latents", where="--data")
+        wanted = (cell.frames, H, W)
+        clips = enumerate(records.clips("validation"))
+        fit = [n for n, clip in clips if (clip.frames, clip.height, clip.width) == wanted]
+        if not fit:
+            raise InputError(
+                f"{records.path}: no held-out clip of {cell.size} and {cell.frames} frames; see --videos"
+            )
+        generator = subject.generator
+        pieces = (
+            np.concatenate(
+                list(
+                    decode_stream(
+                        generator.autoencoder_params,
+                        generator.autoencoder,
+                        records.read("validation", n).astype(np.float32),
+                    )
+                )
+            )
+            for n in fit
+        )
+    for _, piece in zip(range(count), pieces, strict=False):
+        yield piece
+
+
+def _pieces(folder, size, cell):
+    for source in find_sources(pathlib.Path(folder)):
+        video = probe(source.path)
+        for start in range(0, count_frames(video, cell.fps) - cell.frames + 1, cell.frames):
+            frames = read_frames(video, [size], fps=cell.fps, start=start, frames=cell.frames)
+            yield np.stack([made for (made,) in frames])
+
+
+def size_of(cell: SampleSettings) -> tuple[int, int]:
+    """(H, W) of the samples."""
+    size = parse_size(cell.size, "--size")
+    return (size, size) if isinstance(size, int) else size
+
+
+def _digest(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
