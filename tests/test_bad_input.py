@@ -171,6 +171,22 @@ def test_an_autoencoder_that_cannot_be_is_told_before_anything_is_written(home, 
     assert list(here.iterdir()) == []
 
 
+def test_other_devices_or_processes_than_the_launcher_promised_are_told(home, capsys, monkeypatch):
+    before = files_in(home / "run")
+    for name, value, words in (
+        (
+            "SORA_JAX_NUM_DEVICES",
+            "4",
+            "8 cpu devices are there, 8 in each of 1 processes, but SORA_JAX_N",
+        ),
+        ("SORA_JAX_NUM_PROCESSES", "2", "SORA_JAX_NUM_PROCESSES=2, but JAX finds no cluster here"),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            assert words in told(capsys, "train", *train_flags(home), f"--workdir={home}/run")
+    assert files_in(home / "run") == before
+
+
 def test_a_workdir_that_cannot_be_is_told(home, here, capsys):
     (here / "file").write_text("")
     line = told(capsys, "train", *train_flags(home), "--workdir=file/run")
@@ -219,7 +235,7 @@ def test_clips_without_numbers_end_a_run_and_other_data_are_told(home, here, cap
     err = capfd.readouterr().err
     assert "is not the data set of the steps before" in err
     last = err.splitlines()[-1]
-    assert "not finite in 3 updates in a row, 3 to 5, on clips of " in last and ".mp4" in last
+    assert "not finite in 3 updates in a row, 3 to 5, on clips of all-nan-" in last
     assert set(json.loads((here / "run/bad_batches.json").read_text())) == {"3", "4", "5"}
     good, skipped = (averages(folder / "run", step) for folder, step in ((home, 2), (here, 4)))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, good, skipped)))

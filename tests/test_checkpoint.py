@@ -159,6 +159,8 @@ def test_a_broken_step_is_named_and_set_aside_and_the_one_before_is_taken(workdi
     assert steps_in(workdir / "checkpoints") == [1, 2] and (workdir / "checkpoints/3.broken/meta").is_dir()
     save(workdir, (3,))
     assert_same(restore(workdir)[0], state_at(3))
+    damage(data_file(workdir / "checkpoints/3"))
+    assert restore(workdir)[0].step == 2 and (workdir / "checkpoints/3.broken.2").is_dir()
     assert capfd.readouterr().err == ""
 
 

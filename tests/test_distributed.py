@@ -110,6 +110,22 @@ def test_two_processes_learn_what_one_does(home):
 
 
 @pytest.mark.slow
+def test_two_processes_set_the_same_broken_step_aside(home):
+    """A file that only one of them reads is broken; a part of what both have is verified over both."""
+    shutil.copytree(home.latents_of_one(), home.folder / "broken" / "data")
+    assert main(home.train("broken", 2, *WITHIN)) == 0
+    straight = home.losses("broken")
+    step = home.folder / "broken/model/checkpoints/2"
+    file = max(step.rglob("ocdbt.process_0/d/*"), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    (code, first), (other_code, other) = processes.run(home.train("broken", 2, *WITHIN))
+    assert (code, other_code) == (0, 0), first + other
+    assert "2: is broken, " in first and "set aside as 2.broken, step 1 is taken" in first
+    assert "step 1 of 2" in first and "broken" not in other
+    np.testing.assert_allclose(home.losses("broken"), straight, rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_two_processes_prepare_train_restore_sample_and_evaluate_as_one_does(home):
     def way(run):
         return [

@@ -34,7 +34,7 @@ def write_data(out: pathlib.Path, kind: str, settings, *, value: float | None = 
     """A finished data set of noise: 5 frames of 32x32 pixels, or latents with an autoencoder never trained.
 
     Args:
-      value: of all latents, instead of noise.
+      value: of all latents, instead of noise; and in the names of the clips.
     """
     rng = np.random.default_rng(0)
     tokenizer = train_tokenizer(["a rabbit", "a bird"], out / "tokenizer.model", vocabulary=400)
@@ -48,9 +48,11 @@ def write_data(out: pathlib.Path, kind: str, settings, *, value: float | None = 
         params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
         save_model(out / "autoencoder", Autoencoder, settings, params)
     arrays = {kind: (None, None, None, array.shape[-1])}
+    prefix = "" if value is None else f"all-{value}-"
     shards, described = {}, {"frames": 5, "height": 32, "width": 32, "shape": array.shape, "tokens": tokens}
     for split in ("train", "validation"):
-        clips = [Clip(split, f"{i}.mp4", 0.0, 1.0, 16.0, captions=("a bird",), **described) for i in range(8)]
+        names = [f"{prefix}{i}.mp4" for i in range(8)]
+        clips = [Clip(split, name, 0.0, 1.0, 16.0, captions=("a bird",), **described) for name in names]
         written = write_shard(out / split, arrays, [(clip, {kind: array}) for clip in clips])
         shards[split] = [(out / split, *written)]
     finish(out, arrays, shards, {"kind": kind})

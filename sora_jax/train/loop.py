@@ -71,13 +71,11 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
             if settings.train.init_from:
                 state = begin_with(settings, state)
         else:
-            state, trained_on, told = checkpoints.restore(abstract, settings)
-            for note in told:
-                console.print(f"note: {note}", highlight=False, soft_wrap=True)
+            state, trained_on, notes = checkpoints.restore(abstract, settings)
             if trained_on != data_hash:
-                console.print(
-                    f"note: {settings.data.path} is not the data set of the steps before", highlight=False
-                )
+                notes.append(f"{settings.data.path} is not the data set of the steps before")
+            for note in notes:
+                console.print(f"note: {note}", highlight=False, soft_wrap=True)
         start = int(state.step)
         console.print(
             f"{settings.objective}: {count_params(state.params):,} parameters on {jax.device_count()} "

@@ -69,7 +69,7 @@ class Checkpoints:
         Raises: InputError if there have been some, and all are set aside.
         """
         latest = self.manager.latest_step()
-        if latest is None and (aside := sorted(path.name for path in self.folder.glob(f"*{BROKEN}"))):
+        if latest is None and (aside := sorted(path.name for path in self.folder.glob(f"*{BROKEN}*"))):
             raise InputError(
                 f"{self.folder}: holds no step that can be used, only {', '.join(aside)}; put a copy there, or "
                 f"take another --workdir to begin anew"
@@ -136,7 +136,9 @@ class Checkpoints:
     def _set_aside(self, broken):
         with mendable(self.folder):
             for step in broken:
-                (self.folder / str(step)).rename(self.folder / f"{step}{BROKEN}")
+                before = len(list(self.folder.glob(f"{step}{BROKEN}*")))
+                name = f"{step}{BROKEN}" + (f".{before + 1}" if before else "")
+                (self.folder / str(step)).rename(self.folder / name)
 
     def _checked(self, write):
         try:

@@ -13,6 +13,8 @@ from sora_jax.files import mendable
 from sora_jax.settings import Settings
 from sora_jax.train.checkpoint import BROKEN, Broken, find_checkpoint, load_meta, steps_in, verify_step
 
+DELETED = ".deleted"  # behind the name of what is being deleted
+
 
 def inspect(workdir: pathlib.Path, console: rich.console.Console):
     """Print the steps of a workdir with their sizes, and what the newest of them was made with."""
@@ -26,7 +28,7 @@ def inspect(workdir: pathlib.Path, console: rich.console.Console):
         except Broken as error:
             told = ["", f"broken: {error}"]
         table.add_row(str(step), *size_and_time(folder / str(step)), *told)
-    for path in sorted(folder.glob(f"*{BROKEN}")):
+    for path in sorted(folder.glob(f"*{BROKEN}*")):
         table.add_row(path.name, *size_and_time(path), "", "set aside")
     console.print(table)
     if newest is None:
@@ -91,13 +93,13 @@ def prune(workdir: pathlib.Path, keep: int, keep_every: int, *, dry_run: bool, c
     folder, _ = find_checkpoint(workdir)
     steps = steps_in(folder)
     stays = {*steps[-keep:], *(step for step in steps if keep_every and step % keep_every == 0)}
-    gone = [folder / str(step) for step in steps if step not in stays] + sorted(folder.glob(f"*{BROKEN}"))
-    for path in gone:
+    gone = [folder / str(step) for step in steps if step not in stays]
+    for path in (*gone, *sorted(folder.glob(f"*{BROKEN}*")), *folder.glob(f"*{DELETED}")):
         size, _ = size_and_time(path)
         if not dry_run:
             with mendable(path):
                 # Out of sight first: a step that is deleted half-way must not look complete.
-                shutil.rmtree(path.rename(path.with_name(f"{path.name}.deleted")))
+                shutil.rmtree(path.rename(path.with_name(path.name.removesuffix(DELETED) + DELETED)))
         console.print(
             f"{path}: {'would go' if dry_run else 'deleted'}, {size} MB", highlight=False, soft_wrap=True
         )

@@ -11,6 +11,7 @@ last bit. Needs root, to mount the disks.
 
 import argparse
 import contextlib
+import functools
 import io
 import pathlib
 import random
@@ -18,6 +19,7 @@ import re
 import shutil
 import sys
 import tempfile
+from unittest import mock
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -30,10 +32,12 @@ from tiny_run import CONFIG, SETTINGS, Disk, compiled_once, write_data
 from sora_jax.cli import main
 from sora_jax.mesh import make_mesh
 from sora_jax.settings import MeshSettings
+from sora_jax.train import loop
 from sora_jax.train.checkpoint import Broken, abstract_on_mesh, load_meta, read_state, steps_in
 from sora_jax.train.objectives import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import abstract_state
+from sora_jax.train.step import make_step
 
 STEPS, EVERY = 8, 2
 FLAGS = (f"--config.train.steps={STEPS}", f"--config.train.save_every={EVERY}", "--config.train.keep=9")
@@ -64,6 +68,13 @@ def remove(content: bytearray, draw) -> None:
 DAMAGES = {"truncated": truncate, "zeroed": zero, "bit flipped": flip, "missing": remove}
 
 
+@functools.lru_cache
+def one_step(settings):
+    """The step of all runs, which have the same settings: traced and compiled once."""
+    optimizer = make_optimizer(settings.optimizer, settings.train.steps)
+    return make_step(make_objective(settings), optimizer, settings)
+
+
 class Home:
     """Data, and a run that nobody disturbs."""
 
@@ -71,6 +82,9 @@ class Home:
         self.folder = folder
         (folder / "config.py").write_text(CONFIG)
         write_data(folder / "latents", "latents", SETTINGS.autoencoder)
+        with jax.set_mesh(make_mesh(MeshSettings())):
+            optimizer = make_optimizer(SETTINGS.optimizer, STEPS)
+            self.abstract = abstract_on_mesh(abstract_state(make_objective(SETTINGS), optimizer))
         self.train(folder / "alone")
         self.alone = self.state(folder / "alone", STEPS)
         self.read = {step: self.files_read(step) for step in (4, 6)}
@@ -85,10 +99,7 @@ class Home:
 
     def state(self, workdir: pathlib.Path, step: int):
         """The arrays of a checkpoint, as numpy; nothing of it is verified here."""
-        with jax.set_mesh(make_mesh(MeshSettings())):
-            objective = make_objective(SETTINGS)
-            abstract = abstract_state(objective, make_optimizer(SETTINGS.optimizer, STEPS))
-            return jax.device_get(read_state(workdir / "checkpoints", step, abstract_on_mesh(abstract)))
+        return jax.device_get(read_state(workdir / "checkpoints", step, self.abstract))
 
     def is_same(self, workdir: pathlib.Path) -> bool:
         ended = self.state(workdir, STEPS)
@@ -183,14 +194,19 @@ def table(rows: list[dict]) -> str:
 
 
 def run(folder: pathlib.Path, corruptions: int, disks: int, seed: int) -> tuple[list[dict], list[dict]]:
-    """What became of each."""
+    """What became of each, printed as it comes."""
     draw = random.Random(seed)
-    with compiled_once(folder / "compiled"):
+    results: tuple[list[dict], list[dict]] = ([], [])
+    with (
+        compiled_once(folder / "compiled"),
+        mock.patch.object(loop, "make_step", lambda objective, optimizer, settings: one_step(settings)),
+    ):
         home = Home(folder)
-        return (
-            [corruption(home, number, draw) for number in range(corruptions)],
-            [full_disk(home, number, draw) for number in range(disks)],
-        )
+        for rows, trial, count in zip(results, (corruption, full_disk), (corruptions, disks), strict=True):
+            for number in range(count):
+                rows.append(trial(home, number, draw))
+                print(*rows[-1].values(), sep="  ", flush=True)
+    return results
 
 
 def from_command_line() -> int:
