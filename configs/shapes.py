@@ -34,8 +34,9 @@ def get_config():
         heads=4,
         mlp=1024,
         layers=6,
+        predicts="data",  # a patch has 256 numbers, as many as the transformer is wide
         remat="none",
-        dtype="float32",
+        unroll=6,
     )
     config.data.update(
         sizes=("64x64",),

@@ -69,9 +69,9 @@ SETTINGS = Settings(
         mlp=640,
         layers=5,
         frequencies=128,
+        predicts="data",
         remat="none",
         unroll=5,
-        dtype="float32",
     ),
     sample=SampleSettings(size=SIZE, frames=FRAMES, fps=FPS, steps=30, guidance=3.0),
 )

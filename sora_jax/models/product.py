@@ -3,6 +3,9 @@
 XLA's CPU backend has a fast product of bfloat16 only with a float32 result, and where the summed dimension is the
 last of the first factor in memory: 2.2 times as fast, forwards and backwards (docs/performance.md). Elsewhere the
 accumulator is float32 anyway, and a float32 result would double what chips send each other to sum it up.
+
+A weight that lies over several mesh axes is gathered over one after the other, and its gradient is summed so. In
+one go the TPU's compiler does both with all-reduces, which send twice as much (docs/scaling.md).
 """
 
 import functools
@@ -24,7 +27,7 @@ def dot_general(x, w, dimension_numbers, *, precision=None, out_sharding=None):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _product(out_sharding, precision, x, w):
-    return _contract(x, w, ((x.ndim - 1,), (0,)), precision, out_sharding)
+    return _contract(x, _half_gathered(w), ((x.ndim - 1,), (0,)), precision, out_sharding)
 
 
 def _forward(out_sharding, precision, x, w):
@@ -34,10 +37,12 @@ def _forward(out_sharding, precision, x, w):
 def _backward(out_sharding, precision, saved, dy):
     del out_sharding
     x, w = saved
-    dx = _contract(dy, w, ((dy.ndim - 1,), (1,)), precision, jax.typeof(x).sharding.spec)
+    dx = _contract(dy, _half_gathered(w), ((dy.ndim - 1,), (1,)), precision, jax.typeof(x).sharding.spec)
     rows = tuple(range(1, x.ndim)), tuple(range(x.ndim - 1))
-    dw = _contract(jnp.moveaxis(x, -1, 0), dy, rows, precision, jax.typeof(w).sharding.spec)
-    return dx, dw
+    layout = jax.typeof(w).sharding.spec
+    first = _first_axes(layout)
+    dw = _contract(jnp.moveaxis(x, -1, 0), dy, rows, precision, first)
+    return dx, dw if first == layout else jax.reshard(jax.lax.optimization_barrier(dw), layout)
 
 
 _product.defvjp(_forward, _backward)
@@ -56,3 +61,15 @@ def _contract(a, b, contracting, precision, out_sharding):
         return product(a, b, preferred_element_type=jnp.float32).astype(a.dtype)
 
     return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=product)
+
+
+def _half_gathered(w):
+    """The weight over the first of the mesh axes of each of its dimensions; the product gathers over these."""
+    layout = jax.typeof(w).sharding.spec
+    first = _first_axes(layout)
+    # A barrier, or the compiler would merge both gathers.
+    return w if first == layout else jax.lax.optimization_barrier(jax.reshard(w, first))
+
+
+def _first_axes(layout):
+    return jax.P(*(axes[0] if isinstance(axes, tuple) else axes for axes in layout))
