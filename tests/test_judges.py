@@ -8,10 +8,10 @@ import pytest
 import safetensors.numpy
 import scipy.linalg
 import tiny
-from test_evaluate import SEED, Model, asked, checkpoint, never_denoised, run
+from test_evaluate import Model, asked, checkpoint, never_denoised, run
 
 from sora_jax.data.clips import write_clip
-from sora_jax.data.shapes import render, sample_scene
+from sora_jax.data.shapes import render
 from sora_jax.errors import InputError
 from sora_jax.evaluate.video_distance import features, frechet_distance, warning
 from sora_jax.models.vision import VideoEncoder, VideoEncoderSettings
@@ -107,12 +107,10 @@ def test_weights_of_another_model_are_refused(encoder, tmp_path):
 
 
 def test_the_suite_tells_videos_of_another_kind_apart(encoder, tmp_path):
-    """Samples as the real ones are nearer to them than noise is; features are not made twice."""
+    """Samples that show what the real videos show are at almost no distance; features are not made twice."""
     real = tmp_path / "real"
     for number in range(8):
-        write_clip(
-            real / f"{number}.mp4", render(sample_scene(SEED, 100 + number), frames=5, size=(32, 32)), fps=16.0
-        )
+        write_clip(real / f"{number}.mp4", render(asked(number), frames=5, size=(32, 32)), fps=16.0)
     wishes = {"samples": 8, "prompts": ("a",), "sizes": ("32x32",), "frames": (5,)}
     wishes |= {"videos": str(real), "videomae": str(encoder)}
     found = []
@@ -120,7 +118,7 @@ def test_the_suite_tells_videos_of_another_kind_apart(encoder, tmp_path):
         folder = checkpoint(tmp_path / name)
         values = run(folder, tmp_path / "out", Model(asked, change), "fvd", **wishes)
         found += values["checkpoints"][0]["fvd"]["by_cell"].values()
-    assert found[0]["fvd"] < 0.5 * found[1]["fvd"] and found[0]["real"] == 8
+    assert found[0]["fvd"] < 0.1 * found[1]["fvd"] and found[0]["real"] == 8
     assert "singular" in found[0]["warning"]
     page = (tmp_path / "out/index.html").read_text()
     assert "FVD" in page and "covariance is singular" in page
