@@ -92,6 +92,7 @@ def home(tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_end_saves_and_goes_on_to_the_bits_of_one_left_alone_and_unwatched(home):
     assert "told to end, and saved; the same command goes on: 3 steps, " in home.first
     assert (home.sign.doing, home.sign.step) == ("preempted", 3)
@@ -101,6 +102,7 @@ def test_a_run_that_is_told_to_end_saves_and_goes_on_to_the_bits_of_one_left_alo
     assert not any((home.folder / "plain" / name).exists() for name in ("samples", "index.html", "profiles"))
 
 
+@pytest.mark.slow
 def test_the_last_line_tells_what_the_run_came_to(home):
     line = home.second.splitlines()[-1]
     found = re.fullmatch(r"done: 4 steps, (\d+) patches, [^,]+ s, goodput ([\d.]+)%, 1 restarts", line)
@@ -109,6 +111,7 @@ def test_the_last_line_tells_what_the_run_came_to(home):
     assert 4 * 2 * 8 <= int(found[1]) <= 4 * 2 * 24
 
 
+@pytest.mark.slow
 def test_samples_are_videos_pictures_and_in_tensorboard(home):
     for step in (2, 4):
         for n, prompt in enumerate(PROMPTS):
@@ -140,6 +143,7 @@ def pictures(file: pathlib.Path):
         data = data[16 + length :]
 
 
+@pytest.mark.slow
 def test_the_page_shows_steps_by_prompts_newest_first_and_the_loss(home):
     page = (home.workdir / "index.html").read_text()
     assert page.index(">4</th>") < page.index(">2</th>")
@@ -149,6 +153,7 @@ def test_the_page_shows_steps_by_prompts_newest_first_and_the_loss(home):
     assert page.count("<img ") == 5 and "loss.png" in page
 
 
+@pytest.mark.slow
 def test_a_profile_has_a_table_of_operations_and_is_made_on_demand(home):
     assert "profile of steps 2 to 3: " in home.first
     assert not (home.workdir / "profile").exists()
