@@ -51,6 +51,10 @@ def get_config():
         row_clips=8,
     )
     config.optimizer.update(learning_rate=5e-4, warmup_steps=500, ema_decay=0.999)
-    config.train.update(steps=20_000)
+    config.train.update(
+        steps=20_000,
+        sample_every=1000,
+        sample_prompts=("a cockatoo turns its head", "waves break on a beach", "a man talks to the camera"),
+    )
     config.sample.update(size="128x128", frames=17, steps=50)
     return config

@@ -35,7 +35,8 @@ def manifest(
 
     Args:
       claim: a PersistentVolumeClaim that many hosts can write to; it is mounted at /data.
-      restarts: how often the whole run is begun again when a pod fails; it goes on from its last checkpoint.
+      restarts: how often the whole run is begun again when a pod fails, hangs, or is taken back; it goes on from
+        its last checkpoint. A mistake of input fails it at once.
       spot: on machines that can be taken back.
     """
     jobs = asked.slices if asked.tpu else 1
@@ -59,7 +60,7 @@ def manifest(
     container = {
         "name": "sora-jax",
         "image": image,
-        "command": command,
+        "command": pod.supervised(command),
         "env": environment(asked, name),
         "resources": {"limits": {"google.com/tpu" if asked.tpu else "nvidia.com/gpu": chips}},
         "volumeMounts": mounts,
@@ -83,6 +84,14 @@ def manifest(
         "parallelism": asked.hosts,
         "completions": asked.hosts,
         "backoffLimit": 0,
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {"containerName": "sora-jax", "operator": "In", "values": [InputError.code]},
+                }
+            ]
+        },
         "template": {"spec": spec},
     }
     # Each slice has a node pool to itself: GKE tells its hosts who they are by that.
@@ -92,7 +101,10 @@ def manifest(
         "kind": "JobSet",
         "metadata": {"name": name} | ({"annotations": alone} if asked.tpu else {}),
         "spec": {
-            "failurePolicy": {"maxRestarts": restarts},
+            "failurePolicy": {
+                "maxRestarts": restarts,
+                "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+            },
             "replicatedJobs": [{"name": JOB[asked.tpu], "replicas": jobs, "template": {"spec": template}}],
         },
     }

@@ -182,6 +182,15 @@ def command_of(command: list[str]) -> list[str]:
     return command
 
 
+def supervised(command: list[str], restarts: int = 0) -> list[str]:
+    """The command of one host, watched there: it ends when it hangs, and with another code when it is not done.
+
+    Args:
+      restarts: by the host itself, where nothing above it begins the run anew.
+    """
+    return ["python", "-m", "sora_jax.supervisor", f"--restarts={restarts}", "--", *command]
+
+
 def with_environment(variables: dict[str, str], command: list[str]) -> str:
     """One line for a shell: `env NAME=VALUE ... command`."""
     return shlex.join(["env", *(f"{key}={value}" for key, value in variables.items()), *command])

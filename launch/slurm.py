@@ -17,9 +17,14 @@ GRACE = 120  # seconds before the end, and from SIGTERM to SIGKILL: a checkpoint
 
 
 def script(
-    asked: Pod, name: str, command: list[str], *, time: str, partition: str, account: str, logs: str
+    asked: Pod, name: str, command: list[str], *, time: str, partition: str, account: str, logs: str, restarts: int
 ) -> str:
-    """The batch script of a run: one process a host, which has all of its GPUs."""
+    """The batch script of a run: one process a host, which has all of its GPUs.
+
+    Args:
+      restarts: how often the job goes back into the queue when it fails, hangs, or its time is up; it goes on from
+        its last checkpoint. After a mistake of input it does not.
+    """
     lines = {
         "job-name": name,
         "nodes": asked.hosts,
@@ -30,12 +35,22 @@ def script(
         "signal": f"TERM@{GRACE}",
         "partition": partition,
         "account": account,
+        "open-mode": "append",  # a job that begins again keeps its log
     }
     directives = [f"#SBATCH --{key}={value}" for key, value in lines.items() if value]
     told = [f"export {key}={shlex.quote(value)}" for key, value in asked.environment(asked.hosts).items()]
     # One dead process stops the others, which would wait for it.
-    start = f"srun --kill-on-bad-exit=1 --label {shlex.join(command)}"
-    parts = ["#!/bin/bash", *directives, "#SBATCH --exclusive", "set -eu", *told, start]
+    start = f"srun --kill-on-bad-exit=1 --label {shlex.join(pod.supervised(command))}"
+    again = [
+        f"{start} || code=$?",
+        f'if [ "$code" -ne 0 ] && [ "$code" -ne {InputError.code} ] '
+        f'&& [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then',
+        '  exec scontrol requeue "$SLURM_JOB_ID"',
+        "fi",
+        'exit "$code"',
+    ]
+    queue = f"#SBATCH --{'requeue' if restarts else 'no-requeue'}"
+    parts = ["#!/bin/bash", *directives, "#SBATCH --exclusive", queue, "set -eu", *told, "code=0", *again]
     return "\n".join(parts) + "\n"
 
 
@@ -47,6 +62,7 @@ def submit(arguments: Sequence[str]):
     parser.add_argument("--partition", default="")
     parser.add_argument("--account", default="")
     parser.add_argument("--logs", default=".", help="a folder that is there")
+    parser.add_argument("--restarts", type=pod.at_least(0), default=0, help="through the queue")
     options, command = parser.read(arguments)
     asked = pod.pod_of(options)
     if asked.tpu:
@@ -59,6 +75,7 @@ def submit(arguments: Sequence[str]):
         partition=options.partition,
         account=options.account,
         logs=options.logs,
+        restarts=options.restarts,
     )
     pod.run(["sbatch"], dry=options.dry_run, text=text)
 

@@ -142,10 +142,13 @@ def ssh(arguments: Sequence[str]):
 
 
 def run(arguments: Sequence[str]):
-    """Start a run on every machine, and leave it there."""
-    machines = Machines(arguments)
+    """Start a run on every machine, and leave it there; a machine begins again when its process dies or hangs."""
+    # Meeting the others anew can take more than one try.
+    restarts = {"type": pod.at_least(0), "default": 10, "help": "while no new checkpoint comes of it"}
+    machines = Machines(arguments, ("--restarts", restarts))
     told = machines.pod.environment(machines.processes)
-    line = pod.with_environment(told, pod.command_of(machines.command))
+    command = pod.supervised(pod.command_of(machines.command), machines.options.restarts)
+    line = pod.with_environment(told, command)
     machines.ssh(
         f"cd {FOLDER} || exit 1; export PATH=$PWD/.venv/bin:$PATH; "
         'if [ -f run.pid ] && kill -0 "$(cat run.pid)" 2>/dev/null; then echo a run is on already; exit 1; fi; '

@@ -42,7 +42,7 @@ def launch(arguments: Sequence[str]):
             f"--num-slices={asked.slices}",
             f"--docker-image={options.image}",
             f"--max-restarts={options.restarts}",
-            f"--command={pod.with_environment(told, pod.command_of(command))}",
+            f"--command={pod.with_environment(told, pod.supervised(pod.command_of(command)))}",
         ],
         dry=options.dry_run,
     )

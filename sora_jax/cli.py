@@ -33,6 +33,7 @@ class Verb:
     run: Callable[[flags.FlagValues, rich.console.Console], None]
     config: bool = False  # takes --config and --config.KEY
     joins: bool = False  # the other processes, if there are any
+    saves: bool = False  # and ends when SIGTERM comes; others die of it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verb.run(values, console)
     except InputError as error:
         print(f"sora-jax {name}: {error}", file=sys.stderr)
-        return 2
+        return error.code
     except KeyboardInterrupt:
         print(f"sora-jax {name}: stopped; the same command goes on from what is complete", file=sys.stderr)
         return 130
@@ -78,7 +79,7 @@ def joined(verb: Verb, values: flags.FlagValues, console: rich.console.Console):
         return contextlib.nullcontext()
     from sora_jax.distributed import started
 
-    return started(values.flag_values_dict(), console)
+    return started(values.flag_values_dict(), console, hears_sigterm=verb.saves)
 
 
 def show(text: str):
@@ -192,7 +193,9 @@ VERBS = {
         "videos and captions -> a data set", verbs.define_prepare, verbs.run_prepare, config=True, joins=True
     ),
     "data verify": Verb("a data set -> what of it is broken", verbs.define_verify, verbs.run_verify),
-    "train": Verb("a data set -> a trained model", verbs.define_train, verbs.run_train, config=True, joins=True),
+    "train": Verb(
+        "a data set -> a trained model", verbs.define_train, verbs.run_train, config=True, joins=True, saves=True
+    ),
     "convert": Verb("published weights -> a workdir, and back", verbs.define_convert, verbs.run_convert),
     "sample": Verb("a trained model and prompts -> videos", verbs.define_sample, verbs.run_sample, joins=True),
     "evaluate": Verb(

@@ -41,7 +41,7 @@ from jax._src import clusters
 from jax._src.distributed import global_state
 
 import sora_jax
-from sora_jax.errors import InputError
+from sora_jax.errors import AGAIN, AbsentError, InputError
 
 PREFIX = "SORA_JAX_"
 VARIABLES = tuple(
@@ -59,22 +59,26 @@ _rounds = itertools.count()  # of what is agreed on; every process counts the sa
 
 
 @contextlib.contextmanager
-def started(asked: Mapping, console: rich.console.Console):
+def started(asked: Mapping, console: rich.console.Console, *, hears_sigterm: bool):
     """Join the other processes, if there are any, for what is done in the block.
 
     Args:
       asked: what was asked for, flags and config: it must be the same everywhere.
       console: is made silent on all processes but the first.
+      hears_sigterm: for `train.preemption`; else it ends a process, as it does where there is no JAX.
     Raises: InputError, in every process, if not all came, or they or their devices are not what was promised.
     """
     try:
+        jax.config.update("jax_enable_preemption_service", hears_sigterm)
         start(asked)
         console.quiet = _many() and global_state.process_id > 0
         yield
         wait_for_all()  # JAX's own end gives the slower ones five minutes
     except BaseException as error:
         if _many():
-            code = 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+            code = (
+                error.code if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+            )
             atexit.register(_leave, code)
         raise
 
@@ -158,7 +162,7 @@ def _initialize(arguments: dict, seconds: int):
     try:
         jax.distributed.initialize(**arguments, initialization_timeout=seconds + 30)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"the processes can't find each other: {str(error).splitlines()[0]}") from error
+        raise AbsentError(f"the processes can't find each other: {str(error).splitlines()[0]}") from error
     finally:
         timer.cancel()
 
@@ -176,7 +180,7 @@ def _give_up(arguments: dict, seconds: int):
     else:
         reason = f"nothing listens at {address}; is process 0 running, and does a firewall let its port through?"
     print(f"sora-jax: {name} waited {seconds} s for the others: {reason}", file=sys.stderr, flush=True)
-    os._exit(2)
+    os._exit(AGAIN)
 
 
 def _listens(address: str) -> bool:

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+AGAIN = 75  # the exit code of what went wrong by chance, or was told to end early: start it again (sysexits.h)
+
 
 class InputError(Exception):
     """A mistake that the user can mend: what is wrong, where, what to do.
@@ -10,6 +12,14 @@ class InputError(Exception):
     The command line prints its text as one line and exits with 2; anything else that is raised is a bug and
     keeps its traceback.
     """
+
+    code = 2
+
+
+class AbsentError(InputError):
+    """Other processes of the run are not there, which the same command may find better when it is tried again."""
+
+    code = AGAIN
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

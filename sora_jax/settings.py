@@ -13,9 +13,8 @@ from sora_jax.errors import InputError, nearest
 # The least of each whole number, where it is not 1; then what is from 0 to 1, what is above 0, what is 0 or more.
 _LEAST = {"data": -1, "fsdp": -1, "context": -1, "tensor": -1, "ring": -1}
 _LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions", "whole_times", "rank"), 0)
-_LEAST |= dict.fromkeys(
-    ("row_levels", "shuffle_seed", "seed", "warmup_steps", "adversarial_start", "keep_every"), 0
-)
+_LEAST |= dict.fromkeys(("row_levels", "shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
+_LEAST |= dict.fromkeys(("keep_every", "sample_every", "sample_seed"), 0)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
 _SHARES += ("time_min", "time_max", "forcing", "noise")
 _POSITIVE = ("fps", "epsilon", "clip_norm")
@@ -280,6 +279,17 @@ class TrainSettings:
     keep_every: int = 0  # and those of every so many steps; 0: none
     bad_steps: int = 5  # updates in a row skipped for a loss or a gradient that is not finite, and the run stops
     seed: int = 0
+    sample_every: int = 0  # steps between sample videos, made as config.sample says; 0: none
+    sample_prompts: tuple[str, ...] = ()
+    sample_seed: int = 0
+    profile: str = ""  # "a:b": trace the steps from a to b
+
+    def __post_init__(self):
+        if bool(self.sample_every) != bool(self.sample_prompts):
+            raise InputError("config.train.sample_every and config.train.sample_prompts: set both or neither")
+        span = re.fullmatch(r"(\d+):(\d+)", self.profile)
+        if self.profile and not (span and 1 <= int(span[1]) <= int(span[2])):
+            raise InputError(f"config.train.profile: {self.profile!r}? write first:last step, for example 100:105")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # From the bottom up. A name stands for a module or a package right below sora_jax.
 FLOORS = (
-    ("errors", "files", "settings", "config", "mesh", "patches", "distributed"),
+    ("errors", "files", "heartbeat", "supervisor", "settings", "config", "mesh", "patches", "distributed"),
     ("models", "diffusion"),
     ("weights", "data"),
     ("train", "generate", "evaluate", "captioning"),

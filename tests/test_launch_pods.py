@@ -20,6 +20,7 @@ case "$*" in *describe*) sed -n "$(( $(grep -c describe "$CALLS") ))p" "$STATES"
 exit "${STATUS:-0}"
 """
 TRAIN = ["--", "sora-jax", "train", "--config=configs/t2v_14b.py", "--workdir=/data/runs/a first"]
+SUPERVISED = ["python", "-m", "sora_jax.supervisor", "--restarts=0"]
 V5P = ["--chip=v5p", "--topology=4x4x4"]
 
 
@@ -105,7 +106,7 @@ def test_the_numbers_of_a_jobset_agree(case, replicas, hosts, chips, devices):
     assert list(pod["containers"][0]["resources"]["limits"].values()) == [chips]
     assert told["SORA_JAX_NUM_PROCESSES"] == str(replicas * hosts)
     assert told["SORA_JAX_NUM_DEVICES"] == str(devices)
-    assert pod["containers"][0]["command"] == TRAIN[1:]
+    assert pod["containers"][0]["command"] == [*SUPERVISED, *TRAIN]
     assert {volume["name"] for volume in pod["volumes"]} == {
         m["name"] for m in pod["containers"][0]["volumeMounts"]
     }
@@ -187,6 +188,17 @@ def test_xpk_is_asked_for_the_slices_and_the_command_with_its_variables(programs
     assert "--tpu-type=v5p-128 --num-slices=2" in asked
     assert "SORA_JAX_NUM_DEVICES=128" in asked and asked.endswith("'--workdir=/data/runs/a first'")
     assert "--tpu-type=tpu7x-4x4x4" in printed("xpk.py", *where, "--chip=v7x", "--topology=4x4x4", *TRAIN)
+
+
+def test_a_mistake_of_input_fails_a_jobset_and_anything_else_begins_it_again():
+    manifest = manifest_of(*GKE["two slices"], "--restarts=10")
+    policy = manifest["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] == 10
+    (rule,) = policy["rules"]
+    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    (fails,) = parts_of(manifest)[1]["podFailurePolicy"]["rules"]
+    assert fails["action"] == "FailJob" and fails["onExitCodes"]["values"] == [2]
+    assert parts_of(manifest)[2]["restartPolicy"] == "Never"  # a pod failure policy needs it
 
 
 VM = ["--name=first", "--zone=us-east5-a"]
@@ -272,12 +284,37 @@ def test_slurm_starts_one_process_a_host_with_all_of_its_gpus(programs):
         assert f"#SBATCH {line}\n" in script
     assert "--account" not in script
     assert "export SORA_JAX_NUM_PROCESSES=4\nexport SORA_JAX_NUM_DEVICES=32\n" in script
-    assert script.endswith("sora-jax train --config=configs/t2v_14b.py '--workdir=/data/runs/a first'\n")
+    start = "srun --kill-on-bad-exit=1 --label python -m sora_jax.supervisor --restarts=0 -- sora-jax train "
+    assert f"{start}--config=configs/t2v_14b.py '--workdir=/data/runs/a first' || code=$?\n" in script
     submit = ["submit", "--name=first", "--time=1:00:00", "--chip=h100", *TRAIN]
     assert launch("slurm.py", *submit, **programs).returncode == 0
     assert launch("slurm.py", "cancel", "--name=first", **programs).returncode == 0
     asked = calls(programs)
     assert asked[:2] == ["sbatch ", "#!/bin/bash"] and asked[-1] == "scancel --me --name=first"
+
+
+@pytest.mark.parametrize(
+    "code, count, restarts, requeued",
+    [
+        (0, 0, 3, False),
+        (75, 0, 3, True),
+        (137, 2, 3, True),
+        (137, 3, 3, False),
+        (2, 0, 3, False),
+        (75, 0, 0, False),
+    ],
+)
+def test_a_slurm_job_goes_back_into_the_queue_unless_done_or_mistaken(programs, code, count, restarts, requeued):
+    script = batch_script("--chip=h100", f"--restarts={restarts}")
+    assert f"#SBATCH --{'requeue' if restarts else 'no-requeue'}\n" in script
+    folder = pathlib.Path(programs["path"].split(":")[0])
+    for name, text in (("srun", f"exit {code}"), ("scontrol", 'echo "$@"')):
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    told = {"PATH": f"{folder}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(count)}
+    done = subprocess.run(["bash"], input=script, env=told, capture_output=True, text=True)
+    assert done.stdout == ("requeue 7\n" if requeued else "") and not done.stderr
+    assert done.returncode == (0 if requeued else code)
 
 
 def shellcheck(*arguments, text=None):

@@ -31,7 +31,7 @@ def get_config():
 
 
 def write_data(out: pathlib.Path, kind: str, settings, *, value: float | None = None):
-    """A finished data set of noise: 5 frames of 32x32 pixels, or latents with an autoencoder never trained.
+    """A finished data set of noise: 8 clips of 5 frames, 32x32 pixels, or latents with an untrained autoencoder.
 
     Args:
       value: of all latents, instead of noise; and in the names of the clips.
@@ -40,20 +40,22 @@ def write_data(out: pathlib.Path, kind: str, settings, *, value: float | None = 
     tokenizer = train_tokenizer(["a rabbit", "a bird"], out / "tokenizer.model", vocabulary=400)
     tokens = (len(tokenizer.encode("a bird")),)
     if kind == "pixels":
-        array = rng.integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
+        held = rng.integers(0, 256, (8, 5, 32, 32, 3)).astype(np.uint8)
     else:
-        array = rng.normal(size=(2, 4, 4, settings.latent_channels)).astype(ml_dtypes.bfloat16)
-        array = array if value is None else np.full_like(array, value)
+        held = rng.normal(size=(8, 2, 4, 4, settings.latent_channels)).astype(ml_dtypes.bfloat16)
+        held = held if value is None else np.full_like(held, value)
         shapes = jax.eval_shape(lambda: init_params(Autoencoder, settings, jax.random.key(0)))
         params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
         save_model(out / "autoencoder", Autoencoder, settings, params)
-    arrays = {kind: (None, None, None, array.shape[-1])}
+    arrays = {kind: (None, None, None, held.shape[-1])}
     prefix = "" if value is None else f"all-{value}-"
-    shards, described = {}, {"frames": 5, "height": 32, "width": 32, "shape": array.shape, "tokens": tokens}
+    shards, described = {}, {"frames": 5, "height": 32, "width": 32, "shape": held.shape[1:], "tokens": tokens}
     for split in ("train", "validation"):
         names = [f"{prefix}{i}.mp4" for i in range(8)]
         clips = [Clip(split, name, 0.0, 1.0, 16.0, captions=("a bird",), **described) for name in names]
-        written = write_shard(out / split, arrays, [(clip, {kind: array}) for clip in clips])
+        written = write_shard(
+            out / split, arrays, [(clip, {kind: array}) for clip, array in zip(clips, held, strict=True)]
+        )
         shards[split] = [(out / split, *written)]
     finish(out, arrays, shards, {"kind": kind})
 

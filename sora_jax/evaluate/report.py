@@ -41,6 +41,10 @@ caption { padding: 12px 16px; text-align: left; color: var(--faint) }
 thead th { border-top: 0; color: var(--faint); font-weight: 500; font-size: 14px }
 tbody th { font-weight: 500 }
 .number { text-align: right }
+.sheet { table-layout: fixed }
+.sheet th, .sheet td { padding: 8px; vertical-align: top }
+.sheet thead th:first-child { width: 80px }
+.sheet img { display: block; width: 100%; height: auto }
 .time { width: 55% }
 .bar { height: 8px; min-width: 2px; border-radius: 4px; background: var(--blue) }
 footer { margin-top: 56px; color: var(--faint); font-size: 14px }
@@ -79,6 +83,39 @@ class Gallery:
 
     def html(self, folder: pathlib.Path) -> str:
         return f'<div class="gallery">{"".join(clip.html(folder) for clip in self.clips)}</div>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """Many videos as pictures that move, which browsers load as they come into view; each leads to its mp4.
+
+    header: of the columns; rows: (name, a video for each column, None where there is none).
+    """
+
+    header: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Clip | None]]]
+
+    def html(self, folder: pathlib.Path) -> str:
+        def shown(clip: Clip | None) -> str:
+            if clip is None:
+                return "<td>–</td>"
+            with PIL.Image.open(clip.preview) as image:
+                width, height = image.size
+            size = f'width="{width}" height="{height}"' + (' class="pixels"' if width < 200 else "")
+            return (
+                f'<td><a href="{link(clip.video, folder)}"><img {size} src="{link(clip.preview, folder)}" '
+                f'alt="{html.escape(clip.caption)}" loading="lazy"></a></td>'
+            )
+
+        names = "".join(f"<th>{html.escape(name)}</th>" for name in self.header)
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th>{''.join(shown(clip) for clip in clips)}</tr>"
+            for name, clips in self.rows
+        )
+        head = f"<thead><tr><th>step</th>{names}</tr></thead>"
+        least = 80 + 160 * len(self.header)  # pixels; a narrow window scrolls
+        table = f'<table class="sheet" style="min-width: {least}px">{head}<tbody>{rows}</tbody></table>'
+        return f'<div class="scroll">{table}</div>'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +182,7 @@ class Section:
 
     title: str
     note: str
-    parts: Sequence[Gallery | Picture | Table | Durations]
+    parts: Sequence[Gallery | Sheet | Picture | Table | Durations]
 
     def html(self, folder: pathlib.Path) -> str:
         parts = "".join(part.html(folder) for part in self.parts)

@@ -3,14 +3,16 @@
 import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import rich.console
 
 from sora_jax.errors import InputError, nearest
-from sora_jax.generate.images import check_images, give_images, read_images
+from sora_jax.generate.images import Given, check_images, give_images, read_images
 from sora_jax.generate.pipeline import (
     SOLVERS,
+    Generator,
     check_prompts,
     decode_video,
     latent_shape,
@@ -19,7 +21,7 @@ from sora_jax.generate.pipeline import (
     sample_latents,
 )
 from sora_jax.generate.writer import VideoWriter
-from sora_jax.mesh import make_mesh
+from sora_jax.mesh import make_mesh, ways
 from sora_jax.settings import MeshSettings, SampleSettings
 from sora_jax.train.metrics import progress_bar
 
@@ -71,42 +73,75 @@ def sample(
             if (length := len(generator.tokenizer.encode(prompt))) > limit:
                 note = f"note: {length - limit} of {length} tokens are cut from the prompt {prompt[:40]!r}..."
                 console.print(note, highlight=False)
-        # One video on each part of the mesh at a time; what is missing is filled up and thrown away.
         rows = devices.shape["data"] * devices.shape["fsdp"]
         with progress_bar(console) as bar:
             task = bar.add_task("sampling", total=-(-len(prompts) // rows) * settings.steps, numbers="")
-            for first in range(0, len(prompts), rows):
-                group = prompts[first : first + rows]
-                latents = sample_latents(
-                    generator,
-                    group + [group[-1]] * (rows - len(group)),
-                    settings,
-                    seed=seed,
-                    first=first,
-                    negative_prompt=negative_prompt,
-                    low_guidance=changes.get("guidance", 0.0),
-                    given=given,
-                    advance=lambda: bar.advance(task),
-                )
-                for n, prompt in enumerate(group, start=first):
-                    metadata = {
-                        "prompt": prompt,
-                        "negative_prompt": negative_prompt,
-                        **{
-                            name: str(path)
-                            for name, path in (("image", image), ("last_image", last_image))
-                            if path
-                        },
-                        "seed": seed,
-                        "number": n,
-                        "checkpoint_step": generator.step,
-                        **dataclasses.asdict(settings),
-                    }
-                    # All hosts decode, as their chips hold parts of each frame; one of them writes.
-                    writer = VideoWriter(paths[n], settings.fps, metadata=metadata)
-                    with writer if jax.process_index() == 0 else contextlib.nullcontext() as video:
-                        for frames in decode_video(generator, latents[n - first]):
-                            if video:
-                                video.write(frames)
-                    console.print(f"{paths[n]}: {prompt}", highlight=False)
+            pictures = {name: str(path) for name, path in (("image", image), ("last_image", last_image)) if path}
+            for n in write_videos(
+                generator,
+                prompts,
+                paths,
+                settings,
+                seed=seed,
+                negative_prompt=negative_prompt,
+                low_guidance=changes.get("guidance", 0.0),
+                given=given,
+                metadata=pictures,
+                advance=lambda: bar.advance(task),
+            ):
+                console.print(f"{paths[n]}: {prompts[n]}", highlight=False)
     return paths
+
+
+def write_videos(
+    generator: Generator,
+    prompts: list[str],
+    paths: list[pathlib.Path],
+    settings: SampleSettings,
+    *,
+    seed: int,
+    negative_prompt: str = "",
+    low_guidance: float = 0.0,
+    given: Given | None = None,
+    metadata: Mapping | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> Iterator[int]:
+    """Make a video for each prompt on the current mesh; all processes do, the first one writes.
+
+    Args:
+      seed, negative_prompt, low_guidance, given, advance: as `sample_latents` takes them.
+      metadata: what the files say beside prompt, seed and settings.
+    Yields: the number of each prompt whose video is written.
+    """
+    # One video on each part of the mesh at a time; what is missing is filled up and thrown away.
+    rows = ways("batch", jax.sharding.get_mesh().shape)
+    for first in range(0, len(prompts), rows):
+        group = prompts[first : first + rows]
+        latents = sample_latents(
+            generator,
+            group + [group[-1]] * (rows - len(group)),
+            settings,
+            seed=seed,
+            first=first,
+            negative_prompt=negative_prompt,
+            low_guidance=low_guidance,
+            given=given,
+            advance=advance,
+        )
+        for n, prompt in enumerate(group, start=first):
+            facts = {
+                "prompt": prompt,
+                "negative_prompt": negative_prompt,
+                **(metadata or {}),
+                "seed": seed,
+                "number": n,
+                "checkpoint_step": generator.step,
+                **dataclasses.asdict(settings),
+            }
+            # All hosts decode, as their chips hold parts of each frame; one of them writes.
+            writer = VideoWriter(paths[n], settings.fps, metadata=facts)
+            with writer if jax.process_index() == 0 else contextlib.nullcontext() as video:
+                for frames in decode_video(generator, latents[n - first]):
+                    if video:
+                        video.write(frames)
+            yield n

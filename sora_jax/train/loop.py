@@ -21,10 +21,12 @@ from sora_jax.train.guard import Guard
 from sora_jax.train.metrics import Metrics
 from sora_jax.train.objectives import make_objective
 from sora_jax.train.optimizer import make_optimizer
+from sora_jax.train.preemption import preemption
 from sora_jax.train.pretrained import begin_with, check_pretrained
 from sora_jax.train.saving import Checkpoints
 from sora_jax.train.state import TrainState, abstract_state, init_state
 from sora_jax.train.step import make_step
+from sora_jax.train.watch import Watch
 from sora_jax.weights.store import load_settings
 
 SPLIT = {"heads": "heads_all", "width": "embed", "mlp": "mlp"}  # what of a model lies over which chips
@@ -34,12 +36,15 @@ STREAMS = {"flow": (train_rows, "latents"), "autoencoder": (train_crops, "pixels
 def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Console) -> TrainState:
     """Train, or go on training, until `train.steps` updates are done; all that is written goes into `workdir`.
 
+    SIGTERM to any process ends it sooner: all of them save after the same update.
+
     Returns: the last state.
     Raises: InputError for settings, data or a workdir that don't fit together.
     """
     workdir = pathlib.Path(workdir)
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
+    watch = Watch(settings, workdir, mesh, console)
     make_stream, kind = STREAMS[settings.objective]
     rows = local_rows(mesh, settings.data.batch)
     stream = make_stream(settings, rows=rows)
@@ -59,7 +64,11 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     # Until here nothing is written: a mistake leaves no trace.
     for note in stream.notes:
         console.print(f"note: {note}", highlight=False)
-    with jax.set_mesh(mesh), Checkpoints(workdir, settings.train.keep, settings.train.keep_every) as checkpoints:
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(workdir, settings.train.keep, settings.train.keep_every) as checkpoints,
+        preemption(checkpoints.latest() or 0) as told_to_end,
+    ):
         agree({f"the last checkpoint in {workdir}": str(checkpoints.latest())})
         if checkpoints.latest() is None:
             on_first(lambda: start_workdir(workdir, records, settings))
@@ -85,6 +94,7 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
             soft_wrap=True,
         )
         metrics = Metrics(workdir, start, settings.train.steps, objective.unit, console)
+        watch.begin(start, frozen, metrics, objective.unit)
         guard = Guard(workdir, settings.train.bad_steps, stream.sources_at, console)
 
         def tell(n, values, logged):
@@ -96,6 +106,7 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
         try:
             pending = None
             for n in range(start + 1, settings.train.steps + 1):
+                watch.before(n)
                 waiting = time.perf_counter()
                 batch = next(batches)
                 wait = time.perf_counter() - waiting
@@ -106,17 +117,22 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
                     tell(*pending)
                 share = len(rows) / settings.data.batch  # of the work that all do
                 metrics.count(units / share, flops / share, wait)
-                last = n == settings.train.steps
+                last = told_to_end(n) or n == settings.train.steps
                 pending = n, values, last or n % settings.train.log_every == 0
                 if last or n % settings.train.save_every == 0:
                     checkpoints.save(state, settings, data_hash)
+                watch.after(n, state, last=last)
+                if last:
+                    break
             if pending:
                 tell(*pending)
         finally:
             batches.close()
             metrics.close()
-        if settings.objective == "autoencoder":
+            watch.close()
+        if settings.objective == "autoencoder" and state.step == settings.train.steps:
             export_autoencoder(settings, state.ema["autoencoder"], stream, workdir / "autoencoder")
+    watch.end(int(state.step))
     return state
 
 

@@ -79,6 +79,25 @@ class Metrics:
         else:
             self.console.print(f"step {step}/{self.steps}  {numbers}", highlight=False)
 
+    @contextlib.contextmanager
+    def aside(self):
+        """Leave the time of the block out of the speed: it is spent on something else."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
+
+    def picture(self, step: int, tag: str, image: bytes, size: tuple[int, int]):
+        """Show a picture in TensorBoard, PNG or GIF, which may move; on the first host alone.
+
+        tensorboardX's `add_video` needs moviepy, writes nothing without it, and makes this very summary.
+        """
+        height, width = size
+        value = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=image)
+        with mendable(self.path):
+            summary = Summary(value=[Summary.Value(tag=tag, image=value)])
+            self.board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            self.board.flush()
+
     def close(self):
         if self.bar:
             self.bar.stop()
