@@ -112,6 +112,35 @@ SAMPLE_HELP = {
 }
 
 
+REQUEST_HELP = {
+    "task": "text, image, keyframes, extend, loop, connect, edit, inpaint or outpaint; see docs/tasks.md.",
+    "image": "A picture that the video begins with.",
+    "last_image": "A picture that the video ends with.",
+    "video": "A video that is given; to connect two, twice.",
+    "keyframe": "SECONDS:FILE, a picture that the video shows then; again for another one.",
+    "direction": "Of --task=extend: forward or backward.",
+    "seconds": "How much is made, window after window if it is long.",
+    "strength": "Of --task=edit: from 0, the video itself, to 1, another one.",
+    "mask": "Of --task=inpaint: a picture of the video's size; what is white in it is made anew.",
+    "story": "For a long video: a file with a prompt on each line, which take turns.",
+    "watermark": "A text that is written on the video.",
+}
+
+
+def request_of(values, story):
+    """What the flags of tasks ask for."""
+    from sora_jax.generate.request import Request
+
+    chosen = {name: values[name].value for name in REQUEST_HELP}
+    videos, keyframes = (chosen.pop(name) or () for name in ("video", "keyframe"))
+    for name in ("image", "last_image", "mask"):
+        chosen[name] = chosen[name] and pathlib.Path(chosen[name])
+    for name in ("task", "direction", "watermark"):
+        chosen[name] = chosen[name] or ""
+    chosen["story"] = tuple(story)
+    return Request(videos=tuple(map(pathlib.Path, videos)), keyframes=tuple(keyframes), **chosen)
+
+
 def define_convert(values):
     for name, text in (
         ("from", "A published model's folder, a file of adapters, or a workdir."),
@@ -140,8 +169,10 @@ def define_sample(values):
     flags.DEFINE_multi_string("prompt", None, "What the video shows; again for another one.", flag_values=values)
     flags.DEFINE_string("prompts", None, "A file with a prompt on each line.", flag_values=values)
     flags.DEFINE_string("negative_prompt", "", "What to keep away from.", flag_values=values)
-    flags.DEFINE_string("image", None, "A picture that the video begins with.", flag_values=values)
-    flags.DEFINE_string("last_image", None, "A picture that the video ends with.", flag_values=values)
+    for name, text in REQUEST_HELP.items():
+        many, kind = name in ("video", "keyframe"), float if name in ("seconds", "strength") else str
+        define = flags.DEFINE_multi_string if many else {float: flags.DEFINE_float, str: flags.DEFINE_string}[kind]
+        define(name, None, text, flag_values=values)
     flags.DEFINE_string("out", None, "An .mp4, or a folder if there are many prompts.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "The same seed makes the same video.", flag_values=values)
     define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
@@ -159,6 +190,15 @@ def prompts_of(values) -> list[str]:
     return prompts or needed(values, "prompt", '"a red circle moves left"')
 
 
+def story_of(values) -> list[str]:
+    """The prompts of a long video that changes; none if it has one prompt."""
+    if not values["story"].value:
+        return []
+    if values["prompt"].value or values["prompts"].value:
+        raise InputError("--story: has the prompts; leave out --prompt and --prompts")
+    return lines_of(values, "story")
+
+
 def lines_of(values, flag: str) -> list[str]:
     """The prompts in the file that a flag names, one a line; blank lines are left out."""
     name = values[flag].value
@@ -174,14 +214,16 @@ def lines_of(values, flag: str) -> list[str]:
 def run_sample(values, console):
     from sora_jax.generate.sample import sample
 
+    story = story_of(values)
+
     chosen = {field.name: values[field.name].value for field in dataclasses.fields(SampleSettings)}
     sample(
         pathlib.Path(needed(values, "checkpoint", "runs/first")),
-        prompts_of(values),
+        story[:1] or prompts_of(values),
         pathlib.Path(needed(values, "out", "sample.mp4")),
         changes={name: value for name, value in chosen.items() if value is not None},
         negative_prompt=values["negative_prompt"].value,
-        **{name: (path := values[name].value) and pathlib.Path(path) for name in ("image", "last_image")},
+        request=request_of(values, story),
         seed=values["seed"].value,
         mesh=mesh_of(values),
         console=console,

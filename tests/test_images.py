@@ -13,8 +13,8 @@ from wan_published import write_published
 from sora_jax.cli import main
 from sora_jax.data.clips import probe
 from sora_jax.data.given import clip_images, given_frames, grey_but, with_mask
-from sora_jax.generate.images import give_images
 from sora_jax.generate.pipeline import load_generator, sample_latents
+from sora_jax.generate.tasks import animate
 from sora_jax.generate.writer import read_metadata
 from sora_jax.settings import SampleSettings, TransformerSettings
 
@@ -42,6 +42,11 @@ class Home:
         return main(["sample", f"--checkpoint={self.folder}/wan", *size, *flags])
 
 
+def given_of(generator, images):
+    """What 5 frames are given to begin (and end) with these."""
+    return animate(generator, 5, dict(zip((0, 4), images, strict=False))).given
+
+
 @pytest.fixture(scope="module", params=CASES)
 def home(tmp_path_factory, request):
     return Home(tmp_path_factory.mktemp(request.param), request.param)
@@ -65,14 +70,14 @@ def test_the_picture_matters_and_the_mesh_does_not(home):
         images = [*images, blue] if home.case == "flf2v" else images
         with jax.set_mesh(tiny.mesh_of(**mesh)):
             generator = load_generator(home.folder / "wan", dtype="float32")
-            given = give_images(generator, images, 5)
+            given = given_of(generator, images)
             prompts = ["a bird"] * int(np.prod([mesh.get(axis, 1) for axis in ("data", "fsdp")]))
             latents.append(sample_latents(generator, prompts, sample, seed=4, given=given)[0])
     assert np.abs(latents[0] - latents[2]).max() > 0.05
     np.testing.assert_allclose(latents[0], latents[1], atol=1e-3)
     if home.case == "ti2v":  # held, but for the rounding of the solver's sums
         with jax.set_mesh(tiny.mesh_of()):
-            first = give_images(load_generator(home.folder / "wan", dtype="float32"), [red], 5).known
+            first = given_of(load_generator(home.folder / "wan", dtype="float32"), [red]).latents[:1]
         np.testing.assert_allclose(latents[0][:1], first, atol=1e-5)
 
 
@@ -83,7 +88,7 @@ def test_pictures_that_a_model_does_not_take_are_told(home, capsys):
         "i2v": [(none, "--image: names the picture"), (both, "takes a first image, and no last one")],
         "flf2v": [(none, "--image: names the picture"), (first, "--last-image: names the picture")],
         "i2v-a14b": [(none, "--image: names the picture"), (last, "name the first one as well, with --image")],
-        "ti2v": [(both, "takes a first image, --image, and no last one")],
+        "ti2v": [],
     }
     missing = [f"--image={home.folder}/fist.png", *(both[1:] if home.case == "flf2v" else [])]
     (home.folder / "out.mp4").unlink(missing_ok=True)

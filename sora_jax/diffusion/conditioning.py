@@ -1,6 +1,9 @@
-"""Known patches: given, clean, at noise level 0, and never moved by a solver."""
+"""What a solver is given: known patches, a video to begin with, time that closes to a ring."""
 
+import jax
 import jax.numpy as jnp
+
+from sora_jax.mesh import spec
 
 
 def hold_known(velocity_fn, known):
@@ -17,6 +20,37 @@ def hold_known(velocity_fn, known):
     return velocity
 
 
-def start_from(noise, batch):
-    """What a solver starts from: the batch's patches where they are known, noise elsewhere, [B, N, P]."""
-    return jnp.where(batch.known[..., None], batch.patches, noise)
+def start_from(noise, batch, *, time=1.0, known_time: float = 0.0):
+    """What a solver starts from, [B, N, P]: the batch's patches, known ones at known_time, the others at `time`.
+
+    time 1 is noise alone; below it the solver edits what the patches show.
+    Source: Meng et al. 2021 (arXiv 2108.01073), SDEdit, on a straight path.
+    """
+    t = jnp.where(batch.known, known_time, time)[..., None]
+    return (1 - t) * batch.patches + t * noise
+
+
+def on_ring(velocity_fn, frames: int, turn):
+    """The velocity of a video that is a ring: its last frame comes before its first one.
+
+    The state's frame 0 is no part of the ring and stays as it is, as it is of another kind (a causal autoencoder's
+    first latent). In its place the model is shown the frame before the one that comes first in this turn.
+
+    Args:
+      velocity_fn: (x, t) -> velocity, [B, N, P].
+      frames: in x, that of no part included.
+      turn: by how many frames the ring is turned before the model sees it; another one in each step puts the seam
+        elsewhere. Source: Bi et al. 2025 (arXiv 2502.20307), latent shift.
+    """
+
+    def split(x):
+        return jax.reshard(x, spec("batch . .")).reshape(x.shape[0], frames, -1, x.shape[-1])
+
+    def velocity(x, t):
+        ring = jnp.roll(split(x)[:, 1:], -turn, axis=1)
+        seen = jnp.concatenate([ring[:, -1:], ring], axis=1).reshape(x.shape)
+        found = split(velocity_fn(jax.reshard(seen, spec("batch tokens .")), t))[:, 1:]
+        found = jnp.pad(jnp.roll(found, turn, axis=1), ((0, 0), (1, 0), (0, 0), (0, 0)))
+        return jax.reshard(found.reshape(x.shape), spec("batch tokens ."))
+
+    return velocity

@@ -19,7 +19,7 @@ from sora_jax.data.clips import count_frames, probe, read_frames
 from sora_jax.data.mix import Mix
 from sora_jax.errors import InputError
 from sora_jax.evaluate.subject import Options, Subject
-from sora_jax.generate.pipeline import decode_video, latent_shape, sample_latents
+from sora_jax.generate.pipeline import latent_shape, sample_latents
 from sora_jax.generate.writer import VideoWriter
 from sora_jax.models.streaming import decode_stream
 from sora_jax.settings import SampleSettings
@@ -101,10 +101,11 @@ def _sampler(subject, seed):
     """The checkpoint's own videos, as many at a time as the mesh has rows."""
 
     def make(prompts, cell, first):
-        padded = prompts + [prompts[-1]] * (_rows() - len(prompts))
-        latents = sample_latents(subject.generator, padded, cell, seed=seed, first=first)
+        generator, padded = subject.generator, prompts + [prompts[-1]] * (_rows() - len(prompts))
+        latents = sample_latents(generator, padded, cell, seed=seed, first=first)
         for number in range(len(prompts)):
-            yield np.concatenate(list(decode_video(subject.generator, latents[number])))
+            made = decode_stream(generator.autoencoder_params, generator.autoencoder, latents[number])
+            yield np.concatenate(list(made))
 
     return make
 

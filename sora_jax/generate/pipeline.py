@@ -5,8 +5,9 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.diffusion.conditioning import hold_known, start_from
+from sora_jax.diffusion.conditioning import hold_known, on_ring, start_from
 from sora_jax.diffusion.flow import levels_of, shift_of, told_time
 from sora_jax.diffusion.guidance import guided, in_pairs
 from sora_jax.diffusion.solvers import Solver, dpm, euler, heun, time_grid, unipc
@@ -23,7 +24,6 @@ from sora_jax.generate.images import Given, put_given, video_size
 from sora_jax.mesh import spec
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
-from sora_jax.models.streaming import decode_stream
 from sora_jax.models.video_model import VideoModel, join
 from sora_jax.patches import PatchBatch, grid_positions, patch_grid, unpatchify
 from sora_jax.settings import AutoencoderSettings, SampleSettings, Settings
@@ -166,6 +166,8 @@ def sample_latents(
     negative_prompt: str = "",
     low_guidance: float = 0.0,
     given: Given | None = None,
+    ring: bool = False,
+    window: int = 0,
     advance: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Latents of one video for each prompt.
@@ -173,9 +175,11 @@ def sample_latents(
     Args:
       first: number of the first prompt: prompt n has the seed's n-th noise, whatever is sampled along with it.
       low_guidance: for the expert of low noise; 0: its own settings'.
-      given: images that every video shows; a model with channels for them must have them.
+      given: what every video shows; a model with channels for images must have them.
+      ring: after the last latent frame comes the one with number 1; that with number 0 is of no use.
+      window: of a video made window after window; each has noise of its own.
       advance: called after each step of the solver.
-    Returns: [B, f, h, w, C] float32, normalised as the autoencoder's latents are.
+    Returns: [B, f, h, w, C] float32, normalised as the autoencoder's latents are; what was known as it was given.
     """
     check_prompts(prompts, negative_prompt)
     settings = generator.settings
@@ -197,23 +201,41 @@ def sample_latents(
     batch = jax.tree.map(lambda x: jax.device_put(x, spec("batch" + " ." * (x.ndim - 1))), batch)
     shift = sample.shift or float(shift_of(N, grid[0]))
     whole = settings.flow.whole_times
-    times = time_grid(sample.steps, shift, end=1 / whole if whole else 0.0)
-    solver = SOLVERS[sample.solver]
-    pairs, state = begin(settings, solver, generator.params, batch, jax.random.key(seed), jnp.int32(first))
+    begins = given.time if given is not None else 1.0
+    if not begins:
+        return np.broadcast_to(given.latents, (B, *given.latents.shape))
+    # So many of the steps as their share of the way is, evenly spaced before the shift.
+    start = begins / (begins + shift * (1 - begins))
+    times = time_grid(
+        max(1, round(sample.steps * start)), shift, start, end=min(1 / whole, start) if whole else 0.0
+    )
+    solver, key = SOLVERS[sample.solver], jax.random.key(seed)
+    key = jax.random.fold_in(key, window) if window else key
+    pairs, state = begin(settings, solver, generator.params, batch, key, jnp.int32(first), jnp.float32(begins))
     for i, t in enumerate(np.asarray(times[:-1])):
         params, guidance = generator.params, sample.guidance
         if generator.low and t < settings.flow.time_min:
             params, guidance = generator.low[0], low_guidance or generator.low[1].sample.guidance
         state = solver_step(
-            settings, solver, params, pairs, batch.known, state, times, jnp.int32(i), jnp.float32(guidance)
+            settings,
+            solver,
+            params,
+            pairs,
+            batch.known,
+            state,
+            times,
+            jnp.int32(i),
+            jnp.float32(guidance),
+            ring=grid[0] if ring else 0,
         )
         jax.block_until_ready(state)
         advance()
-    return unpatchify(multihost_utils.process_allgather(state[0], tiled=True), grid, patch)
+    made = jnp.where(batch.known[..., None], batch.patches, state[0])
+    return unpatchify(multihost_utils.process_allgather(made, tiled=True), grid, patch)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def begin(settings: Settings, solver: Solver, params: dict, batch: PatchBatch, key, first):
+def begin(settings: Settings, solver: Solver, params: dict, batch: PatchBatch, key, first, time=1.0):
     """What the steps of a solver need: rows in pairs for guidance, their text encoded, and its first state.
 
     Args:
@@ -227,25 +249,41 @@ def begin(settings: Settings, solver: Solver, params: dict, batch: PatchBatch, k
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
     noise = jax.vmap(lambda key: jax.random.normal(key, batch.patches.shape[1:]))(keys)
     noise = jax.reshard(noise, spec("batch tokens ."))
-    return pairs, solver.start(start_from(noise, batch))
+    return pairs, solver.start(start_from(noise, batch, time=time, known_time=settings.masks.noise))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="state")
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="ring", donate_argnames="state")
 def solver_step(
-    settings: Settings, solver: Solver, params: dict, pairs: PatchBatch, known, state, times, i, guidance
+    settings: Settings,
+    solver: Solver,
+    params: dict,
+    pairs: PatchBatch,
+    known,
+    state,
+    times,
+    i,
+    guidance,
+    *,
+    ring: int = 0,
 ):
-    """The state of the solver one step on; `pairs` and the first state are from `begin`."""
+    """The state of the solver one step on; `pairs` and the first state are from `begin`.
+
+    Args:
+      ring: frames of patches of a video that is a ring (see `on_ring`); 0: it is none.
+    """
     model = bind(VideoModel, settings, params)
 
     def velocity(x, t):
         t = told_time(t, settings.flow)
-        table, levels = levels_of(pairs, jnp.full_like(pairs.segments[:, :1], t, jnp.float32))
+        told = jnp.full_like(pairs.segments[:, :1], t, jnp.float32)
+        table, levels = levels_of(pairs, told, known_time=settings.masks.noise)
         return model.velocity(pairs, x, table, levels)
 
-    held = hold_known(guided(velocity, guidance), known)
+    held = hold_known(guided(on_ring(velocity, ring, _turn(i, ring)) if ring else velocity, guidance), known)
     return solver.step(held, state, times, i)
 
 
-def decode_video(generator: Generator, latents) -> Iterator[np.ndarray]:
-    """Latents of one video, [f, h, w, C] -> its frames chunk by chunk, [F, H, W, 3] uint8."""
-    yield from decode_stream(generator.autoencoder_params, generator.autoencoder, latents)
+def _turn(i, frames):
+    """Of the ring in step i: every one in turn, each about a golden ratio of the ring from the one before."""
+    n = frames - 1
+    return i * next(k for k in range(round(0.618 * n), n + 1) if math.gcd(k, n) == 1) % n

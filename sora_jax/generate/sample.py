@@ -1,29 +1,36 @@
-"""The verb `sample`: prompts to mp4 files."""
+"""The verb `sample`: prompts, and what a task is given, to mp4 files."""
 
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 import rich.console
 
 from sora_jax.errors import InputError, nearest
-from sora_jax.generate.images import Given, check_images, give_images, read_images
+from sora_jax.generate import long, tasks
+from sora_jax.generate.footage import Footage, open_footage, read_mask, read_picture
+from sora_jax.generate.images import check_images, video_size
 from sora_jax.generate.pipeline import (
     SOLVERS,
     Generator,
     check_prompts,
-    decode_video,
     latent_shape,
     load_generator,
     read_run,
     sample_latents,
 )
+from sora_jax.generate.provenance import file_hash, marked, params_hash, write_manifest
+from sora_jax.generate.request import Request, check_request, read_keyframe, untrained_note
 from sora_jax.generate.writer import VideoWriter
 from sora_jax.mesh import make_mesh, ways
 from sora_jax.settings import MeshSettings, SampleSettings
 from sora_jax.train.metrics import progress_bar
+
+STRENGTH = 0.6  # of an edit, if none is said
+TEXT = Request()
 
 
 def sample(
@@ -36,8 +43,7 @@ def sample(
     seed: int,
     mesh: MeshSettings,
     console: rich.console.Console,
-    image: pathlib.Path | None = None,
-    last_image: pathlib.Path | None = None,
+    request: Request = TEXT,
 ) -> list[pathlib.Path]:
     """Make a video for each prompt.
 
@@ -46,50 +52,59 @@ def sample(
       out: an .mp4; for several prompts a folder, in which they are numbered.
       changes: SampleSettings that differ from the checkpoint's own.
       seed: of the noise; prompt number n has the seed's n-th.
-      image, last_image: pictures that every video begins and ends with.
+      request: the task, and what every video is given for it.
     Returns: the files.
-    Raises: InputError for a checkpoint, prompt, image, size or length that can't be used.
+    Raises: InputError for a checkpoint, prompt, given file, size or length that can't be used.
     """
     paths = [out] if len(prompts) == 1 and out.suffix else [out / f"{n:03}.mp4" for n in range(len(prompts))]
     if len(prompts) > 1 and out.suffix:
         raise InputError(f"--out={out}: is one file for {len(prompts)} prompts; name a folder")
     # All that can be wrong with a wish is told before the parameters, which may be many, are read.
     check_prompts(prompts, negative_prompt)
+    check_request(request)
+    check_prompts(list(request.story))
     devices = make_mesh(mesh)
     _, _, trained = read_run(checkpoint)
     settings: SampleSettings = dataclasses.replace(trained.sample, **changes)
     if settings.solver not in SOLVERS:
         raise InputError(f"--solver={settings.solver}: {nearest(settings.solver, SOLVERS)}")
+    inputs = Inputs(request, settings, trained, "frames" in changes, console)
+    settings = inputs.settings
     latent_shape(trained, settings)
-    check_images(trained, image, last_image)
-    images = read_images([path for path in (image, last_image) if path is not None], settings, console)
     for path in paths:
         VideoWriter(path, settings.fps)
+    if note := untrained_note(request, trained):
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
     with jax.set_mesh(devices):
         generator = load_generator(checkpoint)
-        given = give_images(generator, images, settings.frames) if images else None
         limit = trained.text.max_tokens
-        for prompt in prompts:
+        for prompt in [*prompts, *request.story]:
             if (length := len(generator.tokenizer.encode(prompt))) > limit:
                 note = f"note: {length - limit} of {length} tokens are cut from the prompt {prompt[:40]!r}..."
                 console.print(note, highlight=False)
-        rows = devices.shape["data"] * devices.shape["fsdp"]
+        made_of = {
+            "negative_prompt": negative_prompt,
+            **request.described(),
+            "seed": seed,
+            "checkpoint_step": generator.step,
+            "checkpoint_hash": params_hash(generator.params),
+            **dataclasses.asdict(settings),
+        }
+        maker = Maker(generator, settings, seed, negative_prompt, changes.get("guidance", 0.0))
         with progress_bar(console) as bar:
-            task = bar.add_task("sampling", total=-(-len(prompts) // rows) * settings.steps, numbers="")
-            pictures = {name: str(path) for name, path in (("image", image), ("last_image", last_image)) if path}
-            for n in write_videos(
-                generator,
-                prompts,
-                paths,
-                settings,
-                seed=seed,
-                negative_prompt=negative_prompt,
-                low_guidance=changes.get("guidance", 0.0),
-                given=given,
-                metadata=pictures,
-                advance=lambda: bar.advance(task),
-            ):
+            bar_task = bar.add_task("sampling", total=None if request.long else 1, numbers="")
+            maker.watch(lambda done, total: bar.update(bar_task, completed=done, total=total))
+            videos = (
+                long_videos(maker, inputs, prompts, paths, made_of, console)
+                if request.long
+                else short_videos(maker, inputs.task(generator), prompts)
+            )
+            for n, frames in enumerate(videos):
+                metadata = {"prompt": prompts[n], "number": n, **made_of}
+                write(paths[n], frames, settings.fps, metadata, inputs.files, request.watermark)
                 console.print(f"{paths[n]}: {prompts[n]}", highlight=False)
+                if request.long:
+                    maker.windows.remove()
     return paths
 
 
@@ -100,48 +115,183 @@ def write_videos(
     settings: SampleSettings,
     *,
     seed: int,
-    negative_prompt: str = "",
-    low_guidance: float = 0.0,
-    given: Given | None = None,
-    metadata: Mapping | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Iterator[int]:
-    """Make a video for each prompt on the current mesh; all processes do, the first one writes.
+    """Make a video for each prompt from text alone, on the current mesh; all processes do, the first one writes.
 
     Args:
-      seed, negative_prompt, low_guidance, given, advance: as `sample_latents` takes them.
-      metadata: what the files say beside prompt, seed and settings.
+      advance: called after each step of the solver.
     Yields: the number of each prompt whose video is written.
     """
-    # One video on each part of the mesh at a time; what is missing is filled up and thrown away.
-    rows = ways("batch", jax.sharding.get_mesh().shape)
-    for first in range(0, len(prompts), rows):
-        group = prompts[first : first + rows]
-        latents = sample_latents(
-            generator,
-            group + [group[-1]] * (rows - len(group)),
-            settings,
-            seed=seed,
+    maker = Maker(generator, settings, seed, "", 0.0)
+    maker.watch(lambda done, total: advance())
+    about = {"seed": seed, "checkpoint_step": generator.step, **dataclasses.asdict(settings)}
+    for n, frames in enumerate(short_videos(maker, tasks.Task(settings.frames), prompts)):
+        write(paths[n], frames, settings.fps, {"prompt": prompts[n], "number": n, **about}, (), "")
+        yield n
+
+
+def write(path, frames: Iterator[np.ndarray], fps: float, metadata: dict, files, watermark: str):
+    """The mp4, while its frames are made, and its manifest."""
+    # All hosts decode, as their chips hold parts of each frame; one of them writes.
+    writes = jax.process_index() == 0
+    with VideoWriter(path, fps, metadata=metadata) if writes else contextlib.nullcontext() as video:
+        for chunk in frames:
+            if video:
+                video.write(marked(chunk, watermark) if watermark else chunk)
+    if writes:
+        write_manifest(path, metadata, files)
+
+
+class Inputs:
+    """What a request names, opened and checked; what is done to it is told.
+
+    settings: with the number of frames that the model is to see; files: all that were read.
+    """
+
+    def __init__(self, request: Request, settings: SampleSettings, trained, frames_asked: bool, console):
+        self.request, self.console, self.trained = request, console, trained
+        self.size, self.stride = video_size(settings), trained.autoencoder.temporal_stride
+        self.conditions = bool(trained.transformer.condition_channels)
+        if self.conditions:
+            if request.name not in ("text", "image") or request.long:
+                raise InputError(
+                    f"--task={request.name}: this model takes pictures beside the noise, --task=image"
+                )
+            check_images(trained, request.image, request.last_image)
+        self.settings = settings
+        if not frames_asked and request.name in ("edit", "inpaint", "outpaint"):
+            self.settings = self._as_long_as_the_video(settings)
+        latent_shape(trained, self.settings)
+        frames, name = self.settings.frames, request.name
+        if frames < 1 + 2 * self.stride and (request.long or name in ("connect", "loop")):
+            raise InputError(f"--frames={frames}: --task={name} needs at least {1 + 2 * self.stride} at once")
+        least = frames if name in ("edit", "inpaint", "outpaint") else 1 + self.stride
+        least = 1 if name == "extend" and not request.backward else least
+        own_size = name == "outpaint"
+        self.footage: list[Footage] = [
+            open_footage(path, None if own_size else self.size, settings.fps, least, console)
+            for path in request.videos
+        ]
+        self.pictures = self._pictures(settings.fps)
+        self.mask = read_mask(request.mask, self.footage[0].video, self.size) if request.mask else None
+        self.files = [*(item.path for item in self.footage), *self._named()]
+
+    def _as_long_as_the_video(self, settings):
+        there = open_footage(
+            self.request.videos[0], None, settings.fps, 1, rich.console.Console(quiet=True)
+        ).frames
+        frames = min(settings.frames, (there - 1) // self.stride * self.stride + 1)
+        return dataclasses.replace(settings, frames=frames)
+
+    def _named(self):
+        request = self.request
+        keyframes = [read_keyframe(text, 1.0)[1] for text in request.keyframes]
+        return [path for path in (request.image, request.last_image, request.mask, *keyframes) if path]
+
+    def _pictures(self, fps) -> dict[int, np.ndarray]:
+        """Given pictures, by the number of their frame."""
+        request, last = self.request, self.settings.frames - 1
+        places = [(0, request.image), (last, request.last_image)]
+        places += [read_keyframe(text, fps) for text in request.keyframes]
+        for (number, _), text in zip(places[2:], request.keyframes, strict=True):
+            if number > last:
+                raise InputError(f"--keyframe={text}: the video ends at {last / fps:g} s")
+        return {n: read_picture(path, self.size, self.console) for n, path in places if path}
+
+    def between(self) -> int:
+        """Latent frames between two videos."""
+        if self.request.seconds is None:
+            return max(1, (self.settings.frames - 1) // self.stride // 2)
+        return max(1, -(-round(self.request.seconds * self.settings.fps) // self.stride))
+
+    def task(self, generator) -> tasks.Task:
+        """The run of the solver that the request is; for one that is not long."""
+        name, frames = self.request.name, self.settings.frames
+        if name == "text":
+            return tasks.Task(frames)
+        if name in ("image", "keyframes"):
+            return tasks.animate(generator, frames, self.pictures)
+        coder = tasks.coder_of(generator)
+        if name == "loop" and not self.footage:
+            return tasks.loop(coder, frames)
+        if name in ("connect", "loop"):
+            ends = self.footage * (2 if name == "loop" else 1)
+            return tasks.connect(coder, frames, *ends, self.between(), close=name == "loop")
+        video = np.stack(list(self.footage[0].read(0, frames)))
+        if name == "edit":
+            strength = self.request.strength
+            return tasks.edit(coder, video, STRENGTH if strength is None else strength)
+        if name == "inpaint":
+            return tasks.repaint(coder, video, self.mask)
+        return tasks.repaint(coder, *tasks.on_canvas(coder, video, self.size))
+
+
+class Maker:
+    """Runs the solver for some prompts at a time, as many as the mesh takes, and tells how far it is."""
+
+    def __init__(self, generator, settings: SampleSettings, seed: int, negative_prompt: str, low_guidance: float):
+        self.generator, self.settings, self.seed = generator, settings, seed
+        self.negative_prompt, self.low_guidance = negative_prompt, low_guidance
+        self.rows = ways("batch", jax.sharding.get_mesh().shape)  # one video on each part of the mesh at a time
+        self.windows: long.Windows | None = None
+        self.done = 0
+
+    def watch(self, tell):
+        self._tell = tell
+
+    def __call__(self, prompts: list[str], given, *, frames: int, first: int, ring=False, window=0, total=None):
+        """Latents of each of the prompts; what is missing to fill the mesh is made and thrown away."""
+
+        def advance():
+            self.done += 1
+            self._tell(self.done, total)
+
+        return sample_latents(
+            self.generator,
+            prompts + [prompts[-1]] * (self.rows - len(prompts)),
+            dataclasses.replace(self.settings, frames=frames),
+            seed=self.seed,
             first=first,
-            negative_prompt=negative_prompt,
-            low_guidance=low_guidance,
+            negative_prompt=self.negative_prompt,
+            low_guidance=self.low_guidance,
             given=given,
+            ring=ring,
+            window=window,
             advance=advance,
         )
-        for n, prompt in enumerate(group, start=first):
-            facts = {
-                "prompt": prompt,
-                "negative_prompt": negative_prompt,
-                **(metadata or {}),
-                "seed": seed,
-                "number": n,
-                "checkpoint_step": generator.step,
-                **dataclasses.asdict(settings),
-            }
-            # All hosts decode, as their chips hold parts of each frame; one of them writes.
-            writer = VideoWriter(paths[n], settings.fps, metadata=facts)
-            with writer if jax.process_index() == 0 else contextlib.nullcontext() as video:
-                for frames in decode_video(generator, latents[n - first]):
-                    if video:
-                        video.write(frames)
-            yield n
+
+
+def short_videos(maker: Maker, task: tasks.Task, prompts: list[str]) -> Iterator[Iterator[np.ndarray]]:
+    """The frames of a video for each prompt, each from one run of the solver."""
+    total = -(-len(prompts) // maker.rows) * maker.settings.steps
+    for first in range(0, len(prompts), maker.rows):
+        group = prompts[first : first + maker.rows]
+        made = maker(group, task.given, frames=task.frames, first=first, ring=task.ring, total=total)
+        for latents in made[: len(group)]:
+            yield tasks.render(
+                maker.generator.autoencoder_params, maker.generator.autoencoder, task.parts(latents)
+            )
+
+
+def long_videos(
+    maker: Maker, inputs: Inputs, prompts: list[str], paths, made_of: dict, console
+) -> Iterator[Iterator[np.ndarray]]:
+    """The frames of a video for each prompt, made window after window."""
+    coder, request, window = tasks.coder_of(maker.generator), inputs.request, inputs.settings.frames
+    frames = max(1, round(request.seconds * inputs.settings.fps))
+    given, story = inputs.footage[0] if inputs.footage else None, request.story
+    for n, prompt in enumerate(prompts):
+        hashes = [file_hash(path) for path in inputs.files]
+        windows = long.Windows(paths[n], {"prompt": prompt, "number": n, "files": hashes, **made_of}, console)
+        maker.windows = windows
+
+        def make(number, share, give, n=n, prompt=prompt, windows=windows):
+            words = story[int(share * len(story))] if story else prompt
+            return windows.get(number, lambda: maker([words], give(), frames=window, first=n, window=number)[0])
+
+        yield (
+            long.backward(coder, make, window, frames, given)
+            if request.backward
+            else long.forward(coder, make, window, frames, given)
+        )

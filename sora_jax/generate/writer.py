@@ -101,7 +101,9 @@ class VideoWriter:
 
     def _open_stream(self):
         H, W, _ = self._shape
-        options = {"crf": str(self._crf), "preset": "veryfast"}
+        # Of 60 writes of the same 17 noisy frames 10 differed with x264's macroblock tree, even on one thread, and
+        # none without: the same frames are to be the same file.
+        options = {"crf": str(self._crf), "preset": "veryfast", "x264-params": "mbtree=0"}
         stream = self._container.add_stream("libx264", rate=self.rate, options=options)
         stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
         context = stream.codec_context

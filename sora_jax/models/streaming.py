@@ -37,6 +37,20 @@ def decode_stream(
     yield from _run(_tiled(step, tile, 1, settings.spatial_stride) if tile else step, chunks)
 
 
+def decode_more(params: dict, settings: AutoencoderSettings, latents, past=None):
+    """Decode the next latents of a video, for one whose latents are made while it is being decoded.
+
+    Args:
+      latents: normalised, [F', H', W', C]; past: what the call before it returned, None if the video begins.
+    Returns: frames, [F, H, W, 3] uint8; past.
+    """
+    made = []
+    for chunk in _chunks(latents, 1, functools.partial(_check_latents, settings)):
+        frames, past = _step(decode_next, settings, params, 1, chunk, past)
+        made.append(np.asarray(frames)[0])
+    return np.concatenate(made), past
+
+
 def encode_stream(
     params: dict, settings: AutoencoderSettings, frames, *, piece: int = 1, tile: int = 0
 ) -> Iterator[np.ndarray]:

@@ -24,6 +24,7 @@ from sora_jax.settings import (
     AutoencoderSettings,
     FlowSettings,
     ImageSettings,
+    MaskSettings,
     MeshSettings,
     SampleSettings,
     Settings,
@@ -135,6 +136,8 @@ def import_model(
         image=image,
         transformer=transformer,
         flow=FlowSettings(whole_times=1000),
+        # Wan 2.2 TI2V, which has times for each patch, has learned to be given a first frame.
+        masks=MaskSettings(first=float(bool(index.get("expand_timesteps")))),
         sample=SampleSettings(solver="unipc", shift=float(scheduler.get("flow_shift", 0.0))),
     )
     table = transformer_table(transformer)

@@ -27,8 +27,8 @@ from wan_published import SHIFT, write_published
 
 from sora_jax.cli import main
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.generate.images import give_images
 from sora_jax.generate.pipeline import latent_shape, load_generator, sample_latents
+from sora_jax.generate.tasks import animate
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
 from sora_jax.patches import patch_grid, patchify, unpatchify
@@ -139,7 +139,9 @@ def test_frames_equal_diffusers_pipeline(tmp_path, case, boundary, width, images
         seed=SEED,
         negative_prompt=NEGATIVE,
         low_guidance=LOW_GUIDANCE,
-        given=give_images(generator, pictures, FRAMES) if pictures else None,
+        given=animate(generator, FRAMES, dict(zip((0, FRAMES - 1), pictures, strict=False))).given
+        if pictures
+        else None,
     )
 
     @jax.jit

@@ -1,0 +1,81 @@
+"""What made a video, beside it and on it: a manifest in the form of C2PA's, and a visible mark."""
+
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+import sora_jax
+from sora_jax.files import replacing
+from sora_jax.train.integrity import checksums
+
+# Of IPTC's vocabulary, which C2PA names.
+SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+_MARK_SHARE = 1 / 20  # of the picture's height
+
+
+def params_hash(params: dict) -> str:
+    """16 hex digits that change with the parameters, on whatever mesh they lie."""
+    sums = json.dumps(checksums(params), sort_keys=True)
+    return hashlib.sha256(sums.encode()).hexdigest()[:16]
+
+
+def file_hash(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(path: pathlib.Path, metadata: Mapping, ingredients: list[pathlib.Path]):
+    """What made the file, and of what, in `NAME.c2pa.json` beside it; it is not signed.
+
+    Source: C2PA technical specification 2.1, sections 9 (ingredients) and 18 (assertions).
+    """
+    kind = "compositeWithTrainedAlgorithmicMedia" if ingredients else "trainedAlgorithmicMedia"
+    action = {
+        "action": "c2pa.edited" if ingredients else "c2pa.created",
+        "digitalSourceType": SOURCE + kind,
+        "softwareAgent": {"name": "sora_jax", "version": sora_jax.__version__},
+        "description": "AI-generated video",
+    }
+    manifest = {
+        "claim_generator": f"sora_jax/{sora_jax.__version__}",
+        "title": path.name,
+        "format": "video/mp4",
+        "assertions": [
+            {"label": "c2pa.actions.v2", "data": {"actions": [action]}},
+            {"label": "c2pa.hash.data", "data": {"alg": "sha256", "hash": file_hash(path)}},
+            {"label": "sora_jax.generation", "data": dict(metadata)},
+        ],
+        "ingredients": [
+            {"title": item.name, "relationship": "inputTo", "alg": "sha256", "hash": file_hash(item)}
+            for item in ingredients
+        ],
+    }
+    with replacing(path.with_suffix(".c2pa.json")) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+@functools.lru_cache(maxsize=4)
+def _mark(text: str, H: int, W: int):
+    """The mark's (rows, columns) and how much of each pixel it covers, [h, w] from 0 to 1."""
+    font = ImageFont.load_default(size=max(6, round(H * _MARK_SHARE)))
+    left, top, right, bottom = font.getbbox(text)
+    drawn = Image.new("L", (min(W, right - left), min(H, bottom - top)))
+    ImageDraw.Draw(drawn).text((-left, -top), text, fill=255, font=font)
+    cover = np.asarray(drawn, np.float32) / 255
+    h, w = cover.shape
+    edge = min(max(1, H // 50), H - h, W - w)
+    return (slice(H - edge - h, H - edge), slice(W - edge - w, W - edge)), cover
+
+
+def marked(frames: np.ndarray, text: str) -> np.ndarray:
+    """Frames [F, H, W, 3] uint8 with a text in the lower right corner, light on darkened ground."""
+    place, cover = _mark(text, *frames.shape[1:3])
+    shown = frames.copy()
+    ground = shown[:, *place].astype(np.float32) * 0.4
+    shown[:, *place] = np.rint(ground + (255 - ground) * cover[..., None])
+    return shown

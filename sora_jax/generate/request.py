@@ -1,0 +1,135 @@
+"""What is asked of `sample` beside prompts: the task, what is given for it, and whether these belong together."""
+
+import dataclasses
+import pathlib
+
+from sora_jax.data.masks import mask_kinds
+from sora_jax.errors import InputError, nearest
+from sora_jax.settings import Settings
+
+LONGEST = 600.0  # seconds; more is a mistake
+# What each task must be given, and what it may be.
+TASKS = {
+    "text": ((), ("seconds", "story")),
+    "image": ((), ("image", "last_image")),
+    "keyframes": (("keyframes",), ()),
+    "extend": (("videos", "seconds"), ("direction", "story")),
+    "loop": ((), ("videos", "seconds")),
+    "connect": (("videos",), ("seconds",)),
+    "edit": (("videos",), ("strength",)),
+    "inpaint": (("videos", "mask"), ()),
+    "outpaint": (("videos",), ()),
+}
+FLAGS = {"videos": "video", "keyframes": "keyframe", "last_image": "last-image"}
+DIRECTIONS = ("forward", "backward")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A task and what it is given; the defaults are text to video.
+
+    task: of TASKS; "": `image` if there is a picture, else `text`.
+    keyframes: "SECONDS:FILE"; seconds: of what is made, None: as the model makes them; strength: time at which an
+      edit begins; story: prompts that take turns over a long video; watermark: a text.
+    """
+
+    task: str = ""
+    image: pathlib.Path | None = None
+    last_image: pathlib.Path | None = None
+    videos: tuple[pathlib.Path, ...] = ()
+    keyframes: tuple[str, ...] = ()
+    direction: str = ""
+    seconds: float | None = None
+    strength: float | None = None
+    mask: pathlib.Path | None = None
+    story: tuple[str, ...] = ()
+    watermark: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.task or ("image" if self.image or self.last_image else "text")
+
+    @property
+    def long(self) -> bool:
+        """Whether it is made window after window."""
+        return self.name == "extend" or (self.name == "text" and self.seconds is not None)
+
+    @property
+    def backward(self) -> bool:
+        return self.direction == "backward"
+
+    def described(self) -> dict:
+        """What of it was given, for the metadata of what is made."""
+        given = {"task": self.name}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value not in (None, "", ()) and field.name != "task":
+                given[field.name] = [str(v) for v in value] if isinstance(value, tuple) else value
+                if isinstance(value, pathlib.Path):
+                    given[field.name] = str(value)
+        return given
+
+
+def check_request(request: Request):
+    """Raise InputError if the task is none, or what is given is too little, too much or out of its range."""
+    name = request.name
+    if name not in TASKS:
+        raise InputError(f"--task={name}: {nearest(name, TASKS)}")
+    needed, taken = TASKS[name]
+    for field in dataclasses.fields(Request):
+        key, flag = field.name, FLAGS.get(field.name, field.name)
+        given = getattr(request, key) not in (None, "", ())
+        if key in needed and not given:
+            raise InputError(f"--{flag}: is needed for --task={name}")
+        if given and key not in (*needed, *taken, "task", "watermark"):
+            others = ", ".join(task for task, keys in TASKS.items() if key in keys[0] + keys[1])
+            raise InputError(f"--{flag}: --task={name} takes none; it is for {others}")
+    if name == "image" and not (request.image or request.last_image):
+        raise InputError("--image: is needed for --task=image, or --last-image")
+    if request.story and not request.long:
+        raise InputError("--story: is for a long video; name its length, --seconds")
+    wanted = 2 if name == "connect" else 1
+    if request.videos and len(request.videos) != wanted:
+        raise InputError(f"--video: {len(request.videos)} are given, but --task={name} takes {wanted}")
+    if request.seconds is not None and not 0 < request.seconds <= LONGEST:
+        raise InputError(f"--seconds={request.seconds:g}: must be above 0 and at most {LONGEST:g}")
+    if request.strength is not None and not 0 <= request.strength <= 1:
+        raise InputError(f"--strength={request.strength:g}: must be from 0, the video itself, to 1, another one")
+    if request.direction and request.direction not in DIRECTIONS:
+        raise InputError(f"--direction={request.direction}: {nearest(request.direction, DIRECTIONS)}")
+
+
+def read_keyframe(text: str, fps: float) -> tuple[int, pathlib.Path]:
+    """ "1.5:cat.png" -> (number of the frame at 1.5 seconds, the file)."""
+    time, colon, name = text.partition(":")
+    try:
+        number = round(float(time) * fps)
+    except (ValueError, OverflowError):
+        number = -1
+    if not colon or not name or number < 0:
+        raise InputError(f"--keyframe={text}: is not SECONDS:FILE, such as 1.5:cat.png")
+    return number, pathlib.Path(name)
+
+
+def untrained_note(request: Request, settings: Settings) -> str:
+    """What to tell of a task that the model has not learned; "" if it has, or need not."""
+    name = request.name
+    if settings.transformer.condition_channels and name == "image":
+        return ""
+    kinds = {
+        "image": ("both" if request.image else "last",) if request.last_image else ("first", "prefix", "both"),
+        "keyframes": ("random",),
+        "extend": ("suffix", "ends") if request.backward else ("prefix", "ends"),
+        "text": ("prefix", "ends") if request.long else (),
+        "loop": ("ends",) if request.videos else (),
+        "connect": ("ends",),
+        "inpaint": ("outside",),
+        "outpaint": ("inside",),
+    }.get(name, ())
+    known = mask_kinds(settings.masks)
+    if not kinds or set(kinds) & set(known):
+        return ""
+    return (
+        f"--task={name}: this model has not learned to be given that (config.masks.{kinds[0]} is 0); "
+        f"it has learned {', '.join(known)}"
+    )
