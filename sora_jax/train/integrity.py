@@ -26,8 +26,8 @@ def leaf_name(path) -> str:
 
 def checksums(tree) -> dict[str, int]:
     """The checksum of each leaf, by name; with many processes all must call it, and all get the same."""
-    sums = {name: checksum(leaf) for name, leaf in named_leaves(tree).items()}  # all begun, then read
-    return {name: int(value) for name, value in sums.items()}
+    # One at a time: many programs with collectives in the queue can block each other where devices share cores.
+    return {name: int(checksum(leaf)) for name, leaf in named_leaves(tree).items()}
 
 
 @jax.jit
