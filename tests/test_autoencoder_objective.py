@@ -110,6 +110,7 @@ def test_micro_batches_sum_to_the_whole_batch_with_an_adversary(one_device):
     assert_trees_close(split, whole, 1e-5)
 
 
+@pytest.mark.slow
 def test_all_terms_are_the_same_on_a_mesh(weights):
     settings = settings_of(**ADVERSARIAL, perceptual=0.5, perceptual_weights=weights)
     found = []

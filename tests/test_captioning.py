@@ -360,8 +360,8 @@ def test_a_video_that_can_not_be_read_is_left_out(server, folder, quiet):
 
 
 def test_the_rate_is_kept_by_all_threads_together(server, folder, quiet):
-    caption_all(folder, server, folder.parent / "c.jsonl", quiet, parallel=4, rate=600.0)
-    assert np.all(np.diff(sorted(server.times)) > 0.07)  # 0.1 s, less what a thread may be late
+    caption_all(folder, server, folder.parent / "c.jsonl", quiet, parallel=4, rate=240.0)
+    assert max(server.times) - min(server.times) > 0.4  # 0.75 s, less what the first may be late
 
 
 def test_so_many_are_on_their_way_at_a_time(server, folder, quiet):

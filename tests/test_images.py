@@ -61,6 +61,7 @@ def test_a_picture_becomes_a_video(home, capsys):
     assert read_metadata(home.folder / "out.mp4")["image"].endswith("first.png")
 
 
+@pytest.mark.slow
 def test_the_picture_matters_and_the_mesh_does_not(home):
     sample = SampleSettings(size="64x64", frames=5, steps=3, solver="unipc", guidance=5.0, shift=5.0)
     red, blue = (np.full((64, 64, 3), color, np.uint8) for color in ((255, 0, 0), (0, 0, 255)))

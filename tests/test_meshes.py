@@ -23,6 +23,7 @@ MESHES = [
 SIZES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=len(AXES)) if math.prod(sizes) == 8]
 
 
+@pytest.mark.slow
 def test_six_meshes_agree_with_one_device_on_loss_and_gradients():
     # Chunks, so that rings go round as those of long rows do.
     assert_meshes_agree(tiny.change(tiny.SETTINGS, transformer={"attention": "chunked"}), MESHES)

@@ -50,6 +50,7 @@ def trained_on_a_mesh():
         yield random_params()
 
 
+@pytest.mark.slow
 def test_every_policy_gives_the_same_loss_and_gradients(trained_on_a_mesh):
     def of(remat):
         value_and_grad, _ = gradient_of(tiny_with(remat, attention="chunked"))

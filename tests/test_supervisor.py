@@ -119,7 +119,7 @@ def test_what_no_restart_mends_is_not_tried_again(tmp_path, lines, code):
 
 
 def test_processes_that_do_not_find_each_other_are_begun_again(tmp_path):
-    assert run(tmp_path, "sys.exit(75 if try_ == 0 else 0)") == (0, 2)
+    assert run(tmp_path, "together(); sys.exit(75 if try_ == 0 else 0)") == (0, 2)
 
 
 SAVES = """

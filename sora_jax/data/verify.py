@@ -39,7 +39,8 @@ def verify(path: pathlib.Path, console: Console) -> None:
             f"copy them anew from where they are whole, or prepare the data set anew"
         )
     size = sum(sizes.values()) / 2**20
-    console.print(f"{folder}: {len(sums)} files, {size:,.1f} MiB, all as they were written", highlight=False)
+    told = f"{folder}: {len(sums)} files, {size:,.1f} MiB, all as they were written"
+    console.print(told, highlight=False, soft_wrap=True)
 
 
 def _sha256(path, advance):

@@ -275,17 +275,22 @@ def restore_ema(folder: pathlib.Path, step: int, abstract_params: dict) -> dict:
         leaves = load_meta(folder, step).leaves
         # As they are stored, or their checksums say nothing.
         stored = {
-            path: jax.ShapeDtypeStruct(x.shape, _stored_type(leaves, ".".join(path), x), sharding=x.sharding)
+            path: jax.ShapeDtypeStruct(x.shape, _stored_type(leaves, _name(path), x), sharding=x.sharding)
             for path, x in wanted.items()
         }
         if leaves:
-            check_leaves({".".join(path): x for path, x in stored.items()}, leaves, f"{folder}/{step}")
+            check_leaves({_name(path): x for path, x in stored.items()}, leaves, f"{folder}/{step}")
         for group in in_groups(stored):
             part = read_state(folder, step, traverse_util.unflatten_dict(group))
             verify(part, leaves)
             for path, x in traverse_util.flatten_dict(part).items():
                 found[path] = x.astype(wanted[path].dtype)
     return traverse_util.unflatten_dict(found)["ema"]
+
+
+def _name(path) -> str:
+    """As `integrity.named_leaves` has it; of a list's items the keys are numbers."""
+    return ".".join(map(str, path))
 
 
 def _stored_type(leaves, name, x):
