@@ -30,6 +30,7 @@ def test_six_meshes_agree_with_one_device_on_loss_and_gradients():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_mesh_that_divides_eight_devices_agrees_with_one_on_loss_and_gradients():
     settings = tiny.change(
         tiny.SETTINGS, transformer={"attention": "chunked", "heads": 8}, text={"heads": 8}, data={"row_tokens": 16}
