@@ -83,6 +83,11 @@ def started(asked: Mapping, console: rich.console.Console, *, hears_sigterm: boo
         raise
 
 
+def ends_together() -> bool:
+    """Whether the processes have joined with the service by which they agree on an end; see `started`."""
+    return global_state.preemption_sync_manager is not None
+
+
 def start(asked: Mapping):
     """Start `jax.distributed` where there are several processes, and check what they are; see `started`."""
     wanted = promised()

@@ -11,6 +11,7 @@ import corruption
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_broken_checkpoints_and_full_disks_change_nothing_of_what_a_run_comes_to(tmp_path):
     try:
         broken, full = corruption.run(tmp_path, corruptions=4, disks=1, seed=1)

@@ -57,7 +57,8 @@ def _contract(a, b, contracting, precision, out_sharding):
         )
 
     def on_cpu(a, b):
-        a = with_layout_constraint(a, Layout(tuple(range(a.ndim))))
+        if jax.sharding.get_abstract_mesh().size <= 1:  # over several devices it would be gathered first
+            a = with_layout_constraint(a, Layout(tuple(range(a.ndim))))
         return product(a, b, preferred_element_type=jnp.float32).astype(a.dtype)
 
     return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=product)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from sora_jax.distributed import ends_together
+
 
 @contextlib.contextmanager
 def preemption(start: int) -> Iterator[Callable[[int], bool]]:
@@ -22,6 +24,9 @@ def preemption(start: int) -> Iterator[Callable[[int], bool]]:
       start: updates done so far.
     Yields: reached(step): whether to save and end after that update, the same on all processes.
     """
+    if jax.distributed.is_initialized() and not ends_together():  # joined for another verb, or by the caller
+        yield lambda step: False
+        return
     if jax.distributed.is_initialized():
         multihost_utils.reached_preemption_sync_point(start)
         yield multihost_utils.reached_preemption_sync_point
