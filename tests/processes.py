@@ -59,6 +59,15 @@ def run(*verbs: list[str], others=None, count: int = PROCESSES, seconds: int = 1
             process.kill()
 
 
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and is not waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "zombie" not in pathlib.Path(f"/proc/{pid}/status").read_text()
+
+
 def main() -> int:
     from sora_jax import cli
 

@@ -1,6 +1,5 @@
 """launch/local.py with real processes: each has its log, and none outlives another's failure."""
 
-import os
 import pathlib
 import signal
 import subprocess
@@ -8,6 +7,7 @@ import sys
 import time
 
 import pytest
+from processes import alive
 
 ROOT = pathlib.Path(__file__).parent.parent
 TOLD = ("SORA_JAX_PROCESS_ID", "SORA_JAX_COORDINATOR", "JAX_NUM_CPU_DEVICES")
@@ -35,14 +35,6 @@ def start(tmp_path, program, *options):
 
 def logs(tmp_path) -> list[list[str]]:
     return [path.read_text().splitlines() for path in sorted((tmp_path / "logs").iterdir())]
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "zombie" not in pathlib.Path(f"/proc/{pid}/status").read_text()
 
 
 def test_each_process_is_told_which_it_is_and_has_its_log(tmp_path):

@@ -1,6 +1,5 @@
 """The supervisor with real processes, which say how far they are as a training process does."""
 
-import os
 import pathlib
 import re
 import signal
@@ -9,6 +8,7 @@ import sys
 import time
 
 import pytest
+from processes import alive
 
 from sora_jax import supervisor
 from sora_jax.supervisor import Rules, supervise
@@ -175,11 +175,3 @@ def test_no_process_outlives_a_try(tmp_path):
         while alive(pid):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "zombie" not in pathlib.Path(f"/proc/{pid}/status").read_text()
