@@ -107,8 +107,11 @@ SAMPLE_HELP = {
     "fps": "Frames a second.",
     "steps": "Of the solver.",
     "solver": "euler, heun, dpm or unipc.",
-    "guidance": "How hard to follow the prompt; 1 is not at all guided.",
+    "guidance": "How hard to follow the prompt; 1 is not at all guided, and takes half as long.",
+    "guidance_min": "Only steps at times from here are guided; each of the others takes half as long.",
+    "guidance_max": "And only up to here.",
     "shift": "Of the times towards noise; 0: by the video's size.",
+    "dtype": "That the models compute in: float32, or bfloat16, which is faster.",
 }
 
 

@@ -20,6 +20,7 @@ from sora_jax.generate.pipeline import (
     latent_shape,
     load_generator,
     read_run,
+    rows_at_once,
     sample_latents,
 )
 from sora_jax.generate.provenance import file_hash, marked, params_hash, write_manifest
@@ -76,7 +77,7 @@ def sample(
     if note := untrained_note(request, trained):
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     with jax.set_mesh(devices):
-        generator = load_generator(checkpoint)
+        generator = load_generator(checkpoint, dtype=settings.dtype or None)
         limit = trained.text.max_tokens
         for prompt in [*prompts, *request.story]:
             if (length := len(generator.tokenizer.encode(prompt))) > limit:
@@ -233,7 +234,7 @@ class Maker:
     def __init__(self, generator, settings: SampleSettings, seed: int, negative_prompt: str, low_guidance: float):
         self.generator, self.settings, self.seed = generator, settings, seed
         self.negative_prompt, self.low_guidance = negative_prompt, low_guidance
-        self.rows = ways("batch", jax.sharding.get_mesh().shape)  # one video on each part of the mesh at a time
+        self.rows = ways("batch", jax.sharding.get_mesh().shape)  # at most so many videos at a time
         self.windows: long.Windows | None = None
         self.done = 0
 
@@ -247,9 +248,10 @@ class Maker:
             self.done += 1
             self._tell(self.done, total)
 
+        rows = rows_at_once(len(prompts), self.settings.guidance)
         return sample_latents(
             self.generator,
-            prompts + [prompts[-1]] * (self.rows - len(prompts)),
+            prompts + [prompts[-1]] * (rows - len(prompts)),
             dataclasses.replace(self.settings, frames=frames),
             seed=self.seed,
             first=first,
