@@ -45,6 +45,7 @@ def sample(
     mesh: MeshSettings,
     console: rich.console.Console,
     request: Request = TEXT,
+    expand: Callable[[list[str]], list[str]] | None = None,
 ) -> list[pathlib.Path]:
     """Make a video for each prompt.
 
@@ -54,6 +55,7 @@ def sample(
       changes: SampleSettings that differ from the checkpoint's own.
       seed: of the noise; prompt number n has the seed's n-th.
       request: the task, and what every video is given for it.
+      expand: writes out prompts, as many as it is given; it is asked when all else has been found to be well.
     Returns: the files.
     Raises: InputError for a checkpoint, prompt, given file, size or length that can't be used.
     """
@@ -76,6 +78,11 @@ def sample(
         VideoWriter(path, settings.fps)
     if note := untrained_note(request, trained):
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    asked = list(request.story) or prompts
+    if expand:
+        written = write_out(asked, expand, console)
+        prompts, story = [written[p] for p in prompts], tuple(written[p] for p in request.story)
+        request = inputs.request = dataclasses.replace(request, story=story)
     with jax.set_mesh(devices):
         generator = load_generator(checkpoint, dtype=settings.dtype or None)
         limit = trained.text.max_tokens
@@ -102,11 +109,26 @@ def sample(
             )
             for n, frames in enumerate(videos):
                 metadata = {"prompt": prompts[n], "number": n, **made_of}
+                if expand:
+                    metadata["asked"] = asked if request.story else asked[n]
                 write(paths[n], frames, settings.fps, metadata, inputs.files, request.watermark)
                 console.print(f"{paths[n]}: {prompts[n]}", highlight=False)
                 if request.long:
                     maker.windows.remove()
     return paths
+
+
+def write_out(prompts: list[str], expand, console) -> dict[str, str]:
+    """Each prompt and what it is written out as, which is shown.
+
+    Raises: InputError if one is too long to be a prompt.
+    """
+    unique = list(dict.fromkeys(prompts))
+    written = dict(zip(unique, expand(unique), strict=True))
+    check_prompts(list(written.values()))
+    for prompt, long_one in written.items():
+        console.print(f"{prompt} -> {long_one}", highlight=False, soft_wrap=True, markup=False)
+    return written
 
 
 def write_videos(
