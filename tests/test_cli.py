@@ -85,7 +85,10 @@ def test_the_installed_program_tells_a_mistake_and_exits_with_2(here):
     "command, words",
     [
         ("trian", "no such verb, did you mean 'train'?"),
-        ("xyz", "no such verb, known: caption, checkpoint inspect, checkpoint prune, checkpoint verify, convert"),
+        (
+            "xyz",
+            "no such verb, known: caption, checkpoint inspect, checkpoint prune, checkpoint release,",
+        ),
         ("checkpoint verfy", "no such verb, did you mean 'checkpoint verify'?"),
         ("checkpoint prune --workdir=run --keep=0", "flag --keep=0"),
         ("checkpoint verify", "--workdir is missing"),
