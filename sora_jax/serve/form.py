@@ -36,13 +36,13 @@ def make_fields():
         )
 
     fields = {}
-    with gr.Row():
+    with gr.Row(elem_classes="asked"):
         fields |= {"image": picture("First frame", "image"), "last_image": picture("Last frame", "last_image")}
-    with gr.Row():
+    with gr.Row(elem_classes="asked"):
         fields |= {"video": video("Video", "video"), "second": video("Second video", "second")}
     fields["mask"] = picture("Mask", "mask")
     for n in range(KEYFRAMES):
-        with gr.Row():
+        with gr.Row(elem_classes="asked"):
             fields[f"time{n}"] = gr.Number(n * 0.5, label="At second", minimum=0, visible=False)
             fields[f"picture{n}"] = picture("Picture", f"picture{n}")
     fields["direction"] = gr.Radio(DIRECTIONS, value=DIRECTIONS[0], label="Direction", visible=False)

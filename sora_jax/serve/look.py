@@ -20,6 +20,12 @@ STYLE = """
 .gradio-container { max-width: 1280px !important; margin: auto; }
 #title h1 { margin: 0.2em 0 0; } #title p { opacity: 0.7; margin: 0; }
 #task .wrap { gap: 0.4em; }
+#task input { position: absolute; opacity: 0; }
+#task label:has(input:checked) { background: var(--color-accent); color: white; }
+#task label:focus-within { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+.asked:not(:has(.block:not(.hidden, .hide))) { display: none; }
+.too-large { position: fixed; top: 16px; left: 50%; transform: translateX(-50%); z-index: 99; padding: 10px 18px;
+  border-radius: 8px; background: #b91c1c; color: white; }
 #status { min-height: 3.4em; }
 .job-bar { height: 6px; border-radius: 3px; background: var(--border-color-primary); overflow: hidden; }
 .job-bar > div { height: 100%; background: var(--color-accent); transition: width 0.2s; }
@@ -36,6 +42,25 @@ STYLE = """
 .about { width: 100%; font-size: 0.85em; } .about td { padding: 2px 8px 2px 0; overflow-wrap: anywhere; }
 .about td:first-child { opacity: 0.6; white-space: nowrap; }
 """
+# A file that the server would refuse is not sent at all.
+UPLOADS = """<script>
+function refuse(event, files) {
+  const file = [...(files || [])].find(file => file.size > MOST);
+  if (!file) return;
+  event.stopImmediatePropagation();
+  event.preventDefault();
+  if (event.type === 'change') event.target.value = '';
+  const told = document.createElement('div');
+  told.className = 'too-large';
+  told.role = 'alert';
+  const size = bytes => (bytes / 2 ** 20).toFixed(1).replace('.0', '');
+  told.textContent = `${file.name}: ${size(file.size)} MiB; at most ${size(MOST)} MiB are taken`;
+  document.body.append(told);
+  setTimeout(() => told.remove(), 8000);
+}
+document.addEventListener('change', event => refuse(event, event.target.files), true);
+document.addEventListener('drop', event => refuse(event, event.dataTransfer.files), true);
+</script>"""
 # A card plays while it is pointed at; the name that is sent is looked up among what was made.
 CARDS = """
 const card = event => event.target.closest && event.target.closest('[data-name]');

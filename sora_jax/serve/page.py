@@ -9,7 +9,7 @@ import gradio as gr
 from sora_jax.errors import InputError
 from sora_jax.generate.request import TASKS
 from sora_jax.serve.form import field_of, fill, make_fields, make_settings, read_wish, taken
-from sora_jax.serve.look import CARDS, LABELS, STYLE, about_html, bad_html, cards_html, status_html
+from sora_jax.serve.look import CARDS, LABELS, STYLE, UPLOADS, about_html, bad_html, cards_html, status_html
 from sora_jax.serve.studio import Job, Studio
 
 LONGEST_WAIT = 0.5  # seconds between two looks at a job
@@ -46,6 +46,7 @@ def page(studio: Studio, uploads: pathlib.Path, examples: list[str]) -> fastapi.
             font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ),
         css=STYLE,
+        head=UPLOADS.replace("MOST", str(studio.limits.bytes)),
     )
     blocks.has_launched = True  # else Gradio takes any path of this machine for an upload
     return app
