@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import sora_jax
-from sora_jax import verbs, verbs_sample
+from sora_jax import verbs, verbs_sample, verbs_serve
 from sora_jax import verbs_upkeep as upkeep
 from sora_jax.config import from_dict, to_config
 from sora_jax.errors import InputError, nearest
@@ -200,6 +200,7 @@ VERBS = {
     "sample": Verb(
         "a trained model and prompts -> videos", verbs_sample.define_sample, verbs_sample.run_sample, joins=True
     ),
+    "serve": Verb("a trained model -> a page in the browser", verbs_serve.define, verbs_serve.run),
     "evaluate": Verb(
         "a trained model -> numbers, a table, a report", verbs.define_evaluate, verbs.run_evaluate, joins=True
     ),

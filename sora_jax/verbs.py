@@ -13,8 +13,6 @@ from sora_jax.config import from_config
 from sora_jax.errors import InputError, nearest
 from sora_jax.settings import Settings
 
-BUILT_IN = "default: the shapes world's model, which comes with the package."
-
 
 def settings_of(values: flags.FlagValues) -> Settings:
     return from_config(values["config"].value)
@@ -138,23 +136,9 @@ def lines_of(values, flag: str) -> list[str]:
     return prompts
 
 
-def checkpoints_of(values, console) -> list[pathlib.Path]:
-    """Those of --checkpoint; where none is named, the one that comes with the package."""
-    from sora_jax.weights.store import SHIPPED
-
-    named = values["checkpoint"].value
-    if not named:
-        note = "note: no --checkpoint is named: this is the model of the shapes world (docs/shapes.md)"
-        console.print(note, highlight=False, soft_wrap=True)
-    return [pathlib.Path(path) for path in (named if isinstance(named, list) else [named or SHIPPED])]
-
-
 def define_evaluate(values):
     flags.DEFINE_multi_string(
-        "checkpoint",
-        None,
-        f"Workdir of a training run; again: another, side by side; {BUILT_IN}",
-        flag_values=values,
+        "checkpoint", None, "Workdir of a training run; again: another, side by side.", flag_values=values
     )
     flags.DEFINE_list(
         "suite",
@@ -163,7 +147,7 @@ def define_evaluate(values):
         flag_values=values,
     )
     for name, text in (
-        ("out", "Folder for the report; default: WORKDIR/evaluation of the one checkpoint."),
+        ("out", "Folder for the report; default: WORKDIR/evaluation, needed for several checkpoints."),
         ("data", "A prepared data set; default: what it was trained on."),
         ("prompts", "A file with a prompt on each line; default: the captions of the data's held-out clips."),
         ("videos", "A folder of real videos to compare with; default: the data's held-out clips."),
@@ -185,9 +169,9 @@ def run_evaluate(values, console):
     from sora_jax.evaluate.evaluate import evaluate
     from sora_jax.evaluate.subject import Options
 
-    checkpoints = checkpoints_of(values, console)
-    if not values["out"].value and (len(checkpoints) > 1 or not values["checkpoint"].value):
-        raise InputError("--out is missing: name a folder for the report")
+    checkpoints = [pathlib.Path(path) for path in needed(values, "checkpoint", "runs/first")]
+    if len(checkpoints) > 1 and not values["out"].value:
+        raise InputError(f"--out is missing: name a folder for the report on {len(checkpoints)} checkpoints")
     frames = values["frames"].value
     if not all(count.strip().isdecimal() for count in frames):
         raise InputError(f"--frames={','.join(frames)}: whole numbers are wanted, for example 17,33")

@@ -93,6 +93,17 @@ def computed_in(settings: Settings, dtype: str) -> Settings:
     )
 
 
+def retyped(generator: Generator, dtype: str) -> Generator:
+    """The same models, computing in another type; "" changes nothing."""
+    if not dtype:
+        return generator
+    return dataclasses.replace(
+        generator,
+        settings=computed_in(generator.settings, dtype),
+        autoencoder=dataclasses.replace(generator.autoencoder, dtype=dtype),
+    )
+
+
 def load_low_noise(workdir: pathlib.Path, settings: Settings, params: dict) -> tuple[dict, Settings]:
     """The other expert of a model whose settings and parameters these are.
 
