@@ -7,15 +7,7 @@ from absl import flags
 
 from sora_jax.errors import InputError
 from sora_jax.settings import SampleSettings
-from sora_jax.verbs import (
-    CHAT,
-    chat_of,
-    define_chat,
-    define_mesh,
-    lines_of,
-    mesh_of,
-    needed,
-)
+from sora_jax.verbs import CHAT, chat_of, define_chat, define_mesh, lines_of, mesh_of, needed
 
 SAMPLE_HELP = {
     "size": "WIDTHxHEIGHT of the video.",
