@@ -20,6 +20,7 @@ from sora_jax.generate.pipeline import (
     latent_shape,
     load_generator,
     read_run,
+    rows_at_once,
     sample_latents,
 )
 from sora_jax.generate.provenance import file_hash, marked, params_hash, write_manifest
@@ -44,6 +45,7 @@ def sample(
     mesh: MeshSettings,
     console: rich.console.Console,
     request: Request = TEXT,
+    expand: Callable[[list[str]], list[str]] | None = None,
     generator: Generator | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[pathlib.Path]:
@@ -55,6 +57,7 @@ def sample(
       changes: SampleSettings that differ from the checkpoint's own.
       seed: of the noise; prompt number n has the seed's n-th.
       request: the task, and what every video is given for it.
+      expand: writes out prompts, as many as it is given; it is asked when all else has been found to be well.
       generator: the checkpoint's, if it is loaded already, on this mesh.
       tell: called after each step of the solver with how many are done, and of how many; what it raises ends all.
     Returns: the files.
@@ -79,8 +82,13 @@ def sample(
         VideoWriter(path, settings.fps)
     if note := untrained_note(request, trained):
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    asked = list(request.story) or prompts
+    if expand:
+        written = write_out(asked, expand, console)
+        prompts, story = [written[p] for p in prompts], tuple(written[p] for p in request.story)
+        request = inputs.request = dataclasses.replace(request, story=story)
     with jax.set_mesh(devices):
-        generator = generator or load_generator(checkpoint)
+        generator = generator or load_generator(checkpoint, dtype=settings.dtype or None)
         limit = trained.text.max_tokens
         for prompt in [*prompts, *request.story]:
             if (length := len(generator.tokenizer.encode(prompt))) > limit:
@@ -110,11 +118,26 @@ def sample(
             )
             for n, frames in enumerate(videos):
                 metadata = {"prompt": prompts[n], "number": n, **made_of}
+                if expand:
+                    metadata["asked"] = asked if request.story else asked[n]
                 write(paths[n], frames, settings.fps, metadata, inputs.files, request.watermark)
                 console.print(f"{paths[n]}: {prompts[n]}", highlight=False)
                 if request.long:
                     maker.windows.remove()
     return paths
+
+
+def write_out(prompts: list[str], expand, console) -> dict[str, str]:
+    """Each prompt and what it is written out as, which is shown.
+
+    Raises: InputError if one is too long to be a prompt.
+    """
+    unique = list(dict.fromkeys(prompts))
+    written = dict(zip(unique, expand(unique), strict=True))
+    check_prompts(list(written.values()))
+    for prompt, long_one in written.items():
+        console.print(f"{prompt} -> {long_one}", highlight=False, soft_wrap=True, markup=False)
+    return written
 
 
 def write_videos(
@@ -242,7 +265,7 @@ class Maker:
     def __init__(self, generator, settings: SampleSettings, seed: int, negative_prompt: str, low_guidance: float):
         self.generator, self.settings, self.seed = generator, settings, seed
         self.negative_prompt, self.low_guidance = negative_prompt, low_guidance
-        self.rows = ways("batch", jax.sharding.get_mesh().shape)  # one video on each part of the mesh at a time
+        self.rows = ways("batch", jax.sharding.get_mesh().shape)  # at most so many videos at a time
         self.windows: long.Windows | None = None
         self.done = 0
 
@@ -256,9 +279,10 @@ class Maker:
             self.done += 1
             self._tell(self.done, total)
 
+        rows = rows_at_once(len(prompts), self.settings.guidance)
         return sample_latents(
             self.generator,
-            prompts + [prompts[-1]] * (self.rows - len(prompts)),
+            prompts + [prompts[-1]] * (rows - len(prompts)),
             dataclasses.replace(self.settings, frames=frames),
             seed=self.seed,
             first=first,

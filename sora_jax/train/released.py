@@ -1,7 +1,7 @@
 """Released models: the averaged parameters of a checkpoint as safetensors, to sample from and to train on.
 
 A folder like a workdir, with its `autoencoder/` and `tokenizer.model`, but `model/` in the place of checkpoints:
-what reads a run's weights reads these as well. One comes with the package, `weights.store.SHIPPED`.
+what reads a run's weights reads these as well.
 """
 
 import pathlib

@@ -1,5 +1,6 @@
 """Sample videos while a run trains, from the averaged weights that are in memory, and the page that shows them."""
 
+import dataclasses
 import io
 import pathlib
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.errors import InputError
 from sora_jax.evaluate.pictures import draw_loss_curves
 from sora_jax.evaluate.report import Clip, Picture, Section, Sheet, write_page
-from sora_jax.generate.pipeline import Generator, check_prompts, latent_shape
+from sora_jax.generate.pipeline import Generator, check_prompts, computed_in, latent_shape
 from sora_jax.generate.sample import write_videos
 from sora_jax.generate.writer import write_webp
 from sora_jax.mesh import ways
@@ -64,7 +65,11 @@ class Samples:
             self._autoencoder = load_model(self.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
         train, sample = self.settings.train, self.settings.sample
         tokenizer = Tokenizer(self.workdir / "tokenizer.model")
-        generator = Generator(self.settings, join(ema, frozen), *self._autoencoder, tokenizer, step)
+        settings, (autoencoder, coder_params) = self.settings, self._autoencoder
+        if sample.dtype:
+            settings = computed_in(settings, sample.dtype)
+            autoencoder = dataclasses.replace(autoencoder, dtype=sample.dtype)
+        generator = Generator(settings, join(ema, frozen), autoencoder, coder_params, tokenizer, step)
         folder = self.workdir / FOLDER / str(step)
         paths = [folder / f"{n:03}.mp4" for n in range(len(train.sample_prompts))]
         for n in write_videos(
