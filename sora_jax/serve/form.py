@@ -12,9 +12,10 @@ from sora_jax.generate.sample import STRENGTH
 from sora_jax.serve.studio import Wish
 from sora_jax.serve.uploads import admit
 from sora_jax.settings import SampleSettings
-from sora_jax.verbs import SAMPLE_HELP
+from sora_jax.verbs_sample import SAMPLE_HELP
 
 KEYFRAMES = 3
+LOADED = ("dtype",)  # settings that the model was loaded with
 
 
 def make_fields():
@@ -68,7 +69,13 @@ def make_settings(defaults):
             watermark = gr.Textbox(label="Watermark", info="A text in the corner")
         with gr.Row():
             for field in dataclasses.fields(SampleSettings):
-                told = {"label": field.name.capitalize(), "info": SAMPLE_HELP.get(field.name), "min_width": 130}
+                if field.name in LOADED:
+                    continue
+                told = {
+                    "label": field.name.replace("_", " ").capitalize(),
+                    "info": SAMPLE_HELP.get(field.name),
+                    "min_width": 130,
+                }
                 value = getattr(defaults, field.name)
                 if field.type is str:
                     changes[field.name] = gr.Textbox(value, elem_id=field.name, **told)
