@@ -53,7 +53,7 @@ def test_help_of_a_verb_names_its_flags_and_every_key_of_the_config(capsys, here
     assert all((key in out) == VERBS[verb].config for key in keys)
     assert ("--workdir" in out) == (verb == "train" or verb.startswith("checkpoint ")) and (
         "--checkpoint" in out
-    ) == (verb in ("sample", "evaluate"))
+    ) == (verb in ("sample", "evaluate", "serve"))
     assert not list(here.iterdir())
 
 
