@@ -21,6 +21,7 @@ def define(values):
     flags.DEFINE_string(
         "prompts", None, "Examples for the page: a file with a prompt on each line.", flag_values=values
     )
+    flags.DEFINE_string("dtype", "", "To compute in, such as bfloat16.", flag_values=values)
     define_mesh(values)
 
 
@@ -33,6 +34,7 @@ def run(values, console):
         host=values["host"].value,
         port=values["port"].value,
         examples=lines_of(values, "prompts") if values["prompts"].value else list(EXAMPLES),
+        dtype=values["dtype"].value,
         mesh=mesh_of(values),
         console=console,
     )

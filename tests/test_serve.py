@@ -337,9 +337,14 @@ def test_the_page_in_a_browser(run, tmp_path):
 
         page.locator("#task label", has_text="Text").first.click()
         page.get_by_text("Settings", exact=True).click()
+        assert page.locator("#seed input, #seed textarea").input_value() == ""
+        page.locator("#seed input, #seed textarea").fill("seven")
+        page.locator("#make").click()
+        page.get_by_text("--seed=seven: is no whole number").wait_for()
+        page.locator("#seed input, #seed textarea").fill("7")
         page.locator("#steps input").fill("1000")
         page.locator("#make").click()
-        page.get_by_text("of 1000 ·").wait_for(timeout=200_000)
+        page.get_by_text("of 1000 · seed 7").wait_for(timeout=200_000)
         page.locator("#stop").click()
         page.get_by_text("Cancelled after step").wait_for(timeout=60_000)
 

@@ -6,6 +6,7 @@ import random
 
 import gradio as gr
 
+from sora_jax.errors import InputError
 from sora_jax.generate.request import DIRECTIONS, TASKS, Request
 from sora_jax.generate.sample import STRENGTH
 from sora_jax.serve.studio import Wish
@@ -14,6 +15,7 @@ from sora_jax.settings import SampleSettings
 from sora_jax.verbs_sample import SAMPLE_HELP
 
 KEYFRAMES = 3
+LOADED = ("dtype",)  # settings that the model was loaded with
 
 
 def make_fields():
@@ -46,8 +48,9 @@ def make_fields():
             fields[f"time{n}"] = gr.Number(n * 0.5, label="At second", minimum=0, visible=False)
             fields[f"picture{n}"] = picture("Picture", f"picture{n}")
     fields["direction"] = gr.Radio(DIRECTIONS, value=DIRECTIONS[0], label="Direction", visible=False)
-    fields["seconds"] = gr.Number(
-        None, label="Seconds", info="How much is made; empty: as the model does", minimum=0
+    # No gr.Number: it turns an empty field into a 0.
+    fields["seconds"] = gr.Textbox(
+        label="Seconds", info="How much is made; empty: as the model does", elem_id="seconds"
     )
     fields["strength"] = gr.Slider(0, 1, STRENGTH, label="Strength", visible=False)
     fields["story"] = gr.Textbox(
@@ -61,12 +64,18 @@ def make_settings(defaults):
     changes = {}
     with gr.Accordion("Settings", open=False):
         with gr.Row():
-            seed = gr.Number(None, label="Seed", info="Empty: another one each time", precision=0, elem_id="seed")
+            seed = gr.Textbox(label="Seed", info="Empty: another one each time", elem_id="seed")
             negative = gr.Textbox(label="Negative prompt", info="What to keep away from")
             watermark = gr.Textbox(label="Watermark", info="A text in the corner")
         with gr.Row():
             for field in dataclasses.fields(SampleSettings):
-                told = {"label": field.name.capitalize(), "info": SAMPLE_HELP.get(field.name), "min_width": 130}
+                if field.name in LOADED:
+                    continue
+                told = {
+                    "label": field.name.replace("_", " ").capitalize(),
+                    "info": SAMPLE_HELP.get(field.name),
+                    "min_width": 130,
+                }
                 value = getattr(defaults, field.name)
                 if field.type is str:
                     changes[field.name] = gr.Textbox(value, elem_id=field.name, **told)
@@ -108,7 +117,7 @@ def read_wish(studio, uploads, listed, changed, values):
         videos=tuple(path for path in (file("video"), file("second")) if path),
         keyframes=tuple(f"{time:g}:{path}" for time, path in pictures if path),
         direction=given.get("direction") or "",
-        seconds=given.get("seconds") or None,
+        seconds=read_number("seconds", given.get("seconds"), float),
         strength=given.get("strength"),
         story=story,
         watermark=watermark or "",
@@ -119,8 +128,19 @@ def read_wish(studio, uploads, listed, changed, values):
         if value not in (None, "") and kind(value) != getattr(studio.defaults, key):
             changes[key] = kind(value)
     prompt = prompt.strip() or (story[0] if story else "")
-    seed = random.randrange(2**31) if seed is None else int(seed)
+    number = read_number("seed", seed, int)
+    seed = random.randrange(2**31) if number is None else number
     return Wish(prompt, request, seed, negative or "", changes)
+
+
+def read_number(name, text, kind):
+    """What a field says, None if it is empty. Raises: InputError if it is no number."""
+    if not (text or "").strip():
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f"--{name}={text}: is no {'whole ' if kind is int else ''}number") from None
 
 
 def fill(studio, listed, changed, metadata):

@@ -21,6 +21,7 @@ STYLE = """
 #title h1 { margin: 0.2em 0 0; } #title p { opacity: 0.7; margin: 0; }
 #task .wrap { gap: 0.4em; }
 #task input { position: absolute; opacity: 0; }
+#task label span { margin: 0; }
 #task label:has(input:checked) { background: var(--color-accent); color: white; }
 #task label:focus-within { outline: 2px solid var(--color-accent); outline-offset: 2px; }
 .asked:not(:has(.block:not(.hidden, .hide))) { display: none; }

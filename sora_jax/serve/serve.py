@@ -26,6 +26,7 @@ def serve(
     examples: list[str],
     mesh: MeshSettings,
     console: rich.console.Console,
+    dtype: str = "",
     limits: Limits | None = None,
 ):
     """Serve the page until the process is told to end.
@@ -35,6 +36,7 @@ def serve(
       out: folder for what is made.
       host, port: where the server listens.
       examples: prompts to try.
+      dtype: to compute in; "": as the checkpoint says.
       limits: of what is uploaded; None: those of `Limits`.
     Raises: InputError where Gradio is absent, the port is taken, or the checkpoint is none; before the parameters
       are read.
@@ -57,7 +59,7 @@ def serve(
         from sora_jax.serve.page import page
 
         out.mkdir(parents=True, exist_ok=True)
-        studio = Studio(checkpoint, out.resolve(), mesh=mesh, limits=limits, console=console)
+        studio = Studio(checkpoint, out.resolve(), mesh=mesh, limits=limits, console=console, dtype=dtype)
         app = Guard(
             page(studio, pathlib.Path(uploads), examples),
             uploads=pathlib.Path(uploads),

@@ -75,6 +75,7 @@ class Studio:
     Args:
       checkpoint: workdir of a training run; it is read once.
       out: folder for videos and, below it, for copies of what they were given.
+      dtype: to compute in, for all wishes; "": as the checkpoint says.
     Raises: InputError as `sample` does for a checkpoint that can't be used.
     """
 
@@ -86,11 +87,13 @@ class Studio:
         mesh: MeshSettings,
         limits: Limits,
         console: rich.console.Console,
+        dtype: str = "",
     ):
         self.checkpoint, self.out, self.mesh = checkpoint, out, mesh
         self.limits, self.console = limits, console
         with jax.set_mesh(make_mesh(mesh)):
-            self.generator = load_generator(checkpoint)
+            self.generator = load_generator(checkpoint, dtype=dtype or None)
+        self._loaded = {"dtype": dtype} if dtype else {}
         self.defaults = self.generator.settings.sample
         self._jobs: collections.deque[Job] = collections.deque()
         self._now: Job | None = None
@@ -219,7 +222,7 @@ class Studio:
                 self.checkpoint,
                 [wish.prompt],
                 job.out,
-                changes=wish.changes,
+                changes=wish.changes | self._loaded,
                 negative_prompt=wish.negative_prompt,
                 seed=wish.seed,
                 mesh=self.mesh,
