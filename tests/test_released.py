@@ -10,12 +10,14 @@ import tiny
 from test_tasks import write_run
 
 from sora_jax.cli import main
+from sora_jax.errors import InputError
 from sora_jax.evaluate.subject import open_subject
 from sora_jax.generate.pipeline import load_generator
 from sora_jax.mesh import make_mesh
 from sora_jax.settings import MeshSettings
 from sora_jax.train.checkpoint import RELEASED, read_meta
 from sora_jax.train.pretrained import begin_with
+from sora_jax.train.released import check_whole
 from sora_jax.train.state import TrainState
 from sora_jax.weights.store import WEIGHTS
 
@@ -59,6 +61,18 @@ def test_another_release_is_another_subject_of_evaluation(home, tmp_path):
     assert open_subject(home / "released", "b", tmp_path).identity == before
     assert main(["checkpoint", "release", f"--workdir={home}/run", f"--out={tmp_path}", "--dtype=float32"]) == 0
     assert open_subject(tmp_path, "a", tmp_path).identity != before
+
+
+def test_what_is_no_whole_model_is_not_released(tmp_path):
+    with pytest.raises(InputError, match="holds an autoencoder"):
+        check_whole(dataclasses.replace(tiny.SETTINGS, objective="autoencoder"), tmp_path)
+    for change, words in (
+        ({"lora": {"rank": 2}, "train": {"init_from": "run"}}, "holds adapters"),
+        ({"flow": {"time_min": 0.9}}, "one of two experts"),
+        ({"text": {"weights": "umt5"}}, "its text encoder is a published one"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_whole(tiny.change(tiny.SETTINGS, **change), tmp_path)
 
 
 def test_a_released_model_has_no_steps_and_a_broken_one_is_told(home, tmp_path, capsys):

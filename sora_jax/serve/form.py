@@ -93,7 +93,7 @@ def field_of(key):
     """The name in TASKS of what a field of the form is a part of."""
     return {
         "video": "videos",
-        **{f"{part}{n}": "keyframes" for part in ("time", "picture") for n in range(9)},
+        **{f"{part}{n}": "keyframes" for part in ("time", "picture") for n in range(KEYFRAMES)},
     }.get(key, key)
 
 

@@ -44,5 +44,7 @@ def check_whole(settings: Settings, workdir: pathlib.Path):
         raise InputError(f"{workdir}: holds an autoencoder, whose folder `autoencoder` is all that others need")
     if settings.lora.rank:
         raise InputError(f"{workdir}: holds adapters; merge them into their model with `convert` first")
+    if (settings.flow.time_min, settings.flow.time_max) != (0, 1):
+        raise InputError(f"{workdir}: holds one of two experts; `convert` writes both of them for others")
     if settings.text.weights:
         raise InputError(f"{workdir}: its text encoder is a published one; `convert` writes all of it for others")
