@@ -10,7 +10,7 @@
 Devices: 2, the cores of a laptop's CPU. 1,818,064 parameters.
 Result: 35.1 dB and SSIM 0.972 on 198 held-out clips; after 3,600 updates 33.3 dB and 0.962. On two cores of an AMD
 EPYC an update takes 0.52 s on a quiet machine (those 3,600: 31 minutes), all of them 78 minutes; this run took
-110, beside other work on the same two cores. Its weights, in float16, are sora_jax/weights/autoencoder_shapes.
+110, beside other work on the same two cores. Its weights, in float16, are sora_jax/weights/shapes/autoencoder.
 """
 
 from sora_jax.config import default_config

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import sora_jax
-from sora_jax import verbs
+from sora_jax import verbs, verbs_sample, verbs_serve
 from sora_jax import verbs_upkeep as upkeep
 from sora_jax.config import from_dict, to_config
 from sora_jax.errors import InputError, nearest
@@ -197,7 +197,10 @@ VERBS = {
         "a data set -> a trained model", verbs.define_train, verbs.run_train, config=True, joins=True, saves=True
     ),
     "convert": Verb("published weights -> a workdir, and back", verbs.define_convert, verbs.run_convert),
-    "sample": Verb("a trained model and prompts -> videos", verbs.define_sample, verbs.run_sample, joins=True),
+    "sample": Verb(
+        "a trained model and prompts -> videos", verbs_sample.define_sample, verbs_sample.run_sample, joins=True
+    ),
+    "serve": Verb("a trained model -> a page in the browser", verbs_serve.define, verbs_serve.run),
     "evaluate": Verb(
         "a trained model -> numbers, a table, a report", verbs.define_evaluate, verbs.run_evaluate, joins=True
     ),
@@ -210,6 +213,9 @@ VERBS = {
     "checkpoint inspect": Verb("a workdir -> its steps, and what they are of", upkeep.define, upkeep.run_inspect),
     "checkpoint verify": Verb("a workdir -> which steps are whole", upkeep.define, upkeep.run_verify),
     "checkpoint prune": Verb("a workdir -> fewer steps", upkeep.define_prune, upkeep.run_prune),
+    "checkpoint release": Verb(
+        "a workdir -> its model in a file, for others", upkeep.define_release, upkeep.run_release
+    ),
     "demo": Verb("all of it on this machine, in a few minutes", verbs.define_demo, verbs.run_demo),
 }
 

@@ -41,7 +41,7 @@ from sora_jax.settings import (
 )
 from sora_jax.train.loop import count_params, train
 from sora_jax.train.metrics import progress_bar
-from sora_jax.weights.store import SHIPPED, load_model, load_settings
+from sora_jax.weights.store import SHIPPED_AUTOENCODER, load_model, load_settings
 
 CLIPS = 640
 SIZE, FRAMES, FPS = "64x64", 17, 16.0
@@ -56,7 +56,7 @@ PROMPTS = (
 # them one patch.
 SETTINGS = Settings(
     data=DataSettings(fps=FPS, sizes=(SIZE,), frames=(FRAMES,), crop_size=SIZE, threads=2),
-    autoencoder=(AUTOENCODER := load_settings(SHIPPED, AutoencoderSettings)),
+    autoencoder=(AUTOENCODER := load_settings(SHIPPED_AUTOENCODER, AutoencoderSettings)),
     text=TextSettings(
         vocabulary=512, width=96, heads=4, head_dim=24, mlp=192, layers=2, max_tokens=48, dtype="float32"
     ),
@@ -94,7 +94,7 @@ def autoencoder_settings(path: pathlib.Path, steps: int) -> Settings:
             ema_decay=0.98,
             weight_decay=0.0,
         ),
-        train=TrainSettings(init_from=str(SHIPPED), steps=steps, save_every=100, keep=1),
+        train=TrainSettings(init_from=str(SHIPPED_AUTOENCODER), steps=steps, save_every=100, keep=1),
     )
 
 

@@ -16,7 +16,7 @@ _LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions",
 _LEAST |= dict.fromkeys(("row_levels", "shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
 _LEAST |= dict.fromkeys(("keep_every", "sample_every", "sample_seed"), 0)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
-_SHARES += ("time_min", "time_max", "forcing", "noise")
+_SHARES += ("time_min", "time_max", "forcing", "noise", "guidance_min", "guidance_max")
 _POSITIVE = ("fps", "epsilon", "clip_norm")
 _NOT_NEGATIVE = (
     "shift",
@@ -49,7 +49,8 @@ def _check_ranges(settings, where):
             raise InputError(f"{where}.{key}: {value} must be above 0")
         if key in _NOT_NEGATIVE and value < 0:
             raise InputError(f"{where}.{key}: {value} is below 0")
-        if key == "dtype" and value not in _DTYPES:
+        # Where the default is none of them, it stands for a type that is named elsewhere.
+        if key == "dtype" and value not in (*_DTYPES, type(settings).dtype):
             raise InputError(f"{where}.dtype: {value!r}? {nearest(value, _DTYPES)}")
 
 
@@ -303,10 +304,18 @@ class SampleSettings:
     steps: int = 50
     solver: str = "euler"  # euler, heun, dpm, unipc
     guidance: float = 5.0
+    guidance_min: float = 0.0  # of the times at which a step is guided; elsewhere it costs half
+    guidance_max: float = 1.0
     shift: float = 0.0  # 0: by the clip's size
+    dtype: str = ""  # that the models compute in; empty: each in that of its own settings
 
     def __post_init__(self):
         _check_ranges(self, "sample")
+        if self.guidance_min > self.guidance_max:
+            raise InputError(
+                f"sample.guidance_min: {self.guidance_min} is above sample.guidance_max, {self.guidance_max}; "
+                f"guidance 1 is none at all"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from absl import flags
 
 from sora_jax.config import from_config
 from sora_jax.errors import InputError, nearest
-from sora_jax.settings import SampleSettings, Settings
+from sora_jax.settings import Settings
 
 
 def settings_of(values: flags.FlagValues) -> Settings:
@@ -108,46 +108,6 @@ def mesh_of(values):
     return MeshSettings(**sizes)
 
 
-SAMPLE_HELP = {
-    "size": "WIDTHxHEIGHT of the video.",
-    "frames": "Its length, 4 n + 1; 1 is an image.",
-    "fps": "Frames a second.",
-    "steps": "Of the solver.",
-    "solver": "euler, heun, dpm or unipc.",
-    "guidance": "How hard to follow the prompt; 1 is not at all guided.",
-    "shift": "Of the times towards noise; 0: by the video's size.",
-}
-
-
-REQUEST_HELP = {
-    "task": "text, image, keyframes, extend, loop, connect, edit, inpaint or outpaint; see docs/tasks.md.",
-    "image": "A picture that the video begins with.",
-    "last_image": "A picture that the video ends with.",
-    "video": "A video that is given; to connect two, twice.",
-    "keyframe": "SECONDS:FILE, a picture that the video shows then; again for another one.",
-    "direction": "Of --task=extend: forward or backward.",
-    "seconds": "How much is made, window after window if it is long.",
-    "strength": "Of --task=edit: from 0, the video itself, to 1, another one.",
-    "mask": "Of --task=inpaint: a picture of the video's size; what is white in it is made anew.",
-    "story": "For a long video: a file with a prompt on each line, which take turns.",
-    "watermark": "A text that is written on the video.",
-}
-
-
-def request_of(values, story):
-    """What the flags of tasks ask for."""
-    from sora_jax.generate.request import Request
-
-    chosen = {name: values[name].value for name in REQUEST_HELP}
-    videos, keyframes = (chosen.pop(name) or () for name in ("video", "keyframe"))
-    for name in ("image", "last_image", "mask"):
-        chosen[name] = chosen[name] and pathlib.Path(chosen[name])
-    for name in ("task", "direction", "watermark"):
-        chosen[name] = chosen[name] or ""
-    chosen["story"] = tuple(story)
-    return Request(videos=tuple(map(pathlib.Path, videos)), keyframes=tuple(keyframes), **chosen)
-
-
 def define_convert(values):
     for name, text in (
         ("from", "A published model's folder, a file of adapters, or a workdir."),
@@ -171,41 +131,6 @@ def run_convert(values, console):
     )
 
 
-def define_sample(values):
-    flags.DEFINE_string("checkpoint", None, "Workdir of a trained transformer.", flag_values=values)
-    flags.DEFINE_multi_string("prompt", None, "What the video shows; again for another one.", flag_values=values)
-    flags.DEFINE_string("prompts", None, "A file with a prompt on each line.", flag_values=values)
-    flags.DEFINE_string("negative_prompt", "", "What to keep away from.", flag_values=values)
-    for name, text in REQUEST_HELP.items():
-        many, kind = name in ("video", "keyframe"), float if name in ("seconds", "strength") else str
-        define = flags.DEFINE_multi_string if many else {float: flags.DEFINE_float, str: flags.DEFINE_string}[kind]
-        define(name, None, text, flag_values=values)
-    flags.DEFINE_string("out", None, "An .mp4, or a folder if there are many prompts.", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "The same seed makes the same video.", flag_values=values)
-    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
-    for field in dataclasses.fields(SampleSettings):
-        text = f"{SAMPLE_HELP[field.name]} Default: the checkpoint's own."
-        define[field.type](field.name, None, text, flag_values=values)
-    define_mesh(values)
-
-
-def prompts_of(values) -> list[str]:
-    """Those of --prompt, then the lines of --prompts that are not blank."""
-    prompts = list(values["prompt"].value or [])
-    if values["prompts"].value:
-        prompts += lines_of(values, "prompts")
-    return prompts or needed(values, "prompt", '"a red circle moves left"')
-
-
-def story_of(values) -> list[str]:
-    """The prompts of a long video that changes; none if it has one prompt."""
-    if not values["story"].value:
-        return []
-    if values["prompt"].value or values["prompts"].value:
-        raise InputError("--story: has the prompts; leave out --prompt and --prompts")
-    return lines_of(values, "story")
-
-
 def lines_of(values, flag: str) -> list[str]:
     """The prompts in the file that a flag names, one a line; blank lines are left out."""
     name = values[flag].value
@@ -216,25 +141,6 @@ def lines_of(values, flag: str) -> list[str]:
     if not prompts:
         raise InputError(f"--{flag}={name}: no prompt in it; write one on each line")
     return prompts
-
-
-def run_sample(values, console):
-    from sora_jax.generate.sample import sample
-
-    story = story_of(values)
-
-    chosen = {field.name: values[field.name].value for field in dataclasses.fields(SampleSettings)}
-    sample(
-        pathlib.Path(needed(values, "checkpoint", "runs/first")),
-        story[:1] or prompts_of(values),
-        pathlib.Path(needed(values, "out", "sample.mp4")),
-        changes={name: value for name, value in chosen.items() if value is not None},
-        negative_prompt=values["negative_prompt"].value,
-        request=request_of(values, story),
-        seed=values["seed"].value,
-        mesh=mesh_of(values),
-        console=console,
-    )
 
 
 def define_evaluate(values):
@@ -290,45 +196,68 @@ def run_evaluate(values, console):
     console.print(f"report: {out / 'index.html'}", highlight=False)
 
 
+# Beside its address: the flags of a chat model.
+CHAT = ("model", "key_variable", "budget", "parallel", "retries", "rate", "timeout")
+
+
+def define_chat(values, flag: str, text: str):
+    """The flags of a chat model; `flag` names its address."""
+    for name, default, meaning in (
+        (flag, None, text),
+        ("model", None, "The model's name there."),
+        ("key_variable", "OPENAI_API_KEY", "The environment variable that holds the key, if one is needed."),
+        ("budget", None, "The most that this run may ask for, e.g. 500requests or 2000000tokens."),
+    ):
+        flags.DEFINE_string(name, default, meaning, flag_values=values)
+    for name, default, least, meaning in (
+        ("parallel", 4, 1, "Requests on their way at a time."),
+        ("retries", 5, 0, "Further tries of a request that failed for a reason that may pass."),
+    ):
+        flags.DEFINE_integer(name, default, meaning, lower_bound=least, flag_values=values)
+    flags.DEFINE_float("rate", 0.0, "Requests a minute at most; 0: any number.", 0.0, flag_values=values)
+    flags.DEFINE_float("timeout", 120.0, "Seconds without a byte of an answer.", 0.1, flag_values=values)
+
+
+def chat_of(values, flag: str):
+    """The chat model that the flags name; None for the rules of the shapes world."""
+    from sora_jax.captioning.chat import Budget, Chat, Endpoint
+
+    url, budget = values[flag].value, values["budget"].value
+    if url == "shapes":
+        return None
+    endpoint = Endpoint(
+        url,
+        needed(values, "model", "Qwen3-VL-8B-Instruct"),
+        key=os.environ.get(values["key_variable"].value, "").strip(),
+        flag=flag,
+        **{name: values[name].value for name in ("timeout", "retries", "rate")},
+    )
+    return Chat(endpoint, Budget.read(budget) if budget else None)
+
+
 def define_caption(values):
     for name, default, text in (
         ("videos", None, "Folder of videos to describe."),
         ("prompts", None, "Instead of videos: a file with a prompt on each line, to be written out."),
         ("out", None, "A .jsonl for `prepare --captions`; of prompts a text file for `sample --prompts`."),
-        ("endpoint", None, "Address of an OpenAI-compatible API, up to /v1; for prompts also: shapes."),
-        ("model", None, "The model's name there."),
-        ("key_variable", "OPENAI_API_KEY", "The environment variable that holds the key, if one is needed."),
-        ("budget", None, "The most that this run may ask for, e.g. 500requests or 2000000tokens."),
     ):
         flags.DEFINE_string(name, default, text, flag_values=values)
     for name, default, least, text in (
         ("frames", 8, 1, "Of each video, that the model is shown at most."),
         ("side", 512, 16, "Of each frame, the longer one in pixels at most."),
-        ("parallel", 4, 1, "Requests on their way at a time."),
-        ("retries", 5, 0, "Further tries of a request that failed for a reason that may pass."),
     ):
         flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=values)
-    flags.DEFINE_float("rate", 0.0, "Requests a minute at most; 0: any number.", 0.0, flag_values=values)
-    flags.DEFINE_float("timeout", 120.0, "Seconds without a byte of an answer.", 0.1, flag_values=values)
+    define_chat(values, "endpoint", "Address of an OpenAI-compatible API, up to /v1; for prompts also: shapes.")
 
 
 def run_caption(values, console):
     from sora_jax.captioning.caption import caption, expand_file
-    from sora_jax.captioning.chat import Budget, Chat, Endpoint
 
     if bool(values["videos"].value) == bool(values["prompts"].value):
         raise InputError("--videos, a folder to describe, or --prompts, a file to write out: give one of them")
     out, parallel = pathlib.Path(needed(values, "out", "captions.jsonl")), values["parallel"].value
-    url, budget = needed(values, "endpoint", "http://localhost:8000/v1"), values["budget"].value
-    chat = None
-    if url != "shapes":
-        endpoint = Endpoint(
-            url,
-            needed(values, "model", "Qwen3-VL-8B-Instruct"),
-            key=os.environ.get(values["key_variable"].value, "").strip(),
-            **{name: values[name].value for name in ("timeout", "retries", "rate")},
-        )
-        chat = Chat(endpoint, Budget.read(budget) if budget else None)
+    needed(values, "endpoint", "http://localhost:8000/v1")
+    chat = chat_of(values, "endpoint")
     if values["prompts"].value:
         expand_file(lines_of(values, "prompts"), out, chat, parallel=parallel, console=console)
     elif chat is None:

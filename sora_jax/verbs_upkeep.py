@@ -35,6 +35,25 @@ def run_verify(values, console):
     verify(workdir_of(values), console)
 
 
+def define_release(values):
+    define(values)
+    flags.DEFINE_string("out", None, "Folder for the model.", flag_values=values)
+    flags.DEFINE_enum("dtype", "bfloat16", ("bfloat16", "float32"), "Of the weights.", flag_values=values)
+
+
+def run_release(values, console):
+    on_cpu()
+    import jax
+
+    from sora_jax.mesh import make_mesh
+    from sora_jax.settings import MeshSettings
+    from sora_jax.train.released import release
+
+    out = pathlib.Path(needed(values, "out", "released"))
+    with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):
+        release(workdir_of(values), out, dtype=values["dtype"].value, console=console)
+
+
 def define_prune(values):
     define(values)
     flags.DEFINE_integer("keep", 3, "The last so many stay.", lower_bound=1, flag_values=values)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -15,6 +16,11 @@ jax.config.update("jax_cpu_enable_async_dispatch", False)
 # The tests compile many programs and run each a few times: half the time, with the same maths.
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_remove_size_one_mesh_axis_from_type", True)
+# What one test has compiled serves the others, those of other processes too.
+CACHE = tempfile.TemporaryDirectory(prefix="sora_jax-compiled-", ignore_cleanup_errors=True)
+os.environ.setdefault("SORA_JAX_COMPILED", CACHE.name)  # pytest-xdist's processes have it from the one that began
+jax.config.update("jax_compilation_cache_dir", os.environ["SORA_JAX_COMPILED"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 from sora_jax.mesh import make_mesh
 from sora_jax.settings import MeshSettings

@@ -111,6 +111,7 @@ def test_micro_batches_sum_to_the_whole_batch_with_an_adversary(one_device):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_all_terms_are_the_same_on_a_mesh(weights):
     settings = settings_of(**ADVERSARIAL, perceptual=0.5, perceptual_weights=weights)
     found = []

@@ -53,7 +53,7 @@ def test_help_of_a_verb_names_its_flags_and_every_key_of_the_config(capsys, here
     assert all((key in out) == VERBS[verb].config for key in keys)
     assert ("--workdir" in out) == (verb == "train" or verb.startswith("checkpoint ")) and (
         "--checkpoint" in out
-    ) == (verb in ("sample", "evaluate"))
+    ) == (verb in ("sample", "evaluate", "serve"))
     assert not list(here.iterdir())
 
 
@@ -85,7 +85,10 @@ def test_the_installed_program_tells_a_mistake_and_exits_with_2(here):
     "command, words",
     [
         ("trian", "no such verb, did you mean 'train'?"),
-        ("xyz", "no such verb, known: caption, checkpoint inspect, checkpoint prune, checkpoint verify, convert"),
+        (
+            "xyz",
+            "no such verb, known: caption, checkpoint inspect, checkpoint prune, checkpoint release,",
+        ),
         ("checkpoint verfy", "no such verb, did you mean 'checkpoint verify'?"),
         ("checkpoint prune --workdir=run --keep=0", "flag --keep=0"),
         ("checkpoint verify", "--workdir is missing"),

@@ -85,6 +85,7 @@ def test_imported_weights_are_trained_on_sampled_and_written_out(home, name, fla
     assert (home.folder / f"{name}-published" / "model_index.json").exists()
 
 
+@pytest.mark.exhaustive
 def test_image_to_video_learns_from_what_prepare_has_given(clips, tmp_path):
     home = Home(tmp_path, clips, "flf2v")
     batch = first_row(home)

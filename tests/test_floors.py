@@ -11,7 +11,7 @@ FLOORS = (
     ("models", "diffusion"),
     ("weights", "data"),
     ("train", "generate", "evaluate", "captioning"),
-    ("cli", "verbs", "verbs_upkeep", "demo", "plan"),
+    ("cli", "verbs", "verbs_sample", "verbs_serve", "verbs_upkeep", "serve", "demo", "plan"),
 )
 # Packages of others that are kept to one place, and where that is.
 KEPT = {

@@ -18,7 +18,7 @@ from sora_jax.generate.tasks import animate
 from sora_jax.generate.writer import read_metadata
 from sora_jax.settings import SampleSettings, TransformerSettings
 
-CASES = ["i2v", *(pytest.param(case, marks=pytest.mark.slow) for case in ("flf2v", "i2v-a14b")), "ti2v"]
+CASES = ["i2v", *(pytest.param(case, marks=pytest.mark.slow) for case in ("flf2v", "i2v-a14b", "ti2v"))]
 
 
 class Home:

@@ -61,7 +61,7 @@ def test_the_test_script_installs_the_locked_versions_and_passes_arguments_on(ch
     assert done.returncode == 0, done.stderr
     assert all("--constraint constraints.txt" in call for call in installs(calls))
     assert installs(calls)[-1].endswith("--editable .[test]")
-    options = "-n auto --maxprocesses=4 --dist=loadfile"
+    options = "-n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder"
     assert calls[-1] == f"-m pytest {options} -m not slow and not parity -k floors"
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import rich.console
+import test_captioning
 import tiny
 from PIL import Image
 from test_tasks import write_run
@@ -20,7 +21,9 @@ from sora_jax.generate import sample as verb
 from sora_jax.generate.provenance import marked, params_hash
 from sora_jax.generate.request import FLAGS, TASKS, Request
 from sora_jax.generate.writer import read_metadata
-from sora_jax.verbs import REQUEST_HELP
+from sora_jax.verbs_sample import REQUEST_HELP
+
+server = test_captioning.server  # that speaks the protocol of chat models
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +172,10 @@ def test_windows_are_made_once_and_those_of_another_wish_are_thrown_away(tmp_pat
         (["--seconds=1", "--story=absent.txt"], "--story=absent.txt: no such file; it has a prompt"),
         (["--seconds=1", "--story=story.txt", "--prompt=a"], "--story: has the prompts; leave out --prompt"),
         (["--story=story.txt"], "--story: is for a long video; name its length, --seconds"),
+        (["--expand=http://127.0.0.1:9/v1", "--model=m"], "--expand=http://127.0.0.1:9/v1: can't be reached"),
+        (["--expand=http://127.0.0.1:9/v1"], "--model is missing"),
+        (["--expand=shapes"], "'a bird': the template writes out prompts of the shapes world"),
+        (["--retries=1"], "--retries: is for a chat model; name its address, --expand"),
         (["--seconds=1", "--frames=3"], "--frames=3: --task=text needs at least 5 at once"),
     ],
 )
@@ -177,6 +184,39 @@ def test_what_does_not_belong_together_is_told_in_one_line(home, capsys, flags, 
     told = [line for line in "".join(capsys.readouterr()).splitlines() if line.startswith("sora-jax")]
     assert len(told) == 1 and words in told[0]
     assert not list(home.glob("wrong*"))
+
+
+@pytest.mark.slow
+def test_a_prompt_is_written_out_shown_used_and_kept(home, server, capsys):
+    server.content = "A bird\nthat sings."
+    quick, flags = ["--frames=1", "--steps=1"], [f"--expand={server.url}", "--model=painter"]
+    assert make(*quick, *flags, out="long.mp4") == 0
+    assert "a bird -> A bird that sings." in "".join(capsys.readouterr())
+    data = read_metadata(home / "long.mp4")
+    assert (data["prompt"], data["asked"]) == ("A bird that sings.", "a bird")
+    manifest = json.loads((home / "long.c2pa.json").read_text())
+    assert any(item["data"].get("asked") == "a bird" for item in manifest["assertions"])
+    first = read_clip(probe(home / "long.mp4"), (64, 64), fps=16, frames=1)
+    # The answer is kept, and makes the video that it makes as a prompt.
+    assert make(*quick, *flags, out="long.mp4") == 0 and len(server.asked) == 1
+    assert main(["sample", "--checkpoint=run", "--out=typed.mp4", "--prompt=A bird that sings.", *quick]) == 0
+    for name in ("long.mp4", "typed.mp4"):
+        np.testing.assert_array_equal(read_clip(probe(home / name), (64, 64), fps=16, frames=1), first)
+    assert make("--seconds=0.6", "--story=story.txt", "--steps=1", *flags, out="story.mp4") == 0
+    data = read_metadata(home / "story.mp4")
+    assert data["asked"] == ["a bird", "a rabbit"] and data["story"] == ["A bird that sings."] * 2
+    # Both are asked at once, and come in either order.
+    assert {body["messages"][1]["content"] for _, _, body in server.asked[1:]} == {"a bird", "a rabbit"}
+    assert len(server.asked) == 3
+
+
+@pytest.mark.slow
+def test_the_negative_prompt_changes_the_video(home):
+    for flags, out in (([], "without.mp4"), (["--negative-prompt=a rabbit"], "with.mp4")):
+        assert make("--frames=1", "--steps=1", *flags, out=out) == 0
+    shown = [read_clip(probe(home / name), (64, 64), fps=16, frames=1) for name in ("without.mp4", "with.mp4")]
+    assert np.abs(shown[0].astype(int) - shown[1]).max() > 0
+    assert read_metadata(home / "with.mp4")["negative_prompt"] == "a rabbit"
 
 
 def test_every_flag_of_a_request_is_taken_by_a_task():

@@ -167,6 +167,7 @@ def test_muon_gives_every_direction_of_a_matrix_the_same_step(one_device):
     )  # AdamW's first step: the sign
 
 
+@pytest.mark.slow
 def test_muon_on_a_mesh_equals_one_device():
     optimizer = make_optimizer(OptimizerSettings(name="muon", learning_rate=1.0, warmup_steps=0), 10)
     found = []
@@ -181,6 +182,7 @@ def test_muon_on_a_mesh_equals_one_device():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *found)
 
 
+@pytest.mark.slow
 def test_overfitting_eight_clips_drives_the_loss_down(one_device):
     """The positive control: a model that can't learn eight clips by heart has a fault, not too little time."""
     settings = tiny.change(

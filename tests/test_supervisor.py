@@ -167,7 +167,12 @@ def test_the_supervisor_of_a_host_refuses_what_it_can_not_run(capsys):
 
 
 def test_no_process_outlives_a_try(tmp_path):
-    lines = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True); sys.exit(me)"
+    lines = """
+import subprocess
+print(subprocess.Popen(["sleep", "600"]).pid, flush=True)
+together()
+sys.exit(me)
+"""
     assert run(tmp_path, lines)[0] == 1
     deadline = time.monotonic() + 5
     for me in range(2):

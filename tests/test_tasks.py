@@ -22,13 +22,13 @@ from sora_jax.models.video_model import VideoModel
 from sora_jax.patches import patchify, unpatchify
 from sora_jax.settings import AutoencoderSettings
 from sora_jax.train.saving import save_weights
-from sora_jax.weights.store import SHIPPED, load_settings
+from sora_jax.weights.store import SHIPPED_AUTOENCODER, load_settings
 
 FRAMES = 9  # that the model sees at once: 5 latents
 
 
 def settings_of(**masks):
-    autoencoder = load_settings(SHIPPED, AutoencoderSettings)
+    autoencoder = load_settings(SHIPPED_AUTOENCODER, AutoencoderSettings)
     settings = tiny.change(
         tiny.SETTINGS,
         text={"vocabulary": 400},
@@ -48,7 +48,7 @@ def write_run(folder, **masks):
         draw = np.random.default_rng(0)
         params = jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.1, x.shape), jnp.float32), shapes)
         save_weights(folder, params, settings)
-    copy_files(SHIPPED, folder / "autoencoder")
+    copy_files(SHIPPED_AUTOENCODER, folder / "autoencoder")
     train_tokenizer(["a rabbit", "a bird"], folder / "tokenizer.model", vocabulary=400)
     return folder
 

@@ -54,6 +54,8 @@ class Cache:
         return self
 
     def __exit__(self, *error):
+        if not self._answers:  # of a mistake nothing is left
+            self.path.unlink(missing_ok=True)
         self._file.close()
 
     def get(self, key: str):

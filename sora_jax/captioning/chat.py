@@ -51,6 +51,7 @@ class Endpoint:
     retries: further tries of a question that failed for a reason that may pass.
     pause: seconds before the first of them, twice as long before each next one.
     rate: requests begun in a minute at most; 0: as many as there are.
+    flag: by which it was named, for what is told of it.
     """
 
     url: str
@@ -60,6 +61,7 @@ class Endpoint:
     retries: int = 5
     pause: float = 1.0
     rate: float = 0.0
+    flag: str = "endpoint"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +159,7 @@ class Chat:
         except requests.exceptions.Timeout as error:
             raise _Again(f"no answer within {self.endpoint.timeout:g} s") from error
         except requests.exceptions.SSLError as error:
-            raise InputError(f"--endpoint={self.endpoint.url}: {_cause(error)}") from error
+            raise InputError(f"--{self.endpoint.flag}={self.endpoint.url}: {_cause(error)}") from error
         except requests.exceptions.ConnectionError as error:
             reason = getattr(error.args[0], "reason", None) if error.args else None
             if isinstance(reason, urllib3.exceptions.NewConnectionError):
@@ -166,7 +168,9 @@ class Chat:
         except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError) as error:
             raise _Again(f"the answer was cut off: {_cause(error)}") from error
         except (requests.exceptions.RequestException, UnicodeError, ValueError) as error:
-            raise InputError(f"--endpoint={self.endpoint.url}: can't be asked: {_cause(error)}") from error
+            raise InputError(
+                f"--{self.endpoint.flag}={self.endpoint.url}: can't be asked: {_cause(error)}"
+            ) from error
         if response.status_code != 200:
             raise self._refused(response)
         return self._content(response)
@@ -181,7 +185,7 @@ class Chat:
         """An endpoint that has answered before may come back; one that never has is a mistake."""
         if self.answers:
             return _Again(reason)
-        return InputError(f"--endpoint={self.endpoint.url}: can't be reached: {reason}")
+        return InputError(f"--{self.endpoint.flag}={self.endpoint.url}: can't be reached: {reason}")
 
     def _refused(self, response) -> Exception:
         status, (message, code) = response.status_code, self._told(response)
@@ -189,12 +193,11 @@ class Chat:
         if status in (401, 402, 403) or code == "insufficient_quota":
             why = "the key is not accepted" if self.endpoint.key else "it wants a key, and there is none"
             why = "nothing is left to pay with" if status == 402 or code == "insufficient_quota" else why
-            return InputError(f"--endpoint={self.endpoint.url}: {why}: {text}")
+            return InputError(f"--{self.endpoint.flag}={self.endpoint.url}: {why}: {text}")
         if status == 404 or 300 <= status < 400:
             what = f"no model {self.endpoint.model!r} there, or no chat: {text}"
-            return InputError(
-                f"--endpoint={self.endpoint.url}: {what} {response.headers.get('Location', '')}".strip()
-            )
+            what = f"{what} {response.headers.get('Location', '')}".strip()
+            return InputError(f"--{self.endpoint.flag}={self.endpoint.url}: {what}")
         if status in AGAIN or status >= 500:
             return _Again(text, seconds_of(response.headers.get("Retry-After")))
         return NoAnswerError(text)

@@ -3,12 +3,24 @@
 import jax
 import jax.numpy as jnp
 
-from sora_jax.mesh import spec
+from sora_jax.mesh import RULES
 
 
 def in_pairs(x):
-    """Each row twice, one after the other, on the same chips: [B, ...] -> [2 B, ...]."""
-    return jnp.repeat(x, 2, axis=0, out_sharding=jax.typeof(x).sharding.spec)
+    """Each row twice, one after the other: [B, ...] -> [2 B, ...], rows over the mesh.
+
+    Rows of x that lie over the mesh stay where they are; of rows that every chip holds the two of a pair come to
+    lie on different chips, which then run side by side.
+    """
+    rest = jax.typeof(x).sharding.spec[1:]
+    return jnp.repeat(x, 2, axis=0, out_sharding=jax.P(RULES["batch"], *rest))
+
+
+def first_of_pairs(x):
+    """The first row of each pair, of which both lie on the same chips: [2 B, ...] -> [B, ...]."""
+    rows, *rest = jax.typeof(x).sharding.spec
+    pairs = jnp.reshape(x, (len(x) // 2, 2, *x.shape[1:]), out_sharding=jax.P(rows, None, *rest))
+    return pairs[:, 0]
 
 
 def guided(velocity_fn, scale):
@@ -18,13 +30,14 @@ def guided(velocity_fn, scale):
       velocity_fn: (x, t) -> velocity for rows in pairs (conditional, unconditional), [2 B, N, P]: one pass makes
         both.
       scale: scalar, 1 = the conditional velocity itself.
-    Returns: (x, t) -> velocity, [B, N, P].
+    Returns: (x, t) -> velocity, [B, N, P], laid out as x is.
     Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6, with scale = 1 + w.
     """
 
     def velocity(x, t):
-        both = velocity_fn(in_pairs(x), t)
-        both = jnp.reshape(both, (x.shape[0], 2, *x.shape[1:]), out_sharding=spec("batch . tokens ."))
+        rows, *rest = jax.typeof(x).sharding.spec
+        both = jax.reshard(velocity_fn(in_pairs(x), t), jax.P(rows, *rest))
+        both = jnp.reshape(both, (x.shape[0], 2, *x.shape[1:]), out_sharding=jax.P(rows, None, *rest))
         conditional, unconditional = both[:, 0], both[:, 1]
         return unconditional + scale * (conditional - unconditional)
 

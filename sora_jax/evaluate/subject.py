@@ -20,6 +20,7 @@ from sora_jax.files import replacing
 from sora_jax.generate.pipeline import Generator, load_generator
 from sora_jax.settings import SampleSettings, Settings
 from sora_jax.train.checkpoint import find_checkpoint, read_meta
+from sora_jax.weights.store import model_hash
 
 # Prompts, the settings of their videos, and the number of the first -> each one's frames, [F, H, W, 3] uint8.
 Sampler = Callable[[list[str], SampleSettings, int], Iterable[np.ndarray]]
@@ -69,7 +70,8 @@ class Subject:
     @functools.cached_property
     def identity(self) -> str:
         """16 hex digits that change with the checkpoint."""
-        written = (self.folder / str(self.step)).stat().st_mtime_ns
+        step = self.folder / str(self.step)
+        written = step.stat().st_mtime_ns if step.is_dir() else model_hash(self.folder)
         text = f"{self.step} {written} {to_json(self.settings)}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

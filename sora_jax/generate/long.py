@@ -74,6 +74,17 @@ def context_of(latents: int) -> int:
     return max(1, round(latents * CONTEXT))
 
 
+def count(stride: int, window: int, frames: int, given: Footage | None, *, backward: bool) -> int:
+    """How many windows `forward` or `backward` makes; the arguments are theirs, stride: frames in a latent."""
+    n = (window - 1) // stride + 1
+    context = context_of(n)
+    if backward:
+        return -(-frames // (1 + stride * (n - min(context, given.frames // stride) - 1)))
+    known = 0 if given is None else min(context, (given.frames - 1) // stride + 1)
+    first = stride * (n - known) if known else window
+    return 1 + max(0, -(-(frames - first) // (stride * (n - context))))
+
+
 def forward(
     coder: Coder, make: Make, window: int, frames: int, given: Footage | None = None
 ) -> Iterator[np.ndarray]:

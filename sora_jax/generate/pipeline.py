@@ -17,11 +17,11 @@ from jax.experimental import multihost_utils
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion.conditioning import hold_known, on_ring, start_from
 from sora_jax.diffusion.flow import levels_of, shift_of, told_time
-from sora_jax.diffusion.guidance import guided, in_pairs
+from sora_jax.diffusion.guidance import first_of_pairs, guided, in_pairs
 from sora_jax.diffusion.solvers import Solver, dpm, euler, heun, time_grid, unipc
 from sora_jax.errors import InputError
 from sora_jax.generate.images import Given, put_given, video_size
-from sora_jax.mesh import spec
+from sora_jax.mesh import RULES, spec, ways
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
 from sora_jax.models.video_model import VideoModel, join
@@ -67,7 +67,7 @@ def load_generator(workdir: pathlib.Path, *, dtype: str | None = None) -> Genera
     """The averaged parameters of a workdir's newest checkpoint, laid out on the current mesh.
 
     Args:
-      dtype: to compute in, if not in that of the settings.
+      dtype: to compute in; None: that of config.sample, or else of each model.
     Raises: InputError if there is no checkpoint, it is none of a transformer, or a part of it is missing.
     """
     workdir = pathlib.Path(workdir)
@@ -77,17 +77,31 @@ def load_generator(workdir: pathlib.Path, *, dtype: str | None = None) -> Genera
             f"{workdir}: an expert for times up to {settings.flow.time_max}; sample from the workdir around it"
         )
     autoencoder, autoencoder_params = load_model(workdir / "autoencoder", Autoencoder, AutoencoderSettings)
-    if dtype:
-        parts = {name: getattr(settings, name) for name in ("text", "image", "transformer")}
-        parts = {name: dataclasses.replace(part, dtype=dtype) for name, part in parts.items()}
-        settings, autoencoder = (
-            dataclasses.replace(settings, **parts),
-            dataclasses.replace(autoencoder, dtype=dtype),
-        )
+    if dtype := dtype or settings.sample.dtype:
+        settings, autoencoder = computed_in(settings, dtype), dataclasses.replace(autoencoder, dtype=dtype)
     params = restore_model(folder, step, settings)
     low = load_low_noise(workdir / LOW_NOISE, settings, params) if settings.flow.time_min else None
     tokenizer = Tokenizer(workdir / "tokenizer.model")
     return Generator(settings, params, autoencoder, autoencoder_params, tokenizer, step, low)
+
+
+def computed_in(settings: Settings, dtype: str) -> Settings:
+    """The settings of models that compute in another type."""
+    parts = {name: getattr(settings, name) for name in ("text", "image", "transformer")}
+    return dataclasses.replace(
+        settings, **{name: dataclasses.replace(part, dtype=dtype) for name, part in parts.items()}
+    )
+
+
+def retyped(generator: Generator, dtype: str) -> Generator:
+    """The same models, computing in another type; "" changes nothing."""
+    if not dtype:
+        return generator
+    return dataclasses.replace(
+        generator,
+        settings=computed_in(generator.settings, dtype),
+        autoencoder=dataclasses.replace(generator.autoencoder, dtype=dtype),
+    )
 
 
 def load_low_noise(workdir: pathlib.Path, settings: Settings, params: dict) -> tuple[dict, Settings]:
@@ -156,6 +170,16 @@ def tokenize(generator: Generator, prompts: list[str]) -> tuple[np.ndarray, np.n
     return tokens, segments
 
 
+def rows_at_once(prompts: int, guidance: float) -> int:
+    """How many videos the mesh makes at once of so many that are wanted.
+
+    One on each part of the mesh that holds whole rows; or, if half as many are enough, one on two of them, which
+    take the conditional and the unconditional half of each guided step.
+    """
+    parts = ways("batch", jax.sharding.get_mesh().shape)
+    return parts // 2 if guidance != 1 and parts % 2 == 0 and prompts <= parts // 2 else parts
+
+
 def sample_latents(
     generator: Generator,
     prompts: list[str],
@@ -173,6 +197,7 @@ def sample_latents(
     """Latents of one video for each prompt.
 
     Args:
+      prompts: as many as `rows_at_once` says, or a multiple.
       first: number of the first prompt: prompt n has the seed's n-th noise, whatever is sampled along with it.
       low_guidance: for the expert of low noise; 0: its own settings'.
       given: what every video shows; a model with channels for images must have them.
@@ -198,7 +223,13 @@ def sample_latents(
     )
     if given is not None:
         batch = put_given(batch, given, patch)
-    batch = jax.tree.map(lambda x: jax.device_put(x, spec("batch" + " ." * (x.ndim - 1))), batch)
+    # Of fewer videos than parts of the mesh every part holds all, and of each pair one half is its own.
+    split = B % ways("batch", jax.sharding.get_mesh().shape) != 0
+
+    def put(x):
+        return jax.device_put(x, spec(("." if split and len(x) == B else "batch") + " ." * (x.ndim - 1)))
+
+    batch = jax.tree.map(put, batch)
     shift = sample.shift or float(shift_of(N, grid[0]))
     whole = settings.flow.whole_times
     begins = given.time if given is not None else 1.0
@@ -216,6 +247,8 @@ def sample_latents(
         params, guidance = generator.params, sample.guidance
         if generator.low and t < settings.flow.time_min:
             params, guidance = generator.low[0], low_guidance or generator.low[1].sample.guidance
+        if not sample.guidance_min <= t <= sample.guidance_max:
+            guidance = 1.0
         state = solver_step(
             settings,
             solver,
@@ -225,7 +258,7 @@ def sample_latents(
             state,
             times,
             jnp.int32(i),
-            jnp.float32(guidance),
+            jnp.float32(guidance) if split or guidance != 1 else None,
             ring=grid[0] if ring else 0,
         )
         jax.block_until_ready(state)
@@ -248,7 +281,8 @@ def begin(settings: Settings, solver: Solver, params: dict, batch: PatchBatch, k
     numbers = first + jnp.arange(len(batch.known))
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
     noise = jax.vmap(lambda key: jax.random.normal(key, batch.patches.shape[1:]))(keys)
-    noise = jax.reshard(noise, spec("batch tokens ."))
+    # As the batch lies: its rows over the mesh, or all of them on every chip.
+    noise = jax.reshard(noise, jax.P(jax.typeof(batch.known).sharding.spec[0], RULES["tokens"], None))
     return pairs, solver.start(start_from(noise, batch, time=time, known_time=settings.masks.noise))
 
 
@@ -269,18 +303,21 @@ def solver_step(
     """The state of the solver one step on; `pairs` and the first state are from `begin`.
 
     Args:
+      guidance: its scale; None: the conditional velocity alone, at half of the cost.
       ring: frames of patches of a video that is a ring (see `on_ring`); 0: it is none.
     """
     model = bind(VideoModel, settings, params)
+    rows = pairs if guidance is not None else jax.tree.map(first_of_pairs, pairs)
 
     def velocity(x, t):
         t = told_time(t, settings.flow)
-        told = jnp.full_like(pairs.segments[:, :1], t, jnp.float32)
-        table, levels = levels_of(pairs, told, known_time=settings.masks.noise)
-        return model.velocity(pairs, x, table, levels)
+        told = jnp.full_like(rows.segments[:, :1], t, jnp.float32)
+        table, levels = levels_of(rows, told, known_time=settings.masks.noise)
+        return model.velocity(rows, x, table, levels)
 
-    held = hold_known(guided(on_ring(velocity, ring, _turn(i, ring)) if ring else velocity, guidance), known)
-    return solver.step(held, state, times, i)
+    made = on_ring(velocity, ring, _turn(i, ring)) if ring else velocity
+    made = guided(made, guidance) if guidance is not None else made
+    return solver.step(hold_known(made, known), state, times, i)
 
 
 def _turn(i, frames):

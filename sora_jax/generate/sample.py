@@ -20,6 +20,8 @@ from sora_jax.generate.pipeline import (
     latent_shape,
     load_generator,
     read_run,
+    retyped,
+    rows_at_once,
     sample_latents,
 )
 from sora_jax.generate.provenance import file_hash, marked, params_hash, write_manifest
@@ -44,6 +46,9 @@ def sample(
     mesh: MeshSettings,
     console: rich.console.Console,
     request: Request = TEXT,
+    expand: Callable[[list[str]], list[str]] | None = None,
+    generator: Generator | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[pathlib.Path]:
     """Make a video for each prompt.
 
@@ -53,6 +58,9 @@ def sample(
       changes: SampleSettings that differ from the checkpoint's own.
       seed: of the noise; prompt number n has the seed's n-th.
       request: the task, and what every video is given for it.
+      expand: writes out prompts, as many as it is given; it is asked when all else has been found to be well.
+      generator: the checkpoint's, if it is loaded already, on this mesh.
+      tell: called after each step of the solver with how many are done, and of how many; what it raises ends all.
     Returns: the files.
     Raises: InputError for a checkpoint, prompt, given file, size or length that can't be used.
     """
@@ -64,7 +72,7 @@ def sample(
     check_request(request)
     check_prompts(list(request.story))
     devices = make_mesh(mesh)
-    _, _, trained = read_run(checkpoint)
+    trained = generator.settings if generator else read_run(checkpoint)[2]
     settings: SampleSettings = dataclasses.replace(trained.sample, **changes)
     if settings.solver not in SOLVERS:
         raise InputError(f"--solver={settings.solver}: {nearest(settings.solver, SOLVERS)}")
@@ -75,8 +83,16 @@ def sample(
         VideoWriter(path, settings.fps)
     if note := untrained_note(request, trained):
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    asked = list(request.story) or prompts
+    if expand:
+        written = write_out(asked, expand, console)
+        prompts, story = [written[p] for p in prompts], tuple(written[p] for p in request.story)
+        request = inputs.request = dataclasses.replace(request, story=story)
     with jax.set_mesh(devices):
-        generator = load_generator(checkpoint)
+        if generator:
+            generator = retyped(generator, settings.dtype)
+        else:
+            generator = load_generator(checkpoint, dtype=settings.dtype or None)
         limit = trained.text.max_tokens
         for prompt in [*prompts, *request.story]:
             if (length := len(generator.tokenizer.encode(prompt))) > limit:
@@ -92,8 +108,13 @@ def sample(
         }
         maker = Maker(generator, settings, seed, negative_prompt, changes.get("guidance", 0.0))
         with progress_bar(console) as bar:
-            bar_task = bar.add_task("sampling", total=None if request.long else 1, numbers="")
-            maker.watch(lambda done, total: bar.update(bar_task, completed=done, total=total))
+            bar_task = bar.add_task("sampling", total=1, numbers="")
+
+            def told(done, total):
+                bar.update(bar_task, completed=done, total=total)
+                tell(done, total)
+
+            maker.watch(told)
             videos = (
                 long_videos(maker, inputs, prompts, paths, made_of, console)
                 if request.long
@@ -101,11 +122,26 @@ def sample(
             )
             for n, frames in enumerate(videos):
                 metadata = {"prompt": prompts[n], "number": n, **made_of}
+                if expand:
+                    metadata["asked"] = asked if request.story else asked[n]
                 write(paths[n], frames, settings.fps, metadata, inputs.files, request.watermark)
                 console.print(f"{paths[n]}: {prompts[n]}", highlight=False)
                 if request.long:
                     maker.windows.remove()
     return paths
+
+
+def write_out(prompts: list[str], expand, console) -> dict[str, str]:
+    """Each prompt and what it is written out as, which is shown.
+
+    Raises: InputError if one is too long to be a prompt.
+    """
+    unique = list(dict.fromkeys(prompts))
+    written = dict(zip(unique, expand(unique), strict=True))
+    check_prompts(list(written.values()))
+    for prompt, long_one in written.items():
+        console.print(f"{prompt} -> {long_one}", highlight=False, soft_wrap=True, markup=False)
+    return written
 
 
 def write_videos(
@@ -233,7 +269,7 @@ class Maker:
     def __init__(self, generator, settings: SampleSettings, seed: int, negative_prompt: str, low_guidance: float):
         self.generator, self.settings, self.seed = generator, settings, seed
         self.negative_prompt, self.low_guidance = negative_prompt, low_guidance
-        self.rows = ways("batch", jax.sharding.get_mesh().shape)  # one video on each part of the mesh at a time
+        self.rows = ways("batch", jax.sharding.get_mesh().shape)  # at most so many videos at a time
         self.windows: long.Windows | None = None
         self.done = 0
 
@@ -247,9 +283,10 @@ class Maker:
             self.done += 1
             self._tell(self.done, total)
 
+        rows = rows_at_once(len(prompts), self.settings.guidance)
         return sample_latents(
             self.generator,
-            prompts + [prompts[-1]] * (self.rows - len(prompts)),
+            prompts + [prompts[-1]] * (rows - len(prompts)),
             dataclasses.replace(self.settings, frames=frames),
             seed=self.seed,
             first=first,
@@ -281,6 +318,8 @@ def long_videos(
     coder, request, window = tasks.coder_of(maker.generator), inputs.request, inputs.settings.frames
     frames = max(1, round(request.seconds * inputs.settings.fps))
     given, story = inputs.footage[0] if inputs.footage else None, request.story
+    number_of = long.count(coder.stride, window, frames, given, backward=request.backward)
+    steps = inputs.settings.steps
     for n, prompt in enumerate(prompts):
         hashes = [file_hash(path) for path in inputs.files]
         windows = long.Windows(paths[n], {"prompt": prompt, "number": n, "files": hashes, **made_of}, console)
@@ -288,7 +327,11 @@ def long_videos(
 
         def make(number, share, give, n=n, prompt=prompt, windows=windows):
             words = story[int(share * len(story))] if story else prompt
-            return windows.get(number, lambda: maker([words], give(), frames=window, first=n, window=number)[0])
+            maker.done = (n * number_of + number) * steps  # those of windows that were there already, too
+            total = len(prompts) * number_of * steps
+            return windows.get(
+                number, lambda: maker([words], give(), frames=window, first=n, window=number, total=total)[0]
+            )
 
         yield (
             long.backward(coder, make, window, frames, given)

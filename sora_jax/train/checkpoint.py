@@ -3,6 +3,9 @@
 A workdir's `checkpoints/<step>/` holds `state` (a TrainState) and `meta` (JSON: the settings, the hash of the
 data, and of each leaf of the state its shape, its type and its checksum). Nothing is used that is not what was
 written. A step that is not whole is set aside as `<step>.broken`, where nothing looks for it.
+
+A folder with a released model (see sora_jax.train.released) is read in the place of a workdir by whatever needs
+no more than the weights.
 """
 
 import asyncio
@@ -24,13 +27,15 @@ from flax import traverse_util
 from sora_jax.config import from_dict
 from sora_jax.errors import InputError, nearest
 from sora_jax.files import MENDABLE
-from sora_jax.models.video_model import init_trained
+from sora_jax.models.video_model import VideoModel, init_trained
 from sora_jax.settings import Settings
 from sora_jax.train.integrity import checksums, leaf_name, named_leaves
+from sora_jax.weights.store import WEIGHTS, load_model, load_settings, open_tensors
 
 FOLDER = "checkpoints"
+RELEASED, STEP = "model", "step"  # in the place of the checkpoints, and what its weights tell of themselves
 BROKEN = ".broken"  # in the place of nothing after the step, once it is known to be
-CONVERTED = "none: converted"  # in the place of the data's hash
+CONVERTED, OF_RELEASED = "none: converted", "none: released"  # in the place of the data's hash
 FREE = (
     "dtype",
     "attention",
@@ -71,10 +76,20 @@ class Meta:
 
 
 def find_checkpoint(workdir: pathlib.Path) -> tuple[pathlib.Path, int]:
-    """The folder of checkpoints of a workdir, and the newest complete step in it.
+    """The folder of checkpoints of a workdir, and the newest complete step in it; or of a released model.
 
     Raises: InputError if there is none.
     """
+    released = pathlib.Path(workdir).resolve() / RELEASED
+    if not (released.parent / FOLDER).is_dir() and (released / WEIGHTS).is_file():
+        with open_tensors(released / WEIGHTS) as file:
+            return released, int((file.metadata() or {}).get(STEP, 0))
+    folder, steps = find_steps(workdir)
+    return folder, steps[-1]
+
+
+def find_steps(workdir: pathlib.Path) -> tuple[pathlib.Path, list[int]]:
+    """The folder of checkpoints of a workdir, and its complete steps. Raises: InputError if there is none."""
     folder = pathlib.Path(workdir).resolve() / FOLDER
     if not folder.parent.is_dir():
         near = folder.parent.parent
@@ -85,7 +100,7 @@ def find_checkpoint(workdir: pathlib.Path) -> tuple[pathlib.Path, int]:
         raise InputError(f"{workdir}: no such folder, {hint}")
     if not (steps := steps_in(folder)):
         raise InputError(f"{workdir}: no checkpoint in it; run `sora-jax train --workdir={workdir}` first")
-    return folder, steps[-1]
+    return folder, steps
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:
@@ -131,6 +146,8 @@ def read_meta(folder: pathlib.Path, step: int) -> tuple[Settings, str]:
 
     Raises: InputError if it is broken.
     """
+    if folder.name == RELEASED:
+        return load_settings(folder, Settings), OF_RELEASED
     with told_broken(folder, step):
         meta = load_meta(folder, step)
     return meta.settings, meta.data_hash
@@ -269,6 +286,9 @@ def restore_ema(folder: pathlib.Path, step: int, abstract_params: dict) -> dict:
 
     Raises: InputError if they are not what was written, or are others than those asked for.
     """
+    if folder.name == RELEASED:
+        _, params = load_model(folder, VideoModel, Settings)
+        return jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), params, abstract_params)
     wanted = traverse_util.flatten_dict({"ema": abstract_params})
     found = {}
     with told_broken(folder, step):

@@ -14,7 +14,7 @@ from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.errors import InputError
 from sora_jax.evaluate.pictures import draw_loss_curves
 from sora_jax.evaluate.report import Clip, Picture, Section, Sheet, write_page
-from sora_jax.generate.pipeline import Generator, check_prompts, latent_shape
+from sora_jax.generate.pipeline import Generator, check_prompts, latent_shape, retyped
 from sora_jax.generate.sample import write_videos
 from sora_jax.generate.writer import write_webp
 from sora_jax.mesh import ways
@@ -71,6 +71,7 @@ class Samples:
         if self.settings.data.embeddings:  # for as long as it is needed: training has no room for it
             frozen = frozen | {"text_encoder": load_encoder(self.settings.text)}
         generator = Generator(self.settings, join(ema, frozen), *self._autoencoder, tokenizer, step)
+        generator = retyped(generator, sample.dtype)
         folder = self.workdir / FOLDER / str(step)
         paths = [folder / f"{n:03}.mp4" for n in range(len(train.sample_prompts))]
         for n in write_videos(

@@ -11,17 +11,17 @@ import rich.table
 from sora_jax.errors import InputError
 from sora_jax.files import mendable
 from sora_jax.settings import Settings
-from sora_jax.train.checkpoint import BROKEN, Broken, find_checkpoint, load_meta, steps_in, verify_step
+from sora_jax.train.checkpoint import BROKEN, Broken, find_steps, load_meta, verify_step
 
 DELETED = ".deleted"  # behind the name of what is being deleted
 
 
 def inspect(workdir: pathlib.Path, console: rich.console.Console):
     """Print the steps of a workdir with their sizes, and what the newest of them was made with."""
-    folder, _ = find_checkpoint(workdir)
+    folder, steps = find_steps(workdir)
     table = rich.table.Table("step", "MB", "written", "parameters", "data", box=None, pad_edge=False)
     newest = None
-    for step in steps_in(folder):
+    for step in steps:
         try:
             newest = load_meta(folder, step)
             told = [f"{count_params(newest.leaves):,}", newest.data_hash]
@@ -72,9 +72,9 @@ def verify(workdir: pathlib.Path, console: rich.console.Console):
 
     Raises: InputError that names the first leaf of each step that is broken.
     """
-    folder, _ = find_checkpoint(workdir)
+    folder, steps = find_steps(workdir)
     broken = []
-    for step in steps_in(folder):
+    for step in steps:
         try:
             console.print(
                 f"{folder}/{step}: {verify_step(folder, step)} arrays are whole", highlight=False, soft_wrap=True
@@ -90,8 +90,7 @@ def prune(workdir: pathlib.Path, keep: int, keep_every: int, *, dry_run: bool, c
 
     What is set aside as broken goes, too. Raises: InputError if something can't be deleted.
     """
-    folder, _ = find_checkpoint(workdir)
-    steps = steps_in(folder)
+    folder, steps = find_steps(workdir)
     stays = {*steps[-keep:], *(step for step in steps if keep_every and step % keep_every == 0)}
     gone = [folder / str(step) for step in steps if step not in stays]
     for path in (*gone, *sorted(folder.glob(f"*{BROKEN}*")), *folder.glob(f"*{DELETED}")):

@@ -23,12 +23,12 @@ from sora_jax.errors import InputError, nearest
 from sora_jax.files import read_object, replacing
 from sora_jax.models.module import init_params
 
-SHIPPED = pathlib.Path(__file__).parent / "autoencoder_shapes"  # of configs/autoencoder_shapes.py, for the demo
+SHIPPED_AUTOENCODER = pathlib.Path(__file__).parent / "shapes" / "autoencoder"  # of configs/autoencoder_shapes.py
 WEIGHTS = "model.safetensors"
 SETTINGS = "settings.json"
 
 
-def save_model(folder, module_class, settings, params: dict, *, dtype=None) -> None:
+def save_model(folder, module_class, settings, params: dict, *, dtype=None, metadata=None) -> None:
     """Write a model; a write that fails half way leaves what was there before.
 
     Args:
@@ -36,6 +36,7 @@ def save_model(folder, module_class, settings, params: dict, *, dtype=None) -> N
       module_class: takes (settings, *, rngs); the params must be its own.
       params: nested dict, as from `init_params`.
       dtype: cast to it, e.g. "bfloat16"; None: as they are.
+      metadata: further {name: text} for the file of the weights.
     Raises: InputError if params are not those of the model, or it can't be written, e.g. because the disk is full.
     """
     folder = pathlib.Path(folder)
@@ -50,7 +51,7 @@ def save_model(folder, module_class, settings, params: dict, *, dtype=None) -> N
 
     def write():
         with replacing(folder / WEIGHTS) as path:
-            _write_tensors(tensors, path)
+            _write_tensors(tensors, path, metadata)
         with replacing(folder / SETTINGS) as path:
             path.write_text(to_json(settings) + "\n")
 
@@ -158,9 +159,9 @@ def _existing(folder, name: str) -> pathlib.Path:
     raise InputError(f"{path}: no such file; {hint}")
 
 
-def _write_tensors(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
+def _write_tensors(tensors: dict[str, np.ndarray], path: pathlib.Path, metadata: dict[str, str] | None) -> None:
     try:
-        safetensors.numpy.save_file(tensors, path)
+        safetensors.numpy.save_file(tensors, path, metadata)
     except safetensors.SafetensorError as error:
         # A full disk and the like come with the system's number in the text alone.
         if number := re.search(r"os error (\d+)", str(error)):

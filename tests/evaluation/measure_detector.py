@@ -22,7 +22,7 @@ from sora_jax.generate.writer import VideoWriter
 from sora_jax.mesh import make_mesh
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.settings import AutoencoderSettings, MeshSettings
-from sora_jax.weights.store import SHIPPED, load_model
+from sora_jax.weights.store import SHIPPED_AUTOENCODER, load_model
 
 SEED = 77
 CELLS = [((64, 64), 17), ((64, 64), 33), ((64, 64), 81), ((64, 96), 17), ((96, 64), 33), ((128, 128), 17)]
@@ -30,7 +30,7 @@ CELLS = [((64, 64), 17), ((64, 64), 33), ((64, 64), 81), ((64, 96), 17), ((96, 6
 
 def main(count: int, real: pathlib.Path | None):
     with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])), tempfile.TemporaryDirectory() as folder:
-        settings, params = load_model(SHIPPED, Autoencoder, AutoencoderSettings)
+        settings, params = load_model(SHIPPED_AUTOENCODER, Autoencoder, AutoencoderSettings)
 
         def coded(video):
             path = pathlib.Path(folder) / "a.mp4"

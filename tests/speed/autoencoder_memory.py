@@ -58,6 +58,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chips", nargs="*", default=list(CHIPS), choices=CHIPS)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=SIZES)
     parser.add_argument("--dtype", default="bfloat16", help="of the weights in memory")
     options = parser.parse_args()
     print(f"| chip | model | video | step | peak GiB | of it carried | compile s |\n|{'---|' * 7}")
@@ -69,11 +70,11 @@ def main():
             axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES),
         )
         for name in options.models:
-            for size, shape in SIZES.items():
+            for size in options.sizes:
                 for half in ("encode", "decode"):
                     start = time.time()
                     try:
-                        peak, carried = step_memory(mesh, MODELS[name], half, shape, options.dtype)
+                        peak, carried = step_memory(mesh, MODELS[name], half, SIZES[size], options.dtype)
                         cells = f"{peak:.1f} | {carried:.1f}"
                     except jax.errors.JaxRuntimeError as error:
                         cells = f"does not fit: {str(error).splitlines()[0][:200]} |"

@@ -1,0 +1,101 @@
+"""The verb `serve`: a page in the browser for a trained model."""
+
+import errno
+import importlib.util
+import os
+import pathlib
+import socket
+import tempfile
+
+import rich.console
+
+from sora_jax.errors import InputError
+from sora_jax.generate.pipeline import read_run
+from sora_jax.serve.guard import LOCAL, Guard
+from sora_jax.serve.studio import Studio
+from sora_jax.serve.uploads import Limits
+from sora_jax.settings import MeshSettings
+
+
+def serve(
+    checkpoint: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    host: str,
+    port: int,
+    examples: list[str],
+    mesh: MeshSettings,
+    console: rich.console.Console,
+    dtype: str = "",
+    limits: Limits | None = None,
+):
+    """Serve the page until the process is told to end.
+
+    Args:
+      checkpoint: workdir of a training run.
+      out: folder for what is made.
+      host, port: where the server listens.
+      examples: prompts to try.
+      dtype: to compute in; "": as the checkpoint says.
+      limits: of what is uploaded; None: those of `Limits`.
+    Raises: InputError where Gradio is absent, the port is taken, or the checkpoint is none; before the parameters
+      are read.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError("the page needs Gradio: pip install 'sora_jax[serve]'")
+    read_run(checkpoint)
+    listening = listen(host, port)
+    limits = limits or Limits()
+    with listening, tempfile.TemporaryDirectory(prefix="sora_jax_serve_") as uploads:
+        # Read when Gradio is imported: where uploads go, and that it asks nobody for news of itself.
+        os.environ |= {
+            "GRADIO_TEMP_DIR": uploads,
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        import uvicorn
+
+        from sora_jax.serve.page import page
+
+        out.mkdir(parents=True, exist_ok=True)
+        studio = Studio(checkpoint, out.resolve(), mesh=mesh, limits=limits, console=console, dtype=dtype)
+        app = Guard(
+            page(studio, pathlib.Path(uploads), examples),
+            uploads=pathlib.Path(uploads),
+            most=limits.bytes,
+            host=host,
+        )
+        shown = f"[{host}]" if ":" in host else host
+        console.print(f"http://{shown}:{port}: the page; what is made lies in {out}", highlight=False)
+        if host not in LOCAL:
+            console.print(f"note: whoever reaches {host} can use it: there are no passwords", highlight=False)
+        # What still streams to a browser is not waited for.
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound there. Raises: InputError if it can't be."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (socket.gaierror, UnicodeError):
+        raise InputError(f"--host={host}: no address of this machine, such as 127.0.0.1") from None
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen()
+    except OSError as error:
+        listening.close()
+        reasons = {
+            errno.EADDRINUSE: f"--port={port}: is taken; name another one",
+            errno.EACCES: f"--port={port}: only root may take it; name one above 1023",
+            errno.EADDRNOTAVAIL: f"--host={host}: no address of this machine, such as 127.0.0.1",
+        }
+        if error.errno not in reasons:
+            raise
+        raise InputError(reasons[error.errno]) from None
+    return listening

@@ -1,0 +1,86 @@
+"""A run's model in one file, in the place of its workdir."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from test_tasks import write_run
+
+from sora_jax.cli import main
+from sora_jax.errors import InputError
+from sora_jax.evaluate.subject import open_subject
+from sora_jax.generate.pipeline import load_generator
+from sora_jax.mesh import make_mesh
+from sora_jax.settings import MeshSettings
+from sora_jax.train.checkpoint import RELEASED, read_meta
+from sora_jax.train.pretrained import begin_with
+from sora_jax.train.released import check_whole
+from sora_jax.train.state import TrainState
+from sora_jax.weights.store import WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    write_run(folder / "run")
+    assert main(["checkpoint", "release", f"--workdir={folder}/run", f"--out={folder}/released"]) == 0
+    return folder
+
+
+def rounded(params):
+    return jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16).astype(jnp.float32)), params)
+
+
+def test_a_released_model_is_its_run_rounded(home):
+    for mesh in (tiny.mesh_of(), make_mesh(MeshSettings(fsdp=4, tensor=2), jax.devices())):
+        with jax.set_mesh(mesh):
+            run, released = (load_generator(home / name) for name in ("run", "released"))
+            jax.tree.map(np.testing.assert_array_equal, rounded(released.params), rounded(run.params))
+            assert jax.tree.map(lambda x: x.dtype, released.params) == jax.tree.map(lambda x: x.dtype, run.params)
+            assert {x.sharding.mesh for x in jax.tree.leaves(released.params)} == {mesh}
+    assert released.step == run.step and released.autoencoder == run.autoencoder
+
+
+def test_training_begins_with_a_released_model(home):
+    with jax.set_mesh(tiny.mesh_of()):
+        settings, _ = read_meta(home / "released" / RELEASED, 0)
+        settings = dataclasses.replace(
+            settings, train=dataclasses.replace(settings.train, init_from=str(home / "released"))
+        )
+        zeros = jax.tree.map(jnp.zeros_like, load_generator(home / "run").params)
+        zeros = jax.tree.map(lambda x: x.astype(jnp.float32), zeros)
+        state = begin_with(settings, TrainState(jnp.zeros((), jnp.int32), zeros, zeros, ()))
+        jax.tree.map(np.testing.assert_array_equal, state.ema, rounded(load_generator(home / "run").params))
+
+
+def test_another_release_is_another_subject_of_evaluation(home, tmp_path):
+    before = open_subject(home / "released", "a", tmp_path).identity
+    assert open_subject(home / "released", "b", tmp_path).identity == before
+    assert main(["checkpoint", "release", f"--workdir={home}/run", f"--out={tmp_path}", "--dtype=float32"]) == 0
+    assert open_subject(tmp_path, "a", tmp_path).identity != before
+
+
+def test_what_is_no_whole_model_is_not_released(tmp_path):
+    with pytest.raises(InputError, match="holds an autoencoder"):
+        check_whole(dataclasses.replace(tiny.SETTINGS, objective="autoencoder"), tmp_path)
+    for change, words in (
+        ({"lora": {"rank": 2}, "train": {"init_from": "run"}}, "holds adapters"),
+        ({"flow": {"time_min": 0.9}}, "one of two experts"),
+        ({"text": {"weights": "umt5"}}, "its text encoder is a published one"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_whole(tiny.change(tiny.SETTINGS, **change), tmp_path)
+
+
+def test_a_released_model_has_no_steps_and_a_broken_one_is_told(home, tmp_path, capsys):
+    assert main(["checkpoint", "verify", f"--workdir={home}/released"]) == 2
+    assert "released: no checkpoint in it" in capsys.readouterr().err
+    assert main(["checkpoint", "release", f"--workdir={home}/run", f"--out={tmp_path}/released"]) == 0
+    file = tmp_path / "released" / RELEASED / WEIGHTS
+    file.write_bytes(file.read_bytes()[:-100])
+    flags = [f"--checkpoint={tmp_path}/released", "--prompt=a bird", f"--out={tmp_path}/a.mp4"]
+    assert main(["sample", *flags]) == 2
+    assert "no readable safetensors file" in capsys.readouterr().err and not (tmp_path / "a.mp4").exists()

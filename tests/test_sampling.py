@@ -1,0 +1,137 @@
+"""What makes sampling faster changes what it says it changes, and no more."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from sora_jax.data.tokenizer import train_tokenizer
+from sora_jax.errors import InputError
+from sora_jax.generate import pipeline
+from sora_jax.generate.pipeline import Generator, rows_at_once, sample_latents
+from sora_jax.models.module import init_params
+from sora_jax.models.video_model import VideoModel
+from sora_jax.settings import SampleSettings
+
+SETTINGS = tiny.change(
+    tiny.SETTINGS,
+    text={"vocabulary": 400},
+    transformer={"layers": 1},
+    sample={"size": "32x32", "frames": 5, "steps": 4, "guidance": 3.0, "shift": 1.0},
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    return train_tokenizer(["a rabbit", "a bird"], path, vocabulary=400)
+
+
+def generator_of(tokenizer) -> Generator:
+    """A transformer that was never trained, on the current mesh, the same on each."""
+    params = jax.jit(lambda key: init_params(VideoModel, SETTINGS, key))(jax.random.key(0))
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jax.device_put(draw.normal(0, 0.1, x.shape).astype(np.float32), x.sharding), params
+    )
+    return Generator(SETTINGS, params, SETTINGS.autoencoder, {}, tokenizer, step=0)
+
+
+def make(generator, monkeypatch=None, prompts=("a bird",), **changes):
+    """(latents, the guidance of each step: None where the conditional pass was alone)."""
+    scales, step = [], pipeline.solver_step
+
+    def spied(*args, **options):
+        scales.append(None if args[8] is None else float(args[8]))
+        return step(*args, **options)
+
+    if monkeypatch:
+        monkeypatch.setattr(pipeline, "solver_step", spied)
+    sample = dataclasses.replace(SETTINGS.sample, **changes)
+    latents = sample_latents(generator, list(prompts), sample, seed=3)
+    if monkeypatch:
+        monkeypatch.undo()
+    return latents, scales
+
+
+@pytest.fixture(scope="module")
+def alone(tokenizer):
+    """The generator on one device, and what it makes."""
+    with jax.set_mesh(tiny.mesh_of()):
+        generator = generator_of(tokenizer)
+        yield generator, make(generator)[0]
+
+
+def test_guidance_is_left_out_outside_of_its_interval(alone, monkeypatch):
+    generator, plain = alone  # at times 1, 0.75, 0.5 and 0.25
+    latents, scales = make(generator, monkeypatch, guidance_min=0.4, guidance_max=0.8)
+    assert scales == [None, 3.0, 3.0, None] and np.abs(latents - plain).max() > 1e-3
+    latents, scales = make(generator, monkeypatch, guidance_min=0.0, guidance_max=0.1)
+    assert scales == [None] * 4
+    np.testing.assert_array_equal(latents, make(generator, guidance=1.0)[0])
+
+
+def test_a_step_without_guidance_costs_half(alone):
+    generator, _ = alone
+    x = jnp.zeros((1, 2 * 4, 4 * 4), jnp.float32)
+    batch = tiny.pack([[((2, 2, 2), np.asarray(x[0]), np.ones(3, np.int32))]], SETTINGS)
+    batch = batch.replace(
+        **{name: getattr(batch, name)[:, :8] for name in ("patches", "positions", "segments", "known")}
+    )
+    both = np.ones((2, SETTINGS.text.max_tokens), np.int32)
+    batch = jax.tree.map(jnp.asarray, batch.replace(text=both, text_segments=both))
+    solver = pipeline.SOLVERS["euler"]
+    pairs, state = jax.eval_shape(
+        lambda params, batch: pipeline.begin(
+            SETTINGS, solver, params, batch, jax.random.key(0), jnp.int32(0), jnp.float32(1)
+        ),
+        generator.params,
+        batch,
+    )
+    flops = [
+        pipeline.solver_step.lower(
+            SETTINGS,
+            solver,
+            generator.params,
+            pairs,
+            batch.known,
+            state,
+            jnp.linspace(1, 0, 5),
+            jnp.int32(0),
+            scale,
+        ).cost_analysis()["flops"]
+        for scale in (jnp.float32(3), None)
+    ]
+    assert 0.45 < flops[1] / flops[0] < 0.55
+
+
+def test_the_halves_of_a_guided_step_run_on_chips_of_their_own(alone, tokenizer):
+    _, plain = alone
+    with jax.set_mesh(tiny.mesh_of(2)):
+        assert (rows_at_once(1, 3.0), rows_at_once(1, 1.0), rows_at_once(2, 3.0)) == (1, 2, 2)
+        seen, begin = [], pipeline.begin
+
+        def spied(*args):
+            seen.append(begin(*args))
+            return seen[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "begin", spied)
+            latents, _ = make(generator_of(tokenizer))
+        [(pairs, state)] = seen
+        for x in jax.tree.leaves(pairs):
+            assert x.shape[0] == 2 and x.sharding.shard_shape(x.shape)[0] == 1
+        assert state[0].sharding.is_fully_replicated
+    np.testing.assert_allclose(latents, plain, atol=1e-5)
+
+
+def test_settings_of_guidance_that_can_not_be_are_told():
+    with pytest.raises(InputError, match=r"guidance_min: .* is above sample"):
+        SampleSettings(guidance_min=0.5, guidance_max=0.4)
+    with pytest.raises(InputError, match=r"guidance_max: .* is no share"):
+        SampleSettings(guidance_max=1.5)
+    with pytest.raises(InputError, match="dtype: 'float16'"):
+        SampleSettings(dtype="float16")
