@@ -238,8 +238,8 @@ class _Rows:
             lambda text: np.array(self._tokenizer.encode(text, self._max_tokens), np.int32)
         )
         self._embeddings, self._text_width = data.embeddings, settings.text.width
+        self._check_embeddings(settings)
         if self._embeddings:
-            self._check_embeddings(settings)
             self._max_tokens = settings.text.max_tokens  # where they were cut
         self._padded = settings.text.padded
         if self._padded and self._max_tokens < settings.text.max_tokens:
@@ -266,18 +266,33 @@ class _Rows:
             self.notes = (f"{cut} captions of the {split} split are cut to {self._max_tokens} tokens",)
 
     def _check_embeddings(self, settings):
-        """Raise InputError if a data set lacks the embeddings that the settings' text encoder makes."""
-        text = settings.text
-        there = pathlib.Path(text.weights).is_dir()  # a machine that only trains need not have it
-        wanted = {"text encoder": weights_digest(text.weights)} if there else {}
-        for records in self.records.sets:
-            request = records.about.get("request", {})
-            if "text" not in request.get("arrays", {}):
+        """Raise InputError if the data sets' embeddings are not those that the settings' text encoder makes."""
+        text, sets = settings.text, self.records.sets
+        requests = [records.about.get("request", {}) for records in sets]
+        held = ["text" in request.get("arrays", {}) for request in requests]
+        if not self._embeddings:
+            if any(held) and not text.weights and not settings.lora.rank:
                 raise InputError(
-                    f"config.data.embeddings: {records.path} holds none; run `prepare` with --text-encoder=FOLDER"
+                    f"config.data.embeddings: {sets[held.index(True)].path} holds the captions embedded, and this "
+                    f"run would train a text encoder of its own; set it, and config.text.weights, or `prepare` "
+                    f"without --text-encoder"
                 )
-            found = {"tokens": request["tokens"], "width": request["arrays"]["text"][-1], **request}
-            for key, value in ({"tokens": text.max_tokens, "width": text.width} | wanted).items():
+            return
+        if not all(held):
+            raise InputError(
+                f"config.data.embeddings: {sets[held.index(False)].path} holds none; run `prepare` with "
+                f"--text-encoder=FOLDER"
+            )
+        # A machine that only trains need not have the encoder; then all sets are compared with the first one.
+        there = pathlib.Path(text.weights).is_dir()
+        wanted = {
+            "tokens": text.max_tokens,
+            "width": text.width,
+            "text encoder": weights_digest(text.weights) if there else requests[0]["text encoder"],
+        }
+        for records, request in zip(sets, requests, strict=True):
+            found = {**request, "width": request["arrays"]["text"][-1]}
+            for key, value in wanted.items():
                 if found[key] != value:
                     raise InputError(
                         f"config.data.embeddings: those of {records.path} were made with another {key} "
