@@ -26,9 +26,10 @@ class PatchBatch:
     levels: which of its row's times a patch has if it is not known, 1 ..., [B, N] int32; None: that of its clip.
     condition: for image-to-video, patches of what is given beside the noise (data/given.py), [B, N, P_c] float.
     image: what an image encoder sees in the given frames, [B, I, E] float; image_segments: whose, [B, I] int32.
+    pixels: for clips that are not encoded yet, of one shape, [B, k, F, H, W, 3] uint8; then there are no patches.
     """
 
-    patches: jax.Array
+    patches: jax.Array | None
     positions: jax.Array
     segments: jax.Array
     known: jax.Array
@@ -38,6 +39,7 @@ class PatchBatch:
     condition: jax.Array | None = None
     image: jax.Array | None = None
     image_segments: jax.Array | None = None
+    pixels: jax.Array | None = None
 
 
 def patch_grid(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> tuple[int, int, int]:

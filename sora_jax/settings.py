@@ -77,6 +77,7 @@ class DataSettings:
     row_patches: int = 8192  # N, patches in a row
     row_tokens: int = 1024  # S, text tokens in a row
     row_clips: int = 16  # at most this many clips in a row
+    autoencoder: str = ""  # its folder or workdir: `path` holds pixels, which the training step encodes with it
     embeddings: bool = False  # take the captions as `prepare --text-encoder` embedded them: no encoder in the step
     caption_dropout: float = 0.1  # share of captions emptied, for guidance
     crop_frames: int = 17  # what the autoencoder sees of a clip
@@ -85,6 +86,11 @@ class DataSettings:
     validation: float = 0.05  # share of the sources held out, by hash of the source
     threads: int = 4
     shuffle_seed: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What the records hold that a transformer is trained on."""
+        return "pixels" if self.autoencoder else "latents"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,6 +356,14 @@ class Settings:
             raise InputError(
                 "config.data.embeddings: of an encoder that stays as it is; config.text.weights names its folder"
             )
+        if self.data.autoencoder:
+            if self.objective != "flow":
+                raise InputError("config.data.autoencoder: is for a transformer, config.objective=flow")
+            if self.transformer.condition_channels or self.transformer.image_width:
+                raise InputError(
+                    "config.data.autoencoder: an image-to-video model is given what `prepare` encodes; `prepare` "
+                    "with --autoencoder, and leave this one empty"
+                )
         if self.transformer.width % self.transformer.heads:
             raise InputError(f"config.transformer.heads: must divide the width {self.transformer.width}")
         if 0 < self.optimizer.spike <= 1:

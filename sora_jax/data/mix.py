@@ -131,19 +131,27 @@ class Draws:
 
     def __init__(self, sets: Sequence[np.ndarray], weights: Sequence[float] = (1.0,), *, seed: int = 0):
         # The last one makes up for what the others' shares are rounded by: the largest, which has room for it.
-        order = np.argsort(weights, kind="stable")
-        self._sets = [np.asarray(sets[i]) for i in order]
-        self._shares = [weights[i] / math.fsum(weights) for i in order]
+        self._order = np.argsort(weights, kind="stable")
+        self._sets = [np.asarray(sets[i]) for i in self._order]
+        self._shares = [weights[i] / math.fsum(weights) for i in self._order]
         self._seed = seed
         self.count = sum(len(clips) for clips in self._sets)
         # Whole epochs of a small data set, a part of one of a large one.
         self.size = -(-_LEAST // self.count) * self.count if self.count < _LEAST else min(self.count, _MOST)
         self.block = functools.lru_cache(maxsize=2)(self._block)  # threads read two blocks at a seam
+        self._which = functools.lru_cache(maxsize=2)(self._sets_of)
         self._shuffled = functools.lru_cache(maxsize=2 * len(self._sets))(self._shuffle)
 
     def __getitem__(self, number: int) -> int:
         """Clip 0, 1, 2 ... without end."""
         return int(self.block(number // self.size)[number % self.size])
+
+    def turn(self, number: int) -> tuple[int, int]:
+        """Of which data set clip 0, 1, 2 ... is, and how many of that set come before it."""
+        index, place = divmod(number, self.size)
+        which = self._which(index)
+        before = self._begins(index)[which[place]] + np.count_nonzero(which[:place] == which[place])
+        return int(self._order[which[place]]), int(before)
 
     def any(self, draw: np.random.Generator) -> int:
         """A clip by chance, of each data set as often as its weight says."""
@@ -151,14 +159,17 @@ class Draws:
 
     def _block(self, index):
         """The clips of block 0, 1, 2 ..., [size]."""
-        starts, ends = self._begins(index), self._begins(index + 1)
-        numbers = [end - start for start, end in zip(starts, ends, strict=True)]
-        of_set = np.repeat(np.arange(len(numbers)), numbers)
-        of_set = np.random.default_rng((self._seed, index, 4)).permutation(of_set)
+        of_set = self._which(index)
         made = np.empty(self.size, np.int64)
-        for which, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        for which, (start, end) in enumerate(zip(self._begins(index), self._begins(index + 1), strict=True)):
             made[of_set == which] = self._run(which, start, end)
         return made
+
+    def _sets_of(self, index):
+        """Of which data set each clip of a block is."""
+        numbers = np.subtract(self._begins(index + 1), self._begins(index))
+        of_set = np.repeat(np.arange(len(numbers)), numbers)
+        return np.random.default_rng((self._seed, index, 4)).permutation(of_set)
 
     def _begins(self, index):
         """How many clips of each data set come before block `index`."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class PackPlan:
         dropout: float = 0.0,
         seed: int = 0,
     ):
-        _check_room(patches, [max(lengths) for lengths in tokens], row_patches, row_tokens)
+        check_room(patches, [max(lengths) for lengths in tokens], row_patches, row_tokens)
         self._patches = np.asarray(patches)
         self._captions = np.array([len(lengths) for lengths in tokens])
         self._tokens = np.ones((len(tokens), self._captions.max() + 1), np.int64)  # the last column: dropped
@@ -92,12 +93,13 @@ def pack_in_order(
 
     Raises: InputError if a clip or a caption is larger than a row.
     """
-    _check_room(patches, tokens, row_patches, row_tokens)
+    check_room(patches, tokens, row_patches, row_tokens)
     needs = np.stack([patches, tokens, np.ones(len(patches), np.int64)], axis=1)
     return first_fit(needs, np.array([row_patches, row_tokens, row_clips]))
 
 
-def _check_room(patches, tokens, row_patches, row_tokens):
+def check_room(patches: np.ndarray, tokens: Sequence[int], row_patches: int, row_tokens: int):
+    """Raise InputError if a clip of so many patches, or a caption of so many tokens, is larger than a row."""
     patches, tokens = np.asarray(patches), np.asarray(tokens)
     if patches.max() > row_patches:
         count = int((patches > row_patches).sum())

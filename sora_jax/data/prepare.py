@@ -26,7 +26,8 @@ from sora_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sora_jax.distributed import agree, flat, on_first, wait_for_all
 from sora_jax.errors import InputError
 from sora_jax.files import MENDABLE, copy_files, digest, identity, replacing, sweep
-from sora_jax.settings import Settings
+from sora_jax.settings import AutoencoderSettings, Settings
+from sora_jax.weights.store import autoencoder_folder, load_settings
 
 FORMAT = 2  # of the data set; another one is prepared anew
 
@@ -96,13 +97,17 @@ def prepare(
     console = console or Console(stderr=True)
     if text_encoder is not None and tokenizer is None:
         raise InputError(f"--text-encoder={text_encoder}: has its own tokens; name its tokenizer with --tokenizer")
+    if autoencoder is not None and data.autoencoder:
+        raise InputError(
+            "--autoencoder and config.data.autoencoder: latents are written, or made in the step; give one of them"
+        )
     encoder = None if autoencoder is None else Encoder(autoencoder, settings)
     speaker = None if text_encoder is None else CaptionEncoder(text_encoder, settings.text)
     geometry = _geometry(settings, encoder)
     check_cuts(data.sizes, data.frames, **geometry)
     sources = find_sources(videos, captions)
     captioned = [text for source in sources for text in source.captions]
-    if encoder is not None and not captioned:
+    if (encoder is not None or data.autoencoder) and not captioned:
         raise InputError(
             f"--videos: {videos}: no captions; add captions.jsonl, captions.csv or a .txt beside each video"
         )
@@ -156,11 +161,15 @@ def prepare(
 
 def _geometry(settings, encoder):
     """What rows, columns and frames must be multiples of, as `check_cuts` takes it."""
-    if encoder is None:
-        side, stride = settings.autoencoder.spatial_stride, settings.autoencoder.temporal_stride
+    coder, folder = settings.autoencoder, settings.data.autoencoder
+    if encoder is not None:
+        coder = encoder.settings
+    elif folder:
+        coder = load_settings(autoencoder_folder(folder), AutoencoderSettings)
+    side, stride = coder.spatial_stride, coder.temporal_stride
+    if encoder is None and not folder:  # an autoencoder will be trained on it
         return {"multiple": (side, side), "stride": stride, "period": 1}
     p_f, p_h, p_w = settings.transformer.patch
-    side, stride = encoder.settings.spatial_stride, encoder.settings.temporal_stride
     return {"multiple": (side * p_h, side * p_w), "stride": stride, "period": p_f}
 
 

@@ -5,27 +5,23 @@ for any number of processes.
 """
 
 import dataclasses
-import functools
-import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 
 from sora_jax.data.crops import Crops
-from sora_jax.data.given import given_frames, image_room, with_mask
 from sora_jax.data.masks import check_levels, put_masks
 from sora_jax.data.mix import Draws, Mix
 from sora_jax.data.packing import PackPlan, Slot, pack_in_order
-from sora_jax.data.tokenizer import Tokenizer
+from sora_jax.data.rows import Rows
+from sora_jax.data.shape_plan import ShapePlan
 from sora_jax.errors import InputError
-from sora_jax.files import weights_digest
-from sora_jax.patches import PatchBatch, grid_positions, patch_grid, put_patches
+from sora_jax.patches import PatchBatch
 from sora_jax.settings import Settings
 
 _FOREVER = sys.maxsize
-_CAPTIONS = 2**16  # whose tokens are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,28 +62,21 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
     """Packed rows of patches and captions for the transformer, shuffled, without end: PatchBatch of numpy arrays.
 
     Args:
-      settings: data.path names latents that `prepare` wrote.
+      settings: data.path names latents that `prepare` wrote; or pixels, where data.autoencoder encodes them in the
+        step: then the rows hold them in place of patches, and all clips of a batch have one shape.
       rows: which rows of every global batch to make; None: all.
     Raises: InputError if there is no such data set, or a clip or caption is larger than a row.
     """
-    clips = _Rows(settings, "train")
+    clips = Rows(settings, "train")
     data = settings.data
     local = range(data.batch) if rows is None else rows
     check_levels(settings.masks, clips.longest)
-    plan = PackPlan(
-        clips.patches,
-        clips.tokens,
-        row_patches=data.row_patches,
-        row_tokens=data.row_tokens,
-        row_clips=data.row_clips,
-        draws=draws_of(clips.records, np.arange(len(clips.patches)), data.shuffle_seed),
-        dropout=data.caption_dropout,
-        seed=data.shuffle_seed,
-    )
+    plan = plan_rows(clips, settings)
 
     def batch_at(step):
         numbers = [step * data.batch + i for i in local]
-        return put_masks(clips.assemble([plan[i] for i in numbers]), numbers, settings)
+        first = plan[step * data.batch][0].clip
+        return put_masks(clips.assemble([plan[i] for i in numbers], first), numbers, settings)
 
     return Stream(
         batch_at=batch_at,
@@ -103,29 +92,60 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
     )
 
 
+def plan_rows(clips: Rows, settings: Settings) -> PackPlan | ShapePlan:
+    """Which clips lie in which row of training, for ever.
+
+    Raises: InputError if a clip or caption is larger than a row.
+    """
+    data = settings.data
+    sets = sets_of(clips.records, np.arange(len(clips.patches)))
+    shared = {key: getattr(data, key) for key in ("row_patches", "row_tokens")}
+    shared |= {"dropout": data.caption_dropout, "seed": data.shuffle_seed}
+    if clips.kind == "latents":
+        return PackPlan(
+            clips.patches,
+            clips.tokens,
+            row_clips=data.row_clips,
+            draws=Draws(sets, clips.records.weights, seed=data.shuffle_seed),
+            **shared,
+        )
+    return ShapePlan(
+        clips.patches,
+        clips.tokens,
+        clips.alike(),
+        batch=data.batch,
+        sets=sets,
+        weights=clips.records.weights,
+        **shared,
+    )
+
+
 def validation_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
     """The held-out sources' clips, each once with its first caption, always in the same rows; ends.
 
     The last batch is filled up with empty rows. Arguments and errors are those of `train_rows`.
     """
-    clips = _Rows(settings, "validation")
+    clips = Rows(settings, "validation")
     data = settings.data
     local = range(data.batch) if rows is None else rows
-    plan = pack_in_order(
-        clips.patches,
-        np.array([lengths[0] for lengths in clips.tokens]),
-        row_patches=data.row_patches,
-        row_tokens=data.row_tokens,
-        row_clips=data.row_clips,
-    )
-    slots = [tuple(Slot(clip, 0) for clip in row) for row in plan]
-    batches = -(-len(slots) // data.batch)
-    slots += [()] * (batches * data.batch - len(slots))
+    lengths = np.array([lengths[0] for lengths in clips.tokens])
+    room = {"row_patches": data.row_patches, "row_tokens": data.row_tokens}
+    rows = []
+    for alike, row_clips in clips.alike():
+        packed = pack_in_order(clips.patches[alike], lengths[alike], row_clips=row_clips, **room)
+        rows += [tuple(Slot(int(alike[i]), 0) for i in row) for row in packed]
+        rows += [()] * (-len(rows) % data.batch)
+    batches = len(rows) // data.batch
+
+    def batch_at(step):
+        of_batch = rows[step * data.batch : (step + 1) * data.batch]
+        return clips.assemble([of_batch[i] for i in local], of_batch[0][0].clip)
+
     return Stream(
-        batch_at=lambda step: clips.assemble([slots[step * data.batch + i] for i in local]),
+        batch_at=batch_at,
         batches=batches,
         clips=len(clips.patches),
-        fill=float(clips.patches.sum() / (len(plan) * data.row_patches)),
+        fill=float(clips.patches.sum() / (sum(map(bool, rows)) * data.row_patches)),
         batches_an_epoch=batches,
         notes=clips.notes,
         threads=data.threads,
@@ -147,8 +167,10 @@ def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Str
     data = settings.data
     local = range(data.batch) if rows is None else rows
 
-    draws = draws_of(crops.records, crops.clips, data.shuffle_seed)
-    pictures = draws_of(crops.records, crops.pictures, data.shuffle_seed)
+    draws, pictures = (
+        Draws(sets_of(crops.records, used), crops.records.weights, seed=data.shuffle_seed)
+        for used in (crops.clips, crops.pictures)
+    )
 
     def drawn_at(step, rows):
         """(clip, where in it, frames or None) of each crop."""
@@ -201,8 +223,8 @@ def validation_crops(settings: Settings, *, rows: Sequence[int] | None = None) -
     )
 
 
-def draws_of(records: Mix, used: np.ndarray, seed: int) -> Draws:
-    """Which of the clips that are used for training comes when.
+def sets_of(records: Mix, used: np.ndarray) -> list[np.ndarray]:
+    """The clips that are used for training, of each data set.
 
     Raises: InputError if a data set has none of them.
     """
@@ -210,163 +232,4 @@ def draws_of(records: Mix, used: np.ndarray, seed: int) -> Draws:
     for clips, of in zip(sets, records.sets, strict=True):
         if not len(clips):
             raise InputError(f"config.data.path: no clip of {of.path} is as large as config.data.crop_size asks")
-    return Draws(sets, records.weights, seed=seed)
-
-
-@functools.lru_cache(maxsize=256)
-def _positions(grid):
-    return grid_positions(grid)
-
-
-class _Rows:
-    """Latents and captions of a split, assembled into rows."""
-
-    def __init__(self, settings: Settings, split: str):
-        data = settings.data
-        self.records = Mix(data.path, "latents")
-        self.records.check_same("tokenizer.model", "--tokenizer={}/tokenizer.model")
-        self._split, self._data, self._patch = split, data, settings.transformer.patch
-        self._tokenizer = Tokenizer(self.records.tokenizer)
-        if self._tokenizer.vocabulary > settings.text.vocabulary:
-            raise InputError(
-                f"config.text.vocabulary: {settings.text.vocabulary} is less than the "
-                f"{self._tokenizer.vocabulary} tokens of {self.records.tokenizer}"
-            )
-        self._max_tokens = min(settings.text.max_tokens, data.row_tokens)
-        # Of a caption that comes again, and most do, the tokens are known.
-        self._encode = functools.lru_cache(maxsize=_CAPTIONS)(
-            lambda text: np.array(self._tokenizer.encode(text, self._max_tokens), np.int32)
-        )
-        self._embeddings, self._text_width = data.embeddings, settings.text.width
-        self._check_embeddings(settings)
-        if self._embeddings:
-            self._max_tokens = settings.text.max_tokens  # where they were cut
-        self._padded = settings.text.padded
-        if self._padded and self._max_tokens < settings.text.max_tokens:
-            raise InputError(
-                f"config.data.row_tokens: padded captions need text.max_tokens = {settings.text.max_tokens}"
-            )
-        self._clips = self.records.clips(split)
-        channels = self._clips[0].shape[-1]
-        if channels != settings.transformer.channels:
-            raise InputError(
-                f"config.transformer.channels: {settings.transformer.channels}, but the latents of {data.path} "
-                f"have {channels}"
-            )
-        self._transformer = settings.transformer
-        self._stride, self._image_room = settings.autoencoder.temporal_stride, image_room(settings)
-        self._check_given(settings)
-        self.patches = np.array([np.prod(patch_grid(clip.shape[:3], self._patch)) for clip in self._clips])
-        self.longest = max(clip.shape[0] // self._patch[0] for clip in self._clips)
-        least = self._max_tokens if self._padded else 0
-        self.tokens = [tuple(max(least, min(n, self._max_tokens)) for n in clip.tokens) for clip in self._clips]
-        cut = sum(n > self._max_tokens for clip in self._clips for n in clip.tokens)
-        self.notes = ()
-        if cut:
-            self.notes = (f"{cut} captions of the {split} split are cut to {self._max_tokens} tokens",)
-
-    def _check_embeddings(self, settings):
-        """Raise InputError if the data sets' embeddings are not those that the settings' text encoder makes."""
-        text, sets = settings.text, self.records.sets
-        requests = [records.about.get("request", {}) for records in sets]
-        held = ["text" in request.get("arrays", {}) for request in requests]
-        if not self._embeddings:
-            if any(held) and not text.weights and not settings.lora.rank:
-                raise InputError(
-                    f"config.data.embeddings: {sets[held.index(True)].path} holds the captions embedded, and this "
-                    f"run would train a text encoder of its own; set it, and config.text.weights, or `prepare` "
-                    f"without --text-encoder"
-                )
-            return
-        if not all(held):
-            raise InputError(
-                f"config.data.embeddings: {sets[held.index(False)].path} holds none; run `prepare` with "
-                f"--text-encoder=FOLDER"
-            )
-        # A machine that only trains need not have the encoder; then all sets are compared with the first one.
-        there = pathlib.Path(text.weights).is_dir()
-        wanted = {
-            "tokens": text.max_tokens,
-            "width": text.width,
-            "text encoder": weights_digest(text.weights) if there else requests[0]["text encoder"],
-        }
-        for records, request in zip(sets, requests, strict=True):
-            found = {**request, "width": request["arrays"]["text"][-1]}
-            for key, value in wanted.items():
-                if found[key] != value:
-                    raise InputError(
-                        f"config.data.embeddings: those of {records.path} were made with another {key} "
-                        f"({found[key]}) than config.text says ({value}); prepare it anew, or take that config"
-                    )
-
-    def _check_given(self, settings):
-        """Raise InputError if the records lack what image-to-video is given."""
-        held, transformer = self.records.read_all(self._split, 0), self._transformer
-        self._image_tokens = len(given_frames(transformer, 1)) * settings.image.tokens
-        for key, name, wanted in (
-            ("condition_channels", "given", held["latents"].shape),
-            ("image_width", "image", (self._image_tokens, transformer.image_width)),
-        ):
-            if getattr(transformer, key) and (name not in held or held[name].shape != wanted):
-                raise InputError(
-                    f"config.transformer.{key}: the records of {self.records.path} hold no such images; run "
-                    f"`prepare` with this config"
-                )
-
-    def sources(self, clips: Iterable[int]) -> list[str]:
-        return [self._clips[clip].source for clip in clips]
-
-    def assemble(self, rows: list[tuple[Slot, ...]]) -> PatchBatch:
-        """The rows' clips, patches [B, N, P] in the records' own bfloat16."""
-        B, N, S = len(rows), self._data.row_patches, self._data.row_tokens
-        transformer, P = self._transformer, int(np.prod(self._patch))
-        dtype = np.dtype("bfloat16")
-        batch = PatchBatch(
-            patches=np.zeros((B, N, P * transformer.channels), dtype),
-            positions=np.zeros((B, N, 3), np.int32),
-            segments=np.zeros((B, N), np.int32),
-            known=np.zeros((B, N), bool),
-            text=np.zeros((B, S, self._text_width), dtype) if self._embeddings else np.zeros((B, S), np.int32),
-            text_segments=np.zeros((B, S), np.int32),
-        )
-        if transformer.condition_channels:
-            batch = batch.replace(condition=np.zeros((B, N, P * transformer.condition_channels), dtype))
-        if transformer.image_width:
-            image = np.zeros((B, self._image_room, transformer.image_width), dtype)
-            batch = batch.replace(image=image, image_segments=np.zeros(image.shape[:2], np.int32))
-        for b, slots in enumerate(rows):
-            n = s = 0
-            for segment, slot in enumerate(slots, start=1):
-                record = self.records.read_all(self._split, slot.clip)
-                latents = record["latents"]
-                count = self.patches[slot.clip]
-                here = slice(n, n + count)
-                put_patches(batch.patches[b, here], latents, self._patch)
-                batch.positions[b, here] = _positions(patch_grid(latents.shape[:3], self._patch))
-                batch.segments[b, here] = segment
-                if batch.condition is not None:
-                    given = given_frames(transformer, (len(latents) - 1) * self._stride + 1)
-                    condition = with_mask(record["given"], given, self._stride)
-                    put_patches(batch.condition[b, here], condition, self._patch)
-                if batch.image is not None:
-                    place = slice((segment - 1) * self._image_tokens, segment * self._image_tokens)
-                    batch.image[b, place], batch.image_segments[b, place] = record["image"], segment
-                n += count
-                if self._embeddings:
-                    tokens = self._embedded(record["text"], slot)
-                else:
-                    text = "" if slot.caption < 0 else self._clips[slot.clip].captions[slot.caption]
-                    tokens = self._encode(text)
-                batch.text[b, s : s + len(tokens)] = tokens
-                length = self._max_tokens if self._padded else len(tokens)
-                batch.text_segments[b, s : s + length] = segment
-                s += length
-        return batch
-
-    def _embedded(self, text, slot):
-        """The embeddings of the slot's caption; a record begins with those of the empty one, a single token."""
-        if slot.caption < 0:
-            return text[:1]
-        lengths = [min(n, self._max_tokens) for n in self._clips[slot.clip].tokens]
-        start = 1 + sum(lengths[: slot.caption])
-        return text[start : start + lengths[slot.caption]]
+    return sets

@@ -16,13 +16,16 @@ from sora_jax.data.stream import validation_rows
 from sora_jax.diffusion.flow import flow_errors
 from sora_jax.evaluate.report import Section, Table
 from sora_jax.evaluate.subject import Options, Subject, Suite, side_by_side, terminal_table
-from sora_jax.mesh import local_rows, place, spec
+from sora_jax.mesh import local_rows, spec
+from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.models.encode_rows import encode_rows, place_rows
 from sora_jax.models.module import bind
 from sora_jax.models.video_model import trained_model
 from sora_jax.patches import PatchBatch
-from sora_jax.settings import Settings
+from sora_jax.settings import AutoencoderSettings, Settings
 from sora_jax.train.frozen import restore_model
 from sora_jax.train.metrics import progress_bar
+from sora_jax.weights.store import load_model
 
 GROUPS = {"by_time": "time", "by_size": "size", "by_frames": "frames"}
 TIMES = tuple((n + 0.5) / 10 for n in range(10))
@@ -39,20 +42,25 @@ def errors_at(settings: Settings, params: dict, batch: PatchBatch, key, t):
     return flow_errors(velocity, batch, noise, times)[0]
 
 
-def validation_losses(settings: Settings, params: dict, batches: Iterable[PatchBatch], advance) -> dict:
+def validation_losses(
+    settings: Settings, params: dict, batches: Iterable[PatchBatch], advance, *, encode=None
+) -> dict:
     """Mean loss by time, by size and by length.
 
     Args:
       params: of the `trained_model`, on the current mesh.
       batches: this process's rows of packed batches (numpy), in a fixed order.
       advance: called with no argument after each batch and time.
+      encode: makes the patches of a batch of pixels.
     Returns: {"loss": mean over all, "by_time": {"0.05": ...}, "by_size": {"64x64": ...}, "by_frames": {"17": ...},
       "clips": how many}.
     """
     sums, counts = collections.Counter(), collections.Counter()
     clips = 0
     for number, batch in enumerate(batches):
-        placed = place(batch, "batch tokens")
+        placed = place_rows(batch)
+        if batch.pixels is not None:
+            placed = encode(placed)
         key = jax.random.fold_in(jax.random.key(0), number)
         segments, positions = multihost_utils.process_allgather((placed.segments, placed.positions), tiled=True)
         kinds = clip_kinds(settings, segments, positions)
@@ -87,7 +95,8 @@ def clip_kinds(settings: Settings, segments: np.ndarray, positions: np.ndarray) 
 
 
 def _check(subject: Subject, options: Options):
-    Mix(options.data or subject.settings.data.path, "latents", where="--data" if options.data else "data.path")
+    data = subject.settings.data
+    Mix(options.data or data.path, data.kind, where="--data" if options.data else "data.path")
 
 
 def _measure(subject: Subject, options: Options, console) -> dict:
@@ -98,12 +107,24 @@ def _measure(subject: Subject, options: Options, console) -> dict:
     params = restore_model(subject.folder, subject.step, settings, text=not settings.data.embeddings)
     with progress_bar(console) as bar:
         task = bar.add_task("validation loss", total=stream.batches * len(TIMES), numbers="")
-        values = validation_losses(settings, params, stream.iterate(), lambda: bar.advance(task))
+        values = validation_losses(
+            settings, params, stream.iterate(), lambda: bar.advance(task), encode=_encoder(subject)
+        )
     for key, name in GROUPS.items():
         console.print(terminal_table((name, "loss"), list(values[key].items())))
     line = f"{subject.name}: loss {values['loss']:.4f} on {values['clips']} held-out clips"
     console.print(line, highlight=False)
     return {"data": data, **values}
+
+
+def _encoder(subject):
+    """Makes patches of a batch of pixels, by the autoencoder of the workdir; None if the data are latents."""
+    settings = subject.settings
+    if settings.data.kind == "latents":
+        return None
+    coder, params = load_model(subject.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
+    encode = jax.jit(functools.partial(encode_rows, coder, patch=settings.transformer.patch))
+    return functools.partial(encode, params)
 
 
 def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> list[Section]:

@@ -18,6 +18,7 @@ from sora_jax.data.captions import find_sources
 from sora_jax.data.clips import count_frames, probe, read_frames
 from sora_jax.data.mix import Mix
 from sora_jax.errors import InputError
+from sora_jax.evaluate.reconstruction import reconstruct
 from sora_jax.evaluate.subject import Options, Subject
 from sora_jax.generate.pipeline import latent_shape, sample_latents
 from sora_jax.generate.writer import VideoWriter
@@ -110,6 +111,12 @@ def _sampler(subject, seed):
     return make
 
 
+def records_of(subject: Subject, options: Options) -> Mix:
+    """The data that a transformer is evaluated on."""
+    data = subject.settings.data
+    return Mix(options.data or data.path, data.kind, where="--data")
+
+
 def captions_of(subject: Subject, options: Options) -> list[str]:
     """The prompts that were given, or the captions of the held-out clips.
 
@@ -117,7 +124,7 @@ def captions_of(subject: Subject, options: Options) -> list[str]:
     """
     if options.prompts:
         return list(options.prompts)
-    records = Mix(options.data or subject.settings.data.path, "latents", where="--data")
+    records = records_of(subject, options)
     found = [clip.captions[0] for clip in records.clips("validation") if clip.captions]
     if not found:
         raise InputError(f"{records.path}: no caption among its held-out clips; give --prompts=FILE")
@@ -138,7 +145,7 @@ def real_videos(subject: Subject, options: Options, cell: SampleSettings, count:
     if options.videos:
         pieces = _pieces(options.videos, (H, W), cell)
     else:
-        records = Mix(options.data or subject.settings.data.path, "latents", where="--data")
+        records = records_of(subject, options)
         wanted = (cell.frames, H, W)
         clips = enumerate(records.clips("validation"))
         fit = [n for n, clip in clips if (clip.frames, clip.height, clip.width) == wanted]
@@ -146,19 +153,14 @@ def real_videos(subject: Subject, options: Options, cell: SampleSettings, count:
             raise InputError(
                 f"{records.path}: no held-out clip of {cell.size} and {cell.frames} frames; see --videos"
             )
-        generator = subject.generator
-        pieces = (
-            np.concatenate(
-                list(
-                    decode_stream(
-                        generator.autoencoder_params,
-                        generator.autoencoder,
-                        records.read("validation", n).astype(np.float32),
-                    )
-                )
-            )
-            for n in fit
-        )
+        coder = subject.generator.autoencoder_params, subject.generator.autoencoder
+
+        def shown(record):
+            if records.about["kind"] == "pixels":
+                return reconstruct(*coder, record)
+            return np.concatenate(list(decode_stream(*coder, record.astype(np.float32))))
+
+        pieces = (shown(records.read("validation", n)) for n in fit)
     for _, piece in zip(range(count), pieces, strict=False):
         yield piece
 

@@ -181,6 +181,10 @@ def plan(
     """
     if what not in ("train", "sample", "decode", "encode"):
         raise InputError(f"--what={what}: {nearest(what, ('train', 'sample', 'decode', 'encode'))}")
+    if what == "train" and settings.data.autoencoder:
+        raise InputError(
+            "config.data.autoencoder: no autoencoder in the step is planned; leave it empty, and see --what=encode"
+        )
     by_formulas = what == "train" and settings.objective == "flow"
     if not by_formulas and (search or formulas or not topology.compiled):
         raise InputError(

@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from sora_jax.mesh import spec
+from sora_jax.mesh import place, spec
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.discriminator import Discriminator, DiscriminatorSettings
 from sora_jax.models.module import bind, init_params
@@ -49,6 +49,9 @@ class AutoencoderObjective:
         if not path:
             return {}
         return {"lpips": jax.device_put(load_lpips(path), jax.NamedSharding(jax.sharding.get_mesh(), jax.P()))}
+
+    def place(self, batch):
+        return place(batch, self.axes)
 
     def work(self, batch) -> tuple[int, float]:
         """Frames of pixels; its FLOPs are not counted (nan)."""

@@ -12,8 +12,8 @@ from sora_jax.data.mix import Mix
 from sora_jax.data.stream import train_crops, train_rows
 from sora_jax.distributed import agree, on_first
 from sora_jax.errors import InputError
-from sora_jax.files import copy_files, replacing
-from sora_jax.mesh import axes_of, local_rows, make_mesh, place, ways
+from sora_jax.files import copy_files, digest, replacing
+from sora_jax.mesh import axes_of, local_rows, make_mesh, ways
 from sora_jax.settings import AutoencoderSettings, Settings
 from sora_jax.train.checkpoint import FOLDER, abstract_on_mesh
 from sora_jax.train.export import export_autoencoder
@@ -22,15 +22,15 @@ from sora_jax.train.metrics import Metrics
 from sora_jax.train.objectives import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.preemption import preemption
-from sora_jax.train.pretrained import begin_with, check_pretrained
+from sora_jax.train.pretrained import autoencoder_of, begin_with, check_pretrained
 from sora_jax.train.saving import Checkpoints
 from sora_jax.train.state import TrainState, abstract_state, init_state
 from sora_jax.train.step import make_step
 from sora_jax.train.watch import Watch
-from sora_jax.weights.store import load_settings
+from sora_jax.weights.store import load_settings, model_hash
 
 SPLIT = {"heads": "heads_all", "width": "embed", "mlp": "mlp"}  # what of a model lies over which chips
-STREAMS = {"flow": (train_rows, "latents"), "autoencoder": (train_crops, "pixels")}
+STREAMS = {"flow": train_rows, "autoencoder": train_crops}
 
 
 def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Console) -> TrainState:
@@ -45,15 +45,16 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     mesh = make_mesh(settings.mesh)
     check_batch(settings, mesh)
     watch = Watch(settings, workdir, mesh, console)
-    make_stream, kind = STREAMS[settings.objective]
+    records = open_records(settings)
     rows = local_rows(mesh, settings.data.batch)
-    stream = make_stream(settings, rows=rows)
-    records = Mix(settings.data.path, kind)
-    if settings.objective == "flow":
-        check_latents(records, settings)
+    stream = STREAMS[settings.objective](settings, rows=rows)
     if settings.train.init_from and (settings.lora.rank or not any((workdir / FOLDER).glob("[0-9]*"))):
         check_pretrained(settings, records)
     data_hash = records.digest
+    if settings.data.autoencoder:
+        folder = autoencoder_of(settings, records)
+        check_same(workdir, folder)
+        data_hash = digest([data_hash, model_hash(folder)])
     agree({f"the data set {settings.data.path}": data_hash})
     objective = make_objective(settings)
     optimizer = make_optimizer(settings.optimizer, settings.train.steps)
@@ -110,8 +111,9 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
                 waiting = time.perf_counter()
                 batch = next(batches)
                 wait = time.perf_counter() - waiting
+                watch.meets(batch)
                 units, flops = objective.work(batch)
-                state, values = step(state, frozen, place(batch, objective.axes))
+                state, values = step(state, frozen, objective.place(batch))
                 # The step before is read while this one runs, so that the chips never wait for the host.
                 if pending:
                     tell(*pending)
@@ -158,16 +160,34 @@ def check_batch(settings: Settings, mesh: jax.sharding.Mesh):
             raise InputError(message)
 
 
-def check_latents(records: Mix, settings: Settings):
-    """Raise InputError if the latents are not of the autoencoder that the settings describe."""
-    made_by = load_settings(records.autoencoder, AutoencoderSettings)
+def open_records(settings: Settings) -> Mix:
+    """The data that a run trains on.
+
+    Raises: InputError if latents are not, or will not be, of the autoencoder that the settings describe.
+    """
+    if settings.objective == "autoencoder":
+        return Mix(settings.data.path, "pixels")
+    records = Mix(settings.data.path, settings.data.kind)
+    folder = autoencoder_of(settings, records)
+    made_by = load_settings(folder, AutoencoderSettings)
     for key in ("latent_channels", "temporal_stride", "spatial_stride"):
         have, wanted = getattr(made_by, key), getattr(settings.autoencoder, key)
         if have != wanted:
+            where = folder if settings.data.autoencoder else records.path
             raise InputError(
-                f"config.autoencoder: its {key} is {wanted}, but that of {records.path} is {have}; "
+                f"config.autoencoder: its {key} is {wanted}, but that of {where} is {have}; "
                 f"take the config that made the data"
             )
+    return records
+
+
+def check_same(workdir: pathlib.Path, autoencoder: pathlib.Path):
+    """Raise InputError if a run would go on with another autoencoder than it began with."""
+    copy = workdir / "autoencoder"
+    if copy.is_dir() and any((workdir / FOLDER).glob("[0-9]*")) and model_hash(copy) != model_hash(autoencoder):
+        raise InputError(
+            f"config.data.autoencoder: {autoencoder} is not the one that {workdir} began with; name {copy}"
+        )
 
 
 def start_workdir(workdir: pathlib.Path, records: Mix, settings: Settings):
@@ -175,7 +195,7 @@ def start_workdir(workdir: pathlib.Path, records: Mix, settings: Settings):
     with replacing(workdir / "settings.json") as temporary:
         temporary.write_text(to_json(settings))
     if settings.objective == "flow":
-        copy_files(records.autoencoder, workdir / "autoencoder")
+        copy_files(autoencoder_of(settings, records), workdir / "autoencoder")
         with replacing(workdir / "tokenizer.model") as temporary:
             shutil.copyfile(records.tokenizer, temporary)
 

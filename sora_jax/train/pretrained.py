@@ -24,6 +24,12 @@ from sora_jax.weights.store import autoencoder_folder, load_model, load_settings
 MEASURED = ("latent_mean", "latent_std")  # of an autoencoder, after its training
 
 
+def autoencoder_of(settings: Settings, records: Mix) -> pathlib.Path:
+    """The folder of the autoencoder that makes a transformer's latents: in the data, or named for the step."""
+    folder = settings.data.autoencoder
+    return autoencoder_folder(folder) if folder else records.autoencoder
+
+
 def check_pretrained(settings: Settings, records: Mix):
     """Raise InputError if `train.init_from` can't begin a run with these settings and data."""
     folder = pathlib.Path(settings.train.init_from)
@@ -32,7 +38,7 @@ def check_pretrained(settings: Settings, records: Mix):
         check_models(stored, settings, str(folder))
         for name, same in (
             ("tokenizer.model", (folder / "tokenizer.model").read_bytes() == records.tokenizer.read_bytes()),
-            ("autoencoder", model_hash(folder / "autoencoder") == model_hash(records.autoencoder)),
+            ("autoencoder", model_hash(folder / "autoencoder") == model_hash(autoencoder_of(settings, records))),
         ):
             if not same:
                 raise InputError(

@@ -68,6 +68,9 @@ class Samples:
             self._autoencoder = load_model(self.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
         train, sample = self.settings.train, self.settings.sample
         tokenizer = Tokenizer(self.workdir / "tokenizer.model")
+        frozen = {
+            name: params for name, params in frozen.items() if name != "autoencoder"
+        }  # the workdir's is taken
         if self.settings.data.embeddings:  # for as long as it is needed: training has no room for it
             frozen = frozen | {"text_encoder": load_encoder(self.settings.text)}
         generator = Generator(self.settings, join(ema, frozen), *self._autoencoder, tokenizer, step)

@@ -1,5 +1,6 @@
 """What looks on while a run trains, beside its metrics: a heartbeat, sample videos, profiles, and a last line."""
 
+import collections
 import json
 import pathlib
 import sys
@@ -29,6 +30,7 @@ class Watch:
         self.heartbeat.beat(STARTING)
         self.profiler = Profiler(workdir, settings.train.profile, settings.train.log_every, console)
         self.samples = self.starts = None
+        self._seen = collections.Counter()
         if settings.train.sample_every:
             # Matplotlib and PyAV take a second to import.
             from sora_jax.train.samples import Samples, check_samples
@@ -47,6 +49,14 @@ class Watch:
     def before(self, step: int):
         """An update is about to begin."""
         self.profiler.before(step)
+
+    def meets(self, batch):
+        """The update's batch is there. One of a new shape is compiled for, which takes as long as a start."""
+        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+        self._seen[shapes] += 1
+        # Twice: the state may lie otherwise after the run's first update than before it.
+        if self._seen[shapes] <= 2:
+            self.heartbeat.beat(STARTING)
 
     def after(self, step: int, state, *, last: bool):
         """It is on its way, or done; `last`: no other follows."""

@@ -1,0 +1,225 @@
+"""Latents made in the step: those that `prepare` would have written, in batches of one shape each."""
+
+import collections
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+import tiny
+
+from sora_jax.cli import main
+from sora_jax.config import to_json
+from sora_jax.data.masks import put_masks
+from sora_jax.data.prepare import prepare
+from sora_jax.data.records import Records
+from sora_jax.data.rows import Rows
+from sora_jax.data.shapes import write_world
+from sora_jax.data.stream import plan_rows, train_rows, validation_rows
+from sora_jax.errors import InputError
+from sora_jax.heartbeat import STARTING, TRAINING, VARIABLE, read_beat
+from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.models.encode_rows import encode_rows, place_rows
+from sora_jax.models.module import init_params
+from sora_jax.settings import AutoencoderSettings
+from sora_jax.train.objectives import make_objective
+from sora_jax.train.optimizer import make_optimizer
+from sora_jax.train.state import init_state
+from sora_jax.train.step import make_step
+from sora_jax.train.watch import Watch
+from sora_jax.weights.store import load_model, save_model
+
+CODER = AutoencoderSettings(
+    width=4,
+    decoder_width=4,
+    multipliers=(1, 1),
+    blocks=1,
+    temporal=(True,),
+    latent_channels=4,
+    latent_mean=(0.1, -0.2, 0.3, 0.0),
+    latent_std=(0.5, 2.0, 1.0, 0.7),
+    dtype="float32",
+)
+CLIPS_IN_A_ROW = {(5, 16, 16): 2, (5, 8, 12): 3, (1, 16, 16): 3, (1, 8, 12): 3}
+
+
+class Home:
+    """Videos of six frames as pixels, and when it is asked for also as latents."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        write_world(folder / "world", 9, seed=1, sizes=("16x16",), lengths=(6,))
+        with jax.set_mesh(tiny.mesh_of()):
+            shapes = jax.eval_shape(lambda: init_params(Autoencoder, CODER, jax.random.key(0)))
+            draw = np.random.default_rng(0)
+            params = jax.tree.map(lambda x: draw.normal(0, 0.1, x.shape).astype(np.float32), shapes)
+            save_model(folder / "coder", Autoencoder, CODER, params)
+        self.settings = tiny.change(
+            tiny.SETTINGS,
+            autoencoder={**vars(CODER), "latent_mean": (), "latent_std": ()},
+            text={"vocabulary": 400},
+            data={
+                "path": str(folder / "pixels"),
+                "autoencoder": str(folder / "coder"),
+                "sizes": ("16x16", "12x8"),
+                "frames": (5, 1),
+                "validation": 0.3,
+                "batch": 4,
+                "row_patches": 112,
+                "row_tokens": 24,
+                "caption_dropout": 0.25,
+            },
+            masks={"first": 1.0},
+            train={"steps": 3, "save_every": 2},
+            sample={"size": "16x16", "frames": 5, "steps": 1},
+        )
+        prepare(self.settings, folder / "world", folder / "pixels")
+
+    def latents(self):
+        """Settings that train on the same clips, encoded by `prepare`."""
+        settings = tiny.change(self.settings, data={"path": str(self.folder / "latents"), "autoencoder": ""})
+        words = self.folder / "pixels/tokenizer.model"
+        prepare(
+            settings,
+            self.folder / "world",
+            self.folder / "latents",
+            autoencoder=self.folder / "coder",
+            tokenizer=words,
+        )
+        return settings
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return Home(tmp_path_factory.mktemp("fly"))
+
+
+def shape_of(batch):
+    return batch.pixels.shape[2:5]
+
+
+def test_each_batch_has_clips_of_one_shape_as_often_as_there_are_such_clips(home):
+    stream, clips = train_rows(home.settings), Records(home.folder / "pixels", "pixels").clips("train")
+    count = 2048  # batches, over which the shares are exact
+    there, come = collections.Counter(clip.shape[:3] for clip in clips), collections.Counter()
+    batches = [stream.batch_at(step) for step in range(40)]
+    assert {shape_of(batch) for batch in batches} == set(CLIPS_IN_A_ROW) == set(there)
+    for batch in batches:
+        assert batch.pixels.shape[:2] == (4, CLIPS_IN_A_ROW[shape_of(batch)])
+        assert batch.patches is None
+        assert batch.segments.max(axis=1).tolist() == [batch.pixels.shape[1]] * 4
+    for step in range(count):
+        sources = stream.sources_at(step)
+        come[len(sources) // 4] += len(sources)
+    # Clips of three shapes come three to a row.
+    share = there[5, 16, 16] / len(clips)
+    assert abs(come[2] / sum(come.values()) - share) < 1 / count
+    names = collections.Counter(source for step in range(400) for source in stream.sources_at(step))
+    assert max(names.values()) < 1.1 * min(names.values())
+
+
+def test_processes_make_their_rows_and_a_later_start_goes_on(home):
+    stream = train_rows(home.settings)
+    halves = [train_rows(home.settings, rows=rows) for rows in ([0, 1], [2, 3])]
+    held = [validation_rows(home.settings, rows=rows) for rows in (None, [0, 1], [2, 3])]
+    for step in range(6):
+        jax.tree.map(
+            lambda whole, *parts: np.testing.assert_array_equal(whole, np.concatenate(parts)),
+            stream.batch_at(step),
+            *(half.batch_at(step) for half in halves),
+        )
+    clips = 0
+    for whole, *parts in zip(*(stream.iterate() for stream in held), strict=True):
+        jax.tree.map(lambda a, *b: np.testing.assert_array_equal(a, np.concatenate(b)), whole, *parts)
+        clips += whole.segments.max(axis=1).sum()
+    assert clips == len(Records(home.folder / "pixels", "pixels").clips("validation")) == held[0].clips
+
+
+def test_what_does_not_fit_is_told(home, tmp_path):
+    settings = home.settings
+    with pytest.raises(InputError, match="10 of 20 clips, one of 5 frames of 12x8, are no whole patches of 8x8"):
+        train_rows(tiny.change(settings, transformer={"patch": (1, 4, 4)}))
+    with pytest.raises(InputError, match="latents are written, or made in the step; give one"):
+        prepare(settings, home.folder / "world", tmp_path, autoencoder=home.folder / "coder")
+    with pytest.raises(InputError, match="an image-to-video model is given what `prepare` encodes"):
+        tiny.change(settings, transformer={"condition_channels": 6})
+    with pytest.raises(InputError, match="holds pixels, not latents"):
+        train_rows(tiny.change(settings, data={"autoencoder": ""}))
+    with pytest.raises(InputError, match="row_patches: 40 patches are too few for 5 of 20 clips"):
+        train_rows(tiny.change(settings, data={"row_patches": 40}))
+
+
+def test_a_new_shape_is_a_start_to_who_watches(home, tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "beat"))
+    watch = Watch(home.settings, tmp_path, tiny.mesh_of(), rich.console.Console(file=io.StringIO()))
+    doing = []
+    for step, size in enumerate((1, 1, 1, 2, 1, 2, 2), start=1):
+        watch.meets({"pixels": np.zeros(size)})
+        doing.append(read_beat(tmp_path / "beat").doing)
+        watch.after(step, None, last=False)
+    assert doing == [STARTING, STARTING, TRAINING, STARTING, TRAINING, STARTING, TRAINING]
+
+
+def updates(settings, batches, mesh):
+    """The losses of an update on each of these batches, and the parameters in the end."""
+    with jax.set_mesh(mesh):
+        objective = make_objective(settings)
+        optimizer = make_optimizer(settings.optimizer, settings.train.steps)
+        step, frozen = make_step(objective, optimizer, settings), objective.frozen()
+        state = init_state(objective, optimizer, jax.random.key(0))
+        losses = []
+        for batch in batches:
+            state, values = step(state, frozen, objective.place(batch))
+            losses.append(float(values["loss"]))
+        return losses, jax.device_get(state.params)
+
+
+@pytest.mark.slow
+def test_training_on_the_fly_equals_training_on_prepared_latents(home):
+    kinds = home.settings, home.latents()
+    fly, latents = (Rows(settings, "train") for settings in kinds)
+    plan, batches = plan_rows(fly, home.settings), []
+    encode = jax.jit(encode_rows, static_argnums=(0, 3))
+    for step in range(3):
+        numbers = range(4 * step, 4 * step + 4)
+        slots = [plan[number] for number in numbers]
+        batches.append([put_masks(rows.assemble(slots, slots[0][0].clip), numbers, home.settings)
+                        for rows in (fly, latents)])  # fmt: skip
+        with jax.set_mesh(tiny.mesh_of()):
+            params = load_model(home.folder / "coder", Autoencoder, AutoencoderSettings)[1]
+            made = encode(CODER, params, place_rows(batches[-1][0]), (1, 2, 2))
+        expected = batches[-1][1]
+        for name in ("positions", "segments", "known", "text", "text_segments"):
+            np.testing.assert_array_equal(getattr(made, name), getattr(expected, name))
+        # What both round to bfloat16 may lie on either side of a half.
+        patches = (np.asarray(batch.patches, np.float32) for batch in (made, expected))
+        np.testing.assert_allclose(*patches, rtol=2**-7, atol=1e-5)
+    assert len({batch.pixels.shape for batch, _ in batches}) > 1
+    assert any(batch.known.any() for batch, _ in batches)
+    losses, params = zip(
+        updates(kinds[0], [batch for batch, _ in batches], tiny.mesh_of()),
+        updates(kinds[1], [batch for _, batch in batches], tiny.mesh_of()),
+        updates(kinds[0], [batch for batch, _ in batches], tiny.mesh_of(data=2, context=4)),
+        strict=True,
+    )
+    print(losses)
+    for others, made in zip(losses[1:], params[1:], strict=True):
+        np.testing.assert_allclose(others, losses[0], rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), made, params[0])
+
+
+@pytest.mark.slow
+def test_runs_train_sample_and_are_evaluated(home):
+    config, run = home.folder / "settings.json", home.folder / "run"
+    config.write_text(to_json(home.settings))
+    flags = ["--config.train.sample_every=3", "--config.train.sample_prompts=('a red circle',)"]
+    command = ["train", f"--config={config}", f"--workdir={run}", "--config.data.batch=8", *flags]
+    assert main(command) == 0
+    assert (run / "samples/3/000.mp4").exists() and (run / "autoencoder/model.safetensors").exists()
+    assert main([*command, "--config.train.steps=4"]) == 0
+    assert main(["evaluate", f"--checkpoint={run}", "--suite=loss"]) == 0
+    values = json.loads((run / "evaluation/evaluation.json").read_text())["checkpoints"][0]["loss"]
+    assert values["clips"] == len(Records(home.folder / "pixels", "pixels").clips("validation"))
+    assert values["by_size"].keys() == {"16x16", "12x8"} and values["by_frames"].keys() == {"5", "1"}
