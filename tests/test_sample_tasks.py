@@ -211,6 +211,18 @@ def test_a_prompt_is_written_out_shown_used_and_kept(home, server, capsys):
 
 
 @pytest.mark.slow
+def test_what_may_be_skipped_is_measured_once(home, capsys):
+    told = []
+    for flags in ([], [], ["--drift=other.json"], ["--drift=other.json"]):
+        assert make("--skip=9", "--steps=5", "--frames=1", *flags, out="quick.mp4") == 0
+        told.append("".join(capsys.readouterr()))
+        assert "4 of 5 steps are skipped" in told[-1]
+        assert read_metadata(home / "quick.mp4")["skipped_steps"] == [1, 2, 3, 4]
+    assert ["is measured once" in text for text in told] == [True, False, True, False]
+    assert json.loads((home / "run/drift.json").read_text()) == json.loads((home / "other.json").read_text())
+
+
+@pytest.mark.slow
 def test_the_negative_prompt_changes_the_video(home):
     for flags, out in (([], "without.mp4"), (["--negative-prompt=a rabbit"], "with.mp4")):
         assert make("--frames=1", "--steps=1", *flags, out=out) == 0

@@ -1,5 +1,6 @@
 """Sample videos while a run trains, from the averaged weights that are in memory, and the page that shows them."""
 
+import dataclasses
 import io
 import pathlib
 from collections.abc import Callable
@@ -63,6 +64,8 @@ class Samples:
         if self._autoencoder is None:
             self._autoencoder = load_model(self.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
         train, sample = self.settings.train, self.settings.sample
+        # How far the velocity moves is known of a checkpoint, not of weights that learn.
+        sample = dataclasses.replace(sample, skip=0.0)
         tokenizer = Tokenizer(self.workdir / "tokenizer.model")
         generator = Generator(self.settings, join(ema, frozen), *self._autoencoder, tokenizer, step)
         generator = retyped(generator, sample.dtype)
