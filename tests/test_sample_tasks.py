@@ -4,11 +4,11 @@ import dataclasses
 import hashlib
 import json
 
+import chat_server
 import jax
 import numpy as np
 import pytest
 import rich.console
-import test_captioning
 import tiny
 from PIL import Image
 from test_tasks import write_run
@@ -23,7 +23,7 @@ from sora_jax.generate.request import FLAGS, TASKS, Request
 from sora_jax.generate.writer import read_metadata
 from sora_jax.verbs_sample import REQUEST_HELP
 
-server = test_captioning.server  # that speaks the protocol of chat models
+server = chat_server.server  # that speaks the protocol of chat models
 
 
 @pytest.fixture(scope="module")
