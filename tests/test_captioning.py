@@ -28,7 +28,6 @@ from sora_jax.data.shapes_captions import STYLES
 from sora_jax.data.shapes_captions import caption as say
 from sora_jax.errors import InputError
 
-
 server = chat_server.server
 
 
