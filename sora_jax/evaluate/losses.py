@@ -20,7 +20,7 @@ from sora_jax.evaluate.report import Section, Table
 from sora_jax.evaluate.subject import Options, Subject, Suite, side_by_side, terminal_table
 from sora_jax.mesh import local_rows, place, spec
 from sora_jax.models.module import bind
-from sora_jax.models.video_model import VideoModel
+from sora_jax.models.video_model import trained_model
 from sora_jax.patches import PatchBatch
 from sora_jax.settings import MASK_KINDS, Settings
 from sora_jax.train.frozen import restore_model
@@ -33,7 +33,7 @@ TIMES = tuple((n + 0.5) / 10 for n in range(10))
 @functools.partial(jax.jit, static_argnums=0)
 def errors_at(settings: Settings, params: dict, batch: PatchBatch, key, t):
     """Squared error of the velocity at one time for all, and 1 where it counts, both [B, N] float32."""
-    model = bind(VideoModel, settings, params)
+    model = bind(trained_model(settings), settings, params)
     embedded = model.embed_text(batch)
     noise = jax.random.normal(key, batch.patches.shape, out_sharding=spec("batch tokens ."))
     times = jnp.full((len(batch.segments), settings.data.row_clips), t, jnp.float32, out_sharding=spec("batch ."))
@@ -48,7 +48,7 @@ def validation_losses(settings: Settings, params: dict, batches: Iterable[PatchB
     each with one of its kinds of mask, drawn evenly. Only by_task holds these.
 
     Args:
-      params: of the VideoModel, on the current mesh.
+      params: of the `trained_model`, on the current mesh.
       batches: this process's rows of packed batches (numpy), in a fixed order.
       advance: called with no argument after each batch and time.
     Returns: {"loss": mean over all, "by_time": {"0.05": ...}, "by_size": {"64x64": ...}, "by_frames": {"17": ...},
@@ -148,7 +148,7 @@ def _measure(subject: Subject, options: Options, console) -> dict:
     data = options.data or settings.data.path
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=data))
     stream = validation_rows(settings, rows=local_rows(jax.sharding.get_mesh(), settings.data.batch))
-    params = restore_model(subject.folder, subject.step, settings)
+    params = restore_model(subject.folder, subject.step, settings, text=not settings.data.embeddings)
     with progress_bar(console) as bar:
         task = bar.add_task("validation loss", total=stream.batches * len(TIMES), numbers="")
         values = validation_losses(settings, params, stream.iterate(), lambda: bar.advance(task))

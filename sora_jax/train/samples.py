@@ -24,6 +24,7 @@ from sora_jax.models.video_model import join
 from sora_jax.patches import patch_grid
 from sora_jax.settings import AutoencoderSettings, Settings
 from sora_jax.train.metrics import Metrics
+from sora_jax.weights.encoders import check_encoder, load_encoder
 from sora_jax.weights.store import load_model
 
 FOLDER, PAGE = "samples", "index.html"
@@ -43,6 +44,9 @@ def check_samples(settings: Settings, mesh: jax.sharding.Mesh):
             "config.train.sample_every: this model is given images, which no prompt holds; set it to 0"
         )
     check_prompts(list(settings.train.sample_prompts))
+    if settings.data.embeddings:
+        with jax.set_mesh(mesh):
+            check_encoder(settings.text)
     grid = patch_grid(latent_shape(settings, settings.sample), settings.transformer.patch)
     N, degree = int(np.prod(grid)), ways("tokens", mesh.shape)
     if N % degree or settings.text.max_tokens % degree:
@@ -67,6 +71,8 @@ class Samples:
         # How far the velocity moves is known of a checkpoint, not of weights that learn.
         sample = dataclasses.replace(sample, skip=0.0)
         tokenizer = Tokenizer(self.workdir / "tokenizer.model")
+        if self.settings.data.embeddings:  # for as long as it is needed: training has no room for it
+            frozen = frozen | {"text_encoder": load_encoder(self.settings.text)}
         generator = Generator(self.settings, join(ema, frozen), *self._autoencoder, tokenizer, step)
         generator = retyped(generator, sample.dtype)
         folder = self.workdir / FOLDER / str(step)
