@@ -20,6 +20,7 @@ _SHARES += ("time_min", "time_max", "forcing", "noise", "guidance_min", "guidanc
 _POSITIVE = ("fps", "epsilon", "clip_norm")
 _NOT_NEGATIVE = (
     "shift",
+    "skip",
     "alpha",
     "time_std",
     "mse",
@@ -312,6 +313,7 @@ class SampleSettings:
     guidance: float = 5.0
     guidance_min: float = 0.0  # of the times at which a step is guided; elsewhere it costs half
     guidance_max: float = 1.0
+    skip: float = 0.0  # steps while the velocity has moved by no more than this share of itself; 0: none
     shift: float = 0.0  # 0: by the clip's size
     dtype: str = ""  # that the models compute in; empty: each in that of its own settings
 

@@ -150,7 +150,7 @@ def define_evaluate(values):
     flags.DEFINE_list(
         "suite",
         [],
-        "Measures: loss, reconstruction, shapes, temporal, fvd, clip, vbench; default: by the checkpoint's kind.",
+        "Measures: loss, reconstruction, shapes, tasks, temporal, fvd, clip, vbench; default: by its kind.",
         flag_values=values,
     )
     for name, text in (

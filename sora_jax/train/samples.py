@@ -1,5 +1,6 @@
 """Sample videos while a run trains, from the averaged weights that are in memory, and the page that shows them."""
 
+import dataclasses
 import io
 import pathlib
 from collections.abc import Callable
@@ -67,10 +68,11 @@ class Samples:
         if self._autoencoder is None:
             self._autoencoder = load_model(self.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
         train, sample = self.settings.train, self.settings.sample
+        # How far the velocity moves is known of a checkpoint, not of weights that learn.
+        sample = dataclasses.replace(sample, skip=0.0)
         tokenizer = Tokenizer(self.workdir / "tokenizer.model")
-        frozen = {
-            name: params for name, params in frozen.items() if name != "autoencoder"
-        }  # the workdir's is taken
+        # That of the step is no part of the model.
+        frozen = {name: params for name, params in frozen.items() if name != "autoencoder"}
         if self.settings.data.embeddings:  # for as long as it is needed: training has no room for it
             frozen = frozen | {"text_encoder": load_encoder(self.settings.text)}
         generator = Generator(self.settings, join(ema, frozen), *self._autoencoder, tokenizer, step)
