@@ -21,7 +21,7 @@ from sora_jax.data.stream import train_rows, validation_rows
 from sora_jax.data.tokenizer import PAD, Tokenizer, train_tokenizer
 from sora_jax.errors import InputError
 from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.module import bind, init_params
+from sora_jax.models.module import bind
 from sora_jax.models.text import TextEncoder
 from sora_jax.settings import AutoencoderSettings
 from sora_jax.train.objectives import FlowObjective
@@ -45,8 +45,7 @@ class Home:
         text = dataclasses.replace(tiny.SETTINGS.text, vocabulary=words.vocabulary, weights=str(self.encoder))
         write_component(self.encoder, text_table(), TextEncoder, text, {})
         with jax.set_mesh(tiny.mesh_of()):
-            params = jax.jit(lambda: init_params(Autoencoder, CODER, jax.random.key(0)))()
-            save_model(folder / "autoencoder", Autoencoder, CODER, params)
+            save_model(folder / "autoencoder", Autoencoder, CODER, tiny.random_params(Autoencoder, CODER))
         self.settings = tiny.change(
             dataclasses.replace(tiny.SETTINGS, text=text, autoencoder=CODER),
             data={

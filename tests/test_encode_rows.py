@@ -3,11 +3,13 @@
 import collections
 import io
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 import rich.console
+import safetensors.numpy
 import tiny
 
 from sora_jax.cli import main
@@ -22,7 +24,6 @@ from sora_jax.errors import InputError
 from sora_jax.heartbeat import STARTING, TRAINING, VARIABLE, read_beat
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.encode_rows import encode_rows, place_rows
-from sora_jax.models.module import init_params
 from sora_jax.settings import AutoencoderSettings
 from sora_jax.train.objectives import make_objective
 from sora_jax.train.optimizer import make_optimizer
@@ -52,10 +53,7 @@ class Home:
         self.folder = folder
         write_world(folder / "world", 9, seed=1, sizes=("16x16",), lengths=(6,))
         with jax.set_mesh(tiny.mesh_of()):
-            shapes = jax.eval_shape(lambda: init_params(Autoencoder, CODER, jax.random.key(0)))
-            draw = np.random.default_rng(0)
-            params = jax.tree.map(lambda x: draw.normal(0, 0.1, x.shape).astype(np.float32), shapes)
-            save_model(folder / "coder", Autoencoder, CODER, params)
+            save_model(folder / "coder", Autoencoder, CODER, tiny.random_params(Autoencoder, CODER))
         self.settings = tiny.change(
             tiny.SETTINGS,
             autoencoder={**vars(CODER), "latent_mean": (), "latent_std": ()},
@@ -179,14 +177,15 @@ def updates(settings, batches, mesh):
 @pytest.mark.slow
 def test_training_on_the_fly_equals_training_on_prepared_latents(home):
     kinds = home.settings, home.latents()
-    fly, latents = (Rows(settings, "train") for settings in kinds)
-    plan, batches = plan_rows(fly, home.settings), []
+    rows = [Rows(settings, "train") for settings in kinds]
+    plan, batches = plan_rows(rows[0], home.settings), []
+    grids = [rows[0].grids[plan[4 * step][0].clip] for step in range(40)]  # of each batch's clips
     encode = jax.jit(encode_rows, static_argnums=(0, 3))
-    for step in range(3):
+    for step in (grids.index((3, 2, 3)), grids.index((3, 4, 4))):
         numbers = range(4 * step, 4 * step + 4)
         slots = [plan[number] for number in numbers]
-        batches.append([put_masks(rows.assemble(slots, slots[0][0].clip), numbers, home.settings)
-                        for rows in (fly, latents)])  # fmt: skip
+        made = [each.assemble(slots, slots[0][0].clip) for each in rows]
+        batches.append([put_masks(batch, numbers, home.settings) for batch in made])
         with jax.set_mesh(tiny.mesh_of()):
             params = load_model(home.folder / "coder", Autoencoder, AutoencoderSettings)[1]
             made = encode(CODER, params, place_rows(batches[-1][0]), (1, 2, 2))
@@ -196,30 +195,37 @@ def test_training_on_the_fly_equals_training_on_prepared_latents(home):
         # What both round to bfloat16 may lie on either side of a half.
         patches = (np.asarray(batch.patches, np.float32) for batch in (made, expected))
         np.testing.assert_allclose(*patches, rtol=2**-7, atol=1e-5)
-    assert len({batch.pixels.shape for batch, _ in batches}) > 1
     assert any(batch.known.any() for batch, _ in batches)
-    losses, params = zip(
-        updates(kinds[0], [batch for batch, _ in batches], tiny.mesh_of()),
-        updates(kinds[1], [batch for _, batch in batches], tiny.mesh_of()),
-        updates(kinds[0], [batch for batch, _ in batches], tiny.mesh_of(data=2, context=4)),
-        strict=True,
-    )
-    print(losses)
-    for others, made in zip(losses[1:], params[1:], strict=True):
-        np.testing.assert_allclose(others, losses[0], rtol=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), made, params[0])
+    fly, latents = zip(*batches, strict=True)
+    losses, params = updates(kinds[0], fly, tiny.mesh_of())
+    others, expected = updates(kinds[1], latents, tiny.mesh_of())
+    np.testing.assert_allclose(losses, others, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, expected)
+    sharded, _ = updates(kinds[0], fly[:1], tiny.mesh_of(data=2, context=4))
+    np.testing.assert_allclose(sharded, losses[:1], rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_runs_train_sample_and_are_evaluated(home):
+def test_a_run_trains_samples_and_is_evaluated(home, capfd):
+    settings = tiny.change(
+        home.settings,
+        data={"path": str(home.folder / "one"), "sizes": ("16x16",), "frames": (5,), "batch": 8},
+        train={"steps": 2, "sample_every": 2, "sample_prompts": ("a red circle",)},
+    )
+    prepare(settings, home.folder / "world", home.folder / "one")
     config, run = home.folder / "settings.json", home.folder / "run"
-    config.write_text(to_json(home.settings))
-    flags = ["--config.train.sample_every=3", "--config.train.sample_prompts=('a red circle',)"]
-    command = ["train", f"--config={config}", f"--workdir={run}", "--config.data.batch=8", *flags]
+    config.write_text(to_json(settings))
+    command = ["train", f"--config={config}", f"--workdir={run}"]
     assert main(command) == 0
-    assert (run / "samples/3/000.mp4").exists() and (run / "autoencoder/model.safetensors").exists()
-    assert main([*command, "--config.train.steps=4"]) == 0
+    assert (run / "samples/2/000.mp4").exists() and (run / "autoencoder/model.safetensors").exists()
     assert main(["evaluate", f"--checkpoint={run}", "--suite=loss"]) == 0
     values = json.loads((run / "evaluation/evaluation.json").read_text())["checkpoints"][0]["loss"]
-    assert values["clips"] == len(Records(home.folder / "pixels", "pixels").clips("validation"))
-    assert values["by_size"].keys() == {"16x16", "12x8"} and values["by_frames"].keys() == {"5", "1"}
+    assert values["clips"] == len(Records(home.folder / "one", "pixels").clips("validation"))
+    assert values["by_size"].keys() == {"16x16"} and values["by_task"].keys() == {"nothing", "first"}
+    shutil.copytree(home.folder / "coder", home.folder / "other")
+    other = home.folder / "other/model.safetensors"
+    weights = safetensors.numpy.load_file(other)
+    safetensors.numpy.save_file({name: 2 * tensor for name, tensor in weights.items()}, other)
+    capfd.readouterr()
+    assert main([*command, f"--config.data.autoencoder={other.parent}", "--config.train.steps=3"]) == 2
+    assert f"other is not the one that {run} began with; name {run}/autoencoder" in capfd.readouterr().err

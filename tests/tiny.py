@@ -8,6 +8,7 @@ import jax.extend
 import numpy as np
 
 from sora_jax.mesh import make_mesh, spec
+from sora_jax.models.module import init_params
 from sora_jax.patches import PatchBatch, grid_positions
 from sora_jax.settings import (
     AutoencoderSettings,
@@ -81,6 +82,13 @@ def random_batch(seed: int, settings: Settings = SETTINGS) -> PatchBatch:
     choices = [[(3, 2, 3)], [(1, 2, 2), (2, 3, 2)], [(1, 1, 1), (2, 2, 4), (1, 3, 3)], [(2, 4, 4)]]
     rows = [[random_clip(rng, grid, settings) for grid in choices[b % 4]] for b in range(settings.data.batch)]
     return pack(rows, settings)
+
+
+def random_params(module_class, settings) -> dict:
+    """Parameters of a module, small normal numbers; nothing is compiled for it."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init_params(module_class, settings, jax.random.key(0)))
+    return jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
 
 
 def mesh_of(data=1, **sizes):
