@@ -12,6 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.mesh import spec
+from sora_jax.models.norm import LayerNorm, RMSNorm
 from sora_jax.models.product import add_bias, dot_general
 from sora_jax.models.ring import RESIDUALS
 
@@ -90,20 +91,14 @@ def linear(
     )
 
 
-def rms_norm(d: int, axis: str, *, epsilon: float, rngs) -> nnx.RMSNorm:
+def rms_norm(d: int, axis: str, *, epsilon: float, rngs) -> RMSNorm:
     """RMSNorm over the last dimension of size d, with a scale laid out by `axis`; float32."""
-    return nnx.RMSNorm(
-        d,
-        epsilon=epsilon,
-        dtype=jnp.float32,
-        scale_init=sharded(jax.nn.initializers.ones, axis),
-        rngs=rngs,
-    )
+    return RMSNorm(d, epsilon=epsilon, scale_init=sharded(jax.nn.initializers.ones, axis), rngs=rngs)
 
 
-def layer_norm(d: int, *, epsilon: float, affine: bool, rngs) -> nnx.LayerNorm:
+def layer_norm(d: int, *, epsilon: float, affine: bool, rngs) -> LayerNorm:
     """LayerNorm over the last dimension of size d, with or without scale and bias; float32."""
-    return nnx.LayerNorm(d, epsilon=epsilon, use_scale=affine, use_bias=affine, dtype=jnp.float32, rngs=rngs)
+    return LayerNorm(d, epsilon=epsilon, use_scale=affine, use_bias=affine, rngs=rngs)
 
 
 def stack(make_block, L: int, *, rngs):
