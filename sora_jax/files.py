@@ -92,6 +92,12 @@ def identity(path: str | os.PathLike) -> str:
         return hashlib.sha256(size.to_bytes(8, "big") + head + file.read()).hexdigest()[:16]
 
 
+def weights_digest(folder: str | os.PathLike) -> str:
+    """A hash of a folder's safetensors, by their `identity`; of no folder, "", it is that of no files."""
+    files = sorted(pathlib.Path(folder).glob("*.safetensors")) if folder else []
+    return digest([identity(file) for file in files])
+
+
 def digest(value) -> str:
     """A hash of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

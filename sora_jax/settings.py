@@ -20,6 +20,7 @@ _SHARES += ("time_min", "time_max", "forcing", "noise", "guidance_min", "guidanc
 _POSITIVE = ("fps", "epsilon", "clip_norm")
 _NOT_NEGATIVE = (
     "shift",
+    "skip",
     "alpha",
     "time_std",
     "mse",
@@ -77,6 +78,7 @@ class DataSettings:
     row_patches: int = 8192  # N, patches in a row
     row_tokens: int = 1024  # S, text tokens in a row
     row_clips: int = 16  # at most this many clips in a row
+    embeddings: bool = False  # take the captions as `prepare --text-encoder` embedded them: no encoder in the step
     caption_dropout: float = 0.1  # share of captions emptied, for guidance
     crop_frames: int = 17  # what the autoencoder sees of a clip
     crop_size: str = "64x64"
@@ -305,6 +307,7 @@ class SampleSettings:
     guidance: float = 5.0
     guidance_min: float = 0.0  # of the times at which a step is guided; elsewhere it costs half
     guidance_max: float = 1.0
+    skip: float = 0.0  # steps while the velocity has moved by no more than this share of itself; 0: none
     shift: float = 0.0  # 0: by the clip's size
     dtype: str = ""  # that the models compute in; empty: each in that of its own settings
 
@@ -345,6 +348,10 @@ class Settings:
             value = getattr(getattr(self, group), key)
             if getattr(self.transformer, ours) != value:
                 raise InputError(f"config.transformer.{ours}: must be config.{wanted}, which is {value}")
+        if self.data.embeddings and not self.text.weights:
+            raise InputError(
+                "config.data.embeddings: of an encoder that stays as it is; config.text.weights names its folder"
+            )
         if self.transformer.width % self.transformer.heads:
             raise InputError(f"config.transformer.heads: must divide the width {self.transformer.width}")
         if 0 < self.optimizer.spike <= 1:

@@ -38,6 +38,12 @@ def define_prepare(values):
         flag_values=values,
     )
     flags.DEFINE_string("tokenizer", None, "A sentencepiece model; else one is learned.", flag_values=values)
+    flags.DEFINE_string(
+        "text_encoder",
+        None,
+        "A folder of transformers' UMT5: write captions' embeddings, too.",
+        flag_values=values,
+    )
     flags.DEFINE_string("out", None, "Folder for the data set.", flag_values=values)
 
 
@@ -51,6 +57,7 @@ def run_prepare(values, console):
         captions=values["captions"].value,
         autoencoder=values["autoencoder"].value,
         tokenizer=values["tokenizer"].value,
+        text_encoder=values["text_encoder"].value,
         console=console,
     )
 
@@ -143,7 +150,7 @@ def define_evaluate(values):
     flags.DEFINE_list(
         "suite",
         [],
-        "Measures: loss, reconstruction, shapes, temporal, fvd, clip, vbench; default: by the checkpoint's kind.",
+        "Measures: loss, reconstruction, shapes, tasks, temporal, fvd, clip, vbench; default: by its kind.",
         flag_values=values,
     )
     for name, text in (

@@ -18,6 +18,7 @@ SAMPLE_HELP = {
     "guidance": "How hard to follow the prompt; 1 is not at all guided, and takes half as long.",
     "guidance_min": "Only steps at times from here are guided; each of the others takes half as long.",
     "guidance_max": "And only up to here.",
+    "skip": "Steps while the velocity has moved by no more than this share of itself, e.g. 0.1; 0: none.",
     "shift": "Of the times towards noise; 0: by the video's size.",
     "dtype": "That the models compute in: float32, or bfloat16, which is faster.",
 }
@@ -67,6 +68,8 @@ def define_sample(values):
     for field in dataclasses.fields(SampleSettings):
         text = f"{SAMPLE_HELP[field.name]} Default: the checkpoint's own."
         define[field.type](field.name, None, text, flag_values=values)
+    text = "For --skip: file of what is measured, made if it is not there; default: drift.json in the workdir."
+    flags.DEFINE_string("drift", None, text, flag_values=values)
     define_chat(values, "expand", "Write out the prompts first, by a chat model at this address, or by: shapes.")
     define_mesh(values)
 
@@ -127,6 +130,7 @@ def run_sample(values, console):
         changes={name: value for name, value in chosen.items() if value is not None},
         negative_prompt=values["negative_prompt"].value,
         request=request_of(values, story),
+        drift=pathlib.Path(values["drift"].value) if values["drift"].value else None,
         expand=expansion_of(values, console) if values["expand"].value else None,
         seed=values["seed"].value,
         mesh=mesh_of(values),

@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
@@ -18,10 +19,13 @@ from sora_jax.data.clips import probe, write_clip
 from sora_jax.data.shapes import render, sample_scene
 from sora_jax.errors import InputError
 from sora_jax.evaluate.evaluate import evaluate
+from sora_jax.evaluate.losses import validation_losses
 from sora_jax.evaluate.shapes import ALL, ATTRIBUTES, SEED, agreement, judge, make_prompts, wilson
 from sora_jax.evaluate.subject import Options
 from sora_jax.evaluate.temporal import MEASURES, measure_motion
 from sora_jax.generate.writer import read_metadata
+from sora_jax.models.module import init_params
+from sora_jax.models.video_model import VideoModel
 from sora_jax.settings import MeshSettings
 from sora_jax.train.saving import Checkpoints
 from sora_jax.train.state import TrainState
@@ -83,6 +87,21 @@ def home(tmp_path_factory):
     values = run(home / "good", home / "report", model, "shapes")
     assert model.made == list(range(SAMPLES))
     return home, values["checkpoints"][0]["shapes"]
+
+
+# Loss ------------------------------------------------------------------------------------------------------------
+
+
+def test_loss_by_task_leaves_out_what_is_given():
+    settings = tiny.change(tiny.SETTINGS, masks={"first": 1.0, "last": 1.0})
+    batch = tiny.random_batch(0, settings)
+    batch.patches[(batch.positions[:, :, 0] == 0) & (batch.segments > 0)] += 100.0
+    with jax.set_mesh(tiny.mesh_of(2)):
+        params = init_params(VideoModel, settings, jax.random.key(0))
+        values = validation_losses(settings, params, [batch], lambda: None)
+    # A fresh model predicts nothing: where a first frame is not given, its 100 stays in the error.
+    assert set(values["by_task"]) == {"nothing", "first", "last"} and values["loss"] > 1000
+    assert values["by_task"]["first"] < 10 < 1000 < min(values["by_task"]["nothing"], values["by_task"]["last"])
 
 
 # Shapes ----------------------------------------------------------------------------------------------------------

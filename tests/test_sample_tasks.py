@@ -4,11 +4,11 @@ import dataclasses
 import hashlib
 import json
 
+import chat_server
 import jax
 import numpy as np
 import pytest
 import rich.console
-import test_captioning
 import tiny
 from PIL import Image
 from test_tasks import write_run
@@ -23,7 +23,7 @@ from sora_jax.generate.request import FLAGS, TASKS, Request
 from sora_jax.generate.writer import read_metadata
 from sora_jax.verbs_sample import REQUEST_HELP
 
-server = test_captioning.server  # that speaks the protocol of chat models
+server = chat_server.server  # that speaks the protocol of chat models
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +208,18 @@ def test_a_prompt_is_written_out_shown_used_and_kept(home, server, capsys):
     # Both are asked at once, and come in either order.
     assert {body["messages"][1]["content"] for _, _, body in server.asked[1:]} == {"a bird", "a rabbit"}
     assert len(server.asked) == 3
+
+
+@pytest.mark.slow
+def test_what_may_be_skipped_is_measured_once(home, capsys):
+    told = []
+    for flags in ([], [], ["--drift=other.json"], ["--drift=other.json"]):
+        assert make("--skip=9", "--steps=5", "--frames=1", *flags, out="quick.mp4") == 0
+        told.append("".join(capsys.readouterr()))
+        assert "4 of 5 steps are skipped" in told[-1]
+        assert read_metadata(home / "quick.mp4")["skipped_steps"] == [1, 2, 3, 4]
+    assert ["is measured once" in text for text in told] == [True, False, True, False]
+    assert json.loads((home / "run/drift.json").read_text()) == json.loads((home / "other.json").read_text())
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from sora_jax.data.tokenizer import train_tokenizer
 from sora_jax.errors import InputError
 from sora_jax.generate import pipeline
 from sora_jax.generate.pipeline import Generator, rows_at_once, sample_latents
+from sora_jax.generate.schedule import Drift, Meter, read_drift, schedule, write_drift
 from sora_jax.models.module import init_params
 from sora_jax.models.video_model import VideoModel
 from sora_jax.settings import SampleSettings
@@ -126,6 +127,55 @@ def test_the_halves_of_a_guided_step_run_on_chips_of_their_own(alone, tokenizer)
             assert x.shape[0] == 2 and x.sharding.shard_shape(x.shape)[0] == 1
         assert state[0].sharding.is_fully_replicated
     np.testing.assert_allclose(latents, plain, atol=1e-5)
+
+
+def test_steps_are_skipped_until_the_velocity_has_moved():
+    times = np.linspace(1, 0, 11)
+    drift = Drift(tuple(times[:-1]), tuple(0.1 * n for n in range(10)), step=0)
+
+    def skipped(**changes):
+        sample = dataclasses.replace(SETTINGS.sample, **changes)
+        return [i for i, step in enumerate(schedule(SETTINGS, sample, times, drift)) if step.skipped]
+
+    assert skipped() == []
+    # The first fifth runs; then one of two, as the velocity moves by a tenth a step; then two of three.
+    assert skipped(skip=0.15) == [2, 4, 6, 8] and skipped(skip=0.25) == [2, 3, 5, 6, 8, 9]
+    assert skipped(skip=0.25, guidance_max=0.65) == [2, 3, 5, 6, 8, 9]  # from step 4 on, which runs anyway
+    assert skipped(skip=0.25, guidance_max=0.75) == [2, 4, 5, 7, 8]  # a step whose guidance is another one runs
+    finer = schedule(SETTINGS, dataclasses.replace(SETTINGS.sample, skip=0.12), np.linspace(1, 0, 21), drift)
+    assert sum(step.skipped for step in finer) == 11  # of half the length: two of three, after the first four
+    with pytest.raises(InputError, match="has not been measured"):
+        schedule(SETTINGS, dataclasses.replace(SETTINGS.sample, skip=0.1), times, None)
+
+
+@pytest.mark.parametrize("solver", ["euler", "unipc"])
+def test_a_skipped_step_takes_the_last_velocity(alone, monkeypatch, solver):
+    generator, plain = alone
+    meter = Meter()
+    sample = dataclasses.replace(SETTINGS.sample, solver=solver)
+    measured = sample_latents(generator, ["a bird"], sample, seed=3, meter=meter)
+    drift = meter.drift(0)
+    assert drift.times == (1.0, 0.75, 0.5, 0.25) and np.all(np.diff(drift.moved) > 0)
+    generator = dataclasses.replace(generator, drift=drift)
+    skipping = make(generator, monkeypatch, solver=solver, skip=1e-9)
+    assert len(skipping[1]) == 4
+    np.testing.assert_array_equal(skipping[0], measured)
+    latents, scales = make(generator, monkeypatch, solver=solver, skip=1e9)
+    assert scales == [3.0]  # the model has run once
+    if solver == "euler":
+        np.testing.assert_array_equal(measured, plain)
+        # Along one velocity four steps are one.
+        np.testing.assert_allclose(latents, make(generator, solver=solver, steps=1)[0], atol=1e-5)
+
+
+def test_a_drift_comes_back_from_its_file_and_a_bad_one_is_told(tmp_path):
+    drift, path = Drift((1.0, 0.5), (0.0, 0.25), 7), tmp_path / "drift.json"
+    write_drift(path, drift)
+    assert read_drift(path) == drift
+    for text in ("{}", '{"times": [0, 1], "moved": [0, 1], "step": 1}', '{"times": [1], "moved": [], "step": 1}'):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"drift\.json: is no measured drift"):
+            read_drift(path)
 
 
 def test_settings_of_guidance_that_can_not_be_are_told():

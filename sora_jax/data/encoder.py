@@ -1,5 +1,7 @@
 """What frozen models make of clips, for `prepare` to write: the only place where data meets models."""
 
+import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -7,12 +9,14 @@ import ml_dtypes
 import numpy as np
 
 from sora_jax.data.given import clip_images, given_frames, grey_but
-from sora_jax.files import digest, identity
+from sora_jax.data.tokenizer import Tokenizer
+from sora_jax.files import weights_digest
 from sora_jax.mesh import make_mesh
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.image_encoder import see
 from sora_jax.models.streaming import encode_stream
-from sora_jax.settings import AutoencoderSettings, MeshSettings, Settings
+from sora_jax.models.text import embed
+from sora_jax.settings import AutoencoderSettings, MeshSettings, Settings, TextSettings
 from sora_jax.weights.encoders import load_encoder
 from sora_jax.weights.store import autoencoder_folder, load_model, model_hash
 
@@ -38,8 +42,7 @@ class Encoder:
             if self._transformer.image_width:
                 self._image_params = load_encoder(self._image)
         self.digest = model_hash(self.folder)
-        files = sorted(pathlib.Path(self._image.weights).glob("*.safetensors")) if self._image.weights else []
-        self.image_digest = digest([identity(file) for file in files])
+        self.image_digest = weights_digest(self._image.weights)
 
     @property
     def arrays(self) -> dict[str, tuple[int | None, ...]]:
@@ -68,3 +71,42 @@ class Encoder:
                 images = clip_images([frames[i] for i in at], self._image.size)
                 made["image"] = see(self._image_params, self._image, images)
         return {name: array.astype(ml_dtypes.bfloat16) for name, array in made.items()}
+
+
+class CaptionEncoder:
+    """Captions to their embeddings, on one device, each caption once.
+
+    Args:
+      folder: of transformers' UMT5.
+      settings: its sizes, and after how many tokens a caption is cut.
+    Raises: InputError if there is no such encoder.
+    """
+
+    def __init__(self, folder: pathlib.Path, settings: TextSettings):
+        self.settings = dataclasses.replace(settings, weights=str(folder))
+        self._mesh = make_mesh(MeshSettings(), jax.local_devices()[:1])
+        with jax.set_mesh(self._mesh):
+            self._params = load_encoder(self.settings)
+        self.digest = weights_digest(folder)
+        # The clips of a video share its captions.
+        self._embed = functools.lru_cache(maxsize=256)(self._embedded)
+
+    @property
+    def arrays(self) -> dict[str, tuple[int | None, ...]]:
+        """Shapes of what it makes, by name."""
+        return {"text": (None, self.settings.width)}
+
+    def __call__(self, captions: tuple[str, ...], words: Tokenizer) -> dict[str, np.ndarray]:
+        """Embeddings of the empty caption, then of each one, of true tokens alone, [tokens, E] bfloat16."""
+        return {"text": np.concatenate([self._embed(text, words) for text in ("", *captions)])}
+
+    def _embedded(self, text, words):
+        tokens = words.encode(text, self.settings.max_tokens)
+        # Few lengths, so that few programs are compiled.
+        length = min(self.settings.max_tokens, max(16, 1 << (len(tokens) - 1).bit_length()))
+        row = np.zeros((1, length), np.int32)
+        row[0, : len(tokens)] = tokens
+        segments = np.int32(np.arange(length) < len(tokens))[None]
+        with jax.set_mesh(self._mesh):
+            made = embed(self.settings, self._params, row, segments)
+        return np.asarray(made)[0, : len(tokens)].astype(ml_dtypes.bfloat16)

@@ -38,12 +38,16 @@ def _kinds(settings: MaskSettings):
 def draw_known(draw: np.random.Generator, grid: tuple[int, int, int], settings: MaskSettings) -> np.ndarray:
     """Which patches of a clip are given, [f, h, w] bool; never all of them, and none of a single frame's."""
     known = np.zeros(grid, bool)
-    kinds, below = _kinds(settings)
-    kind = kinds[bisect.bisect_right(below, draw.random())]
+    kind = _draw_kind(draw, settings)
     if grid[0] == 1 or kind == "nothing":
         return known
     _DRAW[kind](draw, known)
     return np.zeros(grid, bool) if known.all() else known
+
+
+def drawn_kind(number: int, segment: int, settings: Settings) -> str:
+    """The kind of mask that `put_masks` draws for a clip of several frames."""
+    return _draw_kind(_generator(number, segment, settings), settings.masks)
 
 
 def put_masks(batch: PatchBatch, numbers: Sequence[int], settings: Settings) -> PatchBatch:
@@ -60,7 +64,7 @@ def put_masks(batch: PatchBatch, numbers: Sequence[int], settings: Settings) -> 
         used = end = 0
         # A row's clips lie one after another, each in the order of `grid_positions`.
         for segment, count in enumerate(np.bincount(batch.segments[b])[1:].tolist(), start=1):
-            draw = np.random.default_rng((data.shuffle_seed, number, segment, _STREAM))
+            draw = _generator(number, segment, settings)
             mine = slice(end, end := end + count)
             positions = batch.positions[b, mine]
             grid = tuple((positions[-1] + 1).tolist())
@@ -69,6 +73,15 @@ def put_masks(batch: PatchBatch, numbers: Sequence[int], settings: Settings) -> 
                 levels[b, mine] = data.row_clips + used + 1 + positions[:, 0]
                 used += grid[0]
     return batch.replace(known=known, levels=levels if masks.forcing else None)
+
+
+def _generator(number, segment, settings):
+    return np.random.default_rng((settings.data.shuffle_seed, number, segment, _STREAM))
+
+
+def _draw_kind(draw, settings):
+    kinds, below = _kinds(settings)
+    return kinds[bisect.bisect_right(below, draw.random())]
 
 
 def check_levels(settings: MaskSettings, frames: int):

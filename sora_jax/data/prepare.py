@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sora_jax.data.captions import find_sources
 from sora_jax.data.cutting import Cutter, check_cuts, one_ahead
-from sora_jax.data.encoder import Encoder
+from sora_jax.data.encoder import CaptionEncoder, Encoder
 from sora_jax.data.records import Clip, finish, write_shard
 from sora_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sora_jax.distributed import agree, flat, on_first, wait_for_all
@@ -31,6 +31,7 @@ from sora_jax.settings import Settings
 FORMAT = 2  # of the data set; another one is prepared anew
 
 _UNFINISHED = ".unfinished"
+_NONE = {"text encoder": "", "tokens": 0}
 # Shards are small enough that little is lost at a stop, large enough that they are few.
 _SHARDS = 16  # at least so many, if there are so many sources
 _SHARD_SOURCES, _SHARD_BYTES = 256, 64 * 2**20  # at most, but for one large file alone
@@ -72,6 +73,7 @@ def prepare(
     captions: pathlib.Path | None = None,
     autoencoder: pathlib.Path | None = None,
     tokenizer: pathlib.Path | None = None,
+    text_encoder: pathlib.Path | None = None,
     console: Console | None = None,
 ) -> Report:
     """Cut a folder of captioned videos into a data set.
@@ -84,13 +86,18 @@ def prepare(
       autoencoder: makes latents: its folder, or the workdir that it was trained in; None keeps pixels, for an
         autoencoder to train on.
       tokenizer: a sentencepiece model to use; None learns one from the captions.
+      text_encoder: a folder of transformers' UMT5, whose embeddings of the captions the records then hold; None:
+        training embeds them.
       console: for the progress and the report; None: standard error.
     Raises: InputError if nothing can be cut, `out` holds something else, or the disk is full; what is complete
       is kept, and the same call goes on from there. A file that can't be read is reported and never raises.
     """
     videos, out, data = pathlib.Path(videos), pathlib.Path(out), settings.data
     console = console or Console(stderr=True)
+    if text_encoder is not None and tokenizer is None:
+        raise InputError(f"--text-encoder={text_encoder}: has its own tokens; name its tokenizer with --tokenizer")
     encoder = None if autoencoder is None else Encoder(autoencoder, settings)
+    speaker = None if text_encoder is None else CaptionEncoder(text_encoder, settings.text)
     geometry = _geometry(settings, encoder)
     check_cuts(data.sizes, data.frames, **geometry)
     sources = find_sources(videos, captions)
@@ -109,8 +116,10 @@ def prepare(
         "multiple": list(geometry["multiple"]),
         "validation": data.validation,
         "autoencoder": "" if encoder is None else encoder.digest,
-        "arrays": {name: list(shape) for name, shape in _arrays(encoder).items()},
+        "arrays": {name: list(shape) for name, shape in _arrays(encoder, speaker).items()},
         "image encoder": "" if encoder is None else encoder.image_digest,
+        "text encoder": "" if speaker is None else speaker.digest,
+        "tokens": 0 if speaker is None else settings.text.max_tokens,
         "tokenizer": f"at most {settings.text.vocabulary} tokens" if tokenizer is None else identity(tokenizer),
         "videos": digest(sorted(identities.items())),
         "captions": digest([(source.name, source.captions) for source in sources]),
@@ -125,9 +134,14 @@ def prepare(
             on_first(begin)
             unfinished, words = begin()  # what one process has begun, all find
             shards = _shards(unfinished, _split(sources, identities, data.validation))
-            _write_parts(shards, data, encoder, words, geometry["multiple"], console)
+            if speaker is not None and words.vocabulary > settings.text.vocabulary:
+                raise InputError(
+                    f"--tokenizer={tokenizer}: {words.vocabulary} tokens, and the text encoder knows "
+                    f"{settings.text.vocabulary}"
+                )
+            _write_parts(shards, data, (encoder, speaker), words, geometry["multiple"], console)
             wait_for_all()
-            on_first(lambda: _finish(out, request, shards, encoder))
+            on_first(lambda: _finish(out, request, shards, encoder, speaker))
             report = dataclasses.replace(_finished(out, request), reused=False)
     except OSError as error:
         if error.errno not in MENDABLE:
@@ -150,9 +164,10 @@ def _geometry(settings, encoder):
     return {"multiple": (side * p_h, side * p_w), "stride": stride, "period": p_f}
 
 
-def _arrays(encoder):
+def _arrays(encoder, speaker):
     """What the records hold, as `records.features` takes it."""
-    return {"pixels": (None, None, None, 3)} if encoder is None else encoder.arrays
+    video = {"pixels": (None, None, None, 3)} if encoder is None else encoder.arrays
+    return video | ({} if speaker is None else speaker.arrays)
 
 
 def _known_by(source):
@@ -202,9 +217,10 @@ def _report(out, about, *, reused):
 
 
 def _check_same(out, found, request):
-    different = [key for key in request if found.get(key) != request[key]]
+    # A data set from before there were embeddings says nothing of them.
+    different = [key for key in request if found.get(key, _NONE.get(key)) != request[key]]
     if different:
-        hashed = ("videos", "captions", "autoencoder", "tokenizer", "image encoder")
+        hashed = ("videos", "captions", "autoencoder", "tokenizer", "image encoder", "text encoder")
         changes = [key if key in hashed else f"{key} ({found.get(key)}, not {request[key]})" for key in different]
         raise InputError(f"--out: {out} was made of other {', '.join(changes)}; remove it or name another folder")
 
@@ -269,7 +285,7 @@ def _description(shard):
     return shard.with_suffix(".json")
 
 
-def _write_parts(shards, data, encoder, words, multiple, console):
+def _write_parts(shards, data, encoders, words, multiple, console):
     """Write the shards that are not there yet; many processes take turns."""
     mine = shards[jax.process_index() :: jax.process_count()]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -280,7 +296,9 @@ def _write_parts(shards, data, encoder, words, multiple, console):
                 progress.advance(task, len(group))
                 continue
             cutter = Cutter(split, data, words, multiple, lambda: progress.advance(task))
-            clips, checksum = write_shard(shard, _arrays(encoder), _encoded(cutter.clips(group), encoder))
+            clips, checksum = write_shard(
+                shard, _arrays(*encoders), _encoded(cutter.clips(group), words, *encoders)
+            )
             part = {
                 "sha256": checksum,
                 "clips": [dataclasses.asdict(clip) for clip in clips],
@@ -291,18 +309,20 @@ def _write_parts(shards, data, encoder, words, multiple, console):
                 path.write_text(json.dumps(part, ensure_ascii=False))
 
 
-def _encoded(clips, encoder):
+def _encoded(clips, words, encoder, speaker):
     """The clips with the arrays that their record holds; the next one is read meanwhile."""
     with contextlib.closing(one_ahead(clips)) as clips:
         for clip, pixels in clips:
             arrays = {"pixels": pixels} if encoder is None else encoder(pixels)
+            arrays |= {} if speaker is None else speaker(clip.captions, words)
             for name, array in arrays.items():
-                if encoder is not None and not np.isfinite(array.astype(np.float32)).all():
-                    raise InputError(f"{encoder.folder}: its {name} of {clip.source} are not finite")
+                if name != "pixels" and not np.isfinite(array.astype(np.float32)).all():
+                    where = speaker.settings.weights if name == "text" else encoder.folder
+                    raise InputError(f"{where}: its {name} of {clip.source} are not finite")
             yield dataclasses.replace(clip, shape=next(iter(arrays.values())).shape), arrays
 
 
-def _finish(out, request, shards, encoder):
+def _finish(out, request, shards, encoder, speaker):
     """Make the shards a data set."""
     if not all(_description(shard).exists() for _, shard, _ in shards):
         raise InputError(
@@ -334,5 +354,5 @@ def _finish(out, request, shards, encoder):
     made_of = {split: [] for split in about["clips"]}
     for (split, shard, made), (_, _, part) in zip(clips, parts, strict=True):
         made_of[split].append((shard, made, part["sha256"]))
-    finish(out, _arrays(encoder), made_of, about)
+    finish(out, _arrays(encoder, speaker), made_of, about)
     shutil.rmtree(unfinished)

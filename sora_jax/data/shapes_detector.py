@@ -46,6 +46,14 @@ def read_scene(video: np.ndarray, *, fps: float = 16.0) -> Scene | None:
       video: uint8 [F, H, W, 3].
       fps: frames a second.
     """
+    return (read_paths(video, fps=fps) or (None,))[0]
+
+
+def read_paths(video: np.ndarray, *, fps: float = 16.0) -> tuple[Scene, list[np.ndarray]] | None:
+    """The scene, and of each of its things the centre of mass in every frame, (x, y) in pixels, [F, 2]; or None.
+
+    A centre is NaN where the thing is not seen. Arguments are those of `read_scene`.
+    """
     pixels = video.astype(np.float32)
     found = _find_background(pixels)
     if found is None:
@@ -65,8 +73,8 @@ def read_scene(video: np.ndarray, *, fps: float = 16.0) -> Scene | None:
         things.append(read)
     if 1 - explained.mean() > _MOST_UNEXPLAINED:
         return None
-    things = [thing for thing, _ in sorted(things, key=lambda pair: pair[1])]
-    return Scene(tuple(things), background)
+    things.sort(key=lambda pair: tuple(np.nanmedian(pair[1], axis=0).tolist()))
+    return Scene(tuple(thing for thing, _ in things), background), [centres for _, centres in things]
 
 
 def compare(scene: Scene, read: Scene | None) -> dict[str, bool]:
@@ -137,7 +145,7 @@ def _opacity(pixels, canvas, colour, near):
 
 
 def _read_thing(alpha, colour, fps):
-    """A thing and where it is in the middle of the video; None if it has no shape, size or way of this world."""
+    """A thing and its centres, [F, 2]; None if it has no shape, size or way of this world."""
     H, W = alpha.shape[1:]
     side = min(H, W)
     mass = alpha.sum(axis=(1, 2))
@@ -152,8 +160,7 @@ def _read_thing(alpha, colour, fps):
     way = _find_motion(centres, side, fps)
     if None in (size, shape, way):
         return None
-    middle = tuple(np.nanmedian(centres, axis=0).tolist())
-    return Thing(shape, colour, size, *way), middle
+    return Thing(shape, colour, size, *way), centres
 
 
 def _nearest(value, options):

@@ -6,19 +6,21 @@ for any number of processes.
 
 import dataclasses
 import functools
+import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
 
-from sora_jax.config import parse_size
+from sora_jax.data.crops import Crops
 from sora_jax.data.given import given_frames, image_room, with_mask
 from sora_jax.data.masks import check_levels, put_masks
 from sora_jax.data.mix import Draws, Mix
 from sora_jax.data.packing import PackPlan, Slot, pack_in_order
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.errors import InputError
+from sora_jax.files import weights_digest
 from sora_jax.patches import PatchBatch, grid_positions, patch_grid, put_patches
 from sora_jax.settings import Settings
 
@@ -141,7 +143,7 @@ def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Str
       rows: which rows of every global batch to make; None: all.
     Raises: InputError if there is no such data set, or no clip is as large as the crop.
     """
-    crops = _Crops(settings, "train")
+    crops = Crops(settings, "train")
     data = settings.data
     local = range(data.batch) if rows is None else rows
 
@@ -180,7 +182,7 @@ def validation_crops(settings: Settings, *, rows: Sequence[int] | None = None) -
 
     The last batch is filled up from the beginning. Arguments and errors are those of `train_crops`.
     """
-    crops = _Crops(settings, "validation")
+    crops = Crops(settings, "validation")
     data = settings.data
     local = range(data.batch) if rows is None else rows
     n = len(crops.clips)
@@ -235,6 +237,10 @@ class _Rows:
         self._encode = functools.lru_cache(maxsize=_CAPTIONS)(
             lambda text: np.array(self._tokenizer.encode(text, self._max_tokens), np.int32)
         )
+        self._embeddings, self._text_width = data.embeddings, settings.text.width
+        self._check_embeddings(settings)
+        if self._embeddings:
+            self._max_tokens = settings.text.max_tokens  # where they were cut
         self._padded = settings.text.padded
         if self._padded and self._max_tokens < settings.text.max_tokens:
             raise InputError(
@@ -258,6 +264,40 @@ class _Rows:
         self.notes = ()
         if cut:
             self.notes = (f"{cut} captions of the {split} split are cut to {self._max_tokens} tokens",)
+
+    def _check_embeddings(self, settings):
+        """Raise InputError if the data sets' embeddings are not those that the settings' text encoder makes."""
+        text, sets = settings.text, self.records.sets
+        requests = [records.about.get("request", {}) for records in sets]
+        held = ["text" in request.get("arrays", {}) for request in requests]
+        if not self._embeddings:
+            if any(held) and not text.weights and not settings.lora.rank:
+                raise InputError(
+                    f"config.data.embeddings: {sets[held.index(True)].path} holds the captions embedded, and this "
+                    f"run would train a text encoder of its own; set it, and config.text.weights, or `prepare` "
+                    f"without --text-encoder"
+                )
+            return
+        if not all(held):
+            raise InputError(
+                f"config.data.embeddings: {sets[held.index(False)].path} holds none; run `prepare` with "
+                f"--text-encoder=FOLDER"
+            )
+        # A machine that only trains need not have the encoder; then all sets are compared with the first one.
+        there = pathlib.Path(text.weights).is_dir()
+        wanted = {
+            "tokens": text.max_tokens,
+            "width": text.width,
+            "text encoder": weights_digest(text.weights) if there else requests[0]["text encoder"],
+        }
+        for records, request in zip(sets, requests, strict=True):
+            found = {**request, "width": request["arrays"]["text"][-1]}
+            for key, value in wanted.items():
+                if found[key] != value:
+                    raise InputError(
+                        f"config.data.embeddings: those of {records.path} were made with another {key} "
+                        f"({found[key]}) than config.text says ({value}); prepare it anew, or take that config"
+                    )
 
     def _check_given(self, settings):
         """Raise InputError if the records lack what image-to-video is given."""
@@ -286,7 +326,7 @@ class _Rows:
             positions=np.zeros((B, N, 3), np.int32),
             segments=np.zeros((B, N), np.int32),
             known=np.zeros((B, N), bool),
-            text=np.zeros((B, S), np.int32),
+            text=np.zeros((B, S, self._text_width), dtype) if self._embeddings else np.zeros((B, S), np.int32),
             text_segments=np.zeros((B, S), np.int32),
         )
         if transformer.condition_channels:
@@ -312,61 +352,21 @@ class _Rows:
                     place = slice((segment - 1) * self._image_tokens, segment * self._image_tokens)
                     batch.image[b, place], batch.image_segments[b, place] = record["image"], segment
                 n += count
-                text = "" if slot.caption < 0 else self._clips[slot.clip].captions[slot.caption]
-                tokens = self._encode(text)
+                if self._embeddings:
+                    tokens = self._embedded(record["text"], slot)
+                else:
+                    text = "" if slot.caption < 0 else self._clips[slot.clip].captions[slot.caption]
+                    tokens = self._encode(text)
                 batch.text[b, s : s + len(tokens)] = tokens
                 length = self._max_tokens if self._padded else len(tokens)
                 batch.text_segments[b, s : s + length] = segment
                 s += length
         return batch
 
-
-class _Crops:
-    """Pixels of a split, cut to one size and length."""
-
-    def __init__(self, settings: Settings, split: str):
-        data, strides = settings.data, settings.autoencoder
-        self.records, self._split = Mix(data.path, "pixels"), split
-        size = parse_size(data.crop_size, "config.data.crop_size")
-        if isinstance(size, int):
-            raise InputError(f"config.data.crop_size: {data.crop_size!r} must be WIDTHxHEIGHT")
-        if any(side % strides.spatial_stride for side in size):
-            raise InputError(
-                f"config.data.crop_size: {data.crop_size} must be a multiple of the autoencoder's "
-                f"{strides.spatial_stride}"
-            )
-        if (data.crop_frames - 1) % strides.temporal_stride:
-            raise InputError(
-                f"config.data.crop_frames: {data.crop_frames} must be {strides.temporal_stride} n + 1 "
-                f"for the autoencoder"
-            )
-        self._crop = (data.crop_frames, *size)
-        self._manifest = clips = self.records.clips(split)
-        fits = np.array(
-            [[side >= cut for side, cut in zip(clip.shape, self._crop, strict=False)] for clip in clips]
-        )
-        self.clips = np.flatnonzero(fits.all(axis=1))  # as large as the crop
-        self.pictures = np.flatnonzero(fits[:, 1:].all(axis=1))  # at least one frame of that size
-        wanted = f"{data.crop_frames} frames of {data.crop_size}"
-        if not len(self.clips):
-            largest = max(clips, key=lambda clip: np.prod(clip.shape))
-            raise InputError(
-                f"{self.records.path}: none of {len(clips)} clips in the {split} split has {wanted}; "
-                f"the largest has {largest.frames} of {largest.width}x{largest.height}"
-            )
-        self.notes = ()
-        if len(self.clips) < len(clips):
-            self.notes = (
-                f"{len(clips) - len(self.clips)} of {len(clips)} clips are smaller than {wanted}: not used",
-            )
-
-    def sources(self, clips: Iterable[int]) -> list[str]:
-        return [self._manifest[clip].source for clip in clips]
-
-    def cut(self, clip: int, share: np.ndarray, *, frames: int | None = None) -> np.ndarray:
-        """The crop of a clip, or so many frames of it, at these shares of the free frames, rows and columns."""
-        pixels = self.records.read(self._split, int(clip))
-        sizes = (frames or self._crop[0], *self._crop[1:])
-        free = np.array(pixels.shape[:3]) - sizes + 1
-        starts = np.minimum((share * free).astype(int), free - 1)
-        return pixels[tuple(slice(s, s + n) for s, n in zip(starts, sizes, strict=True))]
+    def _embedded(self, text, slot):
+        """The embeddings of the slot's caption; a record begins with those of the empty one, a single token."""
+        if slot.caption < 0:
+            return text[:1]
+        lengths = [min(n, self._max_tokens) for n in self._clips[slot.clip].tokens]
+        start = 1 + sum(lengths[: slot.caption])
+        return text[start : start + lengths[slot.caption]]

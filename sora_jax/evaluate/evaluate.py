@@ -15,6 +15,7 @@ from sora_jax.evaluate.reconstruction import RECONSTRUCTION
 from sora_jax.evaluate.report import write_page
 from sora_jax.evaluate.shapes import SHAPES
 from sora_jax.evaluate.subject import Options, Subject, measured, open_subject
+from sora_jax.evaluate.tasks import TASKS
 from sora_jax.evaluate.temporal import TEMPORAL
 from sora_jax.evaluate.vbench import VBENCH
 from sora_jax.evaluate.video_distance import FVD
@@ -26,6 +27,7 @@ SUITES = {
     "loss": LOSS,
     "reconstruction": RECONSTRUCTION,
     "shapes": SHAPES,
+    "tasks": TASKS,
     "temporal": TEMPORAL,
     "fvd": FVD,
     "clip": CLIP,

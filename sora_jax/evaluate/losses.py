@@ -5,12 +5,14 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sora_jax.data.masks import drawn_kind, mask_kinds, put_masks
 from sora_jax.data.mix import Mix
 from sora_jax.data.stream import validation_rows
 from sora_jax.diffusion.flow import flow_errors
@@ -18,63 +20,114 @@ from sora_jax.evaluate.report import Section, Table
 from sora_jax.evaluate.subject import Options, Subject, Suite, side_by_side, terminal_table
 from sora_jax.mesh import local_rows, place, spec
 from sora_jax.models.module import bind
-from sora_jax.models.video_model import VideoModel
+from sora_jax.models.video_model import trained_model
 from sora_jax.patches import PatchBatch
-from sora_jax.settings import Settings
+from sora_jax.settings import MASK_KINDS, Settings
 from sora_jax.train.frozen import restore_model
 from sora_jax.train.metrics import progress_bar
 
-GROUPS = {"by_time": "time", "by_size": "size", "by_frames": "frames"}
+GROUPS = {"by_time": "time", "by_size": "size", "by_frames": "frames", "by_task": "given"}
 TIMES = tuple((n + 0.5) / 10 for n in range(10))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def errors_at(settings: Settings, params: dict, batch: PatchBatch, key, t):
-    """Squared error of the velocity of each patch at one time for all, [B, N] float32; 0 for padding."""
-    model = bind(VideoModel, settings, params)
+    """Squared error of the velocity at one time for all, and 1 where it counts, both [B, N] float32."""
+    model = bind(trained_model(settings), settings, params)
     embedded = model.embed_text(batch)
     noise = jax.random.normal(key, batch.patches.shape, out_sharding=spec("batch tokens ."))
     times = jnp.full((len(batch.segments), settings.data.row_clips), t, jnp.float32, out_sharding=spec("batch ."))
     velocity = functools.partial(model.velocity, embedded)
-    return flow_errors(velocity, batch, noise, times)[0]
+    return flow_errors(velocity, batch, noise, times, known_time=settings.masks.noise)
 
 
 def validation_losses(settings: Settings, params: dict, batches: Iterable[PatchBatch], advance) -> dict:
-    """Mean loss by time, by size and by length.
+    """Mean loss by time, by size, by length, and by what is given of a clip.
+
+    All clips are made from text alone; then, if the model learned with masks, once more those of several frames,
+    each with one of its kinds of mask, drawn evenly. Only by_task holds these.
 
     Args:
-      params: of the VideoModel, on the current mesh.
+      params: of the `trained_model`, on the current mesh.
       batches: this process's rows of packed batches (numpy), in a fixed order.
       advance: called with no argument after each batch and time.
     Returns: {"loss": mean over all, "by_time": {"0.05": ...}, "by_size": {"64x64": ...}, "by_frames": {"17": ...},
-      "clips": how many}.
+      "by_task": {"nothing": ..., "first": ...}, "clips": how many}.
     """
-    sums, counts = collections.Counter(), collections.Counter()
+    means, tasks = _Means(), given_tasks(settings)
+    rows = local_rows(jax.sharding.get_mesh(), settings.data.batch)
     clips = 0
     for number, batch in enumerate(batches):
+        first = number * settings.data.batch
         placed = place(batch, "batch tokens")
-        key = jax.random.fold_in(jax.random.key(0), number)
         segments, positions = multihost_utils.process_allgather((placed.segments, placed.positions), tiled=True)
         kinds = clip_kinds(settings, segments, positions)
         clips += len(kinds)
+        rounds = [(placed, _groups_of_all)]
+        if tasks:
+            masked = place(put_masks(batch, [first + row for row in rows], tasks), "batch tokens")
+            rounds.append((masked, functools.partial(_groups_of_given, tasks, first)))
+        key = jax.random.fold_in(jax.random.key(0), number)
         for t in TIMES:
-            errors = errors_at(settings, params, placed, key, jnp.float32(t))
-            errors = multihost_utils.process_allgather(errors, tiled=True)
-            for row, segment, size, frames in kinds:
-                mine = errors[row][segments[row] == segment]
-                for group in (("loss",), ("by_time", f"{t:.2f}"), ("by_size", size), ("by_frames", str(frames))):
-                    sums[group] += float(np.sum(mine))
-                    counts[group] += mine.size
+            for placed, groups_of in rounds:
+                found = errors_at(settings, params, placed, key, jnp.float32(t))
+                errors, counted = multihost_utils.process_allgather(found, tiled=True)
+                for clip in kinds:
+                    mine = segments[clip.row] == clip.segment
+                    means.add(groups_of(clip, t), errors[clip.row][mine], counted[clip.row][mine])
             advance()
-    means = {group: sums[group] / counts[group] for group in sums}
-    result = {"loss": means.pop(("loss",)), "clips": clips}
-    for name, key in means:
-        result.setdefault(name, {})[key] = means[name, key]
+    result: dict = {"clips": clips}
+    for (name, *key), mean in means.items():
+        if key:
+            result.setdefault(name, {})[key[0]] = mean
+        else:
+            result[name] = mean
     return result
 
 
-def clip_kinds(settings: Settings, segments: np.ndarray, positions: np.ndarray) -> list[tuple]:
-    """(row, segment, "WIDTHxHEIGHT" in pixels, frames) of every clip of packed rows."""
+class _Means:
+    """Means of errors by group."""
+
+    def __init__(self):
+        self._sums, self._counts = collections.Counter(), collections.Counter()
+
+    def add(self, groups, errors, counted):
+        for group in groups:
+            self._sums[group] += float(np.sum(errors))
+            self._counts[group] += float(np.sum(counted))
+
+    def items(self):
+        return [(group, self._sums[group] / count) for group, count in self._counts.items() if count]
+
+
+def _groups_of_all(clip, t):
+    groups = [("loss",), ("by_time", f"{t:.2f}"), ("by_size", clip.size), ("by_frames", str(clip.frames))]
+    return groups + [("by_task", "nothing")] * (clip.frames > 1)
+
+
+def _groups_of_given(tasks, first, clip, t):
+    return [("by_task", drawn_kind(first + clip.row, clip.segment, tasks))] * (clip.frames > 1)
+
+
+def given_tasks(settings: Settings) -> Settings | None:
+    """The settings with the kinds of mask that were learned, evenly, without "nothing"; None: there are none."""
+    kinds = mask_kinds(settings.masks).keys() - {"nothing"}
+    weights = dict.fromkeys(MASK_KINDS, 0.0) | dict.fromkeys(kinds, 1.0)
+    masks = dataclasses.replace(settings.masks, **weights, forcing=0.0) if kinds else None
+    return masks and dataclasses.replace(settings, masks=masks)
+
+
+class ClipKind(NamedTuple):
+    """A clip of packed rows: where it lies, "WIDTHxHEIGHT" in pixels, and its frames."""
+
+    row: int
+    segment: int
+    size: str
+    frames: int
+
+
+def clip_kinds(settings: Settings, segments: np.ndarray, positions: np.ndarray) -> list[ClipKind]:
+    """Every clip of packed rows."""
     p_f, p_h, p_w = settings.transformer.patch
     stride, temporal = settings.autoencoder.spatial_stride, settings.autoencoder.temporal_stride
     kinds = []
@@ -82,7 +135,7 @@ def clip_kinds(settings: Settings, segments: np.ndarray, positions: np.ndarray) 
         for segment in range(1, of_row.max() + 1):
             f, h, w = positions[row][of_row == segment].max(axis=0) + 1
             frames = (f * p_f - 1) * temporal + 1
-            kinds.append((row, segment, f"{w * p_w * stride}x{h * p_h * stride}", int(frames)))
+            kinds.append(ClipKind(row, segment, f"{w * p_w * stride}x{h * p_h * stride}", int(frames)))
     return kinds
 
 
@@ -95,12 +148,13 @@ def _measure(subject: Subject, options: Options, console) -> dict:
     data = options.data or settings.data.path
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=data))
     stream = validation_rows(settings, rows=local_rows(jax.sharding.get_mesh(), settings.data.batch))
-    params = restore_model(subject.folder, subject.step, settings)
+    params = restore_model(subject.folder, subject.step, settings, text=not settings.data.embeddings)
     with progress_bar(console) as bar:
         task = bar.add_task("validation loss", total=stream.batches * len(TIMES), numbers="")
         values = validation_losses(settings, params, stream.iterate(), lambda: bar.advance(task))
     for key, name in GROUPS.items():
-        console.print(terminal_table((name, "loss"), list(values[key].items())))
+        if key in values:
+            console.print(terminal_table((name, "loss"), list(values[key].items())))
     line = f"{subject.name}: loss {values['loss']:.4f} on {values['clips']} held-out clips"
     console.print(line, highlight=False)
     return {"data": data, **values}

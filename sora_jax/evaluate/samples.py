@@ -52,8 +52,8 @@ def make_samples(
     Prompt n has the seed's n-th noise, whatever is sampled along with it, so more prompts add to what is there.
     """
     asked = {"seed": options.seed, "checkpoint": subject.identity, **dataclasses.asdict(cell)}
-    folder = subject.out / "samples" / f"{cell.size}-{cell.frames}-{_digest(asked)}"
-    paths = [folder / f"{n:05}-{_digest(prompt)}.mp4" for n, prompt in enumerate(prompts)]
+    folder = subject.out / "samples" / f"{cell.size}-{cell.frames}-{digest(asked)}"
+    paths = [folder / f"{n:05}-{digest(prompt)}.mp4" for n, prompt in enumerate(prompts)]
     fill(subject, options, list(prompts), paths, cell, console)
     return paths
 
@@ -177,5 +177,6 @@ def size_of(cell: SampleSettings) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _digest(value) -> str:
+def digest(value) -> str:
+    """8 hex digits that change with whatever JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

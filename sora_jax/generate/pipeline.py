@@ -21,6 +21,7 @@ from sora_jax.diffusion.guidance import first_of_pairs, guided, in_pairs
 from sora_jax.diffusion.solvers import Solver, dpm, euler, heun, time_grid, unipc
 from sora_jax.errors import InputError
 from sora_jax.generate.images import Given, put_given, video_size
+from sora_jax.generate.schedule import FILE, Drift, Meter, Step, read_drift, schedule
 from sora_jax.mesh import RULES, spec, ways
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
@@ -40,6 +41,7 @@ class Generator:
     """A trained model and what it needs: settings, its parameters, the autoencoder's, the tokenizer.
 
     low: (parameters, settings) of the expert for the times below the settings' flow.time_min, if there is one.
+    drift: of these parameters, if it has been measured.
     """
 
     settings: Settings
@@ -49,6 +51,7 @@ class Generator:
     tokenizer: Tokenizer
     step: int  # updates that the parameters have had
     low: tuple[dict, Settings] | None = None
+    drift: Drift | None = None
 
 
 def read_run(workdir: pathlib.Path) -> tuple[pathlib.Path, int, Settings]:
@@ -82,7 +85,9 @@ def load_generator(workdir: pathlib.Path, *, dtype: str | None = None) -> Genera
     params = restore_model(folder, step, settings)
     low = load_low_noise(workdir / LOW_NOISE, settings, params) if settings.flow.time_min else None
     tokenizer = Tokenizer(workdir / "tokenizer.model")
-    return Generator(settings, params, autoencoder, autoencoder_params, tokenizer, step, low)
+    drift = read_drift(workdir / FILE) if (workdir / FILE).is_file() else None
+    drift = drift if drift and drift.step == step else None  # that of an earlier step is none of this one's
+    return Generator(settings, params, autoencoder, autoencoder_params, tokenizer, step, low, drift)
 
 
 def computed_in(settings: Settings, dtype: str) -> Settings:
@@ -180,6 +185,26 @@ def rows_at_once(prompts: int, guidance: float) -> int:
     return parts // 2 if guidance != 1 and parts % 2 == 0 and prompts <= parts // 2 else parts
 
 
+def plan_steps(
+    generator: Generator, sample: SampleSettings, *, begins: float = 1.0, low_guidance: float = 0.0
+) -> tuple[np.ndarray, list[Step]]:
+    """The times of a run that begins at one above 0, and what each of its steps does.
+
+    Raises: InputError for a video that the model can't make, and as `schedule` does.
+    """
+    settings = generator.settings
+    grid = patch_grid(latent_shape(settings, sample), settings.transformer.patch)
+    shift = sample.shift or float(shift_of(int(np.prod(grid)), grid[0]))
+    whole = settings.flow.whole_times
+    # So many of the steps as their share of the way is, evenly spaced before the shift.
+    start = begins / (begins + shift * (1 - begins))
+    end = min(1 / whole, start) if whole else 0.0
+    times = np.asarray(time_grid(max(1, round(sample.steps * start)), shift, start, end=end))
+    if generator.low:
+        low_guidance = low_guidance or generator.low[1].sample.guidance
+    return times, schedule(settings, sample, times, generator.drift, low_guidance=low_guidance)
+
+
 def sample_latents(
     generator: Generator,
     prompts: list[str],
@@ -192,6 +217,7 @@ def sample_latents(
     given: Given | None = None,
     ring: bool = False,
     window: int = 0,
+    meter: Meter | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Latents of one video for each prompt.
@@ -203,6 +229,7 @@ def sample_latents(
       given: what every video shows; a model with channels for images must have them.
       ring: after the last latent frame comes the one with number 1; that with number 0 is of no use.
       window: of a video made window after window; each has noise of its own.
+      meter: measures the drift, of a run that skips no step.
       advance: called after each step of the solver.
     Returns: [B, f, h, w, C] float32, normalised as the autoencoder's latents are; what was known as it was given.
     """
@@ -230,37 +257,32 @@ def sample_latents(
         return jax.device_put(x, spec(("." if split and len(x) == B else "batch") + " ." * (x.ndim - 1)))
 
     batch = jax.tree.map(put, batch)
-    shift = sample.shift or float(shift_of(N, grid[0]))
-    whole = settings.flow.whole_times
     begins = given.time if given is not None else 1.0
     if not begins:
         return np.broadcast_to(given.latents, (B, *given.latents.shape))
-    # So many of the steps as their share of the way is, evenly spaced before the shift.
-    start = begins / (begins + shift * (1 - begins))
-    times = time_grid(
-        max(1, round(sample.steps * start)), shift, start, end=min(1 / whole, start) if whole else 0.0
-    )
+    times, steps = plan_steps(generator, sample, begins=begins, low_guidance=low_guidance)
     solver, key = SOLVERS[sample.solver], jax.random.key(seed)
     key = jax.random.fold_in(key, window) if window else key
     pairs, state = begin(settings, solver, generator.params, batch, key, jnp.int32(first), jnp.float32(begins))
-    for i, t in enumerate(np.asarray(times[:-1])):
-        params, guidance = generator.params, sample.guidance
-        if generator.low and t < settings.flow.time_min:
-            params, guidance = generator.low[0], low_guidance or generator.low[1].sample.guidance
-        if not sample.guidance_min <= t <= sample.guidance_max:
-            guidance = 1.0
-        state = solver_step(
-            settings,
-            solver,
-            params,
-            pairs,
-            batch.known,
-            state,
-            times,
-            jnp.int32(i),
-            jnp.float32(guidance) if split or guidance != 1 else None,
-            ring=grid[0] if ring else 0,
-        )
+    velocity = None
+    for i, step in enumerate(steps):
+        if step.skipped:
+            state = step_again(solver, velocity, state, times, jnp.int32(i))
+        else:
+            state, velocity = solver_step(
+                settings,
+                solver,
+                generator.low[0] if step.low else generator.params,
+                pairs,
+                batch.known,
+                state,
+                times,
+                jnp.int32(i),
+                jnp.float32(step.guidance) if split or step.guidance != 1 else None,
+                ring=grid[0] if ring else 0,
+            )
+            if meter:
+                meter(times[i], velocity)
         jax.block_until_ready(state)
         advance()
     made = jnp.where(batch.known[..., None], batch.patches, state[0])
@@ -300,9 +322,10 @@ def solver_step(
     *,
     ring: int = 0,
 ):
-    """The state of the solver one step on; `pairs` and the first state are from `begin`.
+    """The state of the solver one step on, and the velocity that it took, the last one if there are several.
 
     Args:
+      pairs, state: as `begin` makes them first.
       guidance: its scale; None: the conditional velocity alone, at half of the cost.
       ring: frames of patches of a video that is a ring (see `on_ring`); 0: it is none.
     """
@@ -317,7 +340,19 @@ def solver_step(
 
     made = on_ring(velocity, ring, _turn(i, ring)) if ring else velocity
     made = guided(made, guidance) if guidance is not None else made
-    return solver.step(hold_known(made, known), state, times, i)
+    found = []
+
+    def held(x, t):
+        found.append(hold_known(made, known)(x, t))
+        return found[-1]
+
+    return solver.step(held, state, times, i), found[-1]
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
+def step_again(solver: Solver, velocity, state, times, i):
+    """The state of the solver one step on, by a velocity [B, N, P] that is there already; no model runs."""
+    return solver.step(lambda x, t: velocity, state, times, i)
 
 
 def _turn(i, frames):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import rich.console
 
+from sora_jax.distributed import on_first
 from sora_jax.errors import InputError, nearest
 from sora_jax.generate import long, tasks
 from sora_jax.generate.footage import Footage, open_footage, read_mask, read_picture
@@ -19,6 +20,7 @@ from sora_jax.generate.pipeline import (
     check_prompts,
     latent_shape,
     load_generator,
+    plan_steps,
     read_run,
     retyped,
     rows_at_once,
@@ -26,6 +28,7 @@ from sora_jax.generate.pipeline import (
 )
 from sora_jax.generate.provenance import file_hash, marked, params_hash, write_manifest
 from sora_jax.generate.request import Request, check_request, read_keyframe, untrained_note
+from sora_jax.generate.schedule import FILE, Meter, read_drift, write_drift
 from sora_jax.generate.writer import VideoWriter
 from sora_jax.mesh import make_mesh, ways
 from sora_jax.settings import MeshSettings, SampleSettings
@@ -47,6 +50,7 @@ def sample(
     console: rich.console.Console,
     request: Request = TEXT,
     expand: Callable[[list[str]], list[str]] | None = None,
+    drift: pathlib.Path | None = None,
     generator: Generator | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[pathlib.Path]:
@@ -59,6 +63,7 @@ def sample(
       seed: of the noise; prompt number n has the seed's n-th.
       request: the task, and what every video is given for it.
       expand: writes out prompts, as many as it is given; it is asked when all else has been found to be well.
+      drift: file of the measured drift, which is made if it is not there; None: beside the checkpoint.
       generator: the checkpoint's, if it is loaded already, on this mesh.
       tell: called after each step of the solver with how many are done, and of how many; what it raises ends all.
     Returns: the files.
@@ -93,6 +98,17 @@ def sample(
             generator = retyped(generator, settings.dtype)
         else:
             generator = load_generator(checkpoint, dtype=settings.dtype or None)
+        low_guidance = changes.get("guidance", 0.0)
+        if settings.skip:
+            path = drift or checkpoint / FILE
+            known = read_drift(path) if path.is_file() else None
+            if known and (drift or known.step == generator.step):
+                generator = dataclasses.replace(generator, drift=known)
+            else:
+                given = inputs.task(generator).given if inputs.conditions else None
+                plain = dataclasses.replace(settings, skip=0.0)
+                maker = Maker(generator, plain, seed, negative_prompt, low_guidance)
+                generator = measured(maker, prompts, given, path, console)
         limit = trained.text.max_tokens
         for prompt in [*prompts, *request.story]:
             if (length := len(generator.tokenizer.encode(prompt))) > limit:
@@ -106,7 +122,13 @@ def sample(
             "checkpoint_hash": params_hash(generator.params),
             **dataclasses.asdict(settings),
         }
-        maker = Maker(generator, settings, seed, negative_prompt, changes.get("guidance", 0.0))
+        if settings.skip and (begins := STRENGTH if request.strength is None else request.strength):
+            begins = begins if request.name == "edit" else 1.0
+            _, steps = plan_steps(generator, settings, begins=begins, low_guidance=low_guidance)
+            made_of["skipped_steps"] = [i for i, step in enumerate(steps) if step.skipped]
+            note = f"note: {len(made_of['skipped_steps'])} of {len(steps)} steps are skipped"
+            console.print(note, highlight=False)
+        maker = Maker(generator, settings, seed, negative_prompt, low_guidance)
         with progress_bar(console) as bar:
             bar_task = bar.add_task("sampling", total=1, numbers="")
 
@@ -142,6 +164,18 @@ def write_out(prompts: list[str], expand, console) -> dict[str, str]:
     for prompt, long_one in written.items():
         console.print(f"{prompt} -> {long_one}", highlight=False, soft_wrap=True, markup=False)
     return written
+
+
+def measured(maker: "Maker", prompts: list[str], given, path: pathlib.Path, console) -> Generator:
+    """The maker's generator with its drift, measured in one run that skips no step, and kept in a file."""
+    note = f"note: how far the velocity moves is measured once, and kept in {path}"
+    console.print(note, highlight=False, soft_wrap=True)
+    meter = Meter()
+    maker.watch(lambda done, total: None)
+    maker(prompts[: maker.rows], given, frames=maker.settings.frames, first=0, meter=meter)
+    drift = meter.drift(maker.generator.step)
+    on_first(lambda: write_drift(path, drift))
+    return dataclasses.replace(maker.generator, drift=drift)
 
 
 def write_videos(
@@ -276,7 +310,9 @@ class Maker:
     def watch(self, tell):
         self._tell = tell
 
-    def __call__(self, prompts: list[str], given, *, frames: int, first: int, ring=False, window=0, total=None):
+    def __call__(
+        self, prompts: list[str], given, *, frames: int, first: int, ring=False, window=0, total=None, meter=None
+    ):
         """Latents of each of the prompts; what is missing to fill the mesh is made and thrown away."""
 
         def advance():
@@ -295,6 +331,7 @@ class Maker:
             given=given,
             ring=ring,
             window=window,
+            meter=meter,
             advance=advance,
         )
 

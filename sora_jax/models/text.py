@@ -3,6 +3,8 @@
 Source: Raffel et al. 2019 (arXiv 1910.10683); UMT5 (arXiv 2304.09151) gives each layer its own relative bias.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,6 +12,7 @@ from flax import nnx
 from sora_jax.mesh import spec
 from sora_jax.models.attention import attention, merge_heads, split_heads
 from sora_jax.models.layers import linear, rms_norm, run_stack, sharded, stack
+from sora_jax.models.module import bind
 from sora_jax.settings import TextSettings
 
 EPSILON = 1e-6
@@ -95,6 +98,12 @@ class TextEncoder(nnx.Module):
         x = self.embedding[...].at[tokens].get(out_sharding=spec("batch tokens .")).astype(jnp.float32)
         x = run_stack(self.blocks, x, lambda block, x: block(x, segments), remat="full")
         return jnp.where(segments[..., None] > 0, self.norm(x), 0.0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def embed(settings: TextSettings, params: dict, tokens, segments):
+    """Embeddings of rows of tokens, as the encoder's `__call__` makes them."""
+    return bind(TextEncoder, settings, params)(tokens, segments)
 
 
 def relative_buckets(S: int, buckets: int, max_distance: int):

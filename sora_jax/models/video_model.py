@@ -1,5 +1,6 @@
-"""The generative model: a text encoder and a diffusion transformer, trained together."""
+"""The generative model: a diffusion transformer, and a text encoder that is trained with it or stays as it is."""
 
+import jax.numpy as jnp
 from flax import nnx, traverse_util
 
 from sora_jax.diffusion.flow import times_at, velocity_to
@@ -28,17 +29,16 @@ def join(trained: dict, frozen: dict) -> dict:
     return traverse_util.unflatten_dict({path: x for part in parts for path, x in part.items()})
 
 
-class VideoModel(nnx.Module):
-    """Velocity of packed noisy clips, given their captions as tokens."""
+class Denoiser(nnx.Module):
+    """Velocity of packed noisy clips, given the embeddings of their captions."""
 
     def __init__(self, settings: Settings, *, rngs):
         self.predicts = settings.transformer.predicts
-        self.text_encoder = TextEncoder(settings.text, rngs=rngs)
         self.transformer = DiT(settings.transformer, adapter_of=settings.lora.of, rngs=rngs)
 
     def embed_text(self, batch):
-        """The batch with embeddings, [B, S, E] float32, in the place of its tokens."""
-        return batch.replace(text=self.text_encoder(batch.text, batch.text_segments))
+        """The batch with its embeddings, [B, S, E], in float32."""
+        return batch.replace(text=batch.text.astype(jnp.float32))
 
     def velocity(self, batch, patches, times, levels):
         """Velocity of `patches`, which lie and are described as the batch (with embedded text) says.
@@ -62,3 +62,20 @@ class VideoModel(nnx.Module):
             image_segments=batch.image_segments,
         )
         return out if self.predicts == "velocity" else velocity_to(out, patches, times_at(times, levels))
+
+
+class VideoModel(Denoiser):
+    """Velocity of packed noisy clips, given their captions as tokens."""
+
+    def __init__(self, settings: Settings, *, rngs):
+        self.text_encoder = TextEncoder(settings.text, rngs=rngs)
+        super().__init__(settings, rngs=rngs)
+
+    def embed_text(self, batch):
+        """The batch with embeddings, [B, S, E] float32, in the place of its tokens."""
+        return batch.replace(text=self.text_encoder(batch.text, batch.text_segments))
+
+
+def trained_model(settings: Settings) -> type[Denoiser]:
+    """What a training step runs: with captions embedded beforehand there is no text encoder in it."""
+    return Denoiser if settings.data.embeddings else VideoModel

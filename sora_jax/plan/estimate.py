@@ -83,6 +83,7 @@ def executed_flops(settings: Settings, what: str, shape: tuple[int, int, int] | 
     passes = (1 if settings.lora.rank else 2) + 1 + again
     products = 2 * (1 + (model.remat in ("full", "offload"))) + BACKWARD.get(model.attention, 5)
     text = 1 if settings.text.weights or settings.lora.rank else 4
+    text = 0 if settings.data.embeddings else text
     return B * (passes * linear + wide * products / 2 * attention + text * text_flops(settings.text, S))
 
 
@@ -91,7 +92,8 @@ def plain(settings: Settings) -> Settings:
     default = Settings()
     train = dataclasses.replace(default.train, init_from=settings.train.init_from)
     model = dataclasses.replace(settings.transformer, remat="full", attention="xla")
-    return dataclasses.replace(settings, mesh=default.mesh, data=default.data, train=train, transformer=model)
+    data = dataclasses.replace(default.data, embeddings=settings.data.embeddings)
+    return dataclasses.replace(settings, mesh=default.mesh, data=data, train=train, transformer=model)
 
 
 @functools.cache

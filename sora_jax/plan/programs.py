@@ -144,7 +144,7 @@ def abstract_frozen(settings: Settings) -> dict:
         whole = dataclasses.replace(settings, lora=LoraSettings())
         params = jax.eval_shape(lambda: init_trained(whole, jax.random.key(0)))
         frozen = computing(params, settings)
-    if settings.text.weights:
+    if settings.text.weights and not settings.data.embeddings:
         frozen["text_encoder"] = abstract_model(settings)["text_encoder"]
     return frozen
 
@@ -162,6 +162,8 @@ def abstract_batch(settings: Settings):
     B, N, S, I = data.batch, data.row_patches, data.row_tokens, image_room(settings)
     axes = make_objective(settings).axes
     rows = _rows(settings, B, N, B, S, I, jnp.bfloat16, axes)
+    if data.embeddings:
+        rows = rows.replace(text=typed((B, S, settings.text.width), jnp.bfloat16, axes))
     return rows.replace(levels=typed((B, N), jnp.int32, axes)) if settings.masks.forcing else rows
 
 

@@ -50,10 +50,12 @@ def text_flops(settings: TextSettings, tokens: int) -> float:
 def train_flops(settings: Settings, batch: PatchBatch) -> float:
     """A step on these rows (numpy): the backward pass is twice the forward pass.
 
-    Weights that stay as they are have no gradient: half of it for what adapters adapt, none for a text encoder.
+    Weights that stay as they are have no gradient: half of it for what adapters adapt, none for a text encoder,
+    which costs nothing at all where it was run beforehand.
     """
     passes = 2 if settings.lora.rank else 3
     text_passes = 1 if settings.lora.rank or settings.text.weights else 3
+    text_passes = 0 if settings.data.embeddings else text_passes
     total = 0.0
     images = np.zeros((len(batch.segments), 0), np.int32) if batch.image is None else batch.image_segments
     for patches, tokens, image in zip(batch.segments, batch.text_segments, images, strict=True):

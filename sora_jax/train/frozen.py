@@ -15,17 +15,23 @@ LOW_NOISE = "low_noise"  # in a workdir, that of the expert for the times below
 FLOAT32 = ("time_in", "time_out", "time_modulation")  # layers that compute in it, whatever the model's type
 
 
-def load_frozen(settings: Settings, *, have: dict | None = None) -> dict:
+def load_frozen(settings: Settings, *, have: dict | None = None, text: bool = True) -> dict:
     """Parameters of a VideoModel that no training changes, on the current mesh, in the type that they compute in.
 
     Args:
       have: parameters of a model with the same text encoder, which is then not read again.
+      text: whether the text encoder is wanted.
     Raises: InputError if what the settings name is not there, or is of another model.
     """
     frozen = {}
     if settings.lora.rank:
         frozen = load_base(pathlib.Path(settings.train.init_from))
-    if settings.text.weights:
+    if settings.text.weights and text:
+        if not have and not pathlib.Path(settings.text.weights).is_dir():
+            raise InputError(
+                f"config.text.weights: {settings.text.weights}: no such folder; it holds the text encoder that "
+                f"the model was trained with: put it there"
+            )
         frozen["text_encoder"] = have["text_encoder"] if have else load_encoder(settings.text)
     return frozen
 
@@ -62,6 +68,10 @@ def computing(abstract: dict, settings: Settings) -> dict:
     return jax.tree.map_with_path(held, abstract)
 
 
-def restore_model(folder: pathlib.Path, step: int, settings: Settings) -> dict:
-    """All parameters of a VideoModel, to compute with: those of a checkpoint, and those that stay as they are."""
-    return join(restore_computing(folder, step, settings), load_frozen(settings))
+def restore_model(folder: pathlib.Path, step: int, settings: Settings, *, text: bool = True) -> dict:
+    """All parameters of a VideoModel, to compute with: those of a checkpoint, and those that stay as they are.
+
+    Args:
+      text: False: those of a Denoiser, where the text encoder is none that was trained.
+    """
+    return join(restore_computing(folder, step, settings), load_frozen(settings, text=text))

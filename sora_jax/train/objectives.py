@@ -19,7 +19,7 @@ import numpy as np
 from sora_jax.diffusion.flow import flow_errors, sample_times
 from sora_jax.mesh import spec
 from sora_jax.models.module import bind
-from sora_jax.models.video_model import VideoModel, init_trained, join
+from sora_jax.models.video_model import init_trained, join, trained_model
 from sora_jax.patches import PatchBatch
 from sora_jax.settings import Settings
 from sora_jax.train.autoencoder_objective import AutoencoderObjective
@@ -43,8 +43,8 @@ class FlowObjective:
         return int(np.count_nonzero(batch.segments)), train_flops(self.settings, batch)
 
     def frozen(self) -> dict:
-        """A given text encoder, and the model that adapters adapt."""
-        return load_frozen(self.settings)
+        """A given text encoder, unless it was run beforehand, and the model that adapters adapt."""
+        return load_frozen(self.settings, text=not self.settings.data.embeddings)
 
     def draw(self, key, batch: PatchBatch, step):
         """Noise for each patch, [B, N, P]; a time for each clip and for each frame with its own, [B, T]."""
@@ -56,7 +56,7 @@ class FlowObjective:
         return noise, sample_times(time_key, batch, settings.data.row_clips, settings.flow, levels=levels)
 
     def loss(self, params, frozen, batch: PatchBatch, drawn):
-        model = bind(VideoModel, self.settings, join(params, frozen))
+        model = bind(trained_model(self.settings), self.settings, join(params, frozen))
         embedded = model.embed_text(batch)
         errors, counts = flow_errors(
             lambda patches, times, levels: model.velocity(embedded, patches, times, levels),

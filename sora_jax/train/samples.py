@@ -1,5 +1,6 @@
 """Sample videos while a run trains, from the averaged weights that are in memory, and the page that shows them."""
 
+import dataclasses
 import io
 import pathlib
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from sora_jax.models.video_model import join
 from sora_jax.patches import patch_grid
 from sora_jax.settings import AutoencoderSettings, Settings
 from sora_jax.train.metrics import Metrics
+from sora_jax.weights.encoders import check_encoder, load_encoder
 from sora_jax.weights.store import load_model
 
 FOLDER, PAGE = "samples", "index.html"
@@ -42,6 +44,9 @@ def check_samples(settings: Settings, mesh: jax.sharding.Mesh):
             "config.train.sample_every: this model is given images, which no prompt holds; set it to 0"
         )
     check_prompts(list(settings.train.sample_prompts))
+    if settings.data.embeddings:
+        with jax.set_mesh(mesh):
+            check_encoder(settings.text)
     grid = patch_grid(latent_shape(settings, settings.sample), settings.transformer.patch)
     N, degree = int(np.prod(grid)), ways("tokens", mesh.shape)
     if N % degree or settings.text.max_tokens % degree:
@@ -63,7 +68,11 @@ class Samples:
         if self._autoencoder is None:
             self._autoencoder = load_model(self.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
         train, sample = self.settings.train, self.settings.sample
+        # How far the velocity moves is known of a checkpoint, not of weights that learn.
+        sample = dataclasses.replace(sample, skip=0.0)
         tokenizer = Tokenizer(self.workdir / "tokenizer.model")
+        if self.settings.data.embeddings:  # for as long as it is needed: training has no room for it
+            frozen = frozen | {"text_encoder": load_encoder(self.settings.text)}
         generator = Generator(self.settings, join(ema, frozen), *self._autoencoder, tokenizer, step)
         generator = retyped(generator, sample.dtype)
         folder = self.workdir / FOLDER / str(step)

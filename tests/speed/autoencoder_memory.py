@@ -1,6 +1,6 @@
 """What one TPU chip needs to encode and to decode a video of any length, told by the compiler, without the chip.
 
-Run: python tests/speed/autoencoder_memory.py   (needs libtpu; a line takes about a minute)
+Run: python tests/speed/autoencoder_memory.py   (needs libtpu; a line takes three to five minutes)
 Prints a Markdown table: GiB that the compiler says the program of one step of the stream holds at its peak.
 """
 
