@@ -201,7 +201,7 @@ class TransformerSettings:
     predicts: str = "velocity"
     attention: str = "auto"  # auto, xla (holds all logits), chunked, splash (on TPU), cudnn (on GPU)
     remat: str = "full"  # what a layer keeps for the backward pass: see models.layers.POLICIES
-    unroll: int = 1  # layers in one turn of the compiled loop; on a CPU more run faster and compile longer
+    unroll: int = 1  # layers in one turn of the compiled loop; all: none, fastest on a CPU, compiles longer
     dtype: str = "bfloat16"
 
 

@@ -167,6 +167,21 @@ def test_chunks_hold_less_than_all_logits(one_device):
     assert temporaries("chunked") < 4 * 4096**2 / 2
 
 
+def test_layers_do_not_keep_the_mask_of_their_chunks(one_device):
+    """It is known before the queries are, and JAX would make it once for all layers of a loop: N x M a head."""
+    segments = np.ones((1, 1024), np.int32)
+
+    def loss(x):
+        def layer(x, _):
+            return x + attention(x, x, x, segments, segments, kernel="chunked"), None
+
+        return jnp.sum(jax.lax.scan(layer, x, length=2)[0])
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(jnp.ones((1, 1024, 2, 8)))
+    sizes = [var.aval.size for eqn in jaxpr.jaxpr.eqns for var in eqn.outvars if var.aval.dtype == bool]
+    assert max(sizes, default=0) < 1024**2
+
+
 def test_the_kernel_is_chosen_by_platform_and_size(monkeypatch):
     def choose(kernel, length, dtype=jnp.bfloat16, clips=4, ring=1):
         x = jax.ShapeDtypeStruct((1, length, 12, 128), dtype)

@@ -1,10 +1,12 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sora_jax.mesh import make_mesh, spec
-from sora_jax.models.product import dot_general
+from sora_jax.models.product import add_bias, dot_general
 from sora_jax.settings import MeshSettings
 
 LAST_BY_FIRST = (((2,), (0,)), ((), ()))
@@ -39,6 +41,33 @@ def test_only_a_cpu_sums_into_float32_before_it_rounds(one_device):
     traced = jax.jit(lambda x, w: dot_general(x, w, LAST_BY_FIRST)).trace(x, w)
     assert "-> tensor<1x8x32xf32>" in traced.lower(lowering_platforms=("cpu",)).as_text()
     assert "f32" not in traced.lower(lowering_platforms=("tpu",)).as_text().replace("bf16", "")
+
+
+def test_the_gradient_of_a_bias_equals_that_of_jax_on_a_mesh():
+    draw = np.random.default_rng(0)
+    with jax.set_mesh(make_mesh(MeshSettings(data=1, fsdp=2, context=2, tensor=2))):
+        y, weights = (draw.normal(size=(4, 8, 32)).astype(np.float32) for _ in range(2))
+        y, weights = (jax.device_put(a, spec("batch tokens mlp")) for a in (y, weights))
+        bias = jax.device_put(draw.normal(size=32).astype(np.float32), spec("mlp"))
+        ours, theirs = (
+            jax.jit(jax.grad(lambda y, b, add=add: jnp.sum(weights * add(y, b) ** 2), argnums=(0, 1)))(y, bias)
+            for add in (add_bias, jnp.add)
+        )
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine.sharding == other.sharding
+            np.testing.assert_allclose(mine, other, rtol=1e-5)
+
+
+def test_only_a_cpu_sums_the_gradient_of_a_bias_in_float32(one_device):
+    """XLA:CPU sums bfloat16 in windows; elsewhere the program is JAX's own."""
+    y, bias = jnp.ones((1, 8, 32), jnp.bfloat16), jnp.ones(32, jnp.bfloat16)
+    traced = jax.jit(jax.grad(lambda b: add_bias(y, b).sum())).trace(bias)
+    sums = {on: traced.lower(lowering_platforms=(on,)).as_text() for on in ("cpu", "tpu")}
+    across_rows = r"dimensions = \[0, 1\] : \(tensor<1x8x32x(\w+)>"
+    assert {on: set(re.findall(across_rows, text)) for on, text in sums.items()} == {
+        "cpu": {"f32"},
+        "tpu": {"bf16"},
+    }
 
 
 def test_product_refuses_other_dimensions():

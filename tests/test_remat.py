@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from sora_jax.models.layers import POLICIES
+from sora_jax.models.layers import POLICIES, run_stack
 from sora_jax.settings import TransformerSettings
 from sora_jax.train.objectives import FlowObjective
 
@@ -71,6 +71,29 @@ def test_every_policy_gives_the_same_loss_and_gradients(trained_on_a_mesh):
 
 def backward_jaxpr(settings, params):
     return jax.make_jaxpr(gradient_of(settings)[0])(params).jaxpr
+
+
+@pytest.mark.parametrize("remat, forward", [("none", 1), ("full", 2)])
+def test_a_stack_without_a_loop_gives_the_same_and_copies_no_layers_values(one_device, remat, forward):
+    """Where a loop keeps what the layers keep in one array, [layers, ...]; both compute them as often."""
+    draw = np.random.default_rng(0)
+    x, blocks = draw.normal(size=(5, 4)), {"w": draw.normal(size=(3, 4, 4))}
+
+    def gradient(unroll):
+        def loss(blocks, x):
+            y = run_stack(blocks, x, lambda block, x: jnp.tanh(x @ block["w"]), remat=remat, unroll=unroll)
+            return jnp.sum(jnp.square(y))
+
+        return jax.grad(loss, argnums=(0, 1))
+
+    shapes = []
+    for unroll in (1, 3):
+        jaxpr = jax.make_jaxpr(gradient(unroll))(blocks, x).jaxpr
+        assert tiny.count(jaxpr, "tanh") == 3 * forward
+        shapes.append({var.aval.shape for eqn in jaxpr.eqns for var in eqn.outvars})
+    assert (3, 5, 4) in shapes[0] and (3, 5, 4) not in shapes[1]
+    for found, expected in zip(*(jax.tree.leaves(jax.jit(gradient(n))(blocks, x)) for n in (3, 1)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("remat, forward", [("none", 1), ("save_attention", 1), ("full", 2)])

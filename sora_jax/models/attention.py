@@ -12,7 +12,8 @@ from sora_jax.models.kernels import chunked, splash
 from sora_jax.models.ring import attend
 
 KERNELS = {"chunked": chunked, "splash": splash()}
-SMALL = 2**20  # queries x keys: below, the logits may as well be held
+SMALL = 2**20  # queries x keys: up to here the logits may as well be held
+SMALL_ON_CPU = 2**18
 
 
 def attention(q, k, v, q_segments, kv_segments, *, bias=None, scale=None, kernel="auto", clips=None):
@@ -77,7 +78,8 @@ def chosen(kernel: str, q, k, clips: int | None, ring: int) -> str:
         return "splash"
     if suited:
         return "cudnn"
-    return "xla" if q.shape[1] * k.shape[1] <= SMALL else "chunked"
+    small = SMALL_ON_CPU if jax.default_backend() == "cpu" else SMALL
+    return "xla" if q.shape[1] * k.shape[1] <= small else "chunked"
 
 
 def split_heads(x, A: int, *, layout="batch tokens heads ."):

@@ -15,7 +15,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes, Segment
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as pallas
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-CHUNK = 256  # queries at a time
+CHUNK = 256  # queries at a time, or a multiple where there are few keys
+LOGITS = 2**19  # of a head, as many as a chunk of more queries may have
 HIDDEN = -0.7 * float(np.finfo(np.float32).max)  # the logit of a key of another segment
 LANES = 128  # of a TPU's vector registers: widths and blocks are multiples
 BLOCK = 512
@@ -39,21 +40,54 @@ class Kernel(NamedTuple):
 
 
 def _chunked_forward(q, k, v, q_segments, kv_segments):
+    return _by_heads(_heads_forward, (q_segments, kv_segments), q, k, v)
+
+
+def _chunked_backward(q, k, v, q_segments, kv_segments, y, log_total, dy):
+    return _by_heads(_heads_backward, (q_segments, kv_segments), q, k, v, y, log_total, dy)
+
+
+def _by_heads(function, segments, *arrays):
+    """function(segments, *arrays), where a CPU takes one head of one row at a time: its logits stay in the caches.
+
+    Args:
+      segments: arrays [B, N].
+      arrays: [B, A, ...], as the function's results.
+    """
+    # Known before the queries are, the mask of all chunks would be made ahead and kept: N x M for each head.
+    segments, arrays = jax.lax.optimization_barrier((segments, arrays))
+
+    def apart(segments, arrays):
+        B, A = arrays[0].shape[:2]
+        segments = [jnp.repeat(x, A, axis=0)[:, None] for x in segments]
+        heads = [x.reshape(B * A, 1, 1, *x.shape[2:]) for x in arrays]
+        results = jax.lax.map(lambda head: function(head[0], *head[1]), (segments, heads))
+        return jax.tree.map(lambda x: x.reshape(B, A, *x.shape[3:]), results)
+
+    return jax.lax.platform_dependent(
+        segments, arrays, cpu=apart, default=lambda segments, arrays: function(segments, *arrays)
+    )
+
+
+def _heads_forward(segments, q, k, v):
+    q_segments, kv_segments = segments
+
     def attend(chunk):
         q, segments = chunk
         logits = _logits(q, k, segments, kv_segments)
         most = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - most)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        weights = (weights / total).astype(v.dtype)
-        y = jnp.einsum("banm,bamk->bank", weights, v, preferred_element_type=jnp.float32).astype(q.dtype)
-        return y, (most + jnp.log(total))[..., 0]
+        y = jnp.einsum("banm,bamk->bank", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (y / total).astype(q.dtype), (most + jnp.log(total))[..., 0]
 
-    y, log_total = jax.lax.map(attend, (_split(q, 2), _split(q_segments, 1)))
+    chunk = _chunk(q, k)
+    y, log_total = jax.lax.map(attend, (_split(q, 2, chunk), _split(q_segments, 1, chunk)))
     return _join(y, 2), _join(log_total, 2)
 
 
-def _chunked_backward(q, k, v, q_segments, kv_segments, y, log_total, dy):
+def _heads_backward(segments, q, k, v, y, log_total, dy):
+    q_segments, kv_segments = segments
     # Of each query: what the softmax takes off every weight's gradient.
     mean = jnp.einsum("bank,bank->ban", dy.astype(jnp.float32), y.astype(jnp.float32))
 
@@ -63,15 +97,22 @@ def _chunked_backward(q, k, v, q_segments, kv_segments, y, log_total, dy):
         weights = jnp.exp(_logits(q, k, segments, kv_segments) - log_total[..., None])
         dweights = jnp.einsum("bank,bamk->banm", dy, v, preferred_element_type=jnp.float32)
         dlogits = (weights * (dweights - mean[..., None])).astype(q.dtype)
-        dv += jnp.einsum("banm,bank->bamk", weights.astype(dy.dtype), dy, preferred_element_type=jnp.float32)
-        dk += jnp.einsum("banm,bank->bamk", dlogits, q, preferred_element_type=jnp.float32)
+        dv += _sum_over_queries(dy, weights.astype(dy.dtype))
+        dk += _sum_over_queries(q, dlogits)
         dq = jnp.einsum("banm,bamk->bank", dlogits, k, preferred_element_type=jnp.float32)
         return (dk, dv), dq.astype(q.dtype)
 
-    zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (k, v))
-    chunks = _split(q, 2), _split(q_segments, 1), _split(log_total, 2), _split(dy, 2), _split(mean, 2)
+    zeros = tuple(jnp.zeros_like(jnp.swapaxes(x, 2, 3), jnp.float32) for x in (k, v))
+    split = functools.partial(_split, chunk=_chunk(q, k))
+    chunks = split(q, 2), split(q_segments, 1), split(log_total, 2), split(dy, 2), split(mean, 2)
     (dk, dv), dq = jax.lax.scan(attend, zeros, chunks)
-    return _join(dq, 2), dk, dv
+    return _join(dq, 2), *(jnp.swapaxes(x, 2, 3) for x in (dk, dv))
+
+
+def _sum_over_queries(x, weights):
+    """[B, A, N, K], [B, A, N, M] -> [B, A, K, M] float32: so x, the small one, is what a CPU wants transposed."""
+    x = jnp.swapaxes(x, 2, 3)
+    return jnp.einsum("bakn,banm->bakm", x, weights, preferred_element_type=jnp.float32)
 
 
 def _logits(q, k, q_segments, kv_segments):
@@ -79,10 +120,16 @@ def _logits(q, k, q_segments, kv_segments):
     return jnp.where((q_segments[:, :, None] == kv_segments[:, None, :])[:, None], logits, HIDDEN)
 
 
-def _split(x, axis):
-    """Chunks of the queries along `axis`, first: [..., N, ...] -> [N / chunk, ..., chunk, ...]."""
-    N = x.shape[axis]
-    x = x.reshape(*x.shape[:axis], -1, min(CHUNK, N), *x.shape[axis + 1 :])
+def _chunk(q, k):
+    """The queries of a chunk: CHUNK or the largest multiple that divides them and gives few logits."""
+    N, M = q.shape[2], k.shape[2]
+    least = min(CHUNK, N)
+    return max(n for n in range(least, N + 1, least) if N % n == 0 and (n == least or n * M <= LOGITS))
+
+
+def _split(x, axis, chunk):
+    """Chunks along `axis`, first: [..., N, ...] -> [N / chunk, ..., chunk, ...]."""
+    x = x.reshape(*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :])
     return jnp.moveaxis(x, axis, 0)
 
 

@@ -12,7 +12,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.mesh import spec
-from sora_jax.models.product import dot_general
+from sora_jax.models.norm import LayerNorm, RMSNorm
+from sora_jax.models.product import add_bias, dot_general
 from sora_jax.models.ring import RESIDUALS
 
 xavier_uniform = jax.nn.initializers.xavier_uniform()
@@ -24,7 +25,18 @@ def sharded(init, axes: str):
     return lambda key, shape, dtype=jnp.float32: init(key, shape, dtype, out_sharding=layout)
 
 
-class AdaptedLinear(nnx.Linear):
+class Linear(nnx.Linear):
+    """nnx.Linear, its products and its bias by `models/product.py`."""
+
+    def __call__(self, x, out_sharding=None):
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        last_by_first = ((x.ndim - 1,), (0,)), ((), ())
+        y = dot_general(x, kernel, last_by_first, precision=self.precision, out_sharding=out_sharding)
+        return y if bias is None else add_bias(y, bias)
+
+
+class AdaptedLinear(Linear):
     """A linear layer with a low-rank adapter beside it: x W + b + scale (x A) B. x: [B, N, d_in].
 
     Source: Hu et al. 2021 (arXiv 2106.09685), eq. 3. nnx.LoRALinear with mesh axes and a scale.
@@ -64,7 +76,7 @@ def linear(
 ) -> nnx.Linear:
     """A linear layer with a weight [d_in, d_out] laid out by `axes`, e.g. "embed mlp"; adapter: (rank, scale)."""
     out_axis = axes.split()[1]
-    make = nnx.Linear
+    make = Linear
     if adapter is not None:
         make = functools.partial(AdaptedLinear, axes=axes, rank=adapter[0], scale=adapter[1])
     return make(
@@ -72,7 +84,6 @@ def linear(
         d_out,
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=dot_general,
         kernel_init=sharded(init, axes),
         # A bias over the model width is small: every chip holds it.
         bias_init=sharded(jax.nn.initializers.zeros, "." if out_axis == "embed" else out_axis),
@@ -80,20 +91,14 @@ def linear(
     )
 
 
-def rms_norm(d: int, axis: str, *, epsilon: float, rngs) -> nnx.RMSNorm:
+def rms_norm(d: int, axis: str, *, epsilon: float, rngs) -> RMSNorm:
     """RMSNorm over the last dimension of size d, with a scale laid out by `axis`; float32."""
-    return nnx.RMSNorm(
-        d,
-        epsilon=epsilon,
-        dtype=jnp.float32,
-        scale_init=sharded(jax.nn.initializers.ones, axis),
-        rngs=rngs,
-    )
+    return RMSNorm(d, epsilon=epsilon, scale_init=sharded(jax.nn.initializers.ones, axis), rngs=rngs)
 
 
-def layer_norm(d: int, *, epsilon: float, affine: bool, rngs) -> nnx.LayerNorm:
+def layer_norm(d: int, *, epsilon: float, affine: bool, rngs) -> LayerNorm:
     """LayerNorm over the last dimension of size d, with or without scale and bias; float32."""
-    return nnx.LayerNorm(d, epsilon=epsilon, use_scale=affine, use_bias=affine, dtype=jnp.float32, rngs=rngs)
+    return LayerNorm(d, epsilon=epsilon, use_scale=affine, use_bias=affine, rngs=rngs)
 
 
 def stack(make_block, L: int, *, rngs):
@@ -126,15 +131,24 @@ def run_stack(blocks, x, call, *, remat: str, unroll: int = 1):
 
     Args:
       remat: one of POLICIES, or "none": keep everything for the backward pass.
-      unroll: blocks in one turn of the compiled loop.
+      unroll: blocks in one turn of the compiled loop; as many as there are: no loop.
     """
+
+    L = len(jax.tree.leaves(blocks)[0])
+    whole = unroll >= L > 1
 
     def body(x, block):
         return call(block, checkpoint_name(x, BLOCK_INPUT)), None
 
     if remat != "none":
-        body = jax.checkpoint(body, prevent_cse=False, policy=POLICIES[remat])
-    return jax.lax.scan(body, x, blocks, unroll=unroll)[0]
+        body = jax.checkpoint(body, prevent_cse=whole, policy=POLICIES[remat])
+    if not whole:
+        return jax.lax.scan(body, x, blocks, unroll=unroll)[0]
+    # A scan, even of one turn, would copy all that the layers keep into one array, and out of it.
+    leaves, tree = jax.tree.flatten(blocks)
+    for block in zip(*map(jnp.unstack, leaves), strict=True):
+        x, _ = body(x, jax.tree.unflatten(tree, block))
+    return x
 
 
 class Mlp(nnx.Module):
