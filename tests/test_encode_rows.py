@@ -32,17 +32,7 @@ from sora_jax.train.step import make_step
 from sora_jax.train.watch import Watch
 from sora_jax.weights.store import load_model, save_model
 
-CODER = AutoencoderSettings(
-    width=4,
-    decoder_width=4,
-    multipliers=(1, 1),
-    blocks=1,
-    temporal=(True,),
-    latent_channels=4,
-    latent_mean=(0.1, -0.2, 0.3, 0.0),
-    latent_std=(0.5, 2.0, 1.0, 0.7),
-    dtype="float32",
-)
+CODER = tiny.CODER
 CLIPS_IN_A_ROW = {(5, 16, 16): 2, (5, 8, 12): 3, (1, 16, 16): 3, (1, 8, 12): 3}
 
 

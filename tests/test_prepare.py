@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from sora_jax.data.clips import probe, read_clip
 from sora_jax.data.cutting import check_cuts, cut_lengths, fit_size
@@ -25,7 +26,6 @@ from sora_jax.mesh import make_mesh
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind, init_params
 from sora_jax.settings import (
-    AutoencoderSettings,
     DataSettings,
     MeshSettings,
     Settings,
@@ -34,17 +34,7 @@ from sora_jax.settings import (
 )
 from sora_jax.weights.store import save_model
 
-TINY = AutoencoderSettings(
-    width=4,
-    decoder_width=4,
-    multipliers=(1, 1),
-    blocks=1,
-    temporal=(True,),
-    latent_channels=4,
-    latent_mean=(0.5, 0.0, 0.0, -0.5),
-    latent_std=(2.0, 1.0, 1.0, 0.5),
-    dtype="float32",
-)
+TINY = tiny.CODER
 
 
 def settings_of(**data) -> Settings:

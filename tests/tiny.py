@@ -36,6 +36,19 @@ SETTINGS = Settings(
     train=TrainSettings(steps=8, log_every=1, save_every=4),
 )
 
+# An autoencoder of two levels, whose latents are not what they are by themselves.
+CODER = AutoencoderSettings(
+    width=4,
+    decoder_width=4,
+    multipliers=(1, 1),
+    blocks=1,
+    temporal=(True,),
+    latent_channels=4,
+    latent_mean=(0.5, 0.0, 0.0, -0.5),
+    latent_std=(2.0, 1.0, 1.0, 0.5),
+    dtype="float32",
+)
+
 
 def change(settings: Settings, **groups) -> Settings:
     """Settings with some keys of some groups changed: change(s, train={"steps": 3})."""

@@ -130,22 +130,22 @@ def validation_rows(settings: Settings, *, rows: Sequence[int] | None = None) ->
     local = range(data.batch) if rows is None else rows
     lengths = np.array([lengths[0] for lengths in clips.tokens])
     room = {"row_patches": data.row_patches, "row_tokens": data.row_tokens}
-    rows = []
+    held: list[tuple[Slot, ...]] = []
     for alike, row_clips in clips.alike():
         packed = pack_in_order(clips.patches[alike], lengths[alike], row_clips=row_clips, **room)
-        rows += [tuple(Slot(int(alike[i]), 0) for i in row) for row in packed]
-        rows += [()] * (-len(rows) % data.batch)
-    batches = len(rows) // data.batch
+        held += [tuple(Slot(int(alike[i]), 0) for i in row) for row in packed]
+        held += [()] * (-len(held) % data.batch)
+    batches = len(held) // data.batch
 
     def batch_at(step):
-        of_batch = rows[step * data.batch : (step + 1) * data.batch]
+        of_batch = held[step * data.batch : (step + 1) * data.batch]
         return clips.assemble([of_batch[i] for i in local], of_batch[0][0].clip)
 
     return Stream(
         batch_at=batch_at,
         batches=batches,
         clips=len(clips.patches),
-        fill=float(clips.patches.sum() / (sum(map(bool, rows)) * data.row_patches)),
+        fill=float(clips.patches.sum() / (sum(map(bool, held)) * data.row_patches)),
         batches_an_epoch=batches,
         notes=clips.notes,
         threads=data.threads,
