@@ -36,7 +36,7 @@ from sora_jax.train.metrics import progress_bar
 
 SAMPLES = 50
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-MEASURES = {"given": "given, dB", "reconstruction": "the autoencoder's, dB", "join": "join", "jump": "jump"}
+MEASURES = {"given": "given, dB", "reconstruction": "alone, dB", "join": "join", "jump": "jump"}
 SHOWN = 3  # results of each task on the sheet
 MOVES = 0.1  # pixels a frame; what is slower stands
 
