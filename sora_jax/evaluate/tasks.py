@@ -37,7 +37,7 @@ from sora_jax.train.metrics import progress_bar
 SAMPLES = 50
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MEASURES = {"given": "given, dB", "reconstruction": "alone, dB", "join": "join", "jump": "jump"}
-SHOWN = 3  # results of each task on the sheet
+SHOWN = 2  # results of each task on the sheet
 MOVES = 0.1  # pixels a frame; what is slower stands
 
 
@@ -237,7 +237,7 @@ def _summary(out, results):
     first = [r for name in by_task for r in [r for r in results if r["task"] == name][:SHOWN]]
     videos = [read_video(out / result["video"]) for result in first]
     titles = [f"{result['task']}: {result['prompt']}" for result in first]
-    draw_contact_sheet(out / "tasks.png", videos, titles, columns=SHOWN, frames=8)
+    draw_contact_sheet(out / "tasks.png", videos, titles, columns=min(SHOWN, len(first) // len(by_task)), frames=6)
     return {"by_task": by_task, "results": results}
 
 
