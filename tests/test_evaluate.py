@@ -128,6 +128,19 @@ def test_the_control_is_at_chance(home):
         assert least <= values["shuffled"][name] <= most, name
 
 
+def test_other_processes_need_not_have_read_the_samples(home, tmp_path, monkeypatch):
+    """What a second process is: all that the first one does alone is left out."""
+    for name in ("evaluate", "shapes", "subject"):
+        monkeypatch.setattr(f"sora_jax.evaluate.{name}.on_first", lambda work: None)
+    values = run(home[0] / "good", tmp_path, Model(asked), "shapes", samples=2)
+    assert values["checkpoints"][0]["shapes"] == {} and not (tmp_path / "index.html").exists()
+
+
+def test_tasks_are_those_of_the_verb(home, tmp_path):
+    with pytest.raises(InputError, match="takes no other sampler"):
+        run(home[0] / "good", tmp_path, Model(asked), "tasks")
+
+
 @pytest.mark.parametrize(
     ("model", "samples", "at_fault"),
     [

@@ -68,7 +68,6 @@ def evaluate(
                 values = measured(name, SUITES[name], subject, options, console)
                 results.setdefault(name, {})[subject.name] = values
     folders = {subject.name: subject.out for subject in subjects}
-    sections = [section for name in results for section in SUITES[name].show(results[name], folders)]
     result = {
         "checkpoints": [
             {
@@ -82,18 +81,23 @@ def evaluate(
         ]
     }
 
-    def write():
+    def tell():
+        # By the first process alone, which has read the samples; what it raises, all raise.
+        sections = [section for name in results for section in SUITES[name].show(results[name], folders)]
         with replacing(out / "evaluation.json") as temporary:
             temporary.write_text(json.dumps(result, indent=1))
         summary = "; ".join(f"{s.name}: {s.settings.objective} after {s.step:,} updates" for s in subjects)
         write_page(out / "index.html", f"Evaluation of {', '.join(folders)}", summary, sections)
+        faults = [
+            f"{name}: {fault}"
+            for of in results.values()
+            for name, v in of.items()
+            for fault in v.get("faults", ())
+        ]
+        if faults:
+            raise InputError(f"{'; '.join(faults)}. All that was measured is in {out / 'index.html'}")
 
-    on_first(write)
-    faults = [
-        f"{name}: {fault}" for of in results.values() for name, v in of.items() for fault in v.get("faults", ())
-    ]
-    if faults:
-        raise InputError(f"{'; '.join(faults)}. All that was measured is in {out / 'index.html'}")
+    on_first(tell)
     return result
 
 

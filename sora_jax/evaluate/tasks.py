@@ -78,14 +78,15 @@ def make_trials(number: int, cell: SampleSettings, coder: Coder, folder: pathlib
         return path
 
     pictures = {n: (kept(f"{n}.png", truth[n : n + 1]), truth[n : n + 1]) for n in (0, middle, F - 1)}
-    for name, numbers in (("first", [0]), ("last", [F - 1]), ("both", [0, F - 1]), ("keyframes", [*pictures])):
+    shown = {"image, first": [0], "image, last": [F - 1], "image, both": [0, F - 1], "keyframes": [*pictures]}
+    for name, numbers in shown.items():
         files, frames = zip(*(pictures[n] for n in numbers), strict=True)
         if name == "keyframes":
             places = (f"{n / fps}:{file}" for n, file in zip(numbers, files, strict=True))
             request = Request("keyframes", keyframes=tuple(places))
         else:
             request = Request("image", **{"image" if n == 0 else "last_image": pictures[n][0] for n in numbers})
-        yield Trial(f"image, {name}" if name != "keyframes" else name, asked(F), request, frames, numbers)
+        yield Trial(name, asked(F), request, frames, numbers)
 
     before, later = truth[:F], truth[new : new + F]
     file = kept("before.mp4", before)
@@ -162,6 +163,8 @@ def _at_joins(change, joins, least):
 
 
 def _check(subject: Subject, options: Options):
+    if options.sampler:
+        raise InputError("--suite=tasks: takes no other sampler: it is the verb `sample` that is measured")
     if subject.settings.transformer.condition_channels:
         raise InputError(f"--suite=tasks: {subject.workdir} takes pictures beside the noise, and no other task")
     least = 1 + 4 * subject.settings.autoencoder.temporal_stride
