@@ -84,7 +84,7 @@ class Suite:
     uses: names of the Options on which its values depend.
     measure: (subject, options, console) -> values that JSON can hold; called on every process, and those of the
       first one count.
-    show: (name -> values, name -> the folder of its media) -> sections of the page, several side by side; called on
+    show: (name -> values, name -> the folder of its media) -> sections of the page, side by side; called on
       the first process.
     check: (subject, options): raises InputError, before anything is computed, if something is missing.
     """
