@@ -13,7 +13,7 @@ from sora_jax.models.ring import attend
 
 KERNELS = {"chunked": chunked, "splash": splash()}
 SMALL = 2**20  # queries x keys: up to here the logits may as well be held
-SMALL_ON_CPU = 2**18
+SMALL_ON_CPU = 2**16
 
 
 def attention(q, k, v, q_segments, kv_segments, *, bias=None, scale=None, kernel="auto", clips=None):

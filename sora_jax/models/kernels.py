@@ -16,6 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
 CHUNK = 256  # queries at a time, or a multiple where there are few keys
+STEP = 64  # a chunk of many is a multiple
 LOGITS = 2**19  # of a head, as many as a chunk of more queries may have
 HIDDEN = -0.7 * float(np.finfo(np.float32).max)  # the logit of a key of another segment
 LANES = 128  # of a TPU's vector registers: widths and blocks are multiples
@@ -121,10 +122,16 @@ def _logits(q, k, q_segments, kv_segments):
 
 
 def _chunk(q, k):
-    """The queries of a chunk: CHUNK or the largest multiple that divides them and gives few logits."""
+    """The queries of a chunk: a block, or the largest multiple that divides them and gives few logits."""
     N, M = q.shape[2], k.shape[2]
-    least = min(CHUNK, N)
+    least = _chunked_block(N)
     return max(n for n in range(least, N + 1, least) if N % n == 0 and (n == least or n * M <= LOGITS))
+
+
+def _chunked_block(length):
+    """Chunks of CHUNK or less, as even as whole STEPs are: 576 are three times 192, not 768."""
+    chunks = -(-length // CHUNK)
+    return -(-length // (chunks * STEP)) * STEP if chunks > 1 else length
 
 
 def _split(x, axis, chunk):
@@ -141,7 +148,7 @@ def _join(x, axis):
 
 # For any machine, a chunk of queries at a time; the backward pass computes the logits anew.
 # Source: Rabe & Staats 2021 (arXiv 2112.05682); the gradient of Dao et al. 2022 (arXiv 2205.14135), appendix B.
-chunked = Kernel(_chunked_forward, _chunked_backward, block=lambda length: min(CHUNK, length), width=1)
+chunked = Kernel(_chunked_forward, _chunked_backward, block=_chunked_block, width=1)
 
 
 def splash(*, interpret=False) -> Kernel:
