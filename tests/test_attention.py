@@ -187,7 +187,7 @@ def test_the_kernel_is_chosen_by_platform_and_size(monkeypatch):
         x = jax.ShapeDtypeStruct((1, length, 12, 128), dtype)
         return chosen(kernel, x, x, clips, ring)
 
-    assert choose("auto", 512) == "xla" and choose("auto", 4096) == "chunked"
+    assert choose("auto", 256) == "xla" and choose("auto", 512) == "chunked"
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert choose("auto", 512) == "splash" and choose("chunked", 512) == "chunked"
     with pytest.raises(InputError, match=r"'cudnn' is for an NVIDIA GPU.*here are tpu, bfloat16, 128"):
