@@ -162,7 +162,7 @@ def test_the_commands_in_the_docstring_parse(path):
     text = docstring(path).replace("\\\n", " ")
     commands = [
         shlex.split(line, comments=True)
-        for line in re.findall(r"^ +(?:[A-Z_]+=\w+ )?(sora-jax .+)$", text, re.MULTILINE)
+        for line in re.findall(r"^ +(?:[A-Z_]+=\S+ )*(sora-jax .+)$", text, re.MULTILINE)
     ]
     assert {command[1] for command in commands} >= {"prepare", "train", "evaluate"}
     for _, verb, *arguments in commands:
