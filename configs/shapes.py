@@ -9,7 +9,11 @@ The latents are those of `autoencoder_shapes.py`, which comes first: it also say
     sora-jax evaluate --checkpoint=runs/shapes
 
 Devices: 1, a laptop's CPU. 7,546,752 parameters.
-Result: not trained to its end yet; with the commands above, shortened, each step of the way has run.
+Result: not trained to its end yet. After 715 updates on pictures alone and 3,400 on pictures and videos, mostly from
+text alone (config.masks.nothing=40), about 2,250 patches and 1.2 s each on two cores of an AMD EPYC: of 100 pictures
+of held-out prompts 63 % are as asked in everything, of 25 videos 24 %, and both still rise. What is wrong is how many
+things there are, and in videos their ways; where the number is right, so are most colours, shapes and backgrounds.
+The shift was 0.9 to 2.6 at first, then 5; in the last 2,100 updates 2.6 to 5 for pictures, 8 to 15 for videos.
 """
 
 import pathlib
@@ -41,11 +45,13 @@ def get_config():
     config.data.update(
         sizes=("64x64",),
         frames=(17, 1),
-        batch=8,
-        row_patches=576,  # four videos of 9 x 4 x 4 patches
-        row_tokens=160,
-        row_clips=8,
+        batch=4,
+        row_patches=576,  # four videos of 9 x 4 x 4 patches, or some of them and pictures
+        row_tokens=352,
+        row_clips=16,
     )
+    # Latents of 64 channels show through much noise: where things are is decided between t = 0.8 and 0.95.
+    config.flow.shift = 5.0
     # Half of the clips are made from text alone; the others learn every task of docs/tasks.md.
     config.masks.update(
         nothing=10,
@@ -59,7 +65,8 @@ def get_config():
         outside=0.5,
         inside=0.5,
     )
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=200, schedule="cosine", ema_decay=0.999)
+    # With 3e-3 the gradient has spikes.
+    config.optimizer.update(name="muon", learning_rate=2e-3, warmup_steps=50, schedule="cosine", ema_decay=0.995)
     config.train.update(steps=10_000, save_every=500)
-    config.sample.update(size="64x64", frames=17, steps=30, guidance=3.0)
+    config.sample.update(size="64x64", frames=17, steps=30, guidance=3.0, shift=5.0)
     return config
