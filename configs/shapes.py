@@ -13,8 +13,8 @@ Result: not trained to its end yet. After 715 updates on pictures alone and 3,40
 from text alone (config.masks.nothing=40), 2,250 patches and 1.2 to 1.5 s each on two cores of an AMD EPYC: of 100
 pictures of held-out prompts 63 % are as asked in everything, of 25 videos 24 %, and both still rise. What is
 wrong is how many things there are, and in videos their ways; where the number is right, so are most colours,
-shapes and backgrounds. The shift was 0.9 to 2.6 at first, then 5; in the last 2,100 updates 2.6 to 5 for
-pictures, 8 to 15 for videos.
+shapes and backgrounds. The shift was 0.9 to 2.6 at first, then 5; in the last 2,100 updates, for a
+trial, 2.6 to 5 for pictures and 8 to 15 for videos.
 """
 
 import pathlib

@@ -17,7 +17,7 @@ _LEAST |= dict.fromkeys(("row_levels", "shuffle_seed", "seed", "warmup_steps", "
 _LEAST |= dict.fromkeys(("keep_every", "sample_every", "sample_seed"), 0)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
 _SHARES += ("time_min", "time_max", "forcing", "noise", "guidance_min", "guidance_max")
-_POSITIVE = ("fps", "epsilon", "clip_norm", "shift_scale")
+_POSITIVE = ("fps", "epsilon", "clip_norm")
 _NOT_NEGATIVE = (
     "shift",
     "skip",
@@ -239,7 +239,6 @@ class FlowSettings:
     time_mean: float = 0.0
     time_std: float = 1.0
     shift: float = 0.0  # 0: by the clip's size, else this factor for all (see diffusion.flow.shift_of)
-    shift_scale: float = 1.0  # of the shift by size: latents with more channels show through more noise
     time_min: float = 0.0  # an expert learns the times from here
     time_max: float = 1.0  # to here
     whole_times: int = 0  # when sampling, the model is told whole 1/n of the time, as it was trained (Wan: 1000)

@@ -9,7 +9,6 @@ import pytest
 import tiny
 
 from sora_jax.data.tokenizer import train_tokenizer
-from sora_jax.diffusion.flow import shift_times
 from sora_jax.errors import InputError
 from sora_jax.generate import pipeline
 from sora_jax.generate.pipeline import Generator, rows_at_once, sample_latents
@@ -57,15 +56,6 @@ def make(generator, monkeypatch=None, prompts=("a bird",), **changes):
     if monkeypatch:
         monkeypatch.undo()
     return latents, scales
-
-
-def test_the_sampler_shifts_its_times_as_training_does():
-    def times(**flow):
-        settings = tiny.change(SETTINGS, flow=flow, sample={"shift": 0.0})
-        generator = Generator(settings, {}, settings.autoencoder, {}, None, step=0)
-        return pipeline.plan_steps(generator, settings.sample)[0]
-
-    np.testing.assert_allclose(times(shift_scale=3.0), shift_times(times(), 3.0), atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -194,7 +194,7 @@ def plan_steps(
     """
     settings = generator.settings
     grid = patch_grid(latent_shape(settings, sample), settings.transformer.patch)
-    shift = sample.shift or settings.flow.shift_scale * float(shift_of(int(np.prod(grid)), grid[0]))
+    shift = sample.shift or float(shift_of(int(np.prod(grid)), grid[0]))
     whole = settings.flow.whole_times
     # So many of the steps as their share of the way is, evenly spaced before the shift.
     start = begins / (begins + shift * (1 - begins))

@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
 CHUNK = 256  # queries at a time, or a multiple where there are few keys
-STEP = 64  # a chunk of many is a multiple
+STEP = 64  # where there are several chunks, each is a multiple of it
 LOGITS = 2**19  # of a head, as many as a chunk of more queries may have
 HIDDEN = -0.7 * float(np.finfo(np.float32).max)  # the logit of a key of another segment
 LANES = 128  # of a TPU's vector registers: widths and blocks are multiples
