@@ -1,4 +1,6 @@
-"""The demo: the whole way from video files to sampled videos on this machine, in ten minutes.
+"""The demo: the whole way from video files to sampled videos on this machine, in minutes.
+
+It begins with the models that come with the package, and shows what they make before and after.
 
 Every step is the verb's own function on real files; what is finished is reused by a second run.
 """
@@ -33,15 +35,13 @@ from sora_jax.settings import (
     LossSettings,
     MeshSettings,
     OptimizerSettings,
-    SampleSettings,
     Settings,
-    TextSettings,
     TrainSettings,
-    TransformerSettings,
 )
+from sora_jax.train.checkpoint import RELEASED, find_checkpoint
 from sora_jax.train.loop import count_params, train
 from sora_jax.train.metrics import progress_bar
-from sora_jax.weights.store import SHIPPED_AUTOENCODER, load_model, load_settings
+from sora_jax.weights.store import SHIPPED, SHIPPED_AUTOENCODER, load_model, load_settings
 
 CLIPS = 640
 SIZE, FRAMES, FPS = "64x64", 17, 16.0
@@ -52,28 +52,15 @@ PROMPTS = (
     "a large purple circle stays still on a grey background",
 )
 
-# Sized for two CPU cores: 8 pixels of side and 2 frames are one latent (configs/autoencoder_shapes.py), 2 x 2 of
-# them one patch.
+# Both models are those of the package, and are trained a little further.
+SHIPPED_SETTINGS = load_settings(SHIPPED / RELEASED, Settings)
 SETTINGS = Settings(
     data=DataSettings(fps=FPS, sizes=(SIZE,), frames=(FRAMES,), crop_size=SIZE, threads=2),
-    autoencoder=(AUTOENCODER := load_settings(SHIPPED_AUTOENCODER, AutoencoderSettings)),
-    text=TextSettings(
-        vocabulary=512, width=96, heads=4, head_dim=24, mlp=192, layers=2, max_tokens=48, dtype="float32"
-    ),
-    transformer=TransformerSettings(
-        patch=(1, 2, 2),
-        channels=AUTOENCODER.latent_channels,
-        text_width=96,
-        width=160,
-        heads=4,
-        mlp=640,
-        layers=5,
-        frequencies=128,
-        predicts="data",
-        remat="none",
-        unroll=5,
-    ),
-    sample=SampleSettings(size=SIZE, frames=FRAMES, fps=FPS, steps=30, guidance=3.0),
+    autoencoder=load_settings(SHIPPED_AUTOENCODER, AutoencoderSettings),
+    text=SHIPPED_SETTINGS.text,
+    transformer=SHIPPED_SETTINGS.transformer,
+    flow=SHIPPED_SETTINGS.flow,
+    sample=dataclasses.replace(SHIPPED_SETTINGS.sample, size=SIZE, frames=FRAMES, fps=FPS),
 )
 
 
@@ -99,16 +86,16 @@ def autoencoder_settings(path: pathlib.Path, steps: int) -> Settings:
 
 
 def transformer_settings(path: pathlib.Path, steps: int) -> Settings:
-    """Settings to train the demo's transformer on the latents in `path`."""
+    """Settings to train the transformer that ships a little further, on the latents in `path`."""
     return dataclasses.replace(
         SETTINGS,
         data=dataclasses.replace(
-            SETTINGS.data, path=str(path), batch=rows(8), row_patches=288, row_tokens=96, row_clips=2
+            SETTINGS.data, path=str(path), batch=rows(4), row_patches=576, row_tokens=64, row_clips=1
         ),
         optimizer=OptimizerSettings(
-            learning_rate=2e-3, warmup_steps=50, schedule="cosine", ema_decay=0.98, weight_decay=0.0
+            name="muon", learning_rate=3e-4, warmup_steps=20, schedule="cosine", ema_decay=0.98, weight_decay=0.0
         ),
-        train=TrainSettings(steps=steps, save_every=200, keep=1),
+        train=TrainSettings(init_from=str(SHIPPED), steps=steps, save_every=100, keep=1),
     )
 
 
@@ -139,9 +126,9 @@ def demo(
     *,
     console: rich.console.Console,
     autoencoder_steps: int = 60,
-    transformer_steps: int = 800,
+    transformer_steps: int = 200,
 ) -> pathlib.Path:
-    """Make captioned clips, prepare them, train both models, sample, and write a page that shows all of it.
+    """Make captioned clips, train both models on them, sample, and write a page that shows all of it.
 
     Args:
       out: folder for everything.
@@ -154,19 +141,18 @@ def demo(
     second = transformer_settings(latents, transformer_steps)
 
     def part(number, name, work):
-        console.rule(f"{number}/6 {name}", align="left")
+        console.rule(f"{number}/7 {name}", align="left")
         return watch.time(name, work)
 
     part(1, "make videos", lambda: make_world(world, console))
     part(2, "prepare pixels", lambda: prepare(first, world, pixels, console=console))
     part(3, "train the autoencoder further", lambda: train(first, out / "autoencoder", console=console))
-    part(
-        4,
-        "prepare latents",
-        lambda: prepare(second, world, latents, autoencoder=out / "autoencoder", console=console),
-    )
-    state = part(5, "train the transformer", lambda: train(second, out / "transformer", console=console))
-    samples = part(6, "sample videos", lambda: make_samples(out, console))
+    # The transformer knows the latents and the tokens of what ships with it.
+    known = {"autoencoder": SHIPPED_AUTOENCODER, "tokenizer": SHIPPED / "tokenizer.model"}
+    part(4, "prepare latents", lambda: prepare(second, world, latents, **known, console=console))
+    before = part(5, "sample videos before", lambda: make_samples(SHIPPED, out / "before", console))
+    state = part(6, "train the transformer further", lambda: train(second, out / "transformer", console=console))
+    after = part(7, "sample videos after", lambda: make_samples(out / "transformer", out / "after", console))
     pictures, quality = draw_pictures(out, pixels)
     facts = {
         "machine": f"{os.cpu_count()} {platform.machine()} cores, {jax.devices()[0].device_kind}",
@@ -176,7 +162,8 @@ def demo(
         "autoencoder, SSIM on videos held out": f"{quality['ssim']:.3f}",
         "autoencoder, updates": autoencoder_steps,
         "transformer and text encoder, parameters": count_params(state.params),
-        "transformer, updates": transformer_steps,
+        "transformer, updates before": find_checkpoint(SHIPPED)[1],
+        "transformer, updates here": transformer_steps,
     }
     curves = out / "loss.png"
     runs = {name: out / name / "metrics.jsonl" for name in ("autoencoder", "transformer")}
@@ -184,7 +171,8 @@ def demo(
     page = out / "index.html"
     write_demo_page(
         page,
-        samples=samples,
+        before=before,
+        after=after,
         reconstructions=pictures,
         curves=Picture(curves, "Loss of the autoencoder and of the transformer over their updates."),
         seconds=watch.seconds,
@@ -208,12 +196,12 @@ def make_world(folder: pathlib.Path, console: rich.console.Console):
         )
 
 
-def make_samples(out: pathlib.Path, console: rich.console.Console) -> list[Clip]:
+def make_samples(checkpoint: pathlib.Path, out: pathlib.Path, console: rich.console.Console) -> list[Clip]:
     """A video for each prompt, as mp4 and animated WebP."""
     paths = sample(
-        out / "transformer",
+        checkpoint,
         list(PROMPTS),
-        out / "samples",
+        out,
         changes={},
         negative_prompt="",
         seed=0,

@@ -17,7 +17,7 @@ _LEAST |= dict.fromkeys(("row_levels", "shuffle_seed", "seed", "warmup_steps", "
 _LEAST |= dict.fromkeys(("keep_every", "sample_every", "sample_seed"), 0)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
 _SHARES += ("time_min", "time_max", "forcing", "noise", "guidance_min", "guidance_max")
-_POSITIVE = ("fps", "epsilon", "clip_norm")
+_POSITIVE = ("fps", "epsilon", "clip_norm", "muon_rms", "shift_scale", "rotary_base")
 _NOT_NEGATIVE = (
     "shift",
     "skip",
@@ -196,6 +196,7 @@ class TransformerSettings:
     mlp: int = 8960
     layers: int = 30
     frequencies: int = 256  # width of the sinusoid of time
+    rotary_base: float = 10000.0  # of the frequencies of rotary positions: a small one tells near places apart
     # What its output is: velocity (Wan), or data, which a narrow model learns sooner where patches have many
     # channels, as noise fills all of them (arXiv 2511.13720).
     predicts: str = "velocity"
@@ -239,6 +240,7 @@ class FlowSettings:
     time_mean: float = 0.0
     time_std: float = 1.0
     shift: float = 0.0  # 0: by the clip's size, else this factor for all (see diffusion.flow.shift_of)
+    shift_scale: float = 1.0  # of the shift by size: latents with more channels show through more noise
     time_min: float = 0.0  # an expert learns the times from here
     time_max: float = 1.0  # to here
     whole_times: int = 0  # when sampling, the model is told whole 1/n of the time, as it was trained (Wan: 1000)
@@ -269,6 +271,7 @@ class OptimizerSettings:
     b1: float = 0.9
     b2: float = 0.99
     epsilon: float = 1e-8
+    muon_rms: float = 0.2  # of Muon's update over the learning rate; 0.2: as large as AdamW's of the other weights
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     spike: float = 0.0  # clip gradients, too, at this many times the running mean of their norm; 0: never
@@ -309,7 +312,7 @@ class SampleSettings:
     frames: int = 81
     fps: float = 16.0
     steps: int = 50
-    solver: str = "euler"  # euler, heun, dpm, unipc
+    solver: str = "euler"  # euler, heun, ancestral, dpm, unipc
     guidance: float = 5.0
     guidance_min: float = 0.0  # of the times at which a step is guided; elsewhere it costs half
     guidance_max: float = 1.0
@@ -403,7 +406,7 @@ class Settings:
             ("transformer.predicts", self.transformer.predicts, ("velocity", "data")),
             ("optimizer.name", self.optimizer.name, ("adamw", "muon")),
             ("optimizer.schedule", self.optimizer.schedule, ("constant", "cosine")),
-            ("sample.solver", self.sample.solver, ("euler", "heun", "dpm", "unipc")),
+            ("sample.solver", self.sample.solver, ("euler", "heun", "ancestral", "dpm", "unipc")),
         ):
             if value not in known:
                 raise InputError(f"config.{where}: {value!r}? {nearest(value, known)}")

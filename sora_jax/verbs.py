@@ -143,10 +143,19 @@ def lines_of(values, flag: str) -> list[str]:
     return prompts
 
 
+BUILT_IN = "default: the shapes world's model, which comes with the package."
+
+
+def checkpoint_of(values) -> pathlib.Path:
+    """What --checkpoint names, or the model that comes with the package."""
+    from sora_jax.weights.store import SHIPPED
+
+    return pathlib.Path(values["checkpoint"].value or SHIPPED)
+
+
 def define_evaluate(values):
-    flags.DEFINE_multi_string(
-        "checkpoint", None, "Workdir of a training run; again: another, side by side.", flag_values=values
-    )
+    text = f"Workdir of a training run; again: another, side by side; {BUILT_IN}"
+    flags.DEFINE_multi_string("checkpoint", None, text, flag_values=values)
     flags.DEFINE_list(
         "suite",
         [],
@@ -154,7 +163,11 @@ def define_evaluate(values):
         flag_values=values,
     )
     for name, text in (
-        ("out", "Folder for the report; default: WORKDIR/evaluation, needed for several checkpoints."),
+        (
+            "out",
+            "Folder for the report, needed for several checkpoints; default: WORKDIR/evaluation, and evaluation "
+            "for the model of the package.",
+        ),
         ("data", "A prepared data set; default: what it was trained on."),
         ("prompts", "A file with a prompt on each line; default: the captions of the data's held-out clips."),
         ("videos", "A folder of real videos to compare with; default: the data's held-out clips."),
@@ -175,8 +188,9 @@ def define_evaluate(values):
 def run_evaluate(values, console):
     from sora_jax.evaluate.evaluate import evaluate
     from sora_jax.evaluate.subject import Options
+    from sora_jax.weights.store import SHIPPED
 
-    checkpoints = [pathlib.Path(path) for path in needed(values, "checkpoint", "runs/first")]
+    checkpoints = [pathlib.Path(path) for path in values["checkpoint"].value or [SHIPPED]]
     if len(checkpoints) > 1 and not values["out"].value:
         raise InputError(f"--out is missing: name a folder for the report on {len(checkpoints)} checkpoints")
     frames = values["frames"].value
@@ -190,7 +204,8 @@ def run_evaluate(values, console):
             name: values[name].value for name in ("data", "samples", "seed", "videos", "lpips", "videomae", "clip")
         },
     )
-    out = pathlib.Path(values["out"].value or checkpoints[0] / "evaluation")
+    beside = checkpoints[0] if values["checkpoint"].value else pathlib.Path()
+    out = pathlib.Path(values["out"].value or beside / "evaluation")
     suites = [name.strip() for name in values["suite"].value]
     evaluate(checkpoints, out, suites=suites, options=options, mesh=mesh_of(values), console=console)
     console.print(f"report: {out / 'index.html'}", highlight=False)

@@ -7,14 +7,24 @@ from absl import flags
 
 from sora_jax.errors import InputError
 from sora_jax.settings import SampleSettings
-from sora_jax.verbs import CHAT, chat_of, define_chat, define_mesh, lines_of, mesh_of, needed
+from sora_jax.verbs import (
+    BUILT_IN,
+    CHAT,
+    chat_of,
+    checkpoint_of,
+    define_chat,
+    define_mesh,
+    lines_of,
+    mesh_of,
+    needed,
+)
 
 SAMPLE_HELP = {
     "size": "WIDTHxHEIGHT of the video.",
     "frames": "Its length, 4 n + 1; 1 is an image.",
     "fps": "Frames a second.",
     "steps": "Of the solver.",
-    "solver": "euler, heun, dpm or unipc.",
+    "solver": "euler, heun, ancestral, dpm or unipc.",
     "guidance": "How hard to follow the prompt; 1 is not at all guided, and takes half as long.",
     "guidance_min": "Only steps at times from here are guided; each of the others takes half as long.",
     "guidance_max": "And only up to here.",
@@ -54,7 +64,7 @@ def request_of(values, story):
 
 
 def define_sample(values):
-    flags.DEFINE_string("checkpoint", None, "Workdir of a trained transformer.", flag_values=values)
+    flags.DEFINE_string("checkpoint", None, f"Workdir of a trained transformer; {BUILT_IN}", flag_values=values)
     flags.DEFINE_multi_string("prompt", None, "What the video shows; again for another one.", flag_values=values)
     flags.DEFINE_string("prompts", None, "A file with a prompt on each line.", flag_values=values)
     flags.DEFINE_string("negative_prompt", "", "What to keep away from.", flag_values=values)
@@ -124,7 +134,7 @@ def run_sample(values, console):
             raise InputError(f"--{name.replace('_', '-')}: is for a chat model; name its address, --expand")
     chosen = {field.name: values[field.name].value for field in dataclasses.fields(SampleSettings)}
     sample(
-        pathlib.Path(needed(values, "checkpoint", "runs/first")),
+        checkpoint_of(values),
         story[:1] or prompts_of(values),
         pathlib.Path(needed(values, "out", "sample.mp4")),
         changes={name: value for name, value in chosen.items() if value is not None},

@@ -4,7 +4,7 @@ import pathlib
 
 from absl import flags
 
-from sora_jax.verbs import define_mesh, lines_of, mesh_of, needed
+from sora_jax.verbs import BUILT_IN, checkpoint_of, define_mesh, lines_of, mesh_of
 
 EXAMPLES = (
     "a large red circle moves right on a black background",
@@ -14,7 +14,7 @@ EXAMPLES = (
 
 
 def define(values):
-    flags.DEFINE_string("checkpoint", None, "Workdir of a trained transformer.", flag_values=values)
+    flags.DEFINE_string("checkpoint", None, f"Workdir of a trained transformer; {BUILT_IN}", flag_values=values)
     flags.DEFINE_string("out", "served", "Folder for what is made, and for what it was given.", flag_values=values)
     flags.DEFINE_string("host", "127.0.0.1", "Where the page is: this machine alone.", flag_values=values)
     flags.DEFINE_integer("port", 7860, "Of the page.", 1, 65535, flag_values=values)
@@ -29,7 +29,7 @@ def run(values, console):
     from sora_jax.serve.serve import serve
 
     serve(
-        pathlib.Path(needed(values, "checkpoint", "runs/first")),
+        checkpoint_of(values),
         pathlib.Path(values["out"].value),
         host=values["host"].value,
         port=values["port"].value,

@@ -211,7 +211,8 @@ def demo_page(folder):
     draw_reconstruction(folder / "media/sheet.png", moving_square(), moving_square())
     write_demo_page(
         folder / "index.html",
-        samples=[clip(folder / "media", f"sample {i} & more", caption=f"<b>{i}</b>") for i in range(4)],
+        before=[clip(folder / "media", f"before {i} & more", caption=f"<b>{i}</b>") for i in range(2)],
+        after=[clip(folder / "media", f"after {i} & more", caption=f"<b>{i + 2}</b>") for i in range(2)],
         reconstructions=[Picture(folder / "media/sheet.png", "34.1 dB")],
         curves=Picture(folder / "loss.png", "losses"),
         seconds={"Training": 61.0, "Sampling": 2.0},

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from sora_jax.data.tokenizer import train_tokenizer
+from sora_jax.diffusion.flow import shift_times
 from sora_jax.errors import InputError
 from sora_jax.generate import pipeline
 from sora_jax.generate.pipeline import Generator, rows_at_once, sample_latents
@@ -56,6 +57,15 @@ def make(generator, monkeypatch=None, prompts=("a bird",), **changes):
     if monkeypatch:
         monkeypatch.undo()
     return latents, scales
+
+
+def test_the_sampler_shifts_its_times_as_training_does():
+    def times(**flow):
+        settings = tiny.change(SETTINGS, flow=flow, sample={"shift": 0.0})
+        generator = Generator(settings, {}, settings.autoencoder, {}, None, step=0)
+        return pipeline.plan_steps(generator, settings.sample)[0]
+
+    np.testing.assert_allclose(times(shift_scale=3.0), shift_times(times(), 3.0), atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +139,15 @@ def test_the_halves_of_a_guided_step_run_on_chips_of_their_own(alone, tokenizer)
     np.testing.assert_allclose(latents, plain, atol=1e-5)
 
 
+def test_the_noise_of_ancestral_steps_is_a_video_s_own_on_any_mesh(alone, tokenizer):
+    generator, plain = alone
+    wanted, _ = make(generator, solver="ancestral")
+    assert np.abs(wanted - plain).max() > 0.1
+    with jax.set_mesh(tiny.mesh_of(2)):
+        both, _ = make(generator_of(tokenizer), prompts=("a bird", "a rabbit"), solver="ancestral")
+    np.testing.assert_allclose(both[:1], wanted, atol=1e-5)
+
+
 def test_steps_are_skipped_until_the_velocity_has_moved():
     times = np.linspace(1, 0, 11)
     drift = Drift(tuple(times[:-1]), tuple(0.1 * n for n in range(10)), step=0)
@@ -148,8 +167,8 @@ def test_steps_are_skipped_until_the_velocity_has_moved():
         schedule(SETTINGS, dataclasses.replace(SETTINGS.sample, skip=0.1), times, None)
 
 
-@pytest.mark.parametrize("solver", ["euler", "unipc"])
-def test_a_skipped_step_takes_the_last_velocity(alone, monkeypatch, solver):
+@pytest.mark.parametrize("solver", ["euler", "ancestral", "unipc"])
+def test_a_skipped_step_takes_the_data_found_last(alone, monkeypatch, solver):
     generator, plain = alone
     meter = Meter()
     sample = dataclasses.replace(SETTINGS.sample, solver=solver)
@@ -164,7 +183,7 @@ def test_a_skipped_step_takes_the_last_velocity(alone, monkeypatch, solver):
     assert scales == [3.0]  # the model has run once
     if solver == "euler":
         np.testing.assert_array_equal(measured, plain)
-        # Along one velocity four steps are one.
+        # Towards the same data four steps are one.
         np.testing.assert_allclose(latents, make(generator, solver=solver, steps=1)[0], atol=1e-5)
 
 

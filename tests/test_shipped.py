@@ -1,20 +1,44 @@
-"""The weights that ship: small, and as good as their config says on clips that nobody trained on."""
+"""The model that comes with the package, as a user meets it who has just installed it."""
+
+import importlib
 
 import jax
 import numpy as np
+import pytest
+import rich.console
 import tiny
 
-from sora_jax.data.shapes import render, sample_scene
+from sora_jax.cli import main
+from sora_jax.data.clips import probe, read_clip
+from sora_jax.data.shapes import BACKGROUNDS, render, sample_scene
+from sora_jax.data.shapes_detector import read_scene
 from sora_jax.evaluate.reconstruction import measure_reconstruction
+from sora_jax.generate.writer import read_metadata
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.settings import AutoencoderSettings
-from sora_jax.weights.store import SHIPPED_AUTOENCODER, load_model
+from sora_jax.weights.store import SHIPPED, SHIPPED_AUTOENCODER, load_model
 
-UNSEEN = 12345  # a seed of the world; its config trains on seed 0
+UNSEEN = 12345  # a seed of the world that nothing was trained on
+FEW = ["--steps=8", "--seed=3"]
 
 
-def test_the_autoencoder_of_the_shapes_world_ships_and_reconstructs_unseen_clips():
-    assert sum(path.stat().st_size for path in SHIPPED_AUTOENCODER.iterdir()) < 8e6
+def sampled(out, *flags):
+    assert main(["sample", f"--out={out}", *flags]) == 0
+    return out
+
+
+def frames_of(path):
+    video = probe(path)
+    return read_clip(video, (video.height, video.width), fps=16.0, frames=1)
+
+
+def test_what_ships_is_small_and_holds_no_pickle():
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".model"}
+    assert sum(path.stat().st_size for path in files) < 40e6
+
+
+def test_the_autoencoder_that_ships_reconstructs_unseen_clips():
     with jax.set_mesh(tiny.mesh_of()):
         settings, params = load_model(SHIPPED_AUTOENCODER, Autoencoder, AutoencoderSettings)
         measured = []
@@ -23,3 +47,30 @@ def test_the_autoencoder_of_the_shapes_world_ships_and_reconstructs_unseen_clips
             measured.append(measure_reconstruction(params, settings, video)[0])
     assert np.mean([values["psnr"] for values in measured]) > 33
     assert np.mean([values["ssim"] for values in measured]) > 0.96
+
+
+def test_a_prompt_is_all_that_sample_needs(tmp_path):
+    prompt = "a small red circle moves left on a blue background"
+    out = sampled(tmp_path / "red.mp4", f"--prompt={prompt}", "--steps=2", "--guidance=1")
+    assert read_metadata(out)["prompt"] == prompt
+    assert probe(out).frames == 17 and not list(SHIPPED.rglob("*.tmp"))
+
+
+def test_the_model_that_ships_hears_its_prompts(tmp_path):
+    asked = [name for name in BACKGROUNDS for _ in range(2)]
+    prompts = [f"a large yellow circle on a {name} background" for name in asked]
+    sampled(tmp_path, *(f"--prompt={prompt}" for prompt in prompts), "--frames=1", *FEW)
+    seen = [read_scene(frames_of(tmp_path / f"{n:03}.mp4")) for n in range(len(asked))]
+    right = [scene is not None and scene.background == name for name, scene in zip(asked, seen, strict=True)]
+    assert np.mean(right) > 0.5  # one in five by chance
+
+
+@pytest.mark.slow
+def test_the_demo_shows_samples_before_and_after(tmp_path, monkeypatch):
+    demo = importlib.import_module("sora_jax.demo")
+    monkeypatch.setattr(demo, "CLIPS", 48)
+    monkeypatch.setattr(demo, "PROMPTS", demo.PROMPTS[:1])
+    page = demo.demo(tmp_path, console=rich.console.Console(quiet=True), autoencoder_steps=2, transformer_steps=2)
+    assert {"Samples before", "Samples after"} <= set(page.read_text().replace("<", ">").split(">"))
+    before, after = ((tmp_path / name / "000.mp4").read_bytes() for name in ("before", "after"))
+    assert before != after

@@ -197,7 +197,7 @@ def test_a_loop_has_no_seam(coder):
         return velocity
 
     times = time_grid(8, 2.0)
-    state = unipc.start(jax.random.normal(jax.random.key(0), star.shape))
+    state = unipc.start(jax.random.normal(jax.random.key(0), star.shape), None)
     for i in range(8):
         turn = (5 * i) % 8
         seams.add(turn)

@@ -52,7 +52,7 @@ def clip_shifts(batch: PatchBatch, clips: int, settings: FlowSettings):
     patches = jnp.sum(mine, axis=1)
     frame = jax.reshard(batch.positions, spec("batch . ."))[:, :, 0]
     frames = jnp.max(jnp.where(mine, frame[:, :, None] + 1, 1), axis=1)
-    return jnp.where(patches > 0, shift_of(jnp.maximum(patches, 1), frames), 1.0)
+    return jnp.where(patches > 0, settings.shift_scale * shift_of(jnp.maximum(patches, 1), frames), 1.0)
 
 
 def level_shifts(batch: PatchBatch, clips: int, levels: int, settings: FlowSettings):

@@ -1,5 +1,7 @@
 """Solvers of the flow's differential equation dx/dt = velocity(x, t), from noise (t = 1) to data (t = 0).
 
+`ancestral` solves the stochastic one that has the same distribution at each time.
+
 Time steps come from `time_grid`. A solver is a pure function of one step, so that a host can show each, and a scan
 over all of them.
 """
@@ -23,7 +25,8 @@ def time_grid(steps: int, shift: float = 1.0, start: float = 1.0, end: float = 0
 class Solver:
     """How to go from each time of a grid to the next.
 
-    start: x at times[0] -> state, a tuple of arrays like x, of which the first is x itself.
+    start: (x at times[0], keys) -> state, a tuple of arrays, of which the first is x itself. keys: the data of a
+      random key for each row of x, [B, ...] uint32, for a solver that adds noise; others take None.
     step: (velocity_fn, state, times, i) -> state at times[i + 1]. velocity_fn(x, t) -> dx/dt, t a scalar;
       times [steps + 1], i a scalar, both may be traced.
     """
@@ -31,13 +34,13 @@ class Solver:
     start: Callable
     step: Callable
 
-    def __call__(self, velocity_fn, x, times):
+    def __call__(self, velocity_fn, x, times, keys=None):
         """All steps: from x at times[0] to x at times[-1]."""
 
         def body(state, i):
             return self.step(velocity_fn, state, times, i), None
 
-        return jax.lax.scan(body, self.start(x), jnp.arange(len(times) - 1))[0][0]
+        return jax.lax.scan(body, self.start(x, keys), jnp.arange(len(times) - 1))[0][0]
 
 
 def _euler_step(velocity_fn, state, times, i):
@@ -52,6 +55,17 @@ def _heun_step(velocity_fn, state, times, i):
     first = velocity_fn(x, t)
     second = velocity_fn(x + (t_next - t) * first, t_next)
     return (x + (t_next - t) * (first + second) / 2,)
+
+
+def _ancestral_step(velocity_fn, state, times, i):
+    x, keys = state
+    t, t_next = times[i], times[i + 1]
+    velocity = velocity_fn(x, t)
+    data, noise = x - t * velocity, x + (1 - t) * velocity
+    kept = (1 - t) * t_next / ((1 - t_next) * t)
+    new = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(jax.random.wrap_key_data(key), i), x.shape[1:]))
+    new = jax.reshard(new(keys), jax.typeof(x).sharding)
+    return (1 - t_next) * data + t_next * (kept * noise + jnp.sqrt(1 - kept * kept) * new), keys
 
 
 def _multistep(velocity_fn, state, times, i, *, correct):
@@ -69,15 +83,25 @@ def _multistep(velocity_fn, state, times, i, *, correct):
     return _advance(x, found, t, t_next, 0.5 * slope), x, found, data
 
 
-def _start_multistep(x):
+def _start(x, keys):
+    del keys
+    return (x,)
+
+
+def _start_multistep(x, keys):
+    del keys
     return x, x, jnp.zeros_like(x), jnp.zeros_like(x)
 
 
 # Along the tangent; order 1.
-euler = Solver(lambda x: (x,), _euler_step)
+euler = Solver(_start, _euler_step)
 # With the mean of the velocities at both ends of a step; order 2.
 # Karras et al. 2022 (arXiv 2206.00364), algorithm 1, without noise.
-heun = Solver(lambda x: (x,), _heun_step)
+heun = Solver(_start, _heun_step)
+# Back by what is the data and what is noise, with some of the noise new in each step: what an early step got wrong is
+# forgotten with its noise. Order 1.
+# Ho et al. 2020 (arXiv 2006.11239), eq. 6 and 7, with a flow's alpha = 1 - t and sigma = t.
+ancestral = Solver(lambda x, keys: (x, keys), _ancestral_step)
 # DPM-Solver++ 2M: one velocity a step, order 2, the first and the last step of order 1.
 # Lu et al. 2022 (arXiv 2211.01095), algorithm 2, with a flow's alpha = 1 - t and sigma = t.
 dpm = Solver(_start_multistep, functools.partial(_multistep, correct=False))

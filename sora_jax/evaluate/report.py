@@ -213,7 +213,8 @@ def write_page(path: str | os.PathLike, title: str, summary: str, sections: Sequ
 def write_demo_page(
     path: str | os.PathLike,
     *,
-    samples: Sequence[Clip],
+    before: Sequence[Clip],
+    after: Sequence[Clip],
     reconstructions: Sequence[Picture],
     curves: Picture,
     seconds: Mapping[str, float],
@@ -222,7 +223,7 @@ def write_demo_page(
     """Write the demo's index.html.
 
     Args:
-      samples: a video per prompt.
+      before, after: a video per prompt, of the model that ships and of what it was trained to.
       reconstructions: sheets by `draw_reconstruction`.
       curves: the picture by `draw_loss_curves`.
       seconds: what the demo did -> how long it took.
@@ -233,10 +234,15 @@ def write_demo_page(
         path,
         "sora_jax: the demo",
         "One command made all of this on this machine: captioned videos of a small world, an autoencoder that "
-        "learned to compress them, a transformer that learned to make new ones from text, and what it made.",
+        "compresses them and a transformer that makes new ones from text, both trained a little further on them.",
         [
             Section(
-                "Samples", "Each video was made from the text below it, starting from noise.", [Gallery(samples)]
+                "Samples before",
+                "Each video was made from the text below it, starting from noise, by the model as it ships.",
+                [Gallery(before)],
+            ),
+            Section(
+                "Samples after", "From the same noise, by the model as it was trained here.", [Gallery(after)]
             ),
             Section(
                 "The autoencoder",

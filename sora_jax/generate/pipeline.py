@@ -18,7 +18,7 @@ from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion.conditioning import hold_known, on_ring, start_from
 from sora_jax.diffusion.flow import levels_of, shift_of, told_time
 from sora_jax.diffusion.guidance import first_of_pairs, guided, in_pairs
-from sora_jax.diffusion.solvers import Solver, dpm, euler, heun, time_grid, unipc
+from sora_jax.diffusion.solvers import Solver, ancestral, dpm, euler, heun, time_grid, unipc
 from sora_jax.errors import InputError
 from sora_jax.generate.images import Given, put_given, video_size
 from sora_jax.generate.schedule import FILE, Drift, Meter, Step, read_drift, schedule
@@ -32,7 +32,7 @@ from sora_jax.train.checkpoint import check_models, find_checkpoint, read_meta
 from sora_jax.train.frozen import LOW_NOISE, load_frozen, restore_computing, restore_model
 from sora_jax.weights.store import load_model
 
-SOLVERS = {"euler": euler, "heun": heun, "dpm": dpm, "unipc": unipc}
+SOLVERS = {"euler": euler, "heun": heun, "ancestral": ancestral, "dpm": dpm, "unipc": unipc}
 LONGEST_PROMPT = 10_000  # characters; far more than any encoder takes, so a mistake such as a whole file
 
 
@@ -194,7 +194,7 @@ def plan_steps(
     """
     settings = generator.settings
     grid = patch_grid(latent_shape(settings, sample), settings.transformer.patch)
-    shift = sample.shift or float(shift_of(int(np.prod(grid)), grid[0]))
+    shift = sample.shift or settings.flow.shift_scale * float(shift_of(int(np.prod(grid)), grid[0]))
     whole = settings.flow.whole_times
     # So many of the steps as their share of the way is, evenly spaced before the shift.
     start = begins / (begins + shift * (1 - begins))
@@ -264,12 +264,12 @@ def sample_latents(
     solver, key = SOLVERS[sample.solver], jax.random.key(seed)
     key = jax.random.fold_in(key, window) if window else key
     pairs, state = begin(settings, solver, generator.params, batch, key, jnp.int32(first), jnp.float32(begins))
-    velocity = None
+    data = None
     for i, step in enumerate(steps):
         if step.skipped:
-            state = step_again(solver, velocity, state, times, jnp.int32(i))
+            state = step_again(solver, data, batch.known, state, times, jnp.int32(i))
         else:
-            state, velocity = solver_step(
+            state, velocity, data = solver_step(
                 settings,
                 solver,
                 generator.low[0] if step.low else generator.params,
@@ -305,7 +305,8 @@ def begin(settings: Settings, solver: Solver, params: dict, batch: PatchBatch, k
     noise = jax.vmap(lambda key: jax.random.normal(key, batch.patches.shape[1:]))(keys)
     # As the batch lies: its rows over the mesh, or all of them on every chip.
     noise = jax.reshard(noise, jax.P(jax.typeof(batch.known).sharding.spec[0], RULES["tokens"], None))
-    return pairs, solver.start(start_from(noise, batch, time=time, known_time=settings.masks.noise))
+    x = start_from(noise, batch, time=time, known_time=settings.masks.noise)
+    return pairs, solver.start(x, jax.vmap(jax.random.key_data)(keys))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="ring", donate_argnames="state")
@@ -322,7 +323,8 @@ def solver_step(
     *,
     ring: int = 0,
 ):
-    """The state of the solver one step on, and the velocity that it took, the last one if there are several.
+    """The state of the solver one step on, the velocity that it took, the last one if there are several, and the
+    data that this says.
 
     Args:
       pairs, state: as `begin` makes them first.
@@ -343,16 +345,23 @@ def solver_step(
     found = []
 
     def held(x, t):
-        found.append(hold_known(made, known)(x, t))
-        return found[-1]
+        velocity = hold_known(made, known)(x, t)
+        found.append((velocity, x - t * velocity))
+        return velocity
 
-    return solver.step(held, state, times, i), found[-1]
+    return _stepped(solver, held, known, state, times, i), *found[-1]
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
-def step_again(solver: Solver, velocity, state, times, i):
-    """The state of the solver one step on, by a velocity [B, N, P] that is there already; no model runs."""
-    return solver.step(lambda x, t: velocity, state, times, i)
+def step_again(solver: Solver, data, known, state, times, i):
+    """The state of the solver one step on, by the data [B, N, P] that a step before found; no model runs."""
+    return _stepped(solver, lambda x, t: (x - data) / t, known, state, times, i)
+
+
+def _stepped(solver, velocity, known, state, times, i):
+    """Known patches stay where they are, whatever the solver adds."""
+    x, *rest = solver.step(velocity, state, times, i)
+    return jnp.where(known[..., None], state[0], x), *rest
 
 
 def _turn(i, frames):

@@ -94,7 +94,7 @@ def merge_heads(x):
     return jnp.reshape(x, (B, N, -1), out_sharding=spec("batch tokens heads"))
 
 
-def rotary_angles(positions, K: int):
+def rotary_angles(positions, K: int, base: float = 10000.0):
     """Angles of 3-D rotary positions, one for each pair of head elements.
 
     The K / 2 pairs are shared out to (frame, row, column): rows and columns take K // 6 each, frames the
@@ -103,13 +103,14 @@ def rotary_angles(positions, K: int):
     Args:
       positions: (frame, row, column) of each patch, [B, N, 3].
       K: head width, even.
+      base: frequencies fall from 1 to about its inverse.
     Returns: [B, N, K / 2] float32; bfloat16 would lose positions past 256.
     Source: Su et al. 2021 (arXiv 2104.09864), eq. 15, once per axis.
     """
     pairs = (K // 2 - 2 * (K // 6), K // 6, K // 6)
     angles = []
     for axis, count in enumerate(pairs):
-        frequencies = 10000.0 ** (-jnp.arange(count, dtype=jnp.float32) / count)
+        frequencies = base ** (-jnp.arange(count, dtype=jnp.float32) / count)
         angles.append(positions[..., axis, None].astype(jnp.float32) * frequencies)
     return jnp.concatenate(angles, axis=-1)
 

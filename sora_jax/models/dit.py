@@ -103,7 +103,11 @@ class TransformerBlock(nnx.Module):
         self.mlp = Mlp(D, settings.mlp, dtype=jnp.dtype(settings.dtype), adapter_of=adapter_of, rngs=rngs)
 
     def __call__(self, x, modulation, one_hot, angles, segments, text, text_segments, image=None):
-        """x [B, N, D] float32; modulation [B, T, 6, D] float32, one row for each level of one_hot [B, N, T]."""
+        """x [B, N, D]; modulation [B, T, 6, D] float32, one row for each level of one_hot [B, N, T].
+
+        What comes out is of x's dtype: it is summed in float32, and rounded once.
+        """
+        x, dtype = x.astype(jnp.float32), x.dtype
         m = modulation + self.modulation[...]
         clips = max(modulation.shape[1] - 1, 1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (pick(m[:, :, i], one_hot) for i in range(6))
@@ -112,7 +116,7 @@ class TransformerBlock(nnx.Module):
         h = self.cross_attention_norm(x)
         x = x + self.cross_attention(h, text, segments, text_segments, image=image, clips=clips)
         h = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
-        return x + mlp_gate * self.mlp(h).astype(jnp.float32)
+        return (x + mlp_gate * self.mlp(h).astype(jnp.float32)).astype(dtype)
 
 
 class ImageProjection(nnx.Module):
@@ -218,7 +222,7 @@ class DiT(nnx.Module):
             jax.nn.gelu(self.text_in(text, out_sharding=residual), approximate=True), out_sharding=residual
         )
         one_hot = jax.nn.one_hot(levels, T, dtype=jnp.float32)
-        angles = rotary_angles(positions, D // self.settings.heads)
+        angles = rotary_angles(positions, D // self.settings.heads, self.settings.rotary_base)
         x = self.patch_embedding(patches, out_sharding=residual).astype(jnp.float32)
         if condition is not None:
             condition = jax.reshard(condition, residual)
@@ -230,11 +234,11 @@ class DiT(nnx.Module):
             )
         x = run_stack(
             self.blocks,
-            x,
+            x.astype(self.settings.dtype),  # what each layer keeps for the backward pass
             lambda block, x: block(x, modulation, one_hot, angles, segments, text, text_segments, image),
             remat=self.settings.remat,
             unroll=self.settings.unroll,
         )
         shift, scale = (pick(e + self.head_modulation[i], one_hot) for i in range(2))
-        x = self.head_norm(x) * (1 + scale) + shift
+        x = self.head_norm(x.astype(jnp.float32)) * (1 + scale) + shift
         return self.head(x, out_sharding=residual).astype(jnp.float32)

@@ -15,7 +15,6 @@ from sora_jax.settings import OptimizerSettings
 
 NORM_DECAY = 0.99  # of the running mean of the gradient's norm: it looks back on about 100 updates
 NORM_UPDATES = 10  # before the mean is one to clip by
-MUON_RMS = 0.2  # of an update over the learning rate: as large as AdamW's, so that both take the same rate
 
 
 def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
@@ -93,7 +92,7 @@ def _muon(settings, rate):
         beta=0.95,
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
-        consistent_rms=MUON_RMS,
+        consistent_rms=settings.muon_rms,
         preconditioning="aol",
         ns_steps=4,
         adam_b1=settings.b1,

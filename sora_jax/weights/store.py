@@ -23,7 +23,8 @@ from sora_jax.errors import InputError, nearest
 from sora_jax.files import read_object, replacing
 from sora_jax.models.module import init_params
 
-SHIPPED_AUTOENCODER = pathlib.Path(__file__).parent / "shapes" / "autoencoder"  # of configs/autoencoder_shapes.py
+SHIPPED = pathlib.Path(__file__).parent / "shapes"  # a released model, of configs/shapes.py
+SHIPPED_AUTOENCODER = SHIPPED / "autoencoder"  # of configs/autoencoder_shapes.py
 WEIGHTS = "model.safetensors"
 SETTINGS = "settings.json"
 
