@@ -1,6 +1,7 @@
 """What each step of a run does, known before the first: which expert, how much guidance, or nothing at all.
 
-A step is skipped where the velocity has hardly moved since the model last ran: it takes that velocity once more.
+A step is skipped where the velocity has hardly moved since the model last ran: it goes on towards the data that
+were found then.
 How far it moves, from noise to video, is measured in one run that skips nothing, and kept in a small file.
 Source: Ma et al. 2025 (arXiv 2506.09045), MagCache. That measures the residual of the transformer's blocks, by the
 ratio of its magnitudes; here it is the velocity that a solver takes, guidance and all, by its whole change.
@@ -41,7 +42,7 @@ class Drift:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step: by the expert of low noise or not, with this guidance; or skipped, by the velocity before."""
+    """One step: by the expert of low noise or not, with this guidance; or skipped, towards the data before."""
 
     low: bool
     guidance: float
