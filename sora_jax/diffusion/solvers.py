@@ -63,7 +63,9 @@ def _ancestral_step(velocity_fn, state, times, i):
     velocity = velocity_fn(x, t)
     data, noise = x - t * velocity, x + (1 - t) * velocity
     kept = (1 - t) * t_next / ((1 - t_next) * t)
-    new = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(jax.random.wrap_key_data(key), i), x.shape[1:]))
+    new = jax.vmap(
+        lambda key: jax.random.normal(jax.random.fold_in(jax.random.wrap_key_data(key), i), x.shape[1:])
+    )
     new = jax.reshard(new(keys), jax.typeof(x).sharding)
     return (1 - t_next) * data + t_next * (kept * noise + jnp.sqrt(1 - kept * kept) * new), keys
 
@@ -98,8 +100,8 @@ euler = Solver(_start, _euler_step)
 # With the mean of the velocities at both ends of a step; order 2.
 # Karras et al. 2022 (arXiv 2206.00364), algorithm 1, without noise.
 heun = Solver(_start, _heun_step)
-# Back by what is the data and what is noise, with some of the noise new in each step: what an early step got wrong is
-# forgotten with its noise. Order 1.
+# Back by what is the data and what is noise, with some of the noise new in each step: what an early step got wrong
+# is forgotten with its noise. Order 1.
 # Ho et al. 2020 (arXiv 2006.11239), eq. 6 and 7, with a flow's alpha = 1 - t and sigma = t.
 ancestral = Solver(lambda x, keys: (x, keys), _ancestral_step)
 # DPM-Solver++ 2M: one velocity a step, order 2, the first and the last step of order 1.
