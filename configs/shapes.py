@@ -1,20 +1,34 @@
 """A transformer for the shapes world: "a small red circle moves left on a blue background", 64x64, 17 frames.
 
-The latents are those of `autoencoder_shapes.py`, which comes first: it also says how the videos are made.
+The latents are those of `autoencoder_shapes.py`, or of the same autoencoder as it ships:
 
-    sora-jax prepare --config=configs/shapes.py --videos=data/shapes/videos \
-        --autoencoder=runs/autoencoder_shapes --out=data/shapes/latents
-    sora-jax train --config=configs/shapes.py --config.data.path=data/shapes/latents --workdir=runs/shapes
-    sora-jax sample --checkpoint=runs/shapes --prompt="a red circle moves left on a black background" --out=red.mp4
-    sora-jax evaluate --checkpoint=runs/shapes
+    python -c "from pathlib import Path; from sora_jax.data.shapes import write_world; \
+        write_world(Path('world/videos'), 6000, seed=8, sizes=('64x64',), lengths=(17,))"
+    sora-jax prepare --config=configs/shapes.py --videos=world/videos --out=data/videos \
+        --autoencoder=sora_jax/weights/shapes/autoencoder --tokenizer=data/images/tokenizer.model
+    sora-jax train --config=configs/shapes.py --config.data.path=data/images:1,data/short:1,data/videos:5 \
+        --workdir=runs/Q4 --config.train.init_from=runs/Q3 --config.train.steps=2200
+    sora-jax checkpoint release --workdir=runs/Q6 --out=sora_jax/weights/shapes
+    sora-jax evaluate --samples=500 --frames=17
 
-Devices: 1, a laptop's CPU. 7,546,752 parameters.
-Result: not trained to its end yet. After 715 updates on pictures alone and 3,400 on pictures and videos, mostly
-from text alone (config.masks.nothing=40), 2,250 patches and 1.2 to 1.5 s each on two cores of an AMD EPYC: of 100
-pictures of held-out prompts 63 % are as asked in everything, of 25 videos 24 %, and both still rise. What is
-wrong is how many things there are, and in videos their ways; where the number is right, so are most colours,
-shapes and backgrounds. The shift was 0.9 to 2.6 at first, then 5; in the last 2,100 updates, for a
-trial, 2.6 to 5 for pictures and 8 to 15 for videos.
+Data, by seed, number, frames and size: images, 7, 12,000, 1, 64x64, which comes first and makes the tokenizer;
+short, 9, 6,000, 5, 64x64; videos as above; aspects, 10, 4,000, 17, 96x64 and 64x96; long, 11, 2,500, 33, 64x64.
+
+Stages, each from the one before, a constant pace where no other is said:
+
+    P   images                                                    670 updates  16 min  (1)
+    Q1  images:4,short:2                                          777 updates  20 min  (1)
+    Q2  images:3,short:1,videos:2                               1,700 updates  39 min  (2), cosine to 0.02
+    Q3  images:1,short:1,videos:4                                 721 updates  30 min
+    Q4  images:1,short:1,videos:5                               2,200 updates  60 min  cosine to 0.3
+    Q5  images:2,short:1,videos:4,aspects:1.5,long:0.5          1,000 updates  60 min  (3), cosine to 0.02
+    (1) config.flow.shift=5, config.transformer.rotary_base=10000; (2) the same with 6
+    (3) config.optimizer.learning_rate=8e-4 and in config.data batch=4, row_patches=1152, row_clips=18,
+        row_tokens=400
+
+Devices: 1, a laptop's CPU. 4,423,168 parameters.
+Result: on two cores of an AMD EPYC, GLIBC_TUNABLES=glibc.malloc.hugetlb=1, in the times above: docs/evaluation.md,
+"The checkpoint that ships".
 """
 
 import pathlib

@@ -56,7 +56,7 @@ PROMPTS = (
 SHIPPED_SETTINGS = load_settings(SHIPPED / RELEASED, Settings)
 SETTINGS = Settings(
     data=DataSettings(fps=FPS, sizes=(SIZE,), frames=(FRAMES,), crop_size=SIZE, threads=2),
-    autoencoder=load_settings(SHIPPED_AUTOENCODER, AutoencoderSettings),
+    autoencoder=SHIPPED_SETTINGS.autoencoder,
     text=SHIPPED_SETTINGS.text,
     transformer=SHIPPED_SETTINGS.transformer,
     flow=SHIPPED_SETTINGS.flow,

@@ -1,5 +1,6 @@
 """Every file of configs/ is a run that could start: it builds, its step type-checks, its commands parse."""
 
+import itertools
 import math
 import pathlib
 import re
@@ -165,7 +166,9 @@ def test_the_commands_in_the_docstring_parse(path):
         for line in re.findall(r"^ +(?:[A-Z_]+=\S+ )*(sora-jax .+)$", text, re.MULTILINE)
     ]
     assert {command[1] for command in commands} >= {"prepare", "train", "evaluate"}
-    for _, verb, *arguments in commands:
+    for _, *words in commands:
+        arguments = list(itertools.dropwhile(lambda word: not word.startswith("-"), words))
+        verb = " ".join(words[: len(words) - len(arguments)])
         values = parsed(verb, arguments)
         if VERBS[verb].config:
             named = next(a.partition("=")[2] for a in arguments if a.startswith("--config="))

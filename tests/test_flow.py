@@ -119,6 +119,13 @@ def test_times_are_logit_normal_before_the_shift(one_device):
     np.testing.assert_allclose([logits.mean(), logits.std()], [0.5, 0.8], atol=0.03)
 
 
+def test_rows_share_the_times_out_evenly(one_device):
+    batch = tiny.on_mesh(tiny.random_batch(0))
+    times = np.asarray(sample_times(jax.random.key(0), batch, 3, FlowSettings(shift=1.0)))
+    shares = np.asarray(jax.scipy.special.ndtr(np.log(times / (1 - times))))
+    np.testing.assert_array_equal(np.sort(np.floor(shares * 8), axis=0), np.tile(np.arange(8)[:, None], 3))
+
+
 def test_known_patches_are_clean_and_carry_no_loss(one_device):
     batch = tiny.random_batch(0)
     batch.known[:, :4] = True
