@@ -148,7 +148,6 @@ def test_windows_are_counted_before_they_are_made():
     [
         (["--checkpoint=absent"], "absent"),
         (["--port=0"], "port"),
-        ([], "--checkpoint is missing"),
     ],
 )
 def test_a_page_without_a_model_is_refused_in_one_line(tmp_path, monkeypatch, capsys, flags, words):
