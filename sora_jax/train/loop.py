@@ -86,6 +86,7 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
                 notes.append(f"{settings.data.path} is not the data set of the steps before")
             for note in notes:
                 console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        state = jax.block_until_ready(state)
         start = int(state.step)
         console.print(
             f"{settings.objective}: {count_params(state.params):,} parameters on {jax.device_count()} "
@@ -113,7 +114,9 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
                 wait = time.perf_counter() - waiting
                 watch.meets(batch)
                 units, flops = objective.work(batch)
-                state, values = step(state, frozen, objective.place(batch))
+                # A step whose batch is still on its way is queued; of two queued programs the collectives can block
+                # each other where devices share cores.
+                state, values = step(state, frozen, jax.block_until_ready(objective.place(batch)))
                 # The step before is read while this one runs, so that the chips never wait for the host.
                 if pending:
                     tell(*pending)
