@@ -114,8 +114,8 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
                 wait = time.perf_counter() - waiting
                 watch.meets(batch)
                 units, flops = objective.work(batch)
-                # A step whose batch is still on its way is queued; of two queued programs the collectives can block
-                # each other where devices share cores.
+                # A step whose batch is still on its way is queued; the collectives of two queued programs can
+                # block each other where devices share cores.
                 state, values = step(state, frozen, jax.block_until_ready(objective.place(batch)))
                 # The step before is read while this one runs, so that the chips never wait for the host.
                 if pending:
