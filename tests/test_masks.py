@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from sora_jax.data.masks import draw_known, mask_kinds, put_masks
+from sora_jax.data.masks import draw_known, drawn_kind, mask_kinds, put_masks
 from sora_jax.diffusion.flow import clip_shifts, flow_errors, level_shifts, sample_times
 from sora_jax.errors import InputError
 from sora_jax.settings import MASK_KINDS, FlowSettings, MaskSettings
@@ -18,12 +18,8 @@ from sora_jax.train.objectives import make_objective
 GRID = (5, 4, 6)
 
 
-def only(kind):
-    return MaskSettings(**{"nothing": 0.0, kind: 1.0})
-
-
 def drawn(kind, grid=GRID, count=40):
-    return [draw_known(np.random.default_rng(i), grid, only(kind)) for i in range(count)]
+    return [draw_known(np.random.default_rng(i), grid, kind) for i in range(count)]
 
 
 def is_prefix(frames):
@@ -82,9 +78,9 @@ def test_something_is_left_to_make_and_pictures_come_from_text_alone(kind, grid)
 def test_kinds_are_drawn_by_their_weights():
     settings = MaskSettings(nothing=2, first=1, inside=1)
     assert mask_kinds(settings) == {"nothing": 0.5, "first": 0.25, "inside": 0.25}
-    masks = [draw_known(np.random.default_rng(i), GRID, settings) for i in range(1000)]
+    settings = tiny.change(tiny.SETTINGS, masks=dataclasses.asdict(settings))
     counts = collections.Counter(
-        "nothing" if not mask.any() else "first" if mask[0].all() else "inside" for mask in masks
+        drawn_kind(number, segment, settings) for number in range(500) for segment in (1, 2)
     )
     assert counts["nothing"] == pytest.approx(500, abs=60) and counts["first"] == pytest.approx(250, abs=60)
 

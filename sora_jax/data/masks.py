@@ -20,6 +20,8 @@ from sora_jax.settings import MASK_KINDS, MaskSettings, Settings
 _SIDES = (0.25, 0.75)
 # Sets the draws of masks apart from others of the same seed.
 _STREAM = 5
+# Rows whose kinds of masks are drawn at once.
+_BLOCK = 1024
 
 
 def mask_kinds(settings: MaskSettings) -> dict[str, float]:
@@ -35,11 +37,10 @@ def _kinds(settings: MaskSettings):
     return list(shares), list(itertools.accumulate(shares.values()))[:-1]
 
 
-def draw_known(draw: np.random.Generator, grid: tuple[int, int, int], settings: MaskSettings) -> np.ndarray:
+def draw_known(draw: np.random.Generator, grid: tuple[int, int, int], kind: str) -> np.ndarray:
     """Which patches of a clip are given, [f, h, w] bool; never all of them, and none of a single frame's."""
     known = np.zeros(grid, bool)
-    kind = _draw_kind(draw, settings)
-    if grid[0] == 1 or kind == "nothing":
+    if grid[0] == 1:
         return known
     _DRAW[kind](draw, known)
     return np.zeros(grid, bool) if known.all() else known
@@ -47,7 +48,8 @@ def draw_known(draw: np.random.Generator, grid: tuple[int, int, int], settings: 
 
 def drawn_kind(number: int, segment: int, settings: Settings) -> str:
     """The kind of mask that `put_masks` draws for a clip of several frames."""
-    return _draw_kind(_generator(number, segment, settings), settings.masks)
+    (*_, (kind, _)) = _draw_kinds(number, segment, settings)
+    return kind
 
 
 def put_masks(batch: PatchBatch, numbers: Sequence[int], settings: Settings) -> PatchBatch:
@@ -62,26 +64,40 @@ def put_masks(batch: PatchBatch, numbers: Sequence[int], settings: Settings) -> 
     known, levels = batch.known.copy(), batch.segments.copy()
     for b, number in enumerate(numbers):
         used = end = 0
+        counts = np.bincount(batch.segments[b])[1:].tolist()
+        drawn = _draw_kinds(number, len(counts), settings)
         # A row's clips lie one after another, each in the order of `grid_positions`.
-        for segment, count in enumerate(np.bincount(batch.segments[b])[1:].tolist(), start=1):
-            draw = _generator(number, segment, settings)
+        for segment, (count, (kind, forced)) in enumerate(zip(counts, drawn, strict=True), start=1):
             mine = slice(end, end := end + count)
+            if kind == "nothing" and not forced:
+                continue
             positions = batch.positions[b, mine]
             grid = tuple((positions[-1] + 1).tolist())
-            known[b, mine] = draw_known(draw, grid, masks).reshape(-1)
-            if grid[0] > 1 and draw.random() < masks.forcing and used + grid[0] <= masks.row_levels:
+            draw = np.random.default_rng((data.shuffle_seed, number, segment, _STREAM))
+            known[b, mine] = draw_known(draw, grid, kind).reshape(-1)
+            if grid[0] > 1 and forced and used + grid[0] <= masks.row_levels:
                 levels[b, mine] = data.row_clips + used + 1 + positions[:, 0]
                 used += grid[0]
     return batch.replace(known=known, levels=levels if masks.forcing else None)
 
 
-def _generator(number, segment, settings):
-    return np.random.default_rng((settings.data.shuffle_seed, number, segment, _STREAM))
+def _draw_kinds(number, clips, settings):
+    """For each clip of a row the kind of its mask, and whether its frames are to have times of their own."""
+    kinds, below = _kinds(settings.masks)
+    chances = _chances(settings.data.shuffle_seed, settings.data.row_clips, number // _BLOCK)[number % _BLOCK]
+    return [
+        (kinds[bisect.bisect_right(below, first)], second < settings.masks.forcing)
+        for first, second in chances[:clips].tolist()
+    ]
 
 
-def _draw_kind(draw, settings):
-    kinds, below = _kinds(settings)
-    return kinds[bisect.bisect_right(below, draw.random())]
+@functools.lru_cache(maxsize=4)
+def _chances(seed, clips, block):
+    """Two numbers in [0, 1) for each clip of the rows of a block, [_BLOCK, clips, 2].
+
+    Most clips are given nothing, and that is all they need: a generator for each takes longer than its record.
+    """
+    return np.random.default_rng((seed, block, _STREAM)).random((_BLOCK, clips, 2))
 
 
 def check_levels(settings: MaskSettings, frames: int):

@@ -200,18 +200,22 @@ class Rows:
             image = np.zeros((B, self._image_room, transformer.image_width), dtype)
             batch = batch.replace(image=image, image_segments=np.zeros(image.shape[:2], np.int32))
         for b, slots in enumerate(rows):
+            if not slots:
+                continue
             n = s = 0
-            for segment, slot in enumerate(slots, start=1):
+            grids = [self.grids[slot.clip] for slot in slots]
+            counts = [math.prod(grid) for grid in grids]
+            # Once for a row: of a small clip the calls of numpy are what takes the time.
+            filled = slice(sum(counts))
+            np.concatenate([_positions(grid) for grid in grids], out=batch.positions[b, filled])
+            batch.segments[b, filled] = np.repeat(np.arange(1, len(slots) + 1), counts)
+            for segment, (slot, grid, count) in enumerate(zip(slots, grids, counts, strict=True), start=1):
                 record = self.records.read_all(self._split, slot.clip)
-                grid = self.grids[slot.clip]
-                count = self.patches[slot.clip]
-                here = slice(n, n + count)
+                here = slice(n, n := n + count)
                 if batch.pixels is None:
                     put_patches(batch.patches[b, here], record["latents"], self._patch)
                 else:
                     batch.pixels[b, segment - 1] = record["pixels"]
-                batch.positions[b, here] = _positions(grid)
-                batch.segments[b, here] = segment
                 if batch.condition is not None:
                     given = given_frames(transformer, (grid[0] * self._patch[0] - 1) * self._stride + 1)
                     condition = with_mask(record["given"], given, self._stride)
@@ -219,7 +223,6 @@ class Rows:
                 if batch.image is not None:
                     place = slice((segment - 1) * self._image_tokens, segment * self._image_tokens)
                     batch.image[b, place], batch.image_segments[b, place] = record["image"], segment
-                n += count
                 if self._embeddings:
                     tokens = self._embedded(record["text"], slot)
                 else:
