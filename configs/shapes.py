@@ -26,7 +26,7 @@ Stages, each from the one before, a constant pace where no other is said:
     (3) config.optimizer.learning_rate=8e-4 and in config.data batch=4, row_patches=1152, row_clips=18,
         row_tokens=400
 
-Devices: 1, a laptop's CPU. 4,460,032 parameters.
+Devices: 1, a laptop's CPU. 4,423,168 parameters.
 Result: on two cores of an AMD EPYC, GLIBC_TUNABLES=glibc.malloc.hugetlb=1, in the times above: docs/evaluation.md,
 "The checkpoint that ships".
 """
@@ -54,7 +54,6 @@ def get_config():
         mlp=768,
         layers=6,
         rotary_base=100.0,
-        place_frequencies=64,  # without, it learned which axis a thing moves along, and not which way
         predicts="data",
         remat="none",
         unroll=6,

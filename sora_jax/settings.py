@@ -14,7 +14,7 @@ from sora_jax.errors import InputError, nearest
 _LEAST = {"data": -1, "fsdp": -1, "context": -1, "tensor": -1, "ring": -1}
 _LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions", "whole_times", "rank"), 0)
 _LEAST |= dict.fromkeys(("row_levels", "shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
-_LEAST |= dict.fromkeys(("keep_every", "sample_every", "sample_seed", "place_frequencies"), 0)
+_LEAST |= dict.fromkeys(("keep_every", "sample_every", "sample_seed"), 0)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
 _SHARES += ("time_min", "time_max", "forcing", "noise", "guidance_min", "guidance_max")
 _POSITIVE = ("fps", "epsilon", "clip_norm", "muon_rms", "shift_scale", "rotary_base")
@@ -197,7 +197,6 @@ class TransformerSettings:
     layers: int = 30
     frequencies: int = 256  # width of the sinusoid of time
     rotary_base: float = 10000.0  # of the frequencies of rotary positions: a small one tells near places apart
-    place_frequencies: int = 0  # width of the sinusoid of each of frame, row and column; 0: rotary positions alone
     # What its output is: velocity (Wan), or data, which a narrow model learns sooner where patches have many
     # channels, as noise fills all of them (arXiv 2511.13720).
     predicts: str = "velocity"

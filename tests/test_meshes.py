@@ -26,8 +26,7 @@ SIZES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=len(AXES)) if
 @pytest.mark.slow
 def test_six_meshes_agree_with_one_device_on_loss_and_gradients():
     # Chunks, so that rings go round as those of long rows do.
-    settings = tiny.change(tiny.SETTINGS, transformer={"attention": "chunked", "place_frequencies": 8})
-    assert_meshes_agree(settings, MESHES)
+    assert_meshes_agree(tiny.change(tiny.SETTINGS, transformer={"attention": "chunked"}), MESHES)
 
 
 @pytest.mark.slow

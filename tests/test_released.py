@@ -14,7 +14,6 @@ from sora_jax.errors import InputError
 from sora_jax.evaluate.subject import open_subject
 from sora_jax.generate.pipeline import load_generator
 from sora_jax.mesh import make_mesh
-from sora_jax.models.video_model import init_trained
 from sora_jax.settings import MeshSettings
 from sora_jax.train.checkpoint import RELEASED, read_meta
 from sora_jax.train.pretrained import begin_with
@@ -55,19 +54,6 @@ def test_training_begins_with_a_released_model(home):
         zeros = jax.tree.map(lambda x: x.astype(jnp.float32), zeros)
         state = begin_with(settings, TrainState(jnp.zeros((), jnp.int32), zeros, zeros, ()))
         jax.tree.map(np.testing.assert_array_equal, state.ema, rounded(load_generator(home / "run").params))
-
-
-def test_places_are_told_to_a_model_that_was_trained_without(home):
-    with jax.set_mesh(tiny.mesh_of()):
-        settings, _ = read_meta(home / "released" / RELEASED, 0)
-        settings = tiny.change(
-            settings, train={"init_from": str(home / "released")}, transformer={"place_frequencies": 8}
-        )
-        fresh = init_trained(settings, jax.random.key(0))
-        params = begin_with(settings, TrainState(jnp.zeros((), jnp.int32), fresh, fresh, ())).params
-        # Zeros: the model is what it was, until it learns.
-        np.testing.assert_array_equal(params["transformer"].pop("place_embedding")["kernel"], 0)
-        jax.tree.map(np.testing.assert_array_equal, params, rounded(load_generator(home / "run").params))
 
 
 def test_another_release_is_another_subject_of_evaluation(home, tmp_path):

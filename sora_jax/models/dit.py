@@ -165,17 +165,6 @@ class DiT(nnx.Module):
             self.condition_embedding = linear(
                 P_c, D, ". embed", dtype=dtype, init=zeros, use_bias=False, rngs=rngs
             )
-        if settings.place_frequencies:
-            zeros = jax.nn.initializers.zeros
-            self.place_embedding = linear(
-                3 * settings.place_frequencies,
-                D,
-                ". embed",
-                dtype=jnp.float32,
-                init=zeros,
-                use_bias=False,
-                rngs=rngs,
-            )
         if settings.image_width:
             self.image_in = ImageProjection(settings, rngs=rngs)
         self.text_in, self.text_out = embed(E, D, dtype), embed(D, D, dtype)
@@ -235,9 +224,6 @@ class DiT(nnx.Module):
         one_hot = jax.nn.one_hot(levels, T, dtype=jnp.float32)
         angles = rotary_angles(positions, D // self.settings.heads, self.settings.rotary_base)
         x = self.patch_embedding(patches, out_sharding=residual).astype(jnp.float32)
-        if F := self.settings.place_frequencies:
-            places = sinusoid(positions, F).reshape(*positions.shape[:2], 3 * F)
-            x += self.place_embedding(places, out_sharding=residual)
         if condition is not None:
             condition = jax.reshard(condition, residual)
             x += self.condition_embedding(condition, out_sharding=residual).astype(jnp.float32)

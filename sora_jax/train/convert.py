@@ -183,8 +183,6 @@ def export_model(source: pathlib.Path, target: pathlib.Path, console: rich.conso
         raise InputError(f"{source}: its text encoder is one of its own, which diffusers has no place for")
     if settings.transformer.predicts != "velocity":
         raise InputError(f"{source}: its transformer predicts data, and diffusers' predict velocity")
-    if settings.transformer.place_frequencies:
-        raise InputError(f"{source}: its transformer is told the places of patches, and diffusers' are not")
     parts = [(source, "transformer")]
     if settings.flow.time_min:
         parts.append((source / LOW_NOISE, "transformer_2"))

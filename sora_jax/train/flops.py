@@ -36,7 +36,7 @@ def transformer_flops(settings: TransformerSettings, patches: int, tokens: int, 
     context = tokens + image_tokens
     linear = patches * (2 * 4 * D * D + 2 * 2 * D * D + 2 * 2 * D * M) + context * (2 * 2 * D * D)
     attention = 2 * 2 * D * patches * (patches + context)
-    ends = patches * 2 * (2 * P + P_c + 3 * settings.place_frequencies) * D + tokens * 2 * (E * D + D * D)
+    ends = patches * 2 * (2 * P + P_c) * D + tokens * 2 * (E * D + D * D)
     return L * (linear + attention) + ends + image_tokens * 2 * settings.image_width * (settings.image_width + D)
 
 

@@ -35,10 +35,6 @@ def check_pretrained(settings: Settings, records: Mix):
     folder = pathlib.Path(settings.train.init_from)
     if settings.objective == "flow":
         stored, _ = read_meta(*find_checkpoint(folder))
-        if _adds_places(stored, settings):
-            frequencies = settings.transformer.place_frequencies
-            transformer = dataclasses.replace(stored.transformer, place_frequencies=frequencies)
-            stored = dataclasses.replace(stored, transformer=transformer)
         check_models(stored, settings, str(folder))
         for name, same in (
             ("tokenizer.model", (folder / "tokenizer.model").read_bytes() == records.tokenizer.read_bytes()),
@@ -57,11 +53,6 @@ def check_pretrained(settings: Settings, records: Mix):
             raise InputError(f"{folder}: made with config.autoencoder.{field.name}={old}, now {new}")
 
 
-def _adds_places(stored: Settings, settings: Settings) -> bool:
-    """Whether patches are told their places by a layer that the earlier run had not; it begins as zeros."""
-    return settings.transformer.place_frequencies > 0 == stored.transformer.place_frequencies
-
-
 def begin_with(settings: Settings, state: TrainState) -> TrainState:
     """A fresh state with the weights that `train.init_from` names; what it has none of, a discriminator, stays.
 
@@ -72,12 +63,7 @@ def begin_with(settings: Settings, state: TrainState) -> TrainState:
     if settings.lora.rank:
         return state  # the weights are what the adapters adapt: see sora_jax.train.frozen
     if settings.objective == "flow":
-        where = find_checkpoint(folder)
-        transformer, new = dict(state.params["transformer"]), {}
-        if _adds_places(read_meta(*where)[0], settings):
-            new["place_embedding"] = transformer.pop("place_embedding")
-        params = restore_ema(*where, abstract_on_mesh(state.params | {"transformer": transformer}))
-        params["transformer"] |= new
+        params = restore_ema(*find_checkpoint(folder), abstract_on_mesh(state.params))
     else:
         _, weights = load_model(autoencoder_folder(folder), Autoencoder, AutoencoderSettings)
         params = state.params | {"autoencoder": weights}
