@@ -340,7 +340,7 @@ def test_prepare_takes_the_three_captions_of_the_shapes_world(tmp_path):
     for i, source in enumerate(find_sources(tmp_path)):
         scene = sample_scene(0, i)
         said = [say(scene, style, moving=i != 1, turned=[False] * len(scene.things)) for style in STYLES]
-        assert source.captions == (said[1], said[0], said[2])
+        assert source.captions == tuple(said)
 
 
 # The verb --------------------------------------------------------------------------------------------------------

@@ -33,7 +33,6 @@ def get_config():
         train={"steps": 2, "save_every": 1, "log_every": 1},
     ))
 """
-ROWS = ["--config.mesh.data=8"]
 WITHIN = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.context=2"]
 # Each process holds every row, and half of the tokens.
 ACROSS = ["--config.mesh.data=1", "--config.mesh.context=4", "--config.mesh.tensor=2"]
@@ -98,14 +97,17 @@ def home(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(home):
-    """The same loss at each update, with the rows of the batch split over the processes."""
-    for run in ("pair", "alone"):
-        shutil.copytree(home.latents_of_one(), home.folder / run / "data")
-    (code, first), (other_code, other) = processes.run(home.train("pair", 2, *ROWS))
+def test_two_processes_learn_what_one_does_from_videos_that_are_encoded_in_the_step(home):
+    """The same loss at each update: rows and their videos are split over the processes and over micro-batches."""
+    assert main(home.prepare("pair")) == 0
+    shutil.copytree(home.folder / "pair", home.folder / "alone")
+    encode = f"--config.data.autoencoder={home.folder}/autoencoder"
+    flags = [encode, "--config.train.accumulate=2", "--config.mesh.data=4", "--config.mesh.context=2"]
+    (code, first), (other_code, other) = processes.run(home.train("pair", 3, *flags))
     assert (code, other_code) == (0, 0), first + other
-    assert "step 2/2" in first and "step" not in other
-    assert main(home.train("alone", 2, *ROWS)) == 0
+    assert "step 3/3" in first and "step" not in other
+    assert main(home.train("alone", 3, *flags)) == 0
+    assert len(set(home.losses("alone"))) == 3
     np.testing.assert_allclose(home.losses("pair"), home.losses("alone"), rtol=1e-5)
 
 

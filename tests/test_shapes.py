@@ -177,6 +177,15 @@ def test_a_world_is_a_folder_of_real_videos(tmp_path):
     assert shapes == {(17, 64, 64): 2, (17, 48, 96): 2, (1, 64, 64): 2, (1, 48, 96): 2}
 
 
+def test_a_world_can_keep_to_one_thing_and_one_style(tmp_path):
+    write_world(tmp_path, 9, lengths=(1,), things=1, styles=("terse",))
+    lines = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+    assert [set(line) for line in lines] == [{"video", "caption"}] * 9
+    scenes = [sample_scene(0, index, things=1) for index in range(9)]
+    texts = [caption(scene, "terse", moving=False, turned=[False]) for scene in scenes]
+    assert [line["caption"] for line in lines] == texts
+
+
 def test_a_world_is_finished_after_a_stop_and_never_mixed(tmp_path):
     write_world(tmp_path, 3, seed=1)
     before = (tmp_path / "000001.mp4").stat().st_mtime_ns

@@ -207,6 +207,8 @@ def write_world(
     lengths: Sequence[int] = (17,),
     fps: float = 16.0,
     held_out: bool = False,
+    things: int | None = None,
+    styles: Sequence[str] = STYLES,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """A folder of `count` captioned videos (PNG pictures where one frame long), as anybody's folder would be.
@@ -216,6 +218,8 @@ def write_world(
     Args:
       sizes: "WIDTHxHEIGHT" each.
       lengths: numbers of frames.
+      things: in each scene, 1 or 2; None leaves it to chance.
+      styles: of the captions, from STYLES; the first is the one used for validation.
       progress: called with the number of videos that are there.
     Raises: InputError if the folder holds another world.
     """
@@ -228,6 +232,8 @@ def write_world(
         "lengths": list(lengths),
         "fps": fps,
         "held_out": held_out,
+        "things": things,
+        "styles": list(styles),
     }
     folder.mkdir(parents=True, exist_ok=True)
     description = folder / "world.json"
@@ -237,15 +243,16 @@ def write_world(
         path.write_text(json.dumps(world) + "\n")
     lines = []
     for index in range(count):
-        scene = sample_scene(seed, index, held_out=held_out)
+        scene = sample_scene(seed, index, held_out=held_out, things=things)
         frames = lengths[index // len(shapes) % len(lengths)]
         size = shapes[index % len(shapes)]
         path = folder / f"{index:06d}{'.png' if frames == 1 else '.mp4'}"
         if not path.exists():
             write_clip(path, render(scene, frames=frames, size=size, fps=fps), fps=fps)
         turned = bounces(scene, frames=frames, size=size, fps=fps)
-        terse, plain, long = (caption(scene, style, moving=frames > 1, turned=turned) for style in STYLES)
-        lines.append({"video": path.name, "caption": plain, "terse_caption": terse, "long_caption": long})
+        wordings = {style: caption(scene, style, moving=frames > 1, turned=turned) for style in styles}
+        keys = ("caption", *(f"{style}_caption" for style in styles[1:]))
+        lines.append({"video": path.name, **dict(zip(keys, wordings.values(), strict=True))})
         progress(index + 1)
     with replacing(folder / "captions.jsonl") as path:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))

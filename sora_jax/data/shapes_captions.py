@@ -2,7 +2,7 @@
 
 import random
 
-STYLES = ("terse", "plain", "long")
+STYLES = ("plain", "terse", "long")
 
 _SIZES = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
 _VERBS = ("moves", "glides", "slides", "drifts", "travels")
