@@ -235,7 +235,8 @@ def test_what_is_wrong_with_every_question_stops_the_run(server, folder, quiet, 
     with pytest.raises(InputError) as told:
         caption_all(folder, server, out, quiet, budget=Budget(10**6, "tokens"))
     assert words in str(told.value) and KEY not in str(told.value)
-    assert len(rows(out)) == 1  # what was paid for is kept
+    # What was paid for is kept; the next question may have been on its way.
+    assert 1 <= len(rows(out)) < len(server.asked) <= 3
 
 
 def test_a_spent_quota_is_no_reason_to_wait(server):
