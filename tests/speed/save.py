@@ -33,7 +33,7 @@ LEAVES = 32
 def state_of(megabytes: float, seed: int) -> Weights:
     rows = round(megabytes * 1e6 / LEAVES / 4 / 1024)
     keys = jax.random.split(jax.random.key(seed), LEAVES)
-    params = {f"leaf_{n}": jax.random.normal(key, (rows, 1024), out_sharding=jax.P()) for n, key in enumerate(keys)}
+    params = {f"leaf_{n}": jax.random.normal(k, (rows, 1024), out_sharding=jax.P()) for n, k in enumerate(keys)}
     return jax.block_until_ready(Weights(jnp.int32(seed), params))
 
 
@@ -63,10 +63,11 @@ def main():
             checksums(state)
             seconds.append(time.perf_counter() - start)
         took = statistics.median(seconds[1:])
-        print(f"checksums of {options.megabytes:.0f} MB: {took:.2f} s, {options.megabytes / took / 1e3:.1f} GB/s\n")
+        rate = options.megabytes / took / 1e3
+        print(f"checksums of {options.megabytes:.0f} MB: {took:.2f} s, {rate:.1f} GB/s\n")
         print("| | holds the run, s | until all is written, s |\n|---|---|---|")
-        without = unittest.mock.patch.object(checkpoint, "checksums", lambda tree: dict.fromkeys(named_leaves(tree), 0))
-        for name, change in (("with checksums", contextlib.nullcontext()), ("without", without)):
+        none = unittest.mock.patch.object(checkpoint, "checksums", lambda tree: dict.fromkeys(named_leaves(tree), 0))
+        for name, change in (("with checksums", contextlib.nullcontext()), ("without", none)):
             with change, tempfile.TemporaryDirectory() as folder:
                 held, whole = saves(folder, options.megabytes, options.saves)
             print(f"| {name} | {held:.2f} | {whole:.2f} |", flush=True)
