@@ -124,5 +124,7 @@ def rotate(x, angles):
     Returns: like x.
     """
     cos, sin = (f(angles)[:, :, None].astype(jnp.float32) for f in (jnp.cos, jnp.sin))
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)
+    first, second = (half.astype(jnp.float32) for half in jnp.split(x, 2, axis=-1))
+    turned = first * cos - second * sin, first * sin + second * cos
+    # A half at a time is cast, here and in the gradient: all of x as float32 would be written to memory.
+    return jnp.concatenate([half.astype(x.dtype) for half in turned], axis=-1)

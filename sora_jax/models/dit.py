@@ -31,6 +31,7 @@ from sora_jax.settings import TransformerSettings
 EPSILON = 1e-6
 IMAGE_EPSILON = 1e-5
 TIME_SCALE = 1000.0  # Wan's time embedding takes times in [0, 1000]
+FEW_LEVELS = 4  # up to here each patch's row is summed from them all
 residual = spec("batch tokens .")
 
 
@@ -42,7 +43,7 @@ class Attention(nnx.Module):
 
     def __init__(self, settings: TransformerSettings, *, image=False, adapter_of, rngs):
         D, dtype = settings.width, jnp.dtype(settings.dtype)
-        self.A, self.kernel = settings.heads, settings.attention
+        self.A, self.kernel, self.dtype = settings.heads, settings.attention, dtype
 
         def project(name, axes):
             return linear(D, D, axes, dtype=dtype, adapter=adapter_of(name), rngs=rngs)
@@ -58,28 +59,36 @@ class Attention(nnx.Module):
     def __call__(self, x, context, x_segments, context_segments, *, clips, angles=None, image=None):
         """x [B, N, D], context [B, M, D]; clips: in a row at most; image: as context, and its segments."""
         wide = spec("batch tokens heads")
-        q = split_heads(self.q_norm(self.q(x, out_sharding=wide)), self.A)
-        k = split_heads(self.k_norm(self.k(context, out_sharding=wide)), self.A)
-        v = split_heads(self.v(context, out_sharding=wide), self.A)
+
+        def heads(y, layout="batch tokens heads ."):
+            # The reshape is a copy on a TPU: of what is rounded, or the compiler would round once more, after it.
+            return split_heads(jax.lax.optimization_barrier(y.astype(self.dtype)), self.A, layout=layout)
+
+        q = heads(self.q_norm(self.q(x, out_sharding=wide)))
+        k = heads(self.k_norm(self.k(context, out_sharding=wide)))
+        v = heads(self.v(context, out_sharding=wide))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        q = q.astype(v.dtype)
-        y = attention(q, k.astype(v.dtype), v, x_segments, context_segments, kernel=self.kernel, clips=clips)
+        y = attention(q, k, v, x_segments, context_segments, kernel=self.kernel, clips=clips)
         if image is not None:
             image, image_segments = image
             # An image's tokens, an odd number, are whole on every chip.
             wide, layout = spec("batch . heads"), "batch . heads ."
-            k = split_heads(self.image_k_norm(self.image_k(image, out_sharding=wide)), self.A, layout=layout)
-            v = split_heads(self.image_v(image, out_sharding=wide), self.A, layout=layout)
-            y += attention(q, k.astype(v.dtype), v, x_segments, image_segments, kernel=self.kernel, clips=clips)
+            k = heads(self.image_k_norm(self.image_k(image, out_sharding=wide)), layout)
+            v = heads(self.image_v(image, out_sharding=wide), layout)
+            y += attention(q, k, v, x_segments, image_segments, kernel=self.kernel, clips=clips)
         return self.out(merge_heads(y), out_sharding=residual).astype(jnp.float32)
 
 
 def pick(table, one_hot):
     """For each patch the row of its level: table [B, T, D], one_hot [B, N, T] -> [B, N, D] float32, exact.
 
-    A matrix product rather than a gather: its transpose is one too, where a gather's is a scatter.
+    A matrix product rather than a gather: its transpose is one too, where a gather's is a scatter. Of few levels
+    it is a sum, which the compiler makes part of what reads it: [B, N, D] is never written to memory.
     """
+    T = table.shape[1]
+    if T <= FEW_LEVELS:
+        return sum(one_hot[:, :, t, None] * table[:, None, t] for t in range(T))
     return jnp.einsum("bnt,btd->bnd", one_hot, table, precision="highest", out_sharding=residual)
 
 

@@ -9,6 +9,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.mesh import AXES, axes_of, ways
@@ -139,8 +140,9 @@ def peak_memory(settings: Settings, sizes: dict[str, int]) -> float:
     model, parts = settings.transformer, held(settings, sizes)
     D, M, L = model.width, model.mlp / ways("mlp", sizes), model.layers
     block = WIDTHS * D + MLPS * M
-    # Of a layer, per token: its input in float32, unless that goes to the host; and its attention's output.
-    kept = {"full": 4 * D, "none": block, "offload": 0}.get(model.remat, 6 * D)
+    # Of a layer, per token: its input, unless that goes to the host; and its attention's output.
+    kept_input = jnp.dtype(model.dtype).itemsize * D
+    kept = {"full": kept_input, "none": block, "offload": 0}.get(model.remat, 2 * kept_input)
     tokens = tokens_at_once(settings, sizes)
     gradients = parts["weights"] * (2 if settings.train.accumulate > 1 else 1)
     # A layer's weights in bfloat16, one in use and the next on its way.
