@@ -46,12 +46,12 @@ def get_config():
         vocabulary=1024, width=128, heads=4, head_dim=32, mlp=256, layers=2, max_tokens=64, dtype="float32"
     )
     config.transformer.update(
-        patch=(1, 1, 1),  # of 2 x 2 latents, with a wider model, it learned no sooner
+        patch=(1, 2, 2),  # four times as many videos a second as with (1, 1, 1): it learns far sooner
         channels=config.autoencoder.latent_channels,
         text_width=config.text.width,
-        width=192,
+        width=256,
         heads=4,
-        mlp=768,
+        mlp=1024,
         layers=6,
         rotary_base=100.0,
         predicts="data",
@@ -61,10 +61,11 @@ def get_config():
     config.data.update(
         sizes=("64x64",),
         frames=(17, 5, 1),
-        batch=8,
-        row_patches=576,  # a video of 9 x 8 x 8 patches, three of 3 x 8 x 8, or nine pictures
+        batch=32,
+        row_patches=144,  # a video of 9 x 4 x 4 patches, three of 3 x 4 x 4, or nine pictures
         row_tokens=200,
         row_clips=9,
+        threads=1,
     )
     # Latents of 64 channels show through much noise: where things are is decided between t = 0.7 and 0.95.
     config.flow.shift_scale = 7.0

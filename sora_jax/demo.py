@@ -7,6 +7,7 @@ Every step is the verb's own function on real files; what is finished is reused 
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import platform
@@ -25,10 +26,12 @@ from sora_jax.evaluate.pictures import draw_loss_curves, draw_reconstruction
 from sora_jax.evaluate.reconstruction import measure_reconstruction
 from sora_jax.evaluate.report import Clip, Picture, write_demo_page
 from sora_jax.files import replacing
+from sora_jax.generate.pipeline import latent_shape
 from sora_jax.generate.sample import sample
 from sora_jax.generate.writer import write_webp
 from sora_jax.mesh import make_mesh
 from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.patches import patch_grid
 from sora_jax.settings import (
     AutoencoderSettings,
     DataSettings,
@@ -63,6 +66,8 @@ SETTINGS = Settings(
     sample=dataclasses.replace(SHIPPED_SETTINGS.sample, size=SIZE, frames=FRAMES, fps=FPS),
 )
 
+PATCHES = math.prod(patch_grid(latent_shape(SETTINGS, SETTINGS.sample), SETTINGS.transformer.patch))
+
 
 def autoencoder_settings(path: pathlib.Path, steps: int) -> Settings:
     """Settings to train the autoencoder that ships a little further, on the pixels in `path`."""
@@ -90,7 +95,7 @@ def transformer_settings(path: pathlib.Path, steps: int) -> Settings:
     return dataclasses.replace(
         SETTINGS,
         data=dataclasses.replace(
-            SETTINGS.data, path=str(path), batch=rows(4), row_patches=576, row_tokens=64, row_clips=1
+            SETTINGS.data, path=str(path), batch=rows(16), row_patches=PATCHES, row_tokens=64, row_clips=1
         ),
         optimizer=OptimizerSettings(
             name="muon", learning_rate=3e-4, warmup_steps=20, schedule="cosine", ema_decay=0.98, weight_decay=0.0
