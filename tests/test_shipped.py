@@ -1,8 +1,10 @@
 """The model that comes with the package, as a user meets it who has just installed it."""
 
 import importlib
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
@@ -15,8 +17,10 @@ from sora_jax.data.shapes_detector import read_scene
 from sora_jax.evaluate.reconstruction import measure_reconstruction
 from sora_jax.generate.writer import read_metadata
 from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.settings import AutoencoderSettings
-from sora_jax.weights.store import SHIPPED, SHIPPED_AUTOENCODER, load_model
+from sora_jax.models.video_model import VideoModel
+from sora_jax.settings import AutoencoderSettings, Settings
+from sora_jax.train.checkpoint import RELEASED, STEP
+from sora_jax.weights.store import SHIPPED, SHIPPED_AUTOENCODER, load_model, save_model
 
 UNSEEN = 12345  # a seed of the world that nothing was trained on
 FEW = ["--steps=8", "--seed=3"]
@@ -63,6 +67,35 @@ def test_the_model_that_ships_hears_its_prompts(tmp_path):
     seen = [read_scene(frames_of(tmp_path / f"{n:03}.mp4")) for n in range(len(asked))]
     right = [scene is not None and scene.background == name for name, scene in zip(asked, seen, strict=True)]
     assert np.mean(right) > 0.5  # one in five by chance
+
+
+def cut_text(params):
+    """Nothing of the text reaches the patches."""
+    out = params["transformer"]["blocks"]["cross_attention"]["out"]
+    out.update(jax.tree.map(jnp.zeros_like, out))
+
+
+def frozen_time(params):
+    """Whatever the time, the model is told the same."""
+    into = params["transformer"]["time_in"]
+    into["kernel"] = jnp.zeros_like(into["kernel"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("breaks", [None, cut_text, frozen_time], ids=["whole", "text cut", "time frozen"])
+def test_the_shapes_suite_fails_the_model_that_ships_when_it_is_broken(tmp_path, capsys, breaks):
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED, folder)
+    with jax.set_mesh(tiny.mesh_of()):
+        settings, params = load_model(folder / RELEASED, VideoModel, Settings)
+        settings = tiny.change(settings, sample={"steps": 10})
+        if breaks:
+            breaks(params)
+        save_model(folder / RELEASED, VideoModel, settings, params, dtype="bfloat16", metadata={STEP: "1"})
+    flags = ["--suite=shapes", "--frames=1", "--samples=64"]
+    assert main(["evaluate", f"--checkpoint={folder}", *flags]) == (2 if breaks else 0)
+    told = capsys.readouterr()
+    assert ("FAULT" in told.out + told.err) == bool(breaks)
 
 
 @pytest.mark.slow
