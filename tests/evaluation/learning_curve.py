@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 
 from sora_jax.data.shapes import MOTIONS, sample_scene
 from sora_jax.data.shapes_detector import read_scene
-from sora_jax.evaluate.pictures import draw_contact_sheet
+from sora_jax.evaluate.pictures import INK, PAPER, draw_contact_sheet
 from sora_jax.evaluate.shapes import ALL, ATTRIBUTES, SEED, agreement, make_prompts, percent, shares, verdict
+from sora_jax.files import replacing
 from sora_jax.generate.images import video_size
 from sora_jax.generate.pipeline import load_generator, sample_latents
 from sora_jax.mesh import make_mesh
@@ -61,20 +62,21 @@ def _way(asked, read):
 def draw(path, rows):
     """The share of each attribute over updates, a panel for each number of frames."""
     lengths = sorted({row["frames"] for row in rows})
-    figure = Figure(figsize=(6.4 * len(lengths), 3.8), layout="constrained")
+    figure = Figure(figsize=(6.4 * len(lengths), 3.8), layout="constrained", facecolor=PAPER)
     for panel, frames in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths, strict=True):
         mine = sorted((row for row in rows if row["frames"] == frames), key=lambda row: row["step"])
         for number, name in enumerate((*ATTRIBUTES, ALL)):
             points = [(row["step"], 100 * row["shares"][name]) for row in mine if name in row["shares"]]
             if points:
-                style = {"color": "black", "linewidth": 2.5} if name == ALL else {"color": f"C{number}"}
+                style = {"color": INK, "linewidth": 2.5} if name == ALL else {"color": f"C{number}"}
                 panel.plot(*zip(*points, strict=True), ".-", label=name, **style)
         panel.set(title=f"{frames} frames" if frames > 1 else "pictures", xlabel="update", ylim=(0, 100))
         panel.set_xlim(left=0)
         panel.set_ylabel("held-out prompts that are shown, %")
         panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=144)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=144, format="png")
 
 
 def main():
