@@ -43,7 +43,7 @@ class Home:
         captions = [json.loads(line) for line in (folder / "world/captions.jsonl").read_text().splitlines()]
         words = train_tokenizer([line["caption"] for line in captions], folder / "words.model", vocabulary=400)
         text = dataclasses.replace(tiny.SETTINGS.text, vocabulary=words.vocabulary, weights=str(self.encoder))
-        write_component(self.encoder, text_table(), TextEncoder, text, {})
+        write_component(self.encoder, text_table(text), TextEncoder, text, {})
         with jax.set_mesh(tiny.mesh_of()):
             save_model(folder / "autoencoder", Autoencoder, CODER, tiny.random_params(Autoencoder, CODER))
         self.settings = tiny.change(
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_told(home, tmp_path):
     with pytest.raises(InputError, match="would train a text encoder of its own; set it, and"):
         train_rows(tiny.change(home.tokens(), text={"weights": ""}))
     other = tmp_path / "other"
-    write_component(other, text_table(), TextEncoder, settings.text, {}, scale=0.5)
+    write_component(other, text_table(settings.text), TextEncoder, settings.text, {}, scale=0.5)
     with pytest.raises(InputError, match="made with another text encoder"):
         train_rows(tiny.change(settings, text={"weights": str(other)}))
     with pytest.raises(InputError, match="made of other text encoder"):

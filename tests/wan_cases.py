@@ -153,7 +153,7 @@ def random_tokens() -> tuple[np.ndarray, np.ndarray]:
 
 def our_text() -> np.ndarray:
     tokens, real = random_tokens()
-    params = foreign_params(TextEncoder, text_table(), TEXT)
+    params = foreign_params(TextEncoder, text_table(TEXT), TEXT)
     return np.asarray(jax.jit(lambda params: bind(TextEncoder, TEXT, params)(tokens, real))(params))
 
 

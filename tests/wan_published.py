@@ -48,7 +48,7 @@ def write_published(folder: pathlib.Path, dtype: str, *, boundary: float = 0.0, 
     text.mkdir()
     (text / "config.json").write_text(json.dumps(config))
     settings = wan_configs.text_settings(text / "config.json", "")
-    write_component(text, text_table(), TextEncoder, settings, config)
+    write_component(text, text_table(settings), TextEncoder, settings, config)
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"flow_shift": SHIFT}))
     second = {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": boundary}

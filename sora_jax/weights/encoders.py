@@ -27,7 +27,7 @@ def check_encoder(settings: TextSettings | ImageSettings):
 def _described(settings):
     tensors = tensors_in(settings.weights)
     if isinstance(settings, TextSettings):
-        return tensors, text_table(), TextEncoder, TEXT_ALIASES
+        return tensors, text_table(settings), TextEncoder, TEXT_ALIASES
     prefix = "vision_model."  # as transformers 4 wrote it
     tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors, image_table(settings), ImageEncoder, image_unused(tensors, settings)

@@ -25,29 +25,35 @@ class Tensor:
     pattern: einops, their axes -> ours (of one block).
     sizes: of axes that the pattern splits.
     part: which (start, stop) of their second axis it is, if it is not all.
+    factor: ours over theirs.
     """
 
     name: str
     pattern: str = "a -> a"
     sizes: tuple[tuple[str, int], ...] = ()
     part: tuple[int, int] | None = None
+    factor: float = 1.0
 
     def ours(self, theirs: np.ndarray) -> np.ndarray:
         if self.part:
             theirs = theirs[:, slice(*self.part)]
-        return einops.rearrange(theirs, self.pattern, **dict(self.sizes))
+        return self._times(einops.rearrange(theirs, self.pattern, **dict(self.sizes)), self.factor)
 
     def theirs(self, ours: np.ndarray) -> np.ndarray:
         left, right = self.pattern.split("->")
-        return einops.rearrange(ours, f"{right} -> {left}", **dict(self.sizes))
+        return self._times(einops.rearrange(ours, f"{right} -> {left}", **dict(self.sizes)), 1 / self.factor)
 
     def read(self, tensor, index: tuple[slice, ...]) -> np.ndarray:
         """`index` of ours, from an array or a slice of a file; no more of it is read than the pattern allows."""
         if self.pattern == LINEAR:
-            return tensor[index[1], index[0]].T
+            return self._times(tensor[index[1], index[0]].T, self.factor)
         if self.pattern == "a -> a":
-            return tensor[index]
+            return self._times(tensor[index], self.factor)
         return self.ours(tensor[...])[index]
+
+    @staticmethod
+    def _times(array, factor):
+        return array if factor == 1 else array * np.asarray(factor, array.dtype)
 
 
 LINEAR = "o i -> i o"

@@ -1,5 +1,7 @@
 """Wan's models: their published sizes, and what diffusers and transformers call our tensors."""
 
+import dataclasses
+import math
 import re
 from collections.abc import Iterable
 
@@ -168,8 +170,8 @@ def transformer_table(settings: TransformerSettings) -> dict[str, Tensor]:
     return table
 
 
-def text_table() -> dict[str, Tensor]:
-    """transformers' UMT5EncoderModel."""
+def text_table(settings: TextSettings) -> dict[str, Tensor]:
+    """transformers' UMT5EncoderModel, whose logits are not divided by sqrt(head_dim) as ours are."""
     attention, mlp = "encoder.block.{}.layer.0", "encoder.block.{}.layer.1"
     table = {
         "embedding": Tensor("shared.weight", "v e -> v e"),
@@ -179,6 +181,8 @@ def text_table() -> dict[str, Tensor]:
     }
     for ours, theirs in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o")):
         table |= linear(f"blocks.attention.{ours}", f"{attention}.SelfAttention.{theirs}", bias=False)
+    q = "blocks.attention.q.kernel"
+    table[q] = dataclasses.replace(table[q], factor=math.sqrt(settings.head_dim))
     for ours, theirs in (("gate", "wi_0"), ("up", "wi_1"), ("down", "wo")):
         table |= linear(f"blocks.mlp.{ours}", f"{mlp}.DenseReluDense.{theirs}", bias=False)
     table |= norm("blocks.attention_norm", f"{attention}.layer_norm")

@@ -60,7 +60,7 @@ def test_published_transformers_have_a_place_for_every_tensor(name):
 def test_published_encoders_have_a_place_for_every_tensor():
     with torch.device("meta"):
         text, image = shapes_of(build_text(wan.UMT5_XXL)), shapes_of(build_image(ImageSettings()))
-    assert foreign_shapes(wan.text_table(), TextEncoder, wan.UMT5_XXL) == text
+    assert foreign_shapes(wan.text_table(wan.UMT5_XXL), TextEncoder, wan.UMT5_XXL) == text
     settings = ImageSettings()
     ours = foreign_shapes(wan.image_table(settings), ImageEncoder, settings)
     assert ours.keys() | wan.image_unused(image, settings) == image.keys()
