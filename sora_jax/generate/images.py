@@ -27,13 +27,14 @@ class Given:
 
     latents: clean, of the whole video, [F', h, w, C]; whatever they are where nothing is known.
     known: which of their patches are given and come back as they are, [f, h, w] bool; None: none.
-    time: at which the solver begins with the other latents: 1 is noise, 0 is the video itself.
+    strength: share of the solver's steps that are run on the other latents: 0 leaves the video itself, 1 begins
+      with noise. The first one's time depends on the shift, as the times of all steps do.
     condition: what is given beside the noise, [F', h, w, P_c]; image: what an image encoder sees, [I, E].
     """
 
     latents: np.ndarray | None = None
     known: np.ndarray | None = None
-    time: float = 1.0
+    strength: float = 1.0
     condition: np.ndarray | None = None
     image: np.ndarray | None = None
 

@@ -186,9 +186,9 @@ def rows_at_once(prompts: int, guidance: float) -> int:
 
 
 def plan_steps(
-    generator: Generator, sample: SampleSettings, *, begins: float = 1.0, low_guidance: float = 0.0
+    generator: Generator, sample: SampleSettings, *, strength: float = 1.0, low_guidance: float = 0.0
 ) -> tuple[np.ndarray, list[Step]]:
-    """The times of a run that begins at one above 0, and what each of its steps does.
+    """The times of a run of this share, above 0, of the solver's steps, and what each of them does.
 
     Raises: InputError for a video that the model can't make, and as `schedule` does.
     """
@@ -196,10 +196,8 @@ def plan_steps(
     grid = patch_grid(latent_shape(settings, sample), settings.transformer.patch)
     shift = sample.shift or settings.flow.shift_scale * float(shift_of(int(np.prod(grid)), grid[0]))
     whole = settings.flow.whole_times
-    # So many of the steps as their share of the way is, evenly spaced before the shift.
-    start = begins / (begins + shift * (1 - begins))
-    end = min(1 / whole, start) if whole else 0.0
-    times = np.asarray(time_grid(max(1, round(sample.steps * start)), shift, start, end=end))
+    end = min(1 / whole, strength) if whole else 0.0
+    times = np.asarray(time_grid(max(1, round(sample.steps * strength)), shift, strength, end=end))
     if generator.low:
         low_guidance = low_guidance or generator.low[1].sample.guidance
     return times, schedule(settings, sample, times, generator.drift, low_guidance=low_guidance)
@@ -257,13 +255,13 @@ def sample_latents(
         return jax.device_put(x, spec(("." if split and len(x) == B else "batch") + " ." * (x.ndim - 1)))
 
     batch = jax.tree.map(put, batch)
-    begins = given.time if given is not None else 1.0
-    if not begins:
+    strength = given.strength if given is not None else 1.0
+    if not strength:
         return np.broadcast_to(given.latents, (B, *given.latents.shape))
-    times, steps = plan_steps(generator, sample, begins=begins, low_guidance=low_guidance)
+    times, steps = plan_steps(generator, sample, strength=strength, low_guidance=low_guidance)
     solver, key = SOLVERS[sample.solver], jax.random.key(seed)
     key = jax.random.fold_in(key, window) if window else key
-    pairs, state = begin(settings, solver, generator.params, batch, key, jnp.int32(first), jnp.float32(begins))
+    pairs, state = begin(settings, solver, generator.params, batch, key, jnp.int32(first), jnp.float32(times[0]))
     data = None
     for i, step in enumerate(steps):
         if step.skipped:

@@ -29,8 +29,8 @@ class Request:
     """A task and what it is given; the defaults are text to video.
 
     task: of TASKS; "": `image` if there is a picture, else `text`.
-    keyframes: "SECONDS:FILE"; seconds: of what is made, None: as the model makes them; strength: time at which an
-      edit begins; story: prompts that take turns over a long video; watermark: a text.
+    keyframes: "SECONDS:FILE"; seconds: of what is made, None: as the model makes them; strength: share of the
+      solver's steps that an edit runs; story: prompts that take turns over a long video; watermark: a text.
     """
 
     task: str = ""

@@ -122,9 +122,9 @@ def sample(
             "checkpoint_hash": params_hash(generator.params),
             **dataclasses.asdict(settings),
         }
-        if settings.skip and (begins := STRENGTH if request.strength is None else request.strength):
-            begins = begins if request.name == "edit" else 1.0
-            _, steps = plan_steps(generator, settings, begins=begins, low_guidance=low_guidance)
+        if settings.skip and (strength := STRENGTH if request.strength is None else request.strength):
+            strength = strength if request.name == "edit" else 1.0
+            _, steps = plan_steps(generator, settings, strength=strength, low_guidance=low_guidance)
             made_of["skipped_steps"] = [i for i, step in enumerate(steps) if step.skipped]
             note = f"note: {len(made_of['skipped_steps'])} of {len(steps)} steps are skipped"
             console.print(note, highlight=False)

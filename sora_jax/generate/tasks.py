@@ -150,8 +150,8 @@ def animate(generator, frames: int, pictures: Mapping[int, np.ndarray]) -> Task:
 
 
 def edit(coder: Coder, video: np.ndarray, strength: float) -> Task:
-    """The video [F, H, W, 3] uint8, begun anew at time `strength`: at 0 it comes back, at 1 nothing is left."""
-    return Task(len(video), Given(latents=coder.encode(video), time=strength))
+    """The video [F, H, W, 3] uint8, of whose way to noise `strength` is gone back: 0 none, at 1 nothing is left."""
+    return Task(len(video), Given(latents=coder.encode(video), strength=strength))
 
 
 def repaint(coder: Coder, video: np.ndarray, known: np.ndarray) -> Task:
