@@ -16,7 +16,7 @@ The latents are those of `autoencoder_shapes.py`, or of the same autoencoder as 
 Data, by seed, number and `write_world`'s options, 64x64 and 17 frames where nothing else is said: images, 21,
 16,000, lengths=(1,); single, 22, 10,000, things=1; videos, 23, 8,000; short, 24, 5,000, lengths=(5,); aspects, 25,
 2,000, sizes=("96x64", "64x96"); long, 26, 1,200, lengths=(33,); pairs, 27, 8,000, lengths=(1,), things=2; double,
-28, 4,000, things=2; more_pairs, 31, 40,000, lengths=(1,), things=2.
+28, 4,000, things=2; pairs2, 31, 40,000, lengths=(1,), things=2.
 
 Stages, one run (the same workdir, other flags):
 
@@ -28,16 +28,16 @@ Stages, one run (the same workdir, other flags):
     images:2,pairs:2,short:2.5,single:1.5,videos:2.5,double:1.5               to 2,381        (3) (4) 3700
     images:1.5,pairs:3,short:2,single:1,videos:2.5,double:2,aspects:.7,long:.4  to 3,229      (4) (5) 3490
     pairs:5,images:1                                                          to 3,467        (6) 288
-    more_pairs:5,images:1                                                     to 3,939        (6) 208
+    pairs2:5,images:1                                                         to 3,939        (6) 208
 
 Up to here the attention of the text encoder was T5's, and captions were bags of words (docs/evaluation.md). The
 model was released, its relative biases, queries and keys were drawn anew as `models/text.py` draws them now, and a
 second run began with it (config.train.init_from):
 
-    more_pairs:8,images:2,short:1,single:.5,double:.5                         to 562          (6) 160 (4) 1700
-    more_pairs:6,images:1,short:2,videos:2,double:2.5,single:.7               to 1,000        (6) 112 (4) (9)
+    pairs2:8,images:2,short:1,single:.5,double:.5                             to 562          (6) 160 (4) 1700
+    pairs2:6,images:1,short:2,videos:2,double:2.5,single:.7                   to 1,000        (6) 112 (4) (9)
     the same                                                                  to 1,341        (6) 112 (4) 1800 (7)
-    more_pairs:3,images:.5,short:3,videos:3,double:2,single:2                 to 1,801        (6) 96 (4) 2060 (8)
+    pairs2:3,images:.5,short:3,videos:3,double:2,single:2                     to 1,801        (6) 96 (4) 2060 (8)
     the same with single:1.5,aspects:1,long:.5                                to 1,900        (5) (4) 1900
 
     (1) config.data.row_tokens=200, in the two stages after them 128
@@ -52,7 +52,7 @@ second run began with it (config.train.init_from):
     (9) 1700 as before to 741, 1500 to 814, then 1800
 
 Devices: 1, a laptop's CPU. 7,546,752 parameters.
-Result: two cores of an AMD EPYC, 2 h 41 min and RUN2, at times beside the making of the data and samples:
+Result: two cores of an AMD EPYC, 2 h 41 min and 1 h 12 min, at times beside the making of the data and samples:
 docs/evaluation.md, "The checkpoint that ships". From update 1,382 on another allocator (docs/performance.md).
 """
 

@@ -17,6 +17,7 @@ from sora_jax.data.shapes_detector import read_scene
 from sora_jax.evaluate.reconstruction import measure_reconstruction
 from sora_jax.generate.writer import read_metadata
 from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.models.layers import sinusoid
 from sora_jax.models.video_model import VideoModel
 from sora_jax.settings import AutoencoderSettings, Settings
 from sora_jax.train.checkpoint import RELEASED, STEP
@@ -76,8 +77,9 @@ def cut_text(params):
 
 
 def frozen_time(params):
-    """Whatever the time, the model is told the same."""
+    """Whatever the time, the model is told that there is no noise."""
     into = params["transformer"]["time_in"]
+    into["bias"] += sinusoid(jnp.zeros(()), len(into["kernel"])) @ into["kernel"]
     into["kernel"] = jnp.zeros_like(into["kernel"])
 
 
