@@ -150,7 +150,7 @@ def animate(generator, frames: int, pictures: Mapping[int, np.ndarray]) -> Task:
 
 
 def edit(coder: Coder, video: np.ndarray, strength: float) -> Task:
-    """The video [F, H, W, 3] uint8, of whose way to noise `strength` is gone back: 0 none, at 1 nothing is left."""
+    """The video [F, H, W, 3] uint8, taken `strength` of the way to noise and back: at 1 nothing is left of it."""
     return Task(len(video), Given(latents=coder.encode(video), strength=strength))
 
 
