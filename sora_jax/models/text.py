@@ -108,8 +108,8 @@ def embed(settings: TextSettings, params: dict, tokens, segments):
     return bind(TextEncoder, settings, params)(tokens, segments)
 
 
-def nearby(key, shape, dtype=jnp.float32, *, max_distance: int, out_sharding=None):
-    """Init of relative biases, [buckets, heads]: one half of the heads looks back, one ahead, each so far.
+def nearby(key, shape, dtype, *, max_distance: int, out_sharding):
+    """Init of relative biases, [buckets, heads]: half of the heads look back, half ahead, and not equally far.
 
     With T5's own, nearly 0, a caption is a bag of words: as long as the transformer is not told which word belongs
     to which, it has no use for it and gives it no gradient. Slopes as of ALiBi (arXiv 2108.12409), from 1 to 1/8.
@@ -124,7 +124,7 @@ def nearby(key, shape, dtype=jnp.float32, *, max_distance: int, out_sharding=Non
     # What lies on a head's other side counts as three times as far.
     sides = [-slope * distance * jnp.where(ahead == side, 1, 3) for side in range(2)]
     bias = jnp.maximum(jnp.concatenate(sides), LEAST_BIAS) + 0.1 * jax.random.normal(key, shape)
-    return jax.reshard(bias.astype(dtype), out_sharding) if out_sharding is not None else bias.astype(dtype)
+    return jax.reshard(bias.astype(dtype), out_sharding)
 
 
 def relative_buckets(S: int, buckets: int, max_distance: int):

@@ -19,6 +19,7 @@ import numpy as np
 from sora_jax.data.shapes import render, sample_scene
 from sora_jax.data.shapes_captions import caption
 from sora_jax.diffusion.flow import levels_of
+from sora_jax.generate.images import video_size
 from sora_jax.generate.pipeline import load_generator, tokenize
 from sora_jax.mesh import make_mesh, spec
 from sora_jax.models.module import bind
@@ -45,12 +46,9 @@ def swap(scene, attribute):
     )
 
 
-def errors(generator, scenes, captions, size):
-    """Mean squared error of the predicted data, in latents, at each of TIMES."""
-    settings, coder = generator.settings, (generator.autoencoder_params, generator.autoencoder)
-    latents = np.stack(
-        [np.concatenate(list(encode_stream(*coder, render(scene, frames=1, size=size)))) for scene in scenes]
-    )
+def errors(generator, latents, captions):
+    """Mean squared error of the data predicted of latents [B, 1, h, w, C], at each of TIMES."""
+    settings = generator.settings
     patch, grid = settings.transformer.patch, patch_grid(latents.shape[1:4], settings.transformer.patch)
     data = patchify(jnp.asarray(latents), patch)
     noise = jax.random.normal(jax.random.key(0), data.shape)
@@ -82,10 +80,13 @@ def main():
     parser.add_argument("--scenes", type=int, default=96)
     asked = parser.parse_args()
     generator = load_generator(asked.workdir)
-    width, height = map(int, generator.settings.sample.size.split("x"))
+    size, coder = video_size(generator.settings.sample), (generator.autoencoder_params, generator.autoencoder)
     drawn = (sample_scene(SEED, index, things=2) for index in itertools.count())
     unlike = (s for s in drawn if s.things[0].shape != s.things[1].shape and s.things[0].size != s.things[1].size)
     scenes = list(itertools.islice(unlike, asked.scenes))
+    latents = np.stack(
+        [np.concatenate(list(encode_stream(*coder, render(scene, frames=1, size=size)))) for scene in scenes]
+    )
     told = {"right": scenes} | {attribute: [swap(s, attribute) for s in scenes] for attribute in SWAPPED}
     captions = {
         name: [caption(scene, "plain", moving=False, turned=[False, False]) for scene in described]
@@ -94,7 +95,7 @@ def main():
     captions["none"] = [""] * len(scenes)
     print(f"{'time':8}", *(f"{t:7.2f}" for t in TIMES))
     for name, mine in captions.items():
-        values = errors(generator, scenes, mine, (height, width))
+        values = errors(generator, latents, mine)
         print(f"{name:8}", *(f"{value:7.4f}" for value in values))
 
 
