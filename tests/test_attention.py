@@ -40,14 +40,14 @@ def inputs(shape, heads=2):
     return (q, k, v), (q_segments, kv_segments)
 
 
-def run(kernel, arrays, segments, **options):
+def run(kernel, arrays, segments):
     """Outputs, and the gradients of a loss on them."""
     weights = np.random.default_rng(1).normal(size=arrays[0].shape).astype(np.float32)
 
     @jax.jit
     def both(arrays):
         def loss(arrays):
-            y = attention(*arrays, *segments, kernel=kernel, **options)
+            y = attention(*arrays, *segments, kernel=kernel)
             return jnp.sum(y * weights), y
 
         return jax.value_and_grad(loss, has_aux=True)(arrays)
@@ -105,7 +105,7 @@ def alone():
     with jax.set_mesh(tiny.mesh_of()):
         for shape in ((304, 304, 16), (304, 40, 16)):
             arrays, segments = inputs(shape, heads=8)
-            cases.append((arrays, segments, run("xla", arrays, segments, scale=0.3)))
+            cases.append((arrays, segments, run("xla", arrays, segments)))
     return cases
 
 
@@ -113,7 +113,7 @@ def alone():
 def test_attention_of_many_devices_equals_that_of_one(alone, layout):
     with jax.set_mesh(tiny.mesh_of(**layout)):
         for arrays, segments, expected in alone:
-            assert_same(run("chunked", arrays, segments, scale=0.3), expected)
+            assert_same(run("chunked", arrays, segments), expected)
 
 
 @pytest.mark.parametrize("layout", [{"ring": 3}, {"context": 2, "ring": 2}], ids=["ring3", "context2-ring2"])
@@ -127,7 +127,7 @@ def test_the_kernel_for_tpu_goes_round_the_ring(one_device, layout):
 def test_the_reference_lies_on_a_ring_as_well(alone):
     arrays, segments, expected = alone[0]
     with jax.set_mesh(tiny.mesh_of(ring=2, context=2, tensor=2)):
-        assert_same(run("xla", arrays, segments, scale=0.3), expected)
+        assert_same(run("xla", arrays, segments), expected)
 
 
 def test_keys_go_round_as_often_as_they_must(one_device):

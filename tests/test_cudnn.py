@@ -79,7 +79,7 @@ def test_cudnn_is_told_the_clips_of_each_row(one_device, monkeypatch, case):
 
     def run(function):
         def loss(arrays):
-            y = function(*arrays, q_segments, kv_segments, 0.3)
+            y = function(*arrays, q_segments, kv_segments)
             return jnp.sum(y * weights), y
 
         (_, y), gradients = jax.value_and_grad(loss, has_aux=True)(arrays)
@@ -99,7 +99,7 @@ def test_cudnn_lowers_for_cuda_without_a_mask(one_device, monkeypatch, clips, op
     segments = jax.ShapeDtypeStruct((B, 4096), jnp.int32)
 
     def loss(q, k, v, segments):
-        return jnp.sum(cudnn(q, k, v, segments, segments, 0.1, clips=clips).astype(jnp.float32))
+        return jnp.sum(cudnn(q, k, v, segments, segments, clips=clips).astype(jnp.float32))
 
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, x, x, segments)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()

@@ -16,7 +16,7 @@ SMALL = 2**20  # queries x keys: up to here the logits may as well be held
 SMALL_ON_CPU = 2**16
 
 
-def attention(q, k, v, q_segments, kv_segments, *, bias=None, scale=None, kernel="auto", clips=None):
+def attention(q, k, v, q_segments, kv_segments, *, bias=None, kernel="auto", clips=None):
     """Softmax attention within segments: a query sees the keys of its own segment.
 
     Args:
@@ -24,7 +24,6 @@ def attention(q, k, v, q_segments, kv_segments, *, bias=None, scale=None, kernel
       k, v: keys and values, [B, M, A, K].
       q_segments, kv_segments: [B, N] and [B, M] int32.
       bias: added to the logits before the softmax, [A, N, M] float32.
-      scale: of the logits; K ** -0.5 if not given.
       kernel: "xla" holds all logits, and is the only one with a bias; "chunked", "splash" and "cudnn" hold a block
         of them; "auto" takes what suits the platform and the size.
       clips: in a row at most, as segments 1 ... clips from its beginning on, 0 for padding; None: unknown. cuDNN
@@ -33,7 +32,6 @@ def attention(q, k, v, q_segments, kv_segments, *, bias=None, scale=None, kernel
     Raises: InputError if cuDNN is asked for what it can't do.
     """
     ring = jax.sharding.get_abstract_mesh().shape["ring"]
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     name = "xla" if bias is not None else chosen(kernel, q, k, clips, ring)
     # As many keys as queries go round the ring; few keys, or those of a kernel that can't, each chip gathers.
     goes_round = name in KERNELS and q.shape[1] == k.shape[1]
@@ -46,13 +44,13 @@ def attention(q, k, v, q_segments, kv_segments, *, bias=None, scale=None, kernel
         mask = (q_segments[:, :, None] == kv_segments[:, None, :])[:, None]
         if bias is not None:
             bias = jax.reshard(bias[None], spec(". heads_all ring ."))
-        y = jax.nn.dot_product_attention(q, k, v, bias, mask, scale=scale)
+        y = jax.nn.dot_product_attention(q, k, v, bias, mask)
         y = jnp.where(jnp.any(mask, axis=-1)[:, 0, :, None, None], y, 0)
     else:
         if name == "cudnn":
-            function = functools.partial(cudnn, scale=scale, clips=clips)
+            function = functools.partial(cudnn, clips=clips)
         else:
-            function = functools.partial(attend, KERNELS[name], scale=scale, ring=ring if goes_round else 1)
+            function = functools.partial(attend, KERNELS[name], ring=ring if goes_round else 1)
         y = jax.shard_map(
             function,
             in_specs=(spec(q_axes), spec(kv_axes), spec(kv_axes), *rows),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax._src.cudnn.fused_attention_stablehlo import MaskType, check_compute_capability, dot_product_attention
 
 
-def cudnn(q, k, v, q_segments, kv_segments, scale, *, clips: int):
+def cudnn(q, k, v, q_segments, kv_segments, *, clips: int):
     """Softmax attention within segments by cuDNN, forward and backward, of whole sequences and few heads.
 
     Args:
@@ -17,6 +17,7 @@ def cudnn(q, k, v, q_segments, kv_segments, scale, *, clips: int):
       clips: in a row at most.
     Returns: [B, N, A, K]; padding gets 0.
     """
+    scale = q.shape[-1] ** -0.5
     numbers = jnp.arange(1, clips + 1)
     q_mine, kv_mine = (x[:, :, None] == numbers for x in (q_segments, kv_segments))
     both = jnp.any(q_mine, axis=1) & jnp.any(kv_mine, axis=1)  # [B, clips]

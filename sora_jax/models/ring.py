@@ -17,7 +17,7 @@ RESIDUALS = (
 NOBODY = -1  # the segment of what fills up a block; no query is in it and no key
 
 
-def attend(kernel: Kernel, q, k, v, q_segments, kv_segments, scale, *, ring=1):
+def attend(kernel: Kernel, q, k, v, q_segments, kv_segments, *, ring=1):
     """Softmax attention within segments, of whole heads, inside a shard_map; lengths and widths may be any.
 
     Args:
@@ -28,7 +28,7 @@ def attend(kernel: Kernel, q, k, v, q_segments, kv_segments, scale, *, ring=1):
     """
     N, K = q.shape[1], q.shape[3]
     q_block, kv_block = kernel.block(N), kernel.block(k.shape[1])
-    q = _fill(q * jnp.asarray(scale, q.dtype), q_block, kernel.width)
+    q = _fill(q * jnp.asarray(K**-0.5, q.dtype), q_block, kernel.width)
     k, v = (_fill(x, kv_block, kernel.width) for x in (k, v))
     segments = [
         jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)), constant_values=filler)
