@@ -16,7 +16,8 @@ The latents are those of `autoencoder_shapes.py`, or of the same autoencoder as 
 Data, by seed, number and `write_world`'s options, 64x64 and 17 frames where nothing else is said: images, 21,
 16,000, lengths=(1,); single, 22, 10,000, things=1; videos, 23, 8,000; short, 24, 5,000, lengths=(5,); aspects, 25,
 2,000, sizes=("96x64", "64x96"); long, 26, 1,200, lengths=(33,); pairs, 27, 8,000, lengths=(1,), things=2; double,
-28, 4,000, things=2; pairs2, 31, 40,000, lengths=(1,), things=2.
+28, 4,000, things=2; pairs2, 31, 40,000, lengths=(1,), things=2; short2, 41, 12,000, lengths=(5,), things=2;
+double2, 42, 6,000, things=2.
 
 Stages, one run (the same workdir, other flags):
 
@@ -39,17 +40,29 @@ second run began with it (config.train.init_from):
     the same                                                                  to 1,341        (6) 112 (4) 1800 (7)
     pairs2:3,images:.5,short:3,videos:3,double:2,single:2                     to 1,801        (6) 96 (4) 2060 (8)
     the same with single:1.5,aspects:1,long:.5                                to 1,900        (5) (4) 1900
+    pairs2:3,images:.5,short:5,videos:4,double:1.5,single:3                   to 2,108        (6) 96 (8)
+    the same with short:6                                                     to 2,878        (6) 96 (10)
+    the same with short:4,double:4,single:1.5                                 to 3,060        (6) 96 (10)
+    pairs2:2,short2:14,short:2,videos:2,double:3,single:1                     to 3,602        (6) 112 (11)
+    the same with short2:12,double:2,double2:3                                to 3,801        (6) 112 (11)
+    pairs2:2,images:1,short2:8,short:3,videos:4,double:1,double2:2.5,single:2.5 to 4,403      (6) 112 (12)
+    the same with short2:7                                                    to 5,500        (6) 112 (12) (13)
+    the same with short2:6,aspects:2,long:1                                   to 5,800        (5) (12) (13)
 
     (1) config.data.row_tokens=200, in the two stages after them 128
     (2) config.masks: nothing=45 first=30 last=5 both=3 prefix=6 suffix=3 ends=1 random=3 outside=2 inside=2
     (3) the same with nothing=55 first=22 prefix=5 random=2: ways are learned from a frame that is given
     (4) config.optimizer.schedule=cosine, final_fraction=0.01, config.train.steps as behind it
-    (5) in config.data batch=16, row_patches=288, row_clips=18, row_tokens=160, in the second run 192;
+    (5) in config.data batch=16, row_patches=288, row_clips=18, row_tokens=160, in the second run 192, at last 224;
         config.transformer.attention=xla
     (6) config.data.row_tokens as behind it
     (7) config.masks: nothing=55 first=14 last=2 both=2 prefix=5 suffix=4 ends=3 random=2 outside=1 inside=1
     (8) the same with first=20
     (9) 1700 as before to 741, 1500 to 814, then 1800
+    (10) nothing=50 first=20 last=5 both=2 prefix=4 suffix=9 ends=5 random=2 outside=1 inside=1
+    (11) the same with nothing=42 first=30 suffix=8
+    (12) the same with nothing=52 first=18 prefix=5 suffix=9 ends=6 random=3 outside=1.5 inside=1.5
+    (13) (4) 5800 with learning_rate=0.0156 and final_fraction=0.0005, which is 2e-3 at 4,403 and falls from there
 
 Devices: 1, a laptop's CPU. 7,546,752 parameters.
 Result: two cores of an AMD EPYC, 2 h 41 min and 1 h 12 min, at times beside the making of the data and samples:
