@@ -15,6 +15,7 @@ from sora_jax.data.clips import probe, read_clip
 from sora_jax.data.shapes import BACKGROUNDS, render, sample_scene
 from sora_jax.data.shapes_detector import read_scene
 from sora_jax.evaluate.reconstruction import measure_reconstruction
+from sora_jax.evaluate.subject import read_video
 from sora_jax.generate.writer import read_metadata
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.layers import sinusoid
@@ -25,6 +26,7 @@ from sora_jax.weights.store import SHIPPED, SHIPPED_AUTOENCODER, load_model, sav
 
 UNSEEN = 12345  # a seed of the world that nothing was trained on
 FEW = ["--steps=8", "--seed=3"]
+THING = ("yellow", "circle")
 
 
 def sampled(out, *flags):
@@ -66,8 +68,21 @@ def test_the_model_that_ships_hears_its_prompts(tmp_path):
     prompts = [f"a large yellow circle on a {name} background" for name in asked]
     sampled(tmp_path, *(f"--prompt={prompt}" for prompt in prompts), "--frames=1", *FEW)
     seen = [read_scene(frames_of(tmp_path / f"{n:03}.mp4")) for n in range(len(asked))]
-    right = [scene is not None and scene.background == name for name, scene in zip(asked, seen, strict=True)]
-    assert np.mean(right) > 0.5  # one in five by chance
+    right = [
+        scene is not None and scene.background == name and [(t.colour, t.shape) for t in scene.things] == [THING]
+        for scene, name in zip(seen, asked, strict=True)
+    ]
+    assert np.mean(right) > 0.7
+
+
+@pytest.mark.slow
+def test_the_model_that_ships_moves_things_as_asked(tmp_path):
+    ways = ("left", "right", "up", "down")
+    prompts = [f"a small red circle moves {way} on a blue background" for way in ways]
+    sampled(tmp_path, *(f"--prompt={prompt}" for prompt in prompts), "--steps=20", "--seed=3")
+    seen = [read_scene(read_video(tmp_path / f"{n:03}.mp4")) for n in range(len(ways))]
+    moved = [scene and scene.things[0].motion for scene in seen]
+    assert sum(way == asked for way, asked in zip(moved, ways, strict=True)) > 2, moved
 
 
 def cut_text(params):

@@ -1,10 +1,11 @@
 """Whether a model of the shapes world hears which word of a caption belongs to which thing.
 
-    python tests/evaluation/binding.py runs/shapes [--scenes=96]
+    python tests/evaluation/binding.py runs/shapes [--scenes=96] [--frames=17]
 
 Prints the error of the data that the model predicts, at times from 0.5 to 0.97, of pictures of two things of
-different shapes and sizes: with the right caption, with an attribute swapped between the things, and with none. If
-a swapped one costs nothing, captions are bags of words to it. Takes half a minute on 2 cores.
+different shapes and sizes, or of videos of two that move in different ways: with the right caption, with an
+attribute swapped between the things, and with none. If a swapped one costs nothing, captions are bags of words to
+it. Takes half a minute on 2 cores, of videos two.
 """
 
 import argparse
@@ -30,24 +31,24 @@ from sora_jax.settings import MeshSettings
 
 SEED = 991  # of the world
 TIMES = (0.5, 0.7, 0.8, 0.88, 0.94, 0.97)
-SWAPPED = ("shape", "colour", "size")
+SWAPPED = {"shape": ("shape",), "colour": ("colour",), "size": ("size",)}
+OF_VIDEOS = {"motion": ("motion", "speed")}
 
 
-def swap(scene, attribute):
-    """The scene with an attribute swapped between its two things."""
+def swap(scene, attributes):
+    """The scene with attributes swapped between its two things."""
+    a, b = ({name: getattr(thing, name) for name in attributes} for thing in scene.things)
+    first, second = scene.things
+    return dataclasses.replace(scene, things=(dataclasses.replace(first, **b), dataclasses.replace(second, **a)))
+
+
+def told_apart(scene, moving):
     a, b = scene.things
-    values = getattr(a, attribute), getattr(b, attribute)
-    return dataclasses.replace(
-        scene,
-        things=(
-            dataclasses.replace(a, **{attribute: values[1]}),
-            dataclasses.replace(b, **{attribute: values[0]}),
-        ),
-    )
+    return a.shape != b.shape and a.size != b.size and (not moving or a.motion != b.motion)
 
 
 def errors(generator, latents, captions):
-    """Mean squared error of the data predicted of latents [B, 1, h, w, C], at each of TIMES."""
+    """Mean squared error of the data predicted of latents [B, F', h, w, C], at each of TIMES."""
     settings = generator.settings
     patch, grid = settings.transformer.patch, patch_grid(latents.shape[1:4], settings.transformer.patch)
     data = patchify(jnp.asarray(latents), patch)
@@ -78,18 +79,27 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", type=pathlib.Path)
     parser.add_argument("--scenes", type=int, default=96)
+    parser.add_argument("--frames", type=int, default=1)
     asked = parser.parse_args()
+    moving = asked.frames > 1
     generator = load_generator(asked.workdir)
-    size, coder = video_size(generator.settings.sample), (generator.autoencoder_params, generator.autoencoder)
+    sample, coder = generator.settings.sample, (generator.autoencoder_params, generator.autoencoder)
+    size, fps = video_size(sample), sample.fps
     drawn = (sample_scene(SEED, index, things=2) for index in itertools.count())
-    unlike = (s for s in drawn if s.things[0].shape != s.things[1].shape and s.things[0].size != s.things[1].size)
+    unlike = (scene for scene in drawn if told_apart(scene, moving))
     scenes = list(itertools.islice(unlike, asked.scenes))
     latents = np.stack(
-        [np.concatenate(list(encode_stream(*coder, render(scene, frames=1, size=size)))) for scene in scenes]
+        [
+            np.concatenate(list(encode_stream(*coder, render(scene, frames=asked.frames, size=size, fps=fps))))
+            for scene in scenes
+        ]
     )
-    told = {"right": scenes} | {attribute: [swap(s, attribute) for s in scenes] for attribute in SWAPPED}
+    swapped = SWAPPED | (OF_VIDEOS if moving else {})
+    told = {"right": scenes} | {
+        name: [swap(s, attributes) for s in scenes] for name, attributes in swapped.items()
+    }
     captions = {
-        name: [caption(scene, "plain", moving=False, turned=[False, False]) for scene in described]
+        name: [caption(scene, "plain", moving=moving, turned=[False, False]) for scene in described]
         for name, described in told.items()
     }
     captions["none"] = [""] * len(scenes)

@@ -1,6 +1,6 @@
 """Draw the frames around the seam of loops, or around another frame of videos, to be looked at.
 
-    python tests/evaluation/seam.py red.mp4 blue.mp4 --out=seam.png [--at=16] [--frames=10]
+python tests/evaluation/seam.py red.mp4 blue.mp4 --out=seam.png [--at=16] [--frames=10]
 """
 
 import argparse
