@@ -1,6 +1,8 @@
 """Draw the frames around the seam of loops, or around another frame of videos, to be looked at.
 
-python tests/evaluation/seam.py red.mp4 blue.mp4 --out=seam.png [--at=16] [--frames=10]
+    python tests/evaluation/seam.py red.mp4 blue.mp4 --out=seam.png [--at=16] [--frames=10]
+
+A row for each video, half of its frames from before the seam; the title is its prompt.
 """
 
 import argparse
