@@ -9,13 +9,16 @@ import pytest
 import tiny
 
 from sora_jax.data.tokenizer import train_tokenizer
+from sora_jax.diffusion.conditioning import renoised, start_from
 from sora_jax.diffusion.flow import shift_times
 from sora_jax.errors import InputError
 from sora_jax.generate import pipeline
+from sora_jax.generate.images import Given
 from sora_jax.generate.pipeline import Generator, rows_at_once, sample_latents
 from sora_jax.generate.schedule import Drift, Meter, read_drift, schedule, write_drift
 from sora_jax.models.module import init_params
 from sora_jax.models.video_model import VideoModel
+from sora_jax.patches import PatchBatch
 from sora_jax.settings import SampleSettings
 
 SETTINGS = tiny.change(
@@ -137,6 +140,37 @@ def test_the_halves_of_a_guided_step_run_on_chips_of_their_own(alone, tokenizer)
             assert x.shape[0] == 2 and x.sharding.shard_shape(x.shape)[0] == 1
         assert state[0].sharding.is_fully_replicated
     np.testing.assert_allclose(latents, plain, atol=1e-5)
+
+
+def test_guidance_strengthens_what_is_given_where_the_model_has_learned_to_be_given_it(alone):
+    generator, _ = alone
+    draw = np.random.default_rng(1)
+    pictures = draw.normal(size=(2, 2, 4, 4, 4)).astype(np.float32)
+    known = np.broadcast_to(np.array([True, False])[:, None, None], (2, 2, 2))  # of two frames the first
+
+    def differ(guidance, **masks):
+        """How far the frame that is made, in one step, depends on the one that is given."""
+        settings = tiny.change(SETTINGS, masks=masks, sample={"guidance": guidance, "steps": 1})
+        ours = dataclasses.replace(generator, settings=settings)
+        made = [
+            sample_latents(ours, ["a bird"], settings.sample, seed=3, given=Given(latents=given, known=known))
+            for given in pictures
+        ]
+        return np.abs(made[0][0, 1] - made[1][0, 1]).max()
+
+    assert differ(1.0, first=1) > 1e-3
+    assert differ(0.0, first=1) == 0  # the unconditional row alone, in which it is noise
+    # Models that have learned nothing but that, or have never learned it, as the published ones.
+    assert differ(0.0, first=1, nothing=0.0) > 1e-3 and differ(0.0) > 1e-3
+
+
+def test_what_the_unconditional_row_lacks_lies_on_the_path_to_noise():
+    draw = np.random.default_rng(0)
+    data, noise = draw.normal(size=(2, 1, 3, 4)).astype(np.float32)
+    batch = PatchBatch(*[None] * 6).replace(patches=data, known=np.ones((1, 3), bool))
+    held = start_from(noise, batch, known_time=0.1)
+    for time in (0.05, 0.1, 0.6, 1.0):
+        np.testing.assert_allclose(renoised(held, noise, 0.1, time), (1 - time) * data + time * noise, atol=1e-6)
 
 
 def test_the_noise_of_ancestral_steps_is_a_video_s_own_on_any_mesh(alone, tokenizer):

@@ -41,6 +41,7 @@ CAMOUFLAGE = frozenset({("blue", "blue"), ("blue", "sky")})  # (colour, backgrou
 
 _STRAIGHT_SECONDS = 10 / 16  # what moves does so for at least this long before its first bounce
 _TWO = 1 / 3  # share of the scenes with two shapes
+_LEAD_IN = 1  # sets these draws apart from those of the scenes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +209,7 @@ def write_world(
     fps: float = 16.0,
     held_out: bool = False,
     things: int | None = None,
+    lead_in: int = 0,
     styles: Sequence[str] = STYLES,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
@@ -219,6 +221,8 @@ def write_world(
       sizes: "WIDTHxHEIGHT" each.
       lengths: numbers of frames.
       things: in each scene, 1 or 2; None leaves it to chance.
+      lead_in: a video begins up to so many frames, drawn evenly, after its scene does, and is captioned as the
+        whole of it: windows of longer videos.
       styles: of the captions, from STYLES; the first is the one used for validation.
       progress: called with the number of videos that are there.
     Raises: InputError if the folder holds another world.
@@ -233,6 +237,7 @@ def write_world(
         "fps": fps,
         "held_out": held_out,
         "things": things,
+        "lead_in": lead_in,
         "styles": list(styles),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,9 +252,11 @@ def write_world(
         frames = lengths[index // len(shapes) % len(lengths)]
         size = shapes[index % len(shapes)]
         path = folder / f"{index:06d}{'.png' if frames == 1 else '.mp4'}"
+        skipped = int(np.random.default_rng((seed, index, _LEAD_IN)).integers(lead_in + 1))
         if not path.exists():
-            write_clip(path, render(scene, frames=frames, size=size, fps=fps), fps=fps)
-        turned = bounces(scene, frames=frames, size=size, fps=fps)
+            whole = render(scene, frames=skipped + frames, size=size, fps=fps)
+            write_clip(path, whole[skipped:], fps=fps)
+        turned = bounces(scene, frames=skipped + frames, size=size, fps=fps)
         wordings = {style: caption(scene, style, moving=frames > 1, turned=turned) for style in styles}
         keys = ("caption", *(f"{style}_caption" for style in styles[1:]))
         lines.append({"video": path.name, **dict(zip(keys, wordings.values(), strict=True))})

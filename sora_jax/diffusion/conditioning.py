@@ -30,6 +30,12 @@ def start_from(noise, batch, *, time=1.0, known_time: float = 0.0):
     return (1 - t) * batch.patches + t * noise
 
 
+def renoised(x, noise, known_time: float, time):
+    """Patches [B, N, P] that `start_from` put at known_time, taken on along the same path to `time`."""
+    keep = (1 - time) / (1 - known_time)
+    return keep * x + (time - keep * known_time) * noise
+
+
 def on_ring(velocity_fn, frames: int, turn):
     """The velocity of a video that is a ring: its last frame comes before its first one.
 

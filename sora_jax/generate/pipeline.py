@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sora_jax.data.masks import mask_kinds
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.diffusion.conditioning import hold_known, on_ring, start_from
+from sora_jax.diffusion.conditioning import hold_known, on_ring, renoised, start_from
 from sora_jax.diffusion.flow import levels_of, shift_of, told_time
 from sora_jax.diffusion.guidance import first_of_pairs, guided, in_pairs
 from sora_jax.diffusion.solvers import Solver, ancestral, dpm, euler, heun, time_grid, unipc
@@ -293,9 +294,15 @@ def begin(settings: Settings, solver: Solver, params: dict, batch: PatchBatch, k
 
     Args:
       batch: its text has two rows for each row of patches: the prompt and the negative prompt.
+    Returns: pairs, with noise in the place of patches; the state. A model that has learned with and without is
+      given nothing in the unconditional rows: guidance then strengthens what is given beside the prompt, which
+      would win over it otherwise (docs/tasks.md).
     """
     model = bind(VideoModel, settings, params)
     pairs = jax.tree.map(in_pairs, batch.replace(text=None, text_segments=None))
+    if {"nothing"} < mask_kinds(settings.masks).keys():
+        conditional = jax.reshard(jnp.arange(len(pairs.known)) % 2 == 0, spec("batch"))
+        pairs = pairs.replace(known=pairs.known & conditional[:, None])
     pairs = model.embed_text(pairs.replace(text=batch.text, text_segments=batch.text_segments))
     # One key a row: a video does not depend on what else is in its batch, or on the mesh.
     numbers = first + jnp.arange(len(batch.known))
@@ -304,7 +311,7 @@ def begin(settings: Settings, solver: Solver, params: dict, batch: PatchBatch, k
     # As the batch lies: its rows over the mesh, or all of them on every chip.
     noise = jax.reshard(noise, jax.P(jax.typeof(batch.known).sharding.spec[0], RULES["tokens"], None))
     x = start_from(noise, batch, time=time, known_time=settings.masks.noise)
-    return pairs, solver.start(x, jax.vmap(jax.random.key_data)(keys))
+    return pairs.replace(patches=in_pairs(noise)), solver.start(x, jax.vmap(jax.random.key_data)(keys))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="ring", donate_argnames="state")
@@ -331,8 +338,10 @@ def solver_step(
     """
     model = bind(VideoModel, settings, params)
     rows = pairs if guidance is not None else jax.tree.map(first_of_pairs, pairs)
+    lacking = (in_pairs(known) if guidance is not None else known) & ~rows.known
 
     def velocity(x, t):
+        x = jnp.where(lacking[..., None], renoised(x, rows.patches, settings.masks.noise, t), x)
         t = told_time(t, settings.flow)
         told = jnp.full_like(rows.segments[:, :1], t, jnp.float32)
         table, levels = levels_of(rows, told, known_time=settings.masks.noise)
