@@ -186,6 +186,24 @@ def test_a_world_can_keep_to_one_thing_and_one_style(tmp_path):
     assert [line["caption"] for line in lines] == texts
 
 
+def test_videos_of_a_world_can_be_windows_captioned_as_the_whole(tmp_path):
+    write_world(tmp_path, 6, seed=3, lengths=(5,), lead_in=40, things=2, colours=("red", "orange"))
+    begun, turned = [], []
+    for index, line in enumerate((tmp_path / "captions.jsonl").read_text().splitlines()):
+        line = json.loads(line)
+        scene = sample_scene(3, index, things=2, colours=("red", "orange"))
+        assert {thing.colour for thing in scene.things} == {"red", "orange"}
+        video = probe(tmp_path / line["video"])
+        made = read_clip(video, (64, 64), fps=16.0, frames=5).astype(int)
+        whole = render(scene, frames=45, size=(64, 64)).astype(int)
+        apart = [np.abs(made - whole[n : n + 5]).mean() for n in range(41)]
+        begun.append(int(np.argmin(apart)))
+        assert min(apart) < 2  # what the codec costs
+        turned.append(bounces(scene, frames=begun[-1] + 5, size=(64, 64), fps=16.0))
+        assert line["long_caption"] == caption(scene, "long", moving=True, turned=turned[-1])
+    assert max(begun) > 20 and len(set(begun)) > 3 and np.any(turned)
+
+
 def test_a_world_is_finished_after_a_stop_and_never_mixed(tmp_path):
     write_world(tmp_path, 3, seed=1)
     before = (tmp_path / "000001.mp4").stat().st_mtime_ns

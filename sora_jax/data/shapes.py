@@ -79,12 +79,20 @@ def is_held_out(thing: Thing, background: str) -> bool:
     return hashlib.sha256(name.encode()).digest()[0] < 0.1 * 256
 
 
-def sample_scene(seed: int, index: int, *, held_out: bool = False, things: int | None = None) -> Scene:
+def sample_scene(
+    seed: int,
+    index: int,
+    *,
+    held_out: bool = False,
+    things: int | None = None,
+    colours: Sequence[str] = tuple(COLOURS),
+) -> Scene:
     """Scene `index` of the world `seed`.
 
     Args:
       held_out: draw from the held-out combinations only, instead of from the others only.
       things: how many, 1 or 2; None leaves it to chance.
+      colours: of things; two at least that no background hides.
     """
     draw = np.random.default_rng((seed, index))
     background = _pick(draw, BACKGROUNDS)
@@ -94,7 +102,7 @@ def sample_scene(seed: int, index: int, *, held_out: bool = False, things: int |
         motion = _pick(draw, MOTIONS)
         thing = Thing(
             shape=_pick(draw, SHAPES),
-            colour=_pick(draw, COLOURS),
+            colour=_pick(draw, colours),
             size=_pick(draw, SIZES),
             motion=motion,
             speed="none" if motion == "still" else _pick(draw, SPEEDS),
@@ -209,6 +217,7 @@ def write_world(
     fps: float = 16.0,
     held_out: bool = False,
     things: int | None = None,
+    colours: Sequence[str] = tuple(COLOURS),
     lead_in: int = 0,
     styles: Sequence[str] = STYLES,
     progress: Callable[[int], None] = lambda done: None,
@@ -221,6 +230,7 @@ def write_world(
       sizes: "WIDTHxHEIGHT" each.
       lengths: numbers of frames.
       things: in each scene, 1 or 2; None leaves it to chance.
+      colours: of things: those that are near to one another are the harder ones to learn.
       lead_in: a video begins up to so many frames, drawn evenly, after its scene does, and is captioned as the
         whole of it: windows of longer videos.
       styles: of the captions, from STYLES; the first is the one used for validation.
@@ -237,6 +247,7 @@ def write_world(
         "fps": fps,
         "held_out": held_out,
         "things": things,
+        "colours": list(colours),
         "lead_in": lead_in,
         "styles": list(styles),
     }
@@ -248,7 +259,7 @@ def write_world(
         path.write_text(json.dumps(world) + "\n")
     lines = []
     for index in range(count):
-        scene = sample_scene(seed, index, held_out=held_out, things=things)
+        scene = sample_scene(seed, index, held_out=held_out, things=things, colours=colours)
         frames = lengths[index // len(shapes) % len(lengths)]
         size = shapes[index % len(shapes)]
         path = folder / f"{index:06d}{'.png' if frames == 1 else '.mp4'}"
