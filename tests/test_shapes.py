@@ -187,11 +187,13 @@ def test_a_world_can_keep_to_one_thing_and_one_style(tmp_path):
 
 
 def test_videos_of_a_world_can_be_windows_captioned_as_the_whole(tmp_path):
-    write_world(tmp_path, 6, seed=3, lengths=(5,), lead_in=40, things=2, colours=("red", "orange"))
+    drawn = {"things": 2, "colours": ("red", "orange"), "motions": ("left", "right")}
+    write_world(tmp_path, 6, seed=3, lengths=(5,), lead_in=40, **drawn)
     begun, turned = [], []
     for index, line in enumerate((tmp_path / "captions.jsonl").read_text().splitlines()):
         line = json.loads(line)
-        scene = sample_scene(3, index, things=2, colours=("red", "orange"))
+        scene = sample_scene(3, index, **drawn)
+        assert {thing.motion for thing in scene.things} <= {"left", "right"}
         assert {thing.colour for thing in scene.things} == {"red", "orange"}
         video = probe(tmp_path / line["video"])
         made = read_clip(video, (64, 64), fps=16.0, frames=5).astype(int)

@@ -86,20 +86,21 @@ def sample_scene(
     held_out: bool = False,
     things: int | None = None,
     colours: Sequence[str] = tuple(COLOURS),
+    motions: Sequence[str] = tuple(MOTIONS),
 ) -> Scene:
     """Scene `index` of the world `seed`.
 
     Args:
       held_out: draw from the held-out combinations only, instead of from the others only.
       things: how many, 1 or 2; None leaves it to chance.
-      colours: of things; two at least that no background hides.
+      colours, motions: to draw from; of colours two at least that no background hides.
     """
     draw = np.random.default_rng((seed, index))
     background = _pick(draw, BACKGROUNDS)
     count = things or 1 + int(draw.random() < _TWO)
     made: list[Thing] = []
     while len(made) < count:
-        motion = _pick(draw, MOTIONS)
+        motion = _pick(draw, motions)
         thing = Thing(
             shape=_pick(draw, SHAPES),
             colour=_pick(draw, colours),
@@ -218,6 +219,7 @@ def write_world(
     held_out: bool = False,
     things: int | None = None,
     colours: Sequence[str] = tuple(COLOURS),
+    motions: Sequence[str] = tuple(MOTIONS),
     lead_in: int = 0,
     styles: Sequence[str] = STYLES,
     progress: Callable[[int], None] = lambda done: None,
@@ -230,7 +232,7 @@ def write_world(
       sizes: "WIDTHxHEIGHT" each.
       lengths: numbers of frames.
       things: in each scene, 1 or 2; None leaves it to chance.
-      colours: of things: those that are near to one another are the harder ones to learn.
+      colours, motions: of things. Two of colours near to one another, or of opposite ways, are harder to learn.
       lead_in: a video begins up to so many frames, drawn evenly, after its scene does, and is captioned as the
         whole of it: windows of longer videos.
       styles: of the captions, from STYLES; the first is the one used for validation.
@@ -248,6 +250,7 @@ def write_world(
         "held_out": held_out,
         "things": things,
         "colours": list(colours),
+        "motions": list(motions),
         "lead_in": lead_in,
         "styles": list(styles),
     }
@@ -259,7 +262,7 @@ def write_world(
         path.write_text(json.dumps(world) + "\n")
     lines = []
     for index in range(count):
-        scene = sample_scene(seed, index, held_out=held_out, things=things, colours=colours)
+        scene = sample_scene(seed, index, held_out=held_out, things=things, colours=colours, motions=motions)
         frames = lengths[index // len(shapes) % len(lengths)]
         size = shapes[index % len(shapes)]
         path = folder / f"{index:06d}{'.png' if frames == 1 else '.mp4'}"
