@@ -1,6 +1,6 @@
 """Whether a model of the shapes world hears which word of a caption belongs to which thing.
 
-    python tests/evaluation/binding.py runs/shapes [--scenes=96] [--frames=17]
+    python tests/evaluation/binding.py runs/shapes [--scenes=96] [--frames=17] [--colours=red,orange,yellow]
 
 Prints the error of the data that the model predicts, at times from 0.5 to 0.97, of pictures of two things of
 different shapes and sizes, or of videos of two that move in different ways: with the right caption, with an
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.data.shapes import render, sample_scene
+from sora_jax.data.shapes import COLOURS, render, sample_scene
 from sora_jax.data.shapes_captions import caption
 from sora_jax.diffusion.flow import levels_of
 from sora_jax.generate.images import video_size
@@ -80,12 +80,13 @@ def main():
     parser.add_argument("workdir", type=pathlib.Path)
     parser.add_argument("--scenes", type=int, default=96)
     parser.add_argument("--frames", type=int, default=1)
+    parser.add_argument("--colours", type=lambda text: text.split(","), default=list(COLOURS))
     asked = parser.parse_args()
     moving = asked.frames > 1
     generator = load_generator(asked.workdir)
     sample, coder = generator.settings.sample, (generator.autoencoder_params, generator.autoencoder)
     size, fps = video_size(sample), sample.fps
-    drawn = (sample_scene(SEED, index, things=2) for index in itertools.count())
+    drawn = (sample_scene(SEED, index, things=2, colours=asked.colours) for index in itertools.count())
     unlike = (scene for scene in drawn if told_apart(scene, moving))
     scenes = list(itertools.islice(unlike, asked.scenes))
     latents = np.stack(
