@@ -70,6 +70,7 @@ def main():
     parser.add_argument("--checkpoint", type=pathlib.Path, required=True)
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--steps", type=int, help="default: the checkpoint's own")
+    parser.add_argument("--solver", help="default: the checkpoint's own; an ancestral one skips nothing")
     parser.add_argument(
         "--prompts", type=pathlib.Path, help="a file; default: held-out scenes of the shapes world"
     )
@@ -78,13 +79,13 @@ def main():
     asked = parser.parse_args()
     generators = {"": load_generator(asked.checkpoint)}
     own = generators[""].settings.sample
-    own = dataclasses.replace(own, skip=0.0, steps=asked.steps or own.steps)
+    own = dataclasses.replace(own, skip=0.0, steps=asked.steps or own.steps, solver=asked.solver or own.solver)
     if asked.prompts:
         prompts = asked.prompts.read_text().splitlines()[: asked.samples]
     else:
         prompts = make_prompts(asked.samples, size=video_size(own), frames=own.frames, fps=own.fps)
     wanted = asked.options.split(";") if asked.options else list(OPTIONS)
-    print(f"{asked.checkpoint}, step {generators[''].step}, {len(prompts)} samples of {own.steps} steps\n")
+    print(f"{asked.checkpoint}, step {generators[''].step}, {len(prompts)} samples of {own.steps} steps of {own.solver}\n")
     print(
         "| option | model runs | s a sample | speed-up | PSNR | SSIM | adherence |\n|---|---|---|---|---|---|---|"
     )
