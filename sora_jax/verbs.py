@@ -159,7 +159,7 @@ def define_evaluate(values):
     flags.DEFINE_list(
         "suite",
         [],
-        "Measures: loss, reconstruction, shapes, tasks, temporal, fvd, clip, vbench; default: by its kind.",
+        "Measures: loss, reconstruction, shapes, tasks, long, temporal, fvd, clip, vbench; default: by its kind.",
         flag_values=values,
     )
     for name, text in (
@@ -181,6 +181,7 @@ def define_evaluate(values):
     )
     flags.DEFINE_list("size", [], "WIDTHxHEIGHT of samples, several with commas.", flag_values=values)
     flags.DEFINE_list("frames", [], "Lengths of samples, several with commas.", flag_values=values)
+    flags.DEFINE_float("seconds", 60.0, "Of the videos of --suite=long.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Of the samples' noise.", flag_values=values)
     define_mesh(values)
 
@@ -201,7 +202,8 @@ def run_evaluate(values, console):
         sizes=tuple(values["size"].value),
         frames=tuple(int(count) for count in frames),
         **{
-            name: values[name].value for name in ("data", "samples", "seed", "videos", "lpips", "videomae", "clip")
+            name: values[name].value
+            for name in ("data", "samples", "seconds", "seed", "videos", "lpips", "videomae", "clip")
         },
     )
     beside = checkpoints[0] if values["checkpoint"].value else pathlib.Path()

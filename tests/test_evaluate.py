@@ -17,8 +17,10 @@ import tiny
 from sora_jax.cli import main
 from sora_jax.data.clips import probe, write_clip
 from sora_jax.data.shapes import render, sample_scene
+from sora_jax.data.shapes_captions import caption
 from sora_jax.errors import InputError
 from sora_jax.evaluate.evaluate import evaluate
+from sora_jax.evaluate.long import measure_spans
 from sora_jax.evaluate.losses import validation_losses
 from sora_jax.evaluate.shapes import ALL, ATTRIBUTES, SEED, agreement, judge, make_prompts, wilson
 from sora_jax.evaluate.subject import Options
@@ -136,9 +138,11 @@ def test_other_processes_need_not_have_read_the_samples(home, tmp_path, monkeypa
     assert values["checkpoints"][0]["shapes"] == {} and not (tmp_path / "index.html").exists()
 
 
-def test_tasks_are_those_of_the_verb(home, tmp_path):
+def test_tasks_and_long_videos_are_those_of_the_verb(home, tmp_path):
     with pytest.raises(InputError, match="takes no other sampler"):
         run(home[0] / "good", tmp_path, Model(asked), "tasks")
+    with pytest.raises(InputError, match="takes no other sampler"):
+        run(home[0] / "good", tmp_path, Model(asked), "long")
 
 
 @pytest.mark.parametrize(
@@ -288,6 +292,24 @@ def test_the_temporal_suite_measures_samples_beside_real_videos(home, tmp_path):
     assert set(MEASURES) < set(found["real"]) and "Motion" in (tmp_path / "out/index.html").read_text()
 
 
+# Long videos -----------------------------------------------------------------------------------------------------
+
+
+def test_what_becomes_of_a_long_video_is_told_span_by_span():
+    scene = dataclasses.replace(asked(0), things=asked(0).things[:1])
+    prompt = caption(scene, "plain", moving=True, turned=[False])
+    video = render(scene, frames=90, size=(64, 64)).astype(float)
+    video[30:60] = np.minimum(video[30:60] + 20, 255)
+    video[60:] = video[60:].mean(axis=(1, 2), keepdims=True)
+    spans = [part.astype(np.uint8) for part in np.split(video, 3)]
+    first, brighter, flat = measure_spans(spans, prompt, window=17, fps=16.0)
+    assert first == {"colour": 0, "sharpness": 1, "motion": 1, "as asked": 1}
+    assert brighter["colour"] == pytest.approx(20 * 3**0.5, rel=0.2) and brighter["sharpness"] > 0.9
+    assert flat["sharpness"] < 0.05 and flat["as asked"] == 0
+    ((*_, still),) = [measure_spans([spans[0], spans[0][-1:].repeat(17, 0)], "a cat", window=17, fps=16.0)]
+    assert still["motion"] == 0 and still["as asked"] is None
+
+
 # VBench ----------------------------------------------------------------------------------------------------------
 
 
@@ -321,6 +343,9 @@ def test_samples_for_vbench_are_named_as_its_tool_reads_them(home, tmp_path):
         (["--suite=fvd", "--videomae=nowhere"], "nowhere: no such folder"),
         (["--suite=clip"], "--clip is missing"),
         (["--suite=temporal", "--frames=1", "--prompts=p.txt"], "1 frames do not move"),
+        (["--suite=long", "--frames=5", "--prompts=p.txt"], "5 frames at once; 9 will do"),
+        (["--suite=long", "--seconds=0", "--prompts=p.txt"], "--seconds=0: must be above 0"),
+        (["--suite=long", "--seconds=1", "--prompts=p.txt"], "6 spans of 3 frames or more"),
         (["--suite=temporal", "--data=nowhere"], "--data: no folder nowhere"),
         (["--checkpoint=good", "--out=x"], "is named twice"),
         (["--checkpoint=other"], "--out is missing"),

@@ -10,6 +10,7 @@ import rich.console
 from sora_jax.distributed import on_first
 from sora_jax.errors import InputError, nearest
 from sora_jax.evaluate.clip_score import CLIP
+from sora_jax.evaluate.long import LONG
 from sora_jax.evaluate.losses import LOSS
 from sora_jax.evaluate.reconstruction import RECONSTRUCTION
 from sora_jax.evaluate.report import write_page
@@ -28,6 +29,7 @@ SUITES = {
     "reconstruction": RECONSTRUCTION,
     "shapes": SHAPES,
     "tasks": TASKS,
+    "long": LONG,
     "temporal": TEMPORAL,
     "fvd": FVD,
     "clip": CLIP,

@@ -19,6 +19,7 @@ from sora_jax.errors import InputError
 from sora_jax.files import replacing
 
 INK, FAINT, PAPER, LINE, ACCENT = "#1f2430", "#6b7280", "#ffffff", "#d8dce3", "#3b5bdb"
+COLOURS = (ACCENT, "#f08c00", "#2f9e44", "#ae3ec9", "#e03131", "#1098ad")  # of what is side by side
 GAP, MARGIN, TEXT = 6, 16, 14  # pixels
 # Matplotlib brings a font of many alphabets; Pillow's own lacks even the multiplication sign.
 FONT = pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
@@ -89,12 +90,7 @@ def _draw_curve(panel, title, steps, values):
     panel.set_title(f"{course[-1]:.4g} after {steps[-1]:,.0f} steps", loc="right", color=FAINT, fontsize=10)
     panel.set_xlabel("step", color=FAINT)
     panel.set_ylabel("loss", color=FAINT)
-    panel.grid(True, color=LINE, linewidth=0.6)
-    panel.set_axisbelow(True)
-    panel.tick_params(colors=FAINT, which="both")
-    for side, spine in panel.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(LINE)
+    _quieten(panel)
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -232,14 +228,13 @@ def draw_shares(
     figure = Figure(figsize=(max(7.0, 1.1 * len(names)), 3.8), layout="constrained", facecolor=PAPER)
     panel = figure.subplots()
     width = 0.8 / len(results)
-    colours = [ACCENT, "#f08c00", "#2f9e44", "#ae3ec9", "#e03131", "#1098ad"]
     for number, (checkpoint, values) in enumerate(results.items()):
         there = [(i, name) for i, name in enumerate(names) if name in values]
         x = np.array([i + (number - (len(results) - 1) / 2) * width for i, _ in there])
         share, low, high = (
             np.array([values[name][key] for _, name in there]) * 100 for key in ("share", "low", "high")
         )
-        panel.bar(x, share, width * 0.92, color=colours[number % len(colours)], label=checkpoint, zorder=2)
+        panel.bar(x, share, width * 0.92, color=COLOURS[number % len(COLOURS)], label=checkpoint, zorder=2)
         reach = np.maximum([share - low, high - share], 0)  # rounding
         panel.errorbar(x, share, reach, fmt="none", ecolor=INK, capsize=3, lw=1, zorder=3)
         marks = [100 * chance[checkpoint].get(name, math.nan) for _, name in there]
@@ -248,12 +243,44 @@ def draw_shares(
     panel.set_ylim(0, 105)
     panel.set_ylabel("% of samples", color=FAINT)
     panel.set_title("dotted: captions shuffled", loc="right", color=FAINT, fontsize=10)
-    panel.grid(True, axis="y", color=LINE, linewidth=0.6)
-    panel.tick_params(colors=FAINT)
+    _quieten(panel, axis="y")
     if len(results) > 1:
         panel.legend(loc="upper left", bbox_to_anchor=(0, 1.14), ncols=len(results), frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=144, format="png")
+
+
+def draw_courses(
+    path: str | os.PathLike, courses: Mapping[str, Mapping[str, Sequence]], measures: Mapping[str, float]
+) -> None:
+    """Draw how measures change over the time of videos as a PNG, a panel each, a line for each course.
+
+    Args:
+      courses: title -> {"seconds": where, and of each measure as many values, None: not there}.
+      measures: name -> how high its panel is at least, so that small changes look small.
+    """
+    figure = Figure(figsize=(3.6 * len(measures), 3.2), layout="constrained", facecolor=PAPER)
+    panels = figure.subplots(1, len(measures), squeeze=False)[0]
+    for panel, (measure, least) in zip(panels, measures.items(), strict=True):
+        for number, (title, course) in enumerate(courses.items()):
+            values = np.array([math.nan if value is None else value for value in course[measure]])
+            colour = COLOURS[number % len(COLOURS)]
+            panel.plot(course["seconds"], values, "o-", color=colour, label=title, markersize=4)
+        panel.set_ylim(0, max(least, panel.get_ylim()[1]))
+        panel.set_title(measure, loc="left", color=INK, fontsize=12, fontweight="bold")
+        panel.set_xlabel("seconds", color=FAINT)
+        _quieten(panel)
+    if len(courses) > 1:
+        figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=144, format="png")
+
+
+def _quieten(panel, axis="both"):
+    """Faint lines and labels, no frame."""
+    panel.grid(True, axis=axis, color=LINE, linewidth=0.6)
+    panel.set_axisbelow(True)
+    panel.tick_params(colors=FAINT, which="both")
     for side, spine in panel.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(LINE)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=144, format="png")

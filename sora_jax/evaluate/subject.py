@@ -34,6 +34,7 @@ class Options:
     samples: how many, of each size and length; 0: what each suite takes by itself.
     prompts: instead of the captions of the data set.
     sizes, frames: of the samples; (): those of the checkpoint's own config.
+    seconds: of long videos.
     videos: a folder of real ones; "": the data set's held-out clips.
     lpips, videomae, clip: where weights are.
     sampler: makes the videos; None: the checkpoint.
@@ -44,6 +45,7 @@ class Options:
     prompts: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
     frames: tuple[int, ...] = ()
+    seconds: float = 60.0
     seed: int = 0
     videos: str = ""
     lpips: str = ""

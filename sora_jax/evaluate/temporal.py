@@ -42,7 +42,7 @@ def measure_motion(video: np.ndarray, stride: int) -> dict[str, float | None]:
     within = change[~border].mean() if (~border).any() else 0.0
     quarter = max(1, len(video) // 4)
     colours = [part.mean(axis=(0, 1, 2)) for part in (x[:quarter], x[-quarter:])]
-    first, last = (_gradient(part) for part in (x[:quarter], x[-quarter:]))
+    first, last = (gradient(part) for part in (x[:quarter], x[-quarter:]))
     return {
         "motion": float(change.mean()),
         "flicker": float(np.median(second, axis=(1, 2)).mean()),
@@ -52,7 +52,8 @@ def measure_motion(video: np.ndarray, stride: int) -> dict[str, float | None]:
     }
 
 
-def _gradient(x):
+def gradient(x: np.ndarray) -> float:
+    """Mean absolute difference of neighbouring pixels, down and across, of [F, H, W, 3]."""
     return float(np.abs(np.diff(x, axis=1)).mean() + np.abs(np.diff(x, axis=2)).mean())
 
 

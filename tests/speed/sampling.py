@@ -85,7 +85,8 @@ def main():
     else:
         prompts = make_prompts(asked.samples, size=video_size(own), frames=own.frames, fps=own.fps)
     wanted = asked.options.split(";") if asked.options else list(OPTIONS)
-    print(f"{asked.checkpoint}, step {generators[''].step}, {len(prompts)} samples of {own.steps} steps of {own.solver}\n")
+    step, solver = generators[""].step, f"{own.steps} steps of {own.solver}"
+    print(f"{asked.checkpoint}, step {step}, {len(prompts)} samples of {solver}\n")
     print(
         "| option | model runs | s a sample | speed-up | PSNR | SSIM | adherence |\n|---|---|---|---|---|---|---|"
     )
