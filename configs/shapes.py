@@ -17,7 +17,10 @@ Data, by seed, number and `write_world`'s options, 64x64 and 17 frames where not
 16,000, lengths=(1,); single, 22, 10,000, things=1; videos, 23, 8,000; short, 24, 5,000, lengths=(5,); aspects, 25,
 2,000, sizes=("96x64", "64x96"); long, 26, 1,200, lengths=(33,); pairs, 27, 8,000, lengths=(1,), things=2; double,
 28, 4,000, things=2; pairs2, 31, 40,000, lengths=(1,), things=2; short2, 41, 12,000, lengths=(5,), things=2;
-double2, 42, 6,000, things=2.
+double2, 42, 6,000, things=2; short3, 43, 12,000, lengths=(5,), things=2; middle, 45, 6,000, lead_in=48; warmpairs,
+47, 12,000, lengths=(1,), things=2, colours=("red", "orange", "yellow"); warmshort, 48, 4,000, the same with
+lengths=(5,); across, 49, 6,000, lengths=(5,), things=2, motions=("left", "right"); along, 50, 6,000, the same with
+("up", "down"); across17, 51, and along17, 52, 3,000 each, the same with 17 frames.
 
 Stages, one run (the same workdir, other flags):
 
@@ -48,12 +51,23 @@ second run began with it (config.train.init_from):
     pairs2:2,images:1,short2:8,short:3,videos:4,double:1,double2:2.5,single:2.5 to 4,403      (6) 112 (12)
     the same with short2:7                                                    to 5,500        (6) 112 (12) (13)
     the same with short2:6,aspects:2,long:1                                   to 5,800        (5) (12) (13)
+    pairs2:2,images:.5,short2:9,short:2,videos:2.5,double:1,double2:3.5,single:2  to 6,352    (6) 112 (14)
+    the same with short2:3,short:1.5,double:0,double2:3 and short3:4,across:3,along:3,middle:1
+                                                                              to 6,547        (6) 112 (14)
+    pairs2:1.5,warmpairs:1.5,images:.5,short2:2.5,short3:3.5,across:2.5,along:2.5,short:1.5,videos:2.5,double2:2,
+        across17:2,along17:2,single:2,middle:1                                to 7,186        (6) 112 (14)
+    the same with pairs2:10,warmpairs:5,images:1,warmshort:2,double2:1.5,across17:1.5,along17:1.5,middle:.5
+                                                                              to 7,803        (6) 144 (14)
+    pairs2:8,warmpairs:4,images:2,short2:2.5,short3:3.5,across:2,along:2,warmshort:1.5,short:2,videos:4,double:1,
+        double2:1.5,across17:1,along17:1,single:2.5,middle:.5                 to 8,900        (6) 144 (15) (16)
+    the same with aspects:2,long:1                                            to 9,200        (5) (15) (16)
 
     (1) config.data.row_tokens=200, in the two stages after them 128
     (2) config.masks: nothing=45 first=30 last=5 both=3 prefix=6 suffix=3 ends=1 random=3 outside=2 inside=2
     (3) the same with nothing=55 first=22 prefix=5 random=2: ways are learned from a frame that is given
     (4) config.optimizer.schedule=cosine, final_fraction=0.01, config.train.steps as behind it
-    (5) in config.data batch=16, row_patches=288, row_clips=18, row_tokens=160, in the second run 192, at last 224;
+    (5) in config.data batch=16, row_patches=288, row_clips=18, row_tokens=160, in the second run 192, at 5,800 224,
+        at last 256;
         config.transformer.attention=xla
     (6) config.data.row_tokens as behind it
     (7) config.masks: nothing=55 first=14 last=2 both=2 prefix=5 suffix=4 ends=3 random=2 outside=1 inside=1
@@ -63,6 +77,9 @@ second run began with it (config.train.init_from):
     (11) the same with nothing=42 first=30 suffix=8
     (12) the same with nothing=52 first=18 prefix=5 suffix=9 ends=6 random=3 outside=1.5 inside=1.5
     (13) (4) 5800 with learning_rate=0.0156 and final_fraction=0.0005, which is 2e-3 at 4,403 and falls from there
+    (14) nothing=48 first=24 last=4 both=2 prefix=4 suffix=9 ends=6 random=2 outside=.5 inside=.5
+    (15) the same with nothing=54 first=18 last=5 prefix=5 suffix=7 ends=5 random=3 outside=1.5 inside=1.5
+    (16) (4) 9200 with learning_rate=0.0356 and final_fraction=0.0005, which is 2e-3 at 7,803
 
 Devices: 1, a laptop's CPU. 7,546,752 parameters.
 Result: two cores of an AMD EPYC, 2 h 41 min and 3 h 9 min, at times beside the making of the data and samples:
