@@ -66,9 +66,8 @@ second run began with it (config.train.init_from):
     (2) config.masks: nothing=45 first=30 last=5 both=3 prefix=6 suffix=3 ends=1 random=3 outside=2 inside=2
     (3) the same with nothing=55 first=22 prefix=5 random=2: ways are learned from a frame that is given
     (4) config.optimizer.schedule=cosine, final_fraction=0.01, config.train.steps as behind it
-    (5) in config.data batch=16, row_patches=288, row_clips=18, row_tokens=160, in the second run 192, at 5,800 224,
-        at last 256;
-        config.transformer.attention=xla
+    (5) in config.data batch=16, row_patches=288, row_clips=18, row_tokens=160, in the second run 192, at 5,800 224
+        and at last 256; config.transformer.attention=xla
     (6) config.data.row_tokens as behind it
     (7) config.masks: nothing=55 first=14 last=2 both=2 prefix=5 suffix=4 ends=3 random=2 outside=1 inside=1
     (8) the same with first=20

@@ -45,7 +45,15 @@ REQUEST_HELP = {
     "strength": "Of --task=edit: from 0, the video itself, to 1, another one.",
     "mask": "Of --task=inpaint: a picture of the video's size; what is white in it is made anew.",
     "story": "For a long video: a file with a prompt on each line, which take turns.",
+    "rolling": "Of a long video: each frame is finished after the one before, not window by window.",
     "watermark": "A text that is written on the video.",
+}
+
+
+_DEFINE = {
+    **dict.fromkeys(("video", "keyframe"), flags.DEFINE_multi_string),
+    **dict.fromkeys(("seconds", "strength"), flags.DEFINE_float),
+    "rolling": flags.DEFINE_boolean,
 }
 
 
@@ -59,7 +67,7 @@ def request_of(values, story):
         chosen[name] = chosen[name] and pathlib.Path(chosen[name])
     for name in ("task", "direction", "watermark"):
         chosen[name] = chosen[name] or ""
-    chosen["story"] = tuple(story)
+    chosen |= {"story": tuple(story), "rolling": bool(chosen["rolling"])}
     return Request(videos=tuple(map(pathlib.Path, videos)), keyframes=tuple(keyframes), **chosen)
 
 
@@ -69,8 +77,7 @@ def define_sample(values):
     flags.DEFINE_string("prompts", None, "A file with a prompt on each line.", flag_values=values)
     flags.DEFINE_string("negative_prompt", "", "What to keep away from.", flag_values=values)
     for name, text in REQUEST_HELP.items():
-        many, kind = name in ("video", "keyframe"), float if name in ("seconds", "strength") else str
-        define = flags.DEFINE_multi_string if many else {float: flags.DEFINE_float, str: flags.DEFINE_string}[kind]
+        define = _DEFINE.get(name, flags.DEFINE_string)
         define(name, None, text, flag_values=values)
     flags.DEFINE_string("out", None, "An .mp4, or a folder if there are many prompts.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "The same seed makes the same video.", flag_values=values)

@@ -99,9 +99,12 @@ def test_every_task_makes_a_video_and_says_what_was_done(home, capsys, case):
     assert not list(home.glob("*.windows"))
 
 
+# Windows of 9, 6, 6 and 6 frames; of 5 and then of 2.
 @pytest.mark.slow
-def test_an_interrupted_minute_goes_on_at_its_last_window_bit_for_bit(home, capsys, monkeypatch):
-    flags = ["--task=text", "--seconds=1.5", "--story=story.txt", "--solver=heun"]  # windows of 9, 6, 6 and 6
+@pytest.mark.parametrize(("more", "windows"), [((), 4), (("--rolling",), 11)], ids=["windows", "rolling"])
+def test_an_interrupted_minute_goes_on_at_its_last_window_bit_for_bit(home, capsys, monkeypatch, more, windows):
+    flags = ["--task=text", "--seconds=1.5", "--story=story.txt", "--solver=heun", *more]
+    (home / "part.mp4").unlink(missing_ok=True)
     assert make(*flags, out="whole.mp4") == 0
     made, call = [], verb.Maker.__call__
 
@@ -119,9 +122,20 @@ def test_an_interrupted_minute_goes_on_at_its_last_window_bit_for_bit(home, caps
     stop = False
     assert make(*flags, out="part.mp4") == 0
     assert "2 windows are there, going on after them" in "".join(capsys.readouterr())
-    assert made[2:] == [(2, "a rabbit"), (3, "a rabbit")]
+    assert [number for number, _ in made] == list(range(windows)) and made[-1][1] == "a rabbit"
     assert (home / "part.mp4").read_bytes() == (home / "whole.mp4").read_bytes()
     assert probe(home / "part.mp4").frames == 24 and not (home / "part.mp4.windows").exists()
+
+
+def test_a_video_goes_on_rolling_and_a_model_that_has_not_learned_it_is_named(home, capsys, monkeypatch):
+    done, told = [], verb.Maker.watch
+    monkeypatch.setattr(
+        verb.Maker, "watch", lambda maker, tell: told(maker, lambda *at: (done.append(at), tell(*at)))
+    )
+    assert make("--task=extend", "--video=wide.mp4", "--seconds=0.5", "--rolling", "--solver=ancestral") == 0
+    assert probe(home / "out.mp4").frames == 25 + 8 and read_metadata(home / "out.mp4")["rolling"] is True
+    assert "this model has not learned frames with a time each" in "".join(capsys.readouterr())
+    assert [number for number, _ in done] == list(range(1, len(done) + 1)) and done[-1][1] == len(done)
 
 
 def test_windows_are_made_once_and_those_of_another_wish_are_thrown_away(tmp_path):
@@ -172,6 +186,17 @@ def test_windows_are_made_once_and_those_of_another_wish_are_thrown_away(tmp_pat
         (["--seconds=1", "--story=absent.txt"], "--story=absent.txt: no such file; it has a prompt"),
         (["--seconds=1", "--story=story.txt", "--prompt=a"], "--story: has the prompts; leave out --prompt"),
         (["--story=story.txt"], "--story: is for a long video; name its length, --seconds"),
+        (["--rolling"], "--rolling: is for a long video; name its length, --seconds"),
+        (["--rolling", "--task=loop"], "--rolling: --task=loop takes none; it is for text, extend"),
+        (
+            ["--rolling", "--seconds=1", "--solver=unipc"],
+            "unipc remembers the step before; --solver can be euler, heun",
+        ),
+        (["--rolling", "--seconds=1", "--skip=0.1"], "--skip=0.1: --rolling skips no step"),
+        (
+            ["--task=extend", "--video=wide.mp4", "--seconds=1", "--direction=backward", "--rolling"],
+            "goes forward",
+        ),
         (["--expand=http://127.0.0.1:9/v1", "--model=m"], "--expand=http://127.0.0.1:9/v1: can't be reached"),
         (["--expand=http://127.0.0.1:9/v1"], "--model is missing"),
         (["--expand=shapes"], "'a bird': the template writes out prompts of the shapes world"),

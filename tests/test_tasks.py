@@ -12,11 +12,14 @@ import tiny
 from sora_jax.data.shapes import render, sample_scene
 from sora_jax.data.tokenizer import train_tokenizer
 from sora_jax.diffusion.conditioning import on_ring, start_from
+from sora_jax.diffusion.flow import times_at
 from sora_jax.diffusion.solvers import time_grid, unipc
 from sora_jax.errors import InputError
 from sora_jax.files import copy_files
 from sora_jax.generate import long, tasks
-from sora_jax.generate.pipeline import load_generator, sample_latents
+from sora_jax.generate.pipeline import SOLVERS, load_generator, open_batch, sample_latents
+from sora_jax.generate.rolling import clock_of, roll
+from sora_jax.generate.steps import begin, solver_step
 from sora_jax.models.module import init_params
 from sora_jax.models.video_model import VideoModel
 from sora_jax.patches import patchify, unpatchify
@@ -236,7 +239,7 @@ def windows_of(coder, truth, begins):
     """What makes windows of a perfect model, which begin at these frames; and a list of what each was given."""
     seen = []
 
-    def make(number, share, give):
+    def make(number, share, give, rest):
         given = give()
         latents = coder.encode(truth[begins[number] : begins[number] + FRAMES])
         seen.append((share, None if given is None else given.known[:, 0, 0].tolist()))
@@ -279,9 +282,9 @@ def test_a_video_goes_back_window_after_window_without_a_seam(coder, truth):
     make, seen = windows_of(coder, truth, [12, 7, 2])
     saved = {}
 
-    def kept(number, share, give):
+    def kept(number, share, give, rest):
         if number not in saved:
-            saved[number] = make(number, share, give)
+            saved[number] = make(number, share, give, rest)
         return saved[number]
 
     video = np.concatenate(list(long.backward(coder, kept, FRAMES, 14, Film(truth[17:34]))))
@@ -289,6 +292,82 @@ def test_a_video_goes_back_window_after_window_without_a_seam(coder, truth):
     assert [known for _, known in seen] == [[False, False, False, True, True]] * 3
     assert_comes_back(coder, truth[17:34], video[14:])
     assert_no_seam(coder, truth[3:], video, [4, 9, 14])
+
+
+def test_frames_of_a_rolling_window_lie_a_lag_apart():
+    clock = clock_of(5, 2, 6)  # two frames are given, three take two steps more each
+    assert (clock.lag, clock.ahead, clock.steps) == (2, 2, 6)
+    np.testing.assert_array_equal(clock.course(5, 2, 2), [[6, 6, 4, 2, 0], [6, 6, 5, 3, 1], [6, 6, 6, 4, 2]])
+    for known in (0, 1, 2):  # what the first window leaves is where the next one begins
+        first = clock.course(5, known, 0)
+        assert first[0].tolist() == [6] * known + [0] * (5 - known) and first[-1].tolist() == [6, 6, 6, 4, 2]
+        assert set(np.unique(np.diff(first, axis=0))) == {0, 1}
+
+
+def test_a_rolling_video_of_a_perfect_model_has_no_seam(generator, coder, truth, monkeypatch):
+    """And of what a window leaves unfinished the next one makes the rest."""
+    sample = dataclasses.replace(generator.settings.sample, steps=6)
+    clock, n = clock_of(5, long.context_of(5), sample.steps), 5
+    left, stars = [], {}
+
+    def oracle(self, batch, x, table, levels):
+        return (x - stars["now"]) / jnp.maximum(times_at(table, levels), 1e-6)
+
+    monkeypatch.setattr(VideoModel, "velocity", oracle)
+
+    def make(number, share, give, rest):
+        begins = 2 * number
+        latents = coder.encode(truth[begins : begins + FRAMES])
+        stars["now"] = jnp.asarray(patchify(latents[None], (1, 2, 2)))
+        if number:
+            np.testing.assert_array_equal(rest, left[-1])
+        with jax.disable_jit():  # the oracle is not a part of any program that is kept
+            made = roll(generator, ["a bird"], sample, clock, rest, seed=1, window=number, given=give())[0]
+        held = 2 if number else 0
+        np.testing.assert_allclose(made[held : n - clock.ahead], latents[held : n - clock.ahead], atol=1e-3)
+        assert np.abs(made[n - clock.ahead :] - latents[n - clock.ahead :]).mean() > 0.1
+        left.append(made[n - clock.ahead :])
+        return made
+
+    video = np.concatenate(list(long.forward(coder, make, FRAMES, 15, ahead=clock.ahead)))
+    assert len(video) == 15 and len(left) == 6 == long.count(2, FRAMES, 15, None, ahead=clock.ahead)
+    assert_no_seam(coder, truth, video, [5, 7, 9, 11, 13])
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_frames_at_the_same_step_are_a_window(generator, solver):
+    """What is at a step of its own takes the step that it would take with all others."""
+    settings, solver = generator.settings, SOLVERS[solver]
+    sample = dataclasses.replace(settings.sample, guidance=2.0)
+    batch, grid, _ = open_batch(generator, ["a bird"], sample, "", None)
+    times = time_grid(4, 2.0)
+
+    def step(i, guidance, **options):
+        pairs, state = begin(settings, solver, generator.params, batch, jax.random.key(0), jnp.int32(0))
+        return solver_step(
+            settings, solver, generator.params, pairs, batch.known, state, times, i, guidance, **options
+        )[0][0]
+
+    whole = step(jnp.int32(1), jnp.float32(2))
+    frames = np.full(grid[0], 1)
+    parts = step(jnp.asarray(frames), jnp.full(grid[0], 2.0), moving=jnp.asarray(frames > 0))
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+    half = step(jnp.asarray(frames), jnp.full(grid[0], 2.0), moving=jnp.arange(grid[0]) < 2)
+    count = half.shape[1] // grid[0]
+    np.testing.assert_allclose(half[:, : 2 * count], whole[:, : 2 * count], atol=1e-5)
+    start = begin(settings, solver, generator.params, batch, jax.random.key(0), jnp.int32(0))[1][0]
+    np.testing.assert_array_equal(half[:, 2 * count :], start[:, 2 * count :])
+
+
+def test_a_rolling_window_is_the_same_on_any_mesh(generator, tmp_path):
+    sample, clock = dataclasses.replace(generator.settings.sample, solver="ancestral"), clock_of(5, 2, 4)
+    wanted = roll(generator, ["a bird"], sample, clock, np.zeros((0,), np.float32), seed=1)
+    assert np.abs(wanted[0, 2] - wanted[0, 3]).max() > 0.1  # finished, and not
+    run_of = write_run(tmp_path / "run")
+    with jax.set_mesh(tiny.mesh_of(2, context=2)):
+        other = load_generator(run_of)
+        found = roll(other, ["a bird"] * 2, sample, clock, np.zeros((0,), np.float32), seed=1)
+    np.testing.assert_allclose(found[:1], wanted, atol=1e-4)
 
 
 def test_pictures_that_no_latent_can_hold_are_told(coder):

@@ -28,7 +28,8 @@ class Solver:
     start: (x at times[0], keys) -> state, a tuple of arrays, of which the first is x itself. keys: the data of a
       random key for each row of x, [B, ...] uint32, for a solver that adds noise; others take None.
     step: (velocity_fn, state, times, i) -> state at times[i + 1]. velocity_fn(x, t) -> dx/dt, t a scalar;
-      times [steps + 1], i a scalar, both may be traced.
+      times [steps + 1], i a scalar, both may be traced. Solvers of SINGLE_STEP also take an i of each patch,
+      [1, N, 1]; then t is of this shape.
     """
 
     start: Callable
@@ -64,7 +65,7 @@ def _ancestral_step(velocity_fn, state, times, i):
     data, noise = x - t * velocity, x + (1 - t) * velocity
     kept = (1 - t) * t_next / ((1 - t_next) * t)
     new = jax.vmap(
-        lambda key: jax.random.normal(jax.random.fold_in(jax.random.wrap_key_data(key), i), x.shape[1:])
+        lambda key: jax.random.normal(jax.random.fold_in(jax.random.wrap_key_data(key), jnp.sum(i)), x.shape[1:])
     )
     new = jax.reshard(new(keys), jax.typeof(x).sharding)
     return (1 - t_next) * data + t_next * (kept * noise + jnp.sqrt(1 - kept * kept) * new), keys
@@ -104,6 +105,8 @@ heun = Solver(_start, _heun_step)
 # is forgotten with its noise. Order 1.
 # Ho et al. 2020 (arXiv 2006.11239), eq. 6 and 7, with a flow's alpha = 1 - t and sigma = t.
 ancestral = Solver(lambda x, keys: (x, keys), _ancestral_step)
+# They remember nothing of the step before, so that patches may be at different ones.
+SINGLE_STEP = (euler, heun, ancestral)
 # DPM-Solver++ 2M: one velocity a step, order 2, the first and the last step of order 1.
 # Lu et al. 2022 (arXiv 2211.01095), algorithm 2, with a flow's alpha = 1 - t and sigma = t.
 dpm = Solver(_start_multistep, functools.partial(_multistep, correct=False))

@@ -21,8 +21,9 @@ from sora_jax.models.streaming import decode_more, decode_stream
 
 CONTEXT = 1 / 3  # of a window's latents that the next one is given
 
-# (number of the window, share of the video at which it begins, what gives it what it is given) -> its latents
-Make = Callable[[int, float, Callable[[], Given | None]], np.ndarray]
+# (number of the window, share of the video at which it begins, what gives it what it is given, unfinished latents
+# after that) -> its latents
+Make = Callable[[int, float, Callable[[], Given | None], np.ndarray], np.ndarray]
 
 
 class Windows:
@@ -74,19 +75,27 @@ def context_of(latents: int) -> int:
     return max(1, round(latents * CONTEXT))
 
 
-def count(stride: int, window: int, frames: int, given: Footage | None, *, backward: bool) -> int:
+def known_of(stride: int, window: int, given: Footage | None) -> int:
+    """How many latent frames of the first window of `forward` are given."""
+    context = context_of((window - 1) // stride + 1)
+    return 0 if given is None else min(context, (given.frames - 1) // stride + 1)
+
+
+def count(
+    stride: int, window: int, frames: int, given: Footage | None, *, backward: bool = False, ahead: int = 0
+) -> int:
     """How many windows `forward` or `backward` makes; the arguments are theirs, stride: frames in a latent."""
     n = (window - 1) // stride + 1
     context = context_of(n)
     if backward:
         return -(-frames // (1 + stride * (n - min(context, given.frames // stride) - 1)))
-    known = 0 if given is None else min(context, (given.frames - 1) // stride + 1)
-    first = stride * (n - known) if known else window
-    return 1 + max(0, -(-(frames - first) // (stride * (n - context))))
+    known = known_of(stride, window, given)
+    first = stride * (n - ahead - known) + (0 if known else 1 - stride)
+    return 1 + max(0, -(-(frames - first) // (stride * (n - ahead - context))))
 
 
 def forward(
-    coder: Coder, make: Make, window: int, frames: int, given: Footage | None = None
+    coder: Coder, make: Make, window: int, frames: int, given: Footage | None = None, *, ahead: int = 0
 ) -> Iterator[np.ndarray]:
     """A video, or what follows a given one and itself before it, chunk by chunk, [F, H, W, 3] uint8.
 
@@ -94,6 +103,7 @@ def forward(
 
     Args:
       window: frames that the model sees at once; frames: new ones.
+      ahead: latents that a window leaves unfinished, for the next one to go on with.
     """
     n = (window - 1) // coder.stride + 1
     context = context_of(n)
@@ -103,11 +113,12 @@ def forward(
         for latent in coder.encoded(ending(coder, given)):
             shown, past = decode_more(coder.params, coder.settings, latent[None], past)
             yield shown
-        known = min(tail_frames, (given.frames - 1) // coder.stride * coder.stride + 1)
+        known = 1 + coder.stride * (known_of(coder.stride, window, given) - 1)
         tail = np.stack(list(given.read(given.frames - known)))
-    number = 0
+    number, rest = 0, np.zeros((0,), np.float32)
     while frames > 0:
-        latents = make(number, 1 - frames / total, functools.partial(_prefix, coder, n, tail))
+        latents = make(number, 1 - frames / total, functools.partial(_prefix, coder, n, tail), rest)
+        latents, rest = latents[: n - ahead], latents[n - ahead :]
         if tail is not None:
             latents = latents[(len(tail) - 1) // coder.stride + 1 :]
         shown, past = decode_more(coder.params, coder.settings, latents, past)
@@ -132,14 +143,14 @@ def backward(coder: Coder, make: Make, window: int, frames: int, given: Footage)
     number, left = 0, frames
     while left > 0:
         begins = max(0.0, (left - 1 - coder.stride * (n - context - 1)) / frames)
-        latents = make(number, begins, functools.partial(_suffix, coder, n, head))
+        latents = make(number, begins, functools.partial(_suffix, coder, n, head), head[:0])
         shown = coder.decode(latents[: n - context])
         head = np.concatenate([shown, head])[: len(head)]
         left -= len(shown)
         number += 1
     skip = -left
     for i in reversed(range(number)):
-        latents = make(i, 0.0, lambda: None)[: n - context]  # saved: it is not made again
+        latents = make(i, 0.0, lambda: None, head[:0])[: n - context]  # saved: it is not made again
         for shown in decode_stream(coder.params, coder.settings, latents):
             if skip < len(shown):
                 yield shown[skip:]

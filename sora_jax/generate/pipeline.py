@@ -4,8 +4,6 @@
 """
 
 import dataclasses
-import functools
-import math
 import pathlib
 from collections.abc import Callable
 
@@ -14,19 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sora_jax.data.masks import mask_kinds
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.diffusion.conditioning import hold_known, on_ring, renoised, start_from
-from sora_jax.diffusion.flow import levels_of, shift_of, told_time
-from sora_jax.diffusion.guidance import first_of_pairs, guided, in_pairs
-from sora_jax.diffusion.solvers import Solver, ancestral, dpm, euler, heun, time_grid, unipc
+from sora_jax.diffusion.flow import shift_of
+from sora_jax.diffusion.solvers import ancestral, dpm, euler, heun, time_grid, unipc
 from sora_jax.errors import InputError
 from sora_jax.generate.images import Given, put_given, video_size
 from sora_jax.generate.schedule import FILE, Drift, Meter, Step, read_drift, schedule
-from sora_jax.mesh import RULES, spec, ways
+from sora_jax.generate.steps import begin, solver_step, step_again
+from sora_jax.mesh import spec, ways
 from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.module import bind
-from sora_jax.models.video_model import VideoModel, join
+from sora_jax.models.video_model import join
 from sora_jax.patches import PatchBatch, grid_positions, patch_grid, unpatchify
 from sora_jax.settings import AutoencoderSettings, SampleSettings, Settings
 from sora_jax.train.checkpoint import check_models, find_checkpoint, read_meta
@@ -234,28 +229,8 @@ def sample_latents(
     """
     check_prompts(prompts, negative_prompt)
     settings = generator.settings
-    shape = latent_shape(settings, sample)
-    patch, C = settings.transformer.patch, settings.transformer.channels
-    grid = patch_grid(shape, patch)
-    N, B = int(np.prod(grid)), len(prompts)
-    both, both_segments = tokenize(generator, [p for prompt in prompts for p in (prompt, negative_prompt)])
-    batch = PatchBatch(
-        patches=np.zeros((B, N, C * int(np.prod(patch))), np.float32),
-        positions=np.broadcast_to(grid_positions(grid), (B, N, 3)),
-        segments=np.ones((B, N), np.int32),
-        known=np.zeros((B, N), bool),
-        text=both,
-        text_segments=both_segments,
-    )
-    if given is not None:
-        batch = put_given(batch, given, patch)
-    # Of fewer videos than parts of the mesh every part holds all, and of each pair one half is its own.
-    split = B % ways("batch", jax.sharding.get_mesh().shape) != 0
-
-    def put(x):
-        return jax.device_put(x, spec(("." if split and len(x) == B else "batch") + " ." * (x.ndim - 1)))
-
-    batch = jax.tree.map(put, batch)
+    batch, grid, split = open_batch(generator, prompts, sample, negative_prompt, given)
+    B = len(prompts)
     strength = given.strength if given is not None else 1.0
     if not strength:
         return np.broadcast_to(given.latents, (B, *given.latents.shape))
@@ -285,93 +260,36 @@ def sample_latents(
         jax.block_until_ready(state)
         advance()
     made = jnp.where(batch.known[..., None], batch.patches, state[0])
-    return unpatchify(multihost_utils.process_allgather(made, tiled=True), grid, patch)
+    return unpatchify(multihost_utils.process_allgather(made, tiled=True), grid, settings.transformer.patch)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def begin(settings: Settings, solver: Solver, params: dict, batch: PatchBatch, key, first, time=1.0):
-    """What the steps of a solver need: rows in pairs for guidance, their text encoded, and its first state.
+def open_batch(
+    generator: Generator, prompts: list[str], sample: SampleSettings, negative_prompt: str, given: Given | None
+) -> tuple[PatchBatch, tuple[int, int, int], bool]:
+    """What a solver begins with: a row of patches for each prompt, and their text, on the mesh.
 
-    Args:
-      batch: its text has two rows for each row of patches: the prompt and the negative prompt.
-    Returns: pairs, with noise in the place of patches; the state. A model that has learned with and without is
-      given nothing in the unconditional rows: guidance then strengthens what is given beside the prompt, which
-      would win over it otherwise (docs/tasks.md).
+    Returns: (the batch, with two rows of text for each row of patches, as `begin` takes it; the grid of patches;
+      whether the two halves of guidance lie on parts of the mesh of their own).
     """
-    model = bind(VideoModel, settings, params)
-    pairs = jax.tree.map(in_pairs, batch.replace(text=None, text_segments=None))
-    if {"nothing"} < mask_kinds(settings.masks).keys():
-        conditional = jax.reshard(jnp.arange(len(pairs.known)) % 2 == 0, spec("batch"))
-        pairs = pairs.replace(known=pairs.known & conditional[:, None])
-    pairs = model.embed_text(pairs.replace(text=batch.text, text_segments=batch.text_segments))
-    # One key a row: a video does not depend on what else is in its batch, or on the mesh.
-    numbers = first + jnp.arange(len(batch.known))
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
-    noise = jax.vmap(lambda key: jax.random.normal(key, batch.patches.shape[1:]))(keys)
-    # As the batch lies: its rows over the mesh, or all of them on every chip.
-    noise = jax.reshard(noise, jax.P(jax.typeof(batch.known).sharding.spec[0], RULES["tokens"], None))
-    x = start_from(noise, batch, time=time, known_time=settings.masks.noise)
-    return pairs.replace(patches=in_pairs(noise)), solver.start(x, jax.vmap(jax.random.key_data)(keys))
+    settings = generator.settings
+    patch, C = settings.transformer.patch, settings.transformer.channels
+    grid = patch_grid(latent_shape(settings, sample), patch)
+    N, B = int(np.prod(grid)), len(prompts)
+    both, both_segments = tokenize(generator, [p for prompt in prompts for p in (prompt, negative_prompt)])
+    batch = PatchBatch(
+        patches=np.zeros((B, N, C * int(np.prod(patch))), np.float32),
+        positions=np.broadcast_to(grid_positions(grid), (B, N, 3)),
+        segments=np.ones((B, N), np.int32),
+        known=np.zeros((B, N), bool),
+        text=both,
+        text_segments=both_segments,
+    )
+    if given is not None:
+        batch = put_given(batch, given, patch)
+    # Of fewer videos than parts of the mesh every part holds all, and of each pair one half is its own.
+    split = B % ways("batch", jax.sharding.get_mesh().shape) != 0
 
+    def put(x):
+        return jax.device_put(x, spec(("." if split and len(x) == B else "batch") + " ." * (x.ndim - 1)))
 
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="ring", donate_argnames="state")
-def solver_step(
-    settings: Settings,
-    solver: Solver,
-    params: dict,
-    pairs: PatchBatch,
-    known,
-    state,
-    times,
-    i,
-    guidance,
-    *,
-    ring: int = 0,
-):
-    """The state of the solver one step on, the velocity that it took, the last one if there are several, and the
-    data that this says.
-
-    Args:
-      pairs, state: as `begin` makes them first.
-      guidance: its scale; None: the conditional velocity alone, at half of the cost.
-      ring: frames of patches of a video that is a ring (see `on_ring`); 0: it is none.
-    """
-    model = bind(VideoModel, settings, params)
-    rows = pairs if guidance is not None else jax.tree.map(first_of_pairs, pairs)
-    lacking = (in_pairs(known) if guidance is not None else known) & ~rows.known
-
-    def velocity(x, t):
-        x = jnp.where(lacking[..., None], renoised(x, rows.patches, settings.masks.noise, t), x)
-        t = told_time(t, settings.flow)
-        told = jnp.full_like(rows.segments[:, :1], t, jnp.float32)
-        table, levels = levels_of(rows, told, known_time=settings.masks.noise)
-        return model.velocity(rows, x, table, levels)
-
-    made = on_ring(velocity, ring, _turn(i, ring)) if ring else velocity
-    made = guided(made, guidance) if guidance is not None else made
-    found = []
-
-    def held(x, t):
-        velocity = hold_known(made, known)(x, t)
-        found.append((velocity, x - t * velocity))
-        return velocity
-
-    return _stepped(solver, held, known, state, times, i), *found[-1]
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
-def step_again(solver: Solver, data, known, state, times, i):
-    """The state of the solver one step on, by the data [B, N, P] that a step before found; no model runs."""
-    return _stepped(solver, lambda x, t: (x - data) / t, known, state, times, i)
-
-
-def _stepped(solver, velocity, known, state, times, i):
-    """Known patches stay where they are, whatever the solver adds."""
-    x, *rest = solver.step(velocity, state, times, i)
-    return jnp.where(known[..., None], state[0], x), *rest
-
-
-def _turn(i, frames):
-    """Of the ring in step i: every one in turn, each about a golden ratio of the ring from the one before."""
-    n = frames - 1
-    return i * next(k for k in range(round(0.618 * n), n + 1) if math.gcd(k, n) == 1) % n
+    return jax.tree.map(put, batch), grid, split

@@ -10,10 +10,10 @@ from sora_jax.settings import Settings
 LONGEST = 600.0  # seconds; more is a mistake
 # What each task must be given, and what it may be.
 TASKS = {
-    "text": ((), ("seconds", "story")),
+    "text": ((), ("seconds", "story", "rolling")),
     "image": ((), ("image", "last_image")),
     "keyframes": (("keyframes",), ()),
-    "extend": (("videos", "seconds"), ("direction", "story")),
+    "extend": (("videos", "seconds"), ("direction", "story", "rolling")),
     "loop": ((), ("videos", "seconds")),
     "connect": (("videos",), ("seconds",)),
     "edit": (("videos",), ("strength",)),
@@ -30,7 +30,8 @@ class Request:
 
     task: of TASKS; "": `image` if there is a picture, else `text`.
     keyframes: "SECONDS:FILE"; seconds: of what is made, None: as the model makes them; strength: share of the
-      solver's steps that an edit runs; story: prompts that take turns over a long video; watermark: a text.
+      solver's steps that an edit runs; story: prompts that take turns over a long video; rolling: a long video's
+      frames are finished one after the other; watermark: a text.
     """
 
     task: str = ""
@@ -43,6 +44,7 @@ class Request:
     strength: float | None = None
     mask: pathlib.Path | None = None
     story: tuple[str, ...] = ()
+    rolling: bool = False
     watermark: str = ""
 
     @property
@@ -63,11 +65,15 @@ class Request:
         given = {"task": self.name}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value not in (None, "", ()) and field.name != "task":
+            if _is_given(value) and field.name != "task":
                 given[field.name] = [str(v) for v in value] if isinstance(value, tuple) else value
                 if isinstance(value, pathlib.Path):
                     given[field.name] = str(value)
         return given
+
+
+def _is_given(value) -> bool:
+    return value not in (None, "", ()) and value is not False  # a strength of 0 is given
 
 
 def check_request(request: Request):
@@ -78,7 +84,7 @@ def check_request(request: Request):
     needed, taken = TASKS[name]
     for field in dataclasses.fields(Request):
         key, flag = field.name, FLAGS.get(field.name, field.name)
-        given = getattr(request, key) not in (None, "", ())
+        given = _is_given(getattr(request, key))
         if key in needed and not given:
             raise InputError(f"--{flag}: is needed for --task={name}")
         if given and key not in (*needed, *taken, "task", "watermark"):
@@ -86,8 +92,11 @@ def check_request(request: Request):
             raise InputError(f"--{flag}: --task={name} takes none; it is for {others}")
     if name == "image" and not (request.image or request.last_image):
         raise InputError("--image: is needed for --task=image, or --last-image")
-    if request.story and not request.long:
-        raise InputError("--story: is for a long video; name its length, --seconds")
+    for flag in ("story", "rolling"):
+        if getattr(request, flag) and not request.long:
+            raise InputError(f"--{flag}: is for a long video; name its length, --seconds")
+    if request.rolling and request.backward:
+        raise InputError("--rolling: goes forward; leave it out, or --direction=backward")
     wanted = 2 if name == "connect" else 1
     if request.videos and len(request.videos) != wanted:
         raise InputError(f"--video: {len(request.videos)} are given, but --task={name} takes {wanted}")
@@ -127,6 +136,8 @@ def untrained_note(request: Request, settings: Settings) -> str:
         "outpaint": ("inside",),
     }.get(name, ())
     known = mask_kinds(settings.masks)
+    if request.rolling and not settings.masks.forcing:
+        return "--rolling: this model has not learned frames with a time each (config.masks.forcing is 0)"
     if not kinds or set(kinds) & set(known):
         return ""
     return (

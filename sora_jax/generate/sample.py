@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -11,7 +12,7 @@ import rich.console
 
 from sora_jax.distributed import on_first
 from sora_jax.errors import InputError, nearest
-from sora_jax.generate import long, tasks
+from sora_jax.generate import long, rolling, tasks
 from sora_jax.generate.footage import Footage, open_footage, read_mask, read_picture
 from sora_jax.generate.images import check_images, video_size
 from sora_jax.generate.pipeline import (
@@ -81,6 +82,8 @@ def sample(
     settings: SampleSettings = dataclasses.replace(trained.sample, **changes)
     if settings.solver not in SOLVERS:
         raise InputError(f"--solver={settings.solver}: {nearest(settings.solver, SOLVERS)}")
+    if request.rolling:
+        rolling.check_rolling(trained, settings)
     inputs = Inputs(request, settings, trained, "frames" in changes, console)
     settings = inputs.settings
     latent_shape(trained, settings)
@@ -311,29 +314,26 @@ class Maker:
         self._tell = tell
 
     def __call__(
-        self, prompts: list[str], given, *, frames: int, first: int, ring=False, window=0, total=None, meter=None
-    ):
-        """Latents of each of the prompts; what is missing to fill the mesh is made and thrown away."""
+        self, prompts: list[str], given, *, frames: int, total=None, clock=None, rest=None, **options
+    ) -> np.ndarray:
+        """Latents of each of the prompts; what is missing to fill the mesh is made and thrown away.
+
+        Args:
+          total: steps in all, for whoever watches; clock, rest: as `rolling.roll` takes them; options: as it does,
+            or, without a clock, `sample_latents`.
+        """
 
         def advance():
             self.done += 1
             self._tell(self.done, total)
 
         rows = rows_at_once(len(prompts), self.settings.guidance)
-        return sample_latents(
-            self.generator,
-            prompts + [prompts[-1]] * (rows - len(prompts)),
-            dataclasses.replace(self.settings, frames=frames),
-            seed=self.seed,
-            first=first,
-            negative_prompt=self.negative_prompt,
-            low_guidance=self.low_guidance,
-            given=given,
-            ring=ring,
-            window=window,
-            meter=meter,
-            advance=advance,
-        )
+        padded = prompts + [prompts[-1]] * (rows - len(prompts))
+        settings = dataclasses.replace(self.settings, frames=frames)
+        options |= {"seed": self.seed, "negative_prompt": self.negative_prompt, "given": given, "advance": advance}
+        if clock:
+            return rolling.roll(self.generator, padded, settings, clock, rest, **options)
+        return sample_latents(self.generator, padded, settings, low_guidance=self.low_guidance, **options)
 
 
 def short_videos(maker: Maker, task: tasks.Task, prompts: list[str]) -> Iterator[Iterator[np.ndarray]]:
@@ -355,23 +355,32 @@ def long_videos(
     coder, request, window = tasks.coder_of(maker.generator), inputs.request, inputs.settings.frames
     frames = max(1, round(request.seconds * inputs.settings.fps))
     given, story = inputs.footage[0] if inputs.footage else None, request.story
-    number_of = long.count(coder.stride, window, frames, given, backward=request.backward)
-    steps = inputs.settings.steps
-    for n, prompt in enumerate(prompts):
+    n = (window - 1) // coder.stride + 1
+    clock = rolling.clock_of(n, long.context_of(n), inputs.settings.steps) if request.rolling else None
+    ahead = clock.ahead if clock else 0
+    number_of = long.count(coder.stride, window, frames, given, backward=request.backward, ahead=ahead)
+    runs = [inputs.settings.steps] * number_of
+    if clock:
+        known = long.known_of(coder.stride, window, given)
+        runs = [len(clock.course(n, known, 0)) - 1] + [clock.lag] * (number_of - 1)
+    before = list(itertools.accumulate(runs, initial=0))
+    for number, prompt in enumerate(prompts):
         hashes = [file_hash(path) for path in inputs.files]
-        windows = long.Windows(paths[n], {"prompt": prompt, "number": n, "files": hashes, **made_of}, console)
+        windows = long.Windows(
+            paths[number], {"prompt": prompt, "number": number, "files": hashes, **made_of}, console
+        )
         maker.windows = windows
 
-        def make(number, share, give, n=n, prompt=prompt, windows=windows):
+        def make(window_number, share, give, rest, number=number, prompt=prompt, windows=windows):
             words = story[int(share * len(story))] if story else prompt
-            maker.done = (n * number_of + number) * steps  # those of windows that were there already, too
-            total = len(prompts) * number_of * steps
-            return windows.get(
-                number, lambda: maker([words], give(), frames=window, first=n, window=number, total=total)[0]
-            )
+            # Those of windows that were there already, too.
+            maker.done = number * before[-1] + before[window_number]
+            options = {"first": number, "window": window_number, "clock": clock, "rest": rest}
+            options["total"] = len(prompts) * before[-1]
+            return windows.get(window_number, lambda: maker([words], give(), frames=window, **options)[0])
 
         yield (
             long.backward(coder, make, window, frames, given)
             if request.backward
-            else long.forward(coder, make, window, frames, given)
+            else long.forward(coder, make, window, frames, given, ahead=ahead)
         )

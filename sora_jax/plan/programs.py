@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from sora_jax.config import parse_size
 from sora_jax.data.given import given_frames, image_room
-from sora_jax.generate.pipeline import SOLVERS, begin, latent_shape, solver_step
+from sora_jax.generate.pipeline import SOLVERS, latent_shape
+from sora_jax.generate.steps import begin, solver_step
 from sora_jax.mesh import spec, ways
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import init_params
