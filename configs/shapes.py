@@ -81,7 +81,7 @@ second run began with it (config.train.init_from):
     (16) (4) 9200 with learning_rate=0.0356 and final_fraction=0.0005, which is 2e-3 at 7,803
 
 Devices: 1, a laptop's CPU. 7,546,752 parameters.
-Result: two cores of an AMD EPYC, 2 h 41 min and 3 h 9 min, at times beside the making of the data and samples:
+Result: two cores of an AMD EPYC, 2 h 41 min and 5 h 8 min, at times beside the making of the data and samples:
 docs/evaluation.md, "The checkpoint that ships". From update 1,382 on another allocator (docs/performance.md).
 """
 
