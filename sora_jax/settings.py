@@ -111,6 +111,7 @@ class MaskSettings:
     noise: float = 0.0  # time of what is given, in training and sampling
     forcing: float = 0.0  # share of the clips whose frames have a time each (diffusion forcing)
     row_levels: int = 0  # times of a row for such frames; a clip for which too few are left has one time
+    guided: bool = True  # in sampling: guidance strengthens what is given beside the prompt, not the prompt alone
 
     def __post_init__(self):
         if not any(getattr(self, kind) for kind in MASK_KINDS):

@@ -25,12 +25,12 @@ def begin(settings: Settings, solver: Solver, params: dict, batch: PatchBatch, k
     Args:
       batch: its text has two rows for each row of patches: the prompt and the negative prompt.
     Returns: pairs, with noise in the place of patches; the state. A model that has learned with and without is
-      given nothing in the unconditional rows: guidance then strengthens what is given beside the prompt, which
-      would win over it otherwise (docs/tasks.md).
+      given nothing in the unconditional rows (config.masks.guided): guidance then strengthens what is given beside
+      the prompt, which would win over it otherwise (docs/tasks.md).
     """
     model = bind(VideoModel, settings, params)
     pairs = jax.tree.map(in_pairs, batch.replace(text=None, text_segments=None))
-    if {"nothing"} < mask_kinds(settings.masks).keys():
+    if settings.masks.guided and {"nothing"} < mask_kinds(settings.masks).keys():
         conditional = jax.reshard(jnp.arange(len(pairs.known)) % 2 == 0, spec("batch"))
         pairs = pairs.replace(known=pairs.known & conditional[:, None])
     pairs = model.embed_text(pairs.replace(text=batch.text, text_segments=batch.text_segments))

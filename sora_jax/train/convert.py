@@ -137,7 +137,7 @@ def import_model(
         transformer=transformer,
         flow=FlowSettings(whole_times=1000),
         # Wan 2.2 TI2V, which has times for each patch, has learned to be given a first frame.
-        masks=MaskSettings(first=float(bool(index.get("expand_timesteps")))),
+        masks=MaskSettings(first=float(bool(index.get("expand_timesteps"))), guided=False),  # as published
         sample=SampleSettings(solver="unipc", shift=float(scheduler.get("flow_shift", 0.0))),
     )
     table = transformer_table(transformer)
