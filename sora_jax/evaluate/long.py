@@ -5,10 +5,7 @@ import itertools
 import pathlib
 from collections.abc import Iterable, Mapping
 
-import jax
 import numpy as np
-import rich.console
-from jax.experimental import multihost_utils
 
 from sora_jax.captioning.shapes_prompts import read_prompt
 from sora_jax.data.clips import probe, read_frames
@@ -17,14 +14,13 @@ from sora_jax.distributed import on_first
 from sora_jax.errors import InputError
 from sora_jax.evaluate.pictures import draw_contact_sheet, draw_courses
 from sora_jax.evaluate.report import Clip, Gallery, Picture, Section, Table
-from sora_jax.evaluate.samples import captions_of, cells, digest, take
+from sora_jax.evaluate.samples import captions_of, cells, digest, make_by_verb, take
 from sora_jax.evaluate.shapes import agreement
 from sora_jax.evaluate.subject import Options, Subject, Suite, terminal_table
 from sora_jax.evaluate.temporal import STANDS, gradient
 from sora_jax.generate.request import Request, check_request
-from sora_jax.generate.sample import sample
 from sora_jax.generate.writer import write_webp
-from sora_jax.settings import MeshSettings, SampleSettings
+from sora_jax.settings import SampleSettings
 from sora_jax.train.metrics import progress_bar
 
 SAMPLES = 4
@@ -117,24 +113,18 @@ def _make(subject, options, prompts, cell: SampleSettings, console) -> list[path
     made_of = [options.seed, options.seconds, subject.identity, dataclasses.asdict(cell)]
     folder = subject.out / "long" / digest(made_of)
     paths = [folder / f"{n:03}-{digest(prompt)}.mp4" for n, prompt in enumerate(prompts)]
-    mesh = MeshSettings(**jax.sharding.get_mesh().shape)
     with progress_bar(console) as bar:
         task = bar.add_task(f"{subject.name}: {options.seconds:g} s, {cell.size}", total=len(paths), numbers="")
         for n, (prompt, path) in enumerate(zip(prompts, paths, strict=True)):
-            if multihost_utils.broadcast_one_to_all(np.asarray(not path.exists())):
-                sample(
-                    subject.workdir,
-                    [prompt],
-                    path,
-                    changes={"size": cell.size, "frames": cell.frames},
-                    negative_prompt="",
-                    seed=options.seed + n,
-                    mesh=mesh,
-                    console=rich.console.Console(quiet=True),
-                    request=Request(seconds=options.seconds),
-                    generator=subject.generator,
-                    tell=lambda done, total, n=n: bar.update(task, completed=n + done / total),
-                )
+            make_by_verb(
+                subject,
+                prompt,
+                path,
+                cell,
+                Request(seconds=options.seconds),
+                seed=options.seed + n,
+                tell=lambda done, total, n=n: bar.update(task, completed=n + done / total),
+            )
             bar.update(task, completed=n + 1)
     return paths
 

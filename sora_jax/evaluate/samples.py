@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
+import rich.console
 from jax.experimental import multihost_utils
 
 from sora_jax.config import parse_size
@@ -21,9 +22,11 @@ from sora_jax.errors import InputError
 from sora_jax.evaluate.reconstruction import reconstruct
 from sora_jax.evaluate.subject import Options, Subject
 from sora_jax.generate.pipeline import latent_shape, sample_latents
+from sora_jax.generate.request import Request
+from sora_jax.generate.sample import sample
 from sora_jax.generate.writer import VideoWriter
 from sora_jax.models.streaming import decode_stream
-from sora_jax.settings import SampleSettings
+from sora_jax.settings import MeshSettings, SampleSettings
 from sora_jax.train.metrics import progress_bar
 
 CRF = 8  # of x264: the detector of the shapes world reads as much of such files as of the frames themselves
@@ -90,6 +93,34 @@ def fill(
                     ) as file:
                         file.write(video)
                 bar.advance(task)
+
+
+def make_by_verb(
+    subject: Subject,
+    prompt: str,
+    path: pathlib.Path,
+    cell: SampleSettings,
+    request: Request,
+    *,
+    seed: int,
+    **options,
+):
+    """A video as the verb `sample` makes it, unless an earlier run has; options: its others."""
+    if not multihost_utils.broadcast_one_to_all(np.asarray(not path.exists())):
+        return
+    sample(
+        subject.workdir,
+        [prompt],
+        path,
+        changes={"size": cell.size, "frames": cell.frames},
+        negative_prompt="",
+        seed=seed,
+        mesh=MeshSettings(**jax.sharding.get_mesh().shape),
+        console=rich.console.Console(quiet=True),
+        request=request,
+        generator=subject.generator,
+        **options,
+    )
 
 
 def _rows() -> int:

@@ -9,10 +9,7 @@ import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-import jax
 import numpy as np
-import rich.console
-from jax.experimental import multihost_utils
 
 from sora_jax.data.clips import write_clip
 from sora_jax.data.shapes import bounces, render, sample_scene
@@ -23,15 +20,14 @@ from sora_jax.errors import InputError
 from sora_jax.evaluate.pictures import draw_contact_sheet
 from sora_jax.evaluate.reconstruction import BEST_PSNR
 from sora_jax.evaluate.report import Picture, Section, Table
-from sora_jax.evaluate.samples import cells, digest, size_of
+from sora_jax.evaluate.samples import cells, digest, make_by_verb, size_of
 from sora_jax.evaluate.shapes import ALL, SEED, agreement, percent, shares, told
 from sora_jax.evaluate.subject import Options, Subject, Suite, read_video, terminal_table
 from sora_jax.evaluate.temporal import STANDS
 from sora_jax.generate.request import Request
-from sora_jax.generate.sample import sample
 from sora_jax.generate.tasks import Coder, coder_of
 from sora_jax.generate.writer import VideoWriter
-from sora_jax.settings import MeshSettings, SampleSettings
+from sora_jax.settings import SampleSettings
 from sora_jax.train.metrics import progress_bar
 
 SAMPLES = 50
@@ -176,8 +172,7 @@ def _check(subject: Subject, options: Options):
 
 
 def _measure(subject: Subject, options: Options, console) -> dict:
-    generator, mesh = subject.generator, MeshSettings(**jax.sharding.get_mesh().shape)
-    coder, count = coder_of(generator), options.samples or SAMPLES
+    coder, count = coder_of(subject.generator), options.samples or SAMPLES
     results: list[dict] = []
     with progress_bar(console) as bar:
         for cell in cells(subject, options):
@@ -186,19 +181,8 @@ def _measure(subject: Subject, options: Options, console) -> dict:
             for number in range(count):
                 for trial in make_trials(number, cell, coder, folder / f"{number:03}"):
                     path = folder / f"{number:03}" / trial.name.replace(",", "").replace(" ", "-") / "made.mp4"
-                    if multihost_utils.broadcast_one_to_all(np.asarray(not path.exists())):
-                        sample(
-                            subject.workdir,
-                            [trial.prompt],
-                            path,
-                            changes={"size": cell.size, "frames": cell.frames},
-                            negative_prompt="",
-                            seed=options.seed + number,
-                            mesh=mesh,
-                            console=rich.console.Console(quiet=True),
-                            request=trial.request,
-                            generator=generator,
-                        )
+                    seed = options.seed + number
+                    make_by_verb(subject, trial.prompt, path, cell, trial.request, seed=seed)
                     results += _read(subject.out, trial, path, coder, cell)
                 bar.advance(task)
     values: dict = {}
