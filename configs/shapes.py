@@ -20,7 +20,8 @@ Data, by seed, number and `write_world`'s options, 64x64 and 17 frames where not
 double2, 42, 6,000, things=2; short3, 43, 12,000, lengths=(5,), things=2; middle, 45, 6,000, lead_in=48; warmpairs,
 47, 12,000, lengths=(1,), things=2, colours=("red", "orange", "yellow"); warmshort, 48, 4,000, the same with
 lengths=(5,); across, 49, 6,000, lengths=(5,), things=2, motions=("left", "right"); along, 50, 6,000, the same with
-("up", "down"); across17, 51, and along17, 52, 3,000 each, the same with 17 frames.
+("up", "down"); across17, 51, and along17, 52, 3,000 each, the same with 17 frames; warmpairs2, 53, 24,000,
+warmshort2, 54, 8,000, and warm17, 55, 3,000 of 17 frames, all as warmpairs; pairs3, 56, 30,000, as pairs2.
 
 Stages, one run (the same workdir, other flags):
 
@@ -61,6 +62,14 @@ second run began with it (config.train.init_from):
     pairs2:8,warmpairs:4,images:2,short2:2.5,short3:3.5,across:2,along:2,warmshort:1.5,short:2,videos:4,double:1,
         double2:1.5,across17:1,along17:1,single:2.5,middle:.5                 to 8,900        (6) 144 (15) (16)
     the same with aspects:2,long:1                                            to 9,200        (5) (15) (16)
+    pairs2:10,warmpairs:8,images:1,short2:2,short3:3.5,across:2.5,along:2.5,warmshort:3,short:1.5,videos:2.5,
+        double2:1.5,across17:1.5,along17:1.5,single:2.5,middle:1              to 9,510        (6) 144 (17)
+    the same with pairs2:8,pairs3:10,warmpairs2:12,warmpairs:3,images:1.5,warmshort2:3.5,warmshort:1,warm17:1.5
+                                                                              to 10,502       (6) 160 (17)
+    pairs2:7,pairs3:8,warmpairs2:6,warmpairs:2,images:2,short2:2,short3:3,across:2,along:2,warmshort2:2.5,
+        warmshort:1,short:2,videos:4,double:1,double2:1.5,across17:1.5,along17:1.5,warm17:1.5,single:3.5,middle:1
+                                                                              to 11,702       (6) 160 (18) (19)
+    the same with aspects:2,long:1                                            to 12,000       (5) (18) (19)
 
     (1) config.data.row_tokens=200, in the two stages after them 128
     (2) config.masks: nothing=45 first=30 last=5 both=3 prefix=6 suffix=3 ends=1 random=3 outside=2 inside=2
@@ -79,9 +88,12 @@ second run began with it (config.train.init_from):
     (14) nothing=48 first=24 last=4 both=2 prefix=4 suffix=9 ends=6 random=2 outside=.5 inside=.5
     (15) the same with nothing=54 first=18 last=5 prefix=5 suffix=7 ends=5 random=3 outside=1.5 inside=1.5
     (16) (4) 9200 with learning_rate=0.0356 and final_fraction=0.0005, which is 2e-3 at 7,803
+    (17) nothing=44 first=20 last=4 both=2 prefix=4 suffix=14 ends=9 random=2 outside=.5 inside=.5
+    (18) nothing=48 first=16 last=5 both=2 prefix=5 suffix=12 ends=7 random=3 outside=1 inside=1
+    (19) (4) 12000 with learning_rate=0.05255 and final_fraction=0.0005, which is 2e-3 at 10,500
 
 Devices: 1, a laptop's CPU. 7,546,752 parameters.
-Result: two cores of an AMD EPYC, 2 h 41 min and 5 h 8 min, at times beside the making of the data and samples:
+Result: two cores of an AMD EPYC, 2 h 41 min and 6 h 46 min, at times beside the making of the data and samples:
 docs/evaluation.md, "The checkpoint that ships". From update 1,382 on another allocator (docs/performance.md).
 """
 
@@ -145,7 +157,7 @@ def get_config():
     config.sample.update(
         size="64x64",
         frames=17,
-        steps=30,
+        steps=50,
         solver="ancestral",
         guidance=3.0,
         guidance_min=0.4,
