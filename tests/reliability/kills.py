@@ -191,10 +191,11 @@ def plan(kills: int, rng: random.Random) -> list[tuple[signal.Signals, str, str]
     kinds = [
         (number, target, "in a save" if part == 2 else "between saves")
         for part in range(3)
-        for number in SIGNALS
         for target in ("one", "all")
+        for number in SIGNALS
     ]
-    kinds = [kinds[(7 * n) % len(kinds)] for n in range(kills)]
+    # Any three in a row have all signals, the first three one in a save.
+    kinds = [kinds[(13 * n) % len(kinds)] for n in range(kills)]
     rng.shuffle(kinds)
     return kinds
 
