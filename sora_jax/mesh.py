@@ -19,6 +19,7 @@ AXES = ("data", "fsdp", "ring", "context", "tensor")
 RULES = {
     ".": None,  # on every chip
     "batch": ("data", "fsdp"),
+    "few": "data",  # rows that go where a weight lies, instead of the weight to them
     "tokens": ("ring", "context"),  # a sequence dimension of activations
     "height": ("ring", "context"),  # rows of pixels or of latents in the autoencoder
     "embed": ("fsdp", "ring", "context"),  # the model width of a weight

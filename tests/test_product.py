@@ -12,27 +12,50 @@ from sora_jax.settings import MeshSettings
 LAST_BY_FIRST = (((2,), (0,)), ((), ()))
 
 
-def gradients(function, x, w, dtype):
-    """Of a sum that weighs each element differently."""
-    weights = jnp.arange(x.shape[0] * x.shape[1] * w.shape[1], dtype=jnp.float32).reshape(*x.shape[:2], -1) % 7
+# Axes of x, of w, and of their product.
+MANY = ("batch tokens .", "embed mlp", "batch tokens mlp")
+FEW = ("few . .", ". embed", "few . embed")  # rows go to the weight
+
+
+def gradients(function, dtype, out_axes):
+    """(x, w) -> those of a sum that weighs each element of the product differently."""
 
     def loss(x, w):
-        y = function(x.astype(dtype), w.astype(dtype), LAST_BY_FIRST, out_sharding=spec("batch tokens mlp"))
-        return jnp.sum(y.astype(jnp.float32) * weights)
+        y = function(x.astype(dtype), w.astype(dtype), LAST_BY_FIRST, out_sharding=spec(out_axes))
+        weights = jnp.arange(y.size, dtype=jnp.float32).reshape(y.shape) % 7
+        return jnp.sum(y.astype(jnp.float32) * jax.reshard(weights, spec(out_axes)))
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, w)
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))
+
+
+@pytest.fixture
+def mesh():
+    with jax.set_mesh(make_mesh(MeshSettings(data=1, fsdp=2, context=2, tensor=2))):
+        yield
+
+
+def factors(axes):
+    """x and w laid out by their axes."""
+    draw = np.random.default_rng(0)
+    shapes = (4, 8, 16), (16, 32)
+    arrays = (draw.normal(size=shape).astype(np.float32) for shape in shapes)
+    return [jax.device_put(array, spec(name)) for array, name in zip(arrays, axes, strict=False)]
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 1e-2)])
-def test_product_and_its_gradients_equal_those_of_jax_on_a_mesh(dtype, tolerance):
-    draw = np.random.default_rng(0)
-    with jax.set_mesh(make_mesh(MeshSettings(data=1, fsdp=2, context=2, tensor=2))):
-        x = jax.device_put(draw.normal(size=(4, 8, 16)).astype(np.float32), spec("batch tokens ."))
-        w = jax.device_put(draw.normal(size=(16, 32)).astype(np.float32), spec("embed mlp"))
-        ours, theirs = (gradients(function, x, w, dtype) for function in (dot_general, jax.lax.dot_general))
-        for mine, other in zip(ours, theirs, strict=True):
-            assert mine.sharding == other.sharding
-            np.testing.assert_allclose(mine, other, atol=tolerance * float(np.abs(other).max()))
+@pytest.mark.parametrize("axes", [MANY, FEW], ids=["many", "few"])
+def test_product_and_its_gradients_equal_those_of_jax_on_a_mesh(mesh, axes, dtype, tolerance):
+    xw = factors(axes)
+    ours, theirs = (gradients(function, dtype, axes[2])(*xw) for function in (dot_general, jax.lax.dot_general))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.sharding == other.sharding
+        np.testing.assert_allclose(mine, other, atol=tolerance * float(np.abs(other).max()))
+
+
+@pytest.mark.parametrize("axes, gathers", [(MANY, True), (FEW, False)], ids=["many", "few"])
+def test_a_weight_stays_where_it_is_if_rows_come_to_it(mesh, axes, gathers):
+    text = gradients(dot_general, "float32", axes[2]).lower(*factors(axes)).compile().as_text()
+    assert (" all-gather(" in text) == gathers
 
 
 def test_only_a_cpu_sums_into_float32_before_it_rounds(one_device):

@@ -92,6 +92,11 @@ def pick(table, one_hot):
     return jnp.einsum("bnt,btd->bnd", one_hot, table, precision="highest", out_sharding=residual)
 
 
+def of_few(layer, x):
+    """A layer of x [B, T, D] over "few", so few rows that they move, and its weight stays: each chip has a part."""
+    return jax.reshard(layer(x, out_sharding=spec("few . embed")), spec("few . ."))
+
+
 class TransformerBlock(nnx.Module):
     def __init__(self, settings: TransformerSettings, *, adapter_of, rngs):
         D = settings.width
@@ -223,10 +228,11 @@ class DiT(nnx.Module):
         levels, segments, text_segments = (
             jax.reshard(a, spec("batch tokens")) for a in (levels, segments, text_segments)
         )
-        whole = spec("batch . .")
-        e = sinusoid(jax.reshard(times, spec("batch .")) * TIME_SCALE, self.settings.frequencies)
-        e = self.time_out(jax.nn.silu(self.time_in(e, out_sharding=whole)), out_sharding=whole)
-        modulation = self.time_modulation(jax.nn.silu(e), out_sharding=whole).reshape(B, T, 6, D)
+        e = sinusoid(jax.reshard(times, spec("few .")) * TIME_SCALE, self.settings.frequencies)
+        e = of_few(self.time_out, jax.nn.silu(of_few(self.time_in, e)))
+        modulation = of_few(self.time_modulation, jax.nn.silu(e))
+        e, modulation = (jax.reshard(y, spec("batch . .")) for y in (e, modulation))
+        modulation = modulation.reshape(B, T, 6, D)
         text = self.text_out(
             jax.nn.gelu(self.text_in(text, out_sharding=residual), approximate=True), out_sharding=residual
         )

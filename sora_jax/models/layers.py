@@ -33,7 +33,9 @@ class Linear(nnx.Linear):
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
         last_by_first = ((x.ndim - 1,), (0,)), ((), ())
         y = dot_general(x, kernel, last_by_first, precision=self.precision, out_sharding=out_sharding)
-        return y if bias is None else add_bias(y, bias)
+        if bias is None:
+            return y
+        return add_bias(y, jax.reshard(bias, jax.P(jax.typeof(y).sharding.spec[-1])))
 
 
 class AdaptedLinear(Linear):

@@ -27,7 +27,8 @@ def dot_general(x, w, dimension_numbers, *, precision=None, out_sharding=None):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _product(out_sharding, precision, x, w):
-    return _contract(x, _half_gathered(w), ((x.ndim - 1,), (0,)), precision, out_sharding)
+    first = _first_axes(w, out_sharding)
+    return _contract(x, _half_gathered(w, first), ((x.ndim - 1,), (0,)), precision, out_sharding)
 
 
 def _forward(out_sharding, precision, x, w):
@@ -35,12 +36,10 @@ def _forward(out_sharding, precision, x, w):
 
 
 def _backward(out_sharding, precision, saved, dy):
-    del out_sharding
     x, w = saved
-    dx = _contract(dy, _half_gathered(w), ((dy.ndim - 1,), (1,)), precision, jax.typeof(x).sharding.spec)
+    layout, first = jax.typeof(w).sharding.spec, _first_axes(w, out_sharding)
+    dx = _contract(dy, _half_gathered(w, first), ((dy.ndim - 1,), (1,)), precision, jax.typeof(x).sharding.spec)
     rows = tuple(range(1, x.ndim)), tuple(range(x.ndim - 1))
-    layout = jax.typeof(w).sharding.spec
-    first = _first_axes(layout)
     dw = _contract(jnp.moveaxis(x, -1, 0), dy, rows, precision, first)
     return dx, dw if first == layout else jax.reshard(jax.lax.optimization_barrier(dw), layout)
 
@@ -83,13 +82,24 @@ def _bias_backward(_, dy):
 add_bias.defvjp(lambda y, bias: (add_bias(y, bias), None), _bias_backward)
 
 
-def _half_gathered(w):
+def _half_gathered(w, first):
     """The weight over the first of the mesh axes of each of its dimensions; the product gathers over these."""
-    layout = jax.typeof(w).sharding.spec
-    first = _first_axes(layout)
     # A barrier, or the compiler would merge both gathers.
-    return w if first == layout else jax.lax.optimization_barrier(jax.reshard(w, first))
+    return w if first == jax.typeof(w).sharding.spec else jax.lax.optimization_barrier(jax.reshard(w, first))
 
 
-def _first_axes(layout):
-    return jax.P(*(axes[0] if isinstance(axes, tuple) else axes for axes in layout))
+def _first_axes(w, out_sharding):
+    """What of a weight's layout the product is to see: the whole of what its result is split over, too."""
+    d_in, d_out = jax.typeof(w).sharding.spec
+    kept = out_sharding and _split_over(out_sharding[-1]) == _split_over(d_out)
+    return jax.P(_first(d_in), d_out if kept else _first(d_out))
+
+
+def _first(axes):
+    return axes[0] if isinstance(axes, tuple) else axes
+
+
+def _split_over(axes) -> list[str]:
+    """Those that have a size; types of arrays may leave out the others."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return [axis for axis in (axes if isinstance(axes, tuple) else (axes,)) if axis and sizes[axis] > 1]

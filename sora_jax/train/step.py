@@ -31,17 +31,19 @@ def train_step(objective, optimizer, settings: Settings, state: TrainState, froz
     grads, metrics = jax.tree.map(lambda x: x / weight, (grads, sums))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    # The average forgets the random start: its decay warms up with the number of updates.
-    decay = jnp.minimum(settings.optimizer.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema = jax.tree.map(lambda average, p: average + (1 - decay) * (p - average), state.ema, params)
     norm = optax.tree.norm(grads)
     # Loss and norm are sums over all chips, so all hosts find the same.
     fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-    params, ema, opt_state = jax.tree.map(
+    params, opt_state = jax.tree.map(
         lambda after, before: jnp.where(fine, after, before),
-        (params, ema, opt_state),
-        (state.params, state.ema, state.opt_state),
+        (params, opt_state),
+        (state.params, state.opt_state),
     )
+    # The average forgets the random start: its decay warms up with the number of updates.
+    decay = jnp.minimum(settings.optimizer.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    # Of what was chosen: weights from before the choice would be written to memory, and read again.
+    gain = jnp.where(fine, 1 - decay, 0)
+    ema = jax.tree.map(lambda average, p: average + gain * (p - average), state.ema, params)
     metrics |= {
         "gradient_norm": norm,
         "learning_rate": learning_rate(settings.optimizer, settings.train.steps)(opt_state[0].updates),
