@@ -21,7 +21,9 @@ double2, 42, 6,000, things=2; short3, 43, 12,000, lengths=(5,), things=2; middle
 47, 12,000, lengths=(1,), things=2, colours=("red", "orange", "yellow"); warmshort, 48, 4,000, the same with
 lengths=(5,); across, 49, 6,000, lengths=(5,), things=2, motions=("left", "right"); along, 50, 6,000, the same with
 ("up", "down"); across17, 51, and along17, 52, 3,000 each, the same with 17 frames; warmpairs2, 53, 24,000,
-warmshort2, 54, 8,000, and warm17, 55, 3,000 of 17 frames, all as warmpairs; pairs3, 56, 30,000, as pairs2.
+warmshort2, 54, 8,000, and warm17, 55, 3,000 of 17 frames, all as warmpairs; pairs3, 56, 30,000, as pairs2;
+images2, 57, 24,000, lengths=(1,), things=1; across2, 58, and along2, 59, 5,000 each, as across and along; middle2,
+60, 5,000, as middle.
 
 Stages, one run (the same workdir, other flags):
 
@@ -70,13 +72,23 @@ second run began with it (config.train.init_from):
         warmshort:1,short:2,videos:4,double:1,double2:1.5,across17:1.5,along17:1.5,warm17:1.5,single:3.5,middle:1
                                                                               to 11,702       (6) 160 (18) (19)
     the same with aspects:2,long:1                                            to 12,000       (5) (18) (19)
+    pairs2:8,pairs3:8,warmpairs2:8,warmpairs:2,images:6,short2:2,short3:3,across:2,along:2,warmshort2:2.5,short:2.5,
+        videos:3,double:1,double2:1.5,across17:2,along17:2,warm17:1.5,single:5,middle:2
+                                                                              to 13,811       (6) 160 (20)
+    pairs2:6,pairs3:7,warmpairs2:5,warmpairs:1.5,images:2,images2:4,short2:1.5,short3:2.5,across:1.5,along:1.5,
+        across2:2,along2:2,middle2:4,warmshort2:2,short:2.5,videos:4,double:1,double2:1.5,across17:1.5,along17:1.5,
+        warm17:1.5,single:4.5,middle:2                                        to 15,002       (6) 160 (21) (22)
+    the same with aspects:2,long:1                                            to 15,300       (5) (21) (22)
+    pairs2:6,pairs3:7,warmpairs2:5,warmpairs:1.5,images:2,images2:3,short2:1.5,short3:2.5,across:1.5,along:1.5,
+        across2:2,along2:2,warmshort2:2,short:2.5,videos:4.5,double:1,double2:2,across17:2,along17:2,warm17:1.5,
+        single:5                                                              to 15,880       (6) 160 (23) (24)
 
     (1) config.data.row_tokens=200, in the two stages after them 128
     (2) config.masks: nothing=45 first=30 last=5 both=3 prefix=6 suffix=3 ends=1 random=3 outside=2 inside=2
     (3) the same with nothing=55 first=22 prefix=5 random=2: ways are learned from a frame that is given
     (4) config.optimizer.schedule=cosine, final_fraction=0.01, config.train.steps as behind it
     (5) in config.data batch=16, row_patches=288, row_clips=18, row_tokens=160, in the second run 192, at 5,800 224
-        and at last 256; config.transformer.attention=xla
+        and then 256; config.transformer.attention=xla
     (6) config.data.row_tokens as behind it
     (7) config.masks: nothing=55 first=14 last=2 both=2 prefix=5 suffix=4 ends=3 random=2 outside=1 inside=1
     (8) the same with first=20
@@ -91,9 +103,14 @@ second run began with it (config.train.init_from):
     (17) nothing=44 first=20 last=4 both=2 prefix=4 suffix=14 ends=9 random=2 outside=.5 inside=.5
     (18) nothing=48 first=16 last=5 both=2 prefix=5 suffix=12 ends=7 random=3 outside=1 inside=1
     (19) (4) 12000 with learning_rate=0.05255 and final_fraction=0.0005, which is 2e-3 at 10,500
+    (20) nothing=40 first=15 last=3 both=2 prefix=4 suffix=26 ends=8 random=1 outside=.5 inside=.5
+    (21) nothing=44 first=14 last=4 both=2 prefix=5 suffix=20 ends=7 random=2 outside=1 inside=1
+    (22) (4) 15300 with learning_rate=0.08625 and final_fraction=0.0005, which is 2e-3 at 13,811
+    (23) nothing=50 first=15 last=4 both=2 prefix=4 suffix=15 ends=6 random=2 outside=1 inside=1
+    (24) (4) 15880 with learning_rate=0.24332 and final_fraction=0.0005, which is 8e-4 at 15,300
 
 Devices: 1, a laptop's CPU. 7,546,752 parameters.
-Result: two cores of an AMD EPYC, 2 h 41 min and 6 h 46 min, at times beside the making of the data and samples:
+Result: two cores of an AMD EPYC, 2 h 41 min and 8 h 40 min, at times beside the making of the data and samples:
 docs/evaluation.md, "The checkpoint that ships". From update 1,382 on another allocator (docs/performance.md).
 """
 

@@ -234,7 +234,8 @@ def write_world(
       things: in each scene, 1 or 2; None leaves it to chance.
       colours, motions: of things. Two of colours near to one another, or of opposite ways, are harder to learn.
       lead_in: a video begins up to so many frames, drawn evenly, after its scene does, and is captioned as the
-        whole of it: windows of longer videos.
+        whole of it: windows of longer videos. A thing that has turned by then goes another way than its caption
+        says: to be learned from where frames are given, not from text alone (docs/evaluation.md).
       styles: of the captions, from STYLES; the first is the one used for validation.
       progress: called with the number of videos that are there.
     Raises: InputError if the folder holds another world.
