@@ -93,7 +93,7 @@ def pick(table, one_hot):
 
 
 def of_few(layer, x):
-    """A layer of x [B, T, D] over "few", so few rows that they move, and its weight stays: each chip has a part."""
+    """A layer of x [B, T, D] over "few": so few rows that they move, and the weight stays, a part on each chip."""
     return jax.reshard(layer(x, out_sharding=spec("few . embed")), spec("few . ."))
 
 
