@@ -110,7 +110,7 @@ second run began with it (config.train.init_from):
     (24) (4) 15880 with learning_rate=0.24332 and final_fraction=0.0005, which is 8e-4 at 15,300
 
 Devices: 1, a laptop's CPU. 7,546,752 parameters.
-Result: two cores of an AMD EPYC, 2 h 41 min and 8 h 40 min, at times beside the making of the data and samples:
+Result: two cores of an AMD EPYC, 2 h 41 min and 8 h 58 min, at times beside the making of the data and samples:
 docs/evaluation.md, "The checkpoint that ships". From update 1,382 on another allocator (docs/performance.md).
 """
 
