@@ -87,6 +87,15 @@ def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.shardi
     return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
 
 
+def over_gloo() -> bool:
+    """Whether collectives go through Gloo, which tells those of the same devices apart by their order alone.
+
+    XLA:CPU (jaxlib 0.10.2) begins a collective that needs nothing of a loop while the loop's own go on, in each
+    process at another time; Gloo then takes the one for the other. Such loops have to be unrolled.
+    """
+    return jax.default_backend() == "cpu" and jax.process_count() > 1
+
+
 def local_rows(mesh: jax.sharding.Mesh, batch: int) -> list[int]:
     """Which rows of a global batch the devices of this process hold, rising.
 

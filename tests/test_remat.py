@@ -1,5 +1,7 @@
 """What a layer keeps for its backward pass changes what is computed twice, and nothing else."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +96,19 @@ def test_a_stack_without_a_loop_gives_the_same_and_copies_no_layers_values(one_d
     assert (3, 5, 4) in shapes[0] and (3, 5, 4) not in shapes[1]
     for found, expected in zip(*(jax.tree.leaves(jax.jit(gradient(n))(blocks, x)) for n in (3, 1)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_layers_are_no_loop_where_processes_talk_through_gloo(one_device, monkeypatch):
+    """Else collectives of a loop and others can overtake each other, and Gloo takes one for the other."""
+    x, blocks = np.ones((5, 4)), {"w": np.ones((3, 4, 4))}
+
+    def scans():
+        step = functools.partial(run_stack, call=lambda block, x: jnp.tanh(x @ block["w"]), remat="none")
+        return tiny.count(jax.make_jaxpr(step)(blocks, x).jaxpr, "scan")
+
+    assert scans() == 1
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert scans() == 0
 
 
 @pytest.mark.parametrize("remat, forward", [("none", 1), ("save_attention", 1), ("full", 2)])

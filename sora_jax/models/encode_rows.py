@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from sora_jax.mesh import place, spec, ways
+from sora_jax.mesh import over_gloo, place, spec, ways
 from sora_jax.models.autoencoder import Autoencoder
 from sora_jax.models.module import bind
 from sora_jax.patches import PatchBatch, patchify
@@ -37,7 +37,7 @@ def encode_rows(
     B, _, _, H, _, _ = batch.pixels.shape
     N = batch.segments.shape[1]
     divides = H // settings.spatial_stride % ways("height", jax.sharding.get_abstract_mesh().shape) == 0
-    layout = spec("batch . height . ." if divides else "batch . . . .")
+    layout = spec("batch . height . ." if divides and not over_gloo() else "batch . . . .")
 
     # How a reshape of an array on many chips lies, JAX would have to be told; each cuts its own clips instead.
     cut = jax.shard_map(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from sora_jax.mesh import spec
+from sora_jax.mesh import over_gloo, spec
 from sora_jax.models.norm import LayerNorm, RMSNorm
 from sora_jax.models.product import add_bias, dot_general
 from sora_jax.models.ring import RESIDUALS
@@ -137,7 +137,7 @@ def run_stack(blocks, x, call, *, remat: str, unroll: int = 1):
     """
 
     L = len(jax.tree.leaves(blocks)[0])
-    whole = unroll >= L > 1
+    whole = L > 1 and (unroll >= L or over_gloo())
 
     def body(x, block):
         return call(block, checkpoint_name(x, BLOCK_INPUT)), None

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from sora_jax.mesh import over_gloo
 from sora_jax.models.kernels import HIDDEN, Kernel
 
 RESIDUALS = (
@@ -99,7 +100,7 @@ def _go_round(visit, keys, ring):
     if ring > 1:
         state, _ = hop(state, None)
     if ring > 2:
-        state, _ = jax.lax.scan(hop, state, length=ring - 2)
+        state, _ = jax.lax.scan(hop, state, length=ring - 2, unroll=over_gloo())
     keys, so_far = state
     return visit(so_far, keys)
 
