@@ -82,6 +82,10 @@ second run began with it (config.train.init_from):
     pairs2:6,pairs3:7,warmpairs2:5,warmpairs:1.5,images:2,images2:3,short2:1.5,short3:2.5,across:1.5,along:1.5,
         across2:2,along2:2,warmshort2:2,short:2.5,videos:4.5,double:1,double2:2,across17:2,along17:2,warm17:1.5,
         single:5                                                              to 15,880       (6) 160 (23) (24)
+    pairs2:6,pairs3:7,warmpairs2:5,warmpairs:1.5,images:3,images2:5,short2:1.5,short3:2.5,across:2,along:2,
+        across2:2.5,along2:2.5,warmshort2:2,short:3.5,videos:6,double:1.5,double2:2.5,across17:2,along17:2,warm17:2,
+        single:8                                                              to 18,072       (6) 160 (23) (25)
+    the same with aspects:2,long:1                                            to 18,372       (5) (23) (25)
 
     (1) config.data.row_tokens=200, in the two stages after them 128
     (2) config.masks: nothing=45 first=30 last=5 both=3 prefix=6 suffix=3 ends=1 random=3 outside=2 inside=2
@@ -108,9 +112,10 @@ second run began with it (config.train.init_from):
     (22) (4) 15300 with learning_rate=0.08625 and final_fraction=0.0005, which is 2e-3 at 13,811
     (23) nothing=50 first=15 last=4 both=2 prefix=4 suffix=15 ends=6 random=2 outside=1 inside=1
     (24) (4) 15880 with learning_rate=0.24332 and final_fraction=0.0005, which is 8e-4 at 15,300
+    (25) from 16,872 on (4) 18372 with learning_rate=0.12227 and final_fraction=0.0005, which is 2e-3 at 16,872
 
 Devices: 1, a laptop's CPU. 7,546,752 parameters.
-Result: two cores of an AMD EPYC, 2 h 41 min and 8 h 58 min, at times beside the making of the data and samples:
+Result: two cores of an AMD EPYC, 2 h 41 min and 10 h 25 min, at times beside the making of the data and samples:
 docs/evaluation.md, "The checkpoint that ships". From update 1,382 on another allocator (docs/performance.md).
 """
 

@@ -6,6 +6,7 @@ Plain arithmetic without a learned part, so that what it says of a generated vid
 import itertools
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from sora_jax.data.shapes import (
     BACKGROUNDS,
@@ -29,6 +30,7 @@ _UNEXPLAINED = 60.0
 _LEAST_BACKGROUND = 0.5  # share of all pixels; two large triangles cover a quarter
 _MOST_UNEXPLAINED = 0.02  # share of all pixels that are neither background nor thing nor a blend of both
 _LEAST_OVERLAP = 0.75  # intersection over union of a thing with the shape that fits best
+_BLURS = (0, 0.7, 1.0, 1.4)  # pixels; an autoencoder rounds the corners of a small square as much as this
 _LEAST_PRESENT = 0.9  # share of the frames in which a thing must be seen
 _PART = 0.15  # of a small thing's area; less of a colour is blends along an edge
 _STRAIGHT_SECONDS = 9 / 16  # nothing bounces before
@@ -170,7 +172,10 @@ def _nearest(value, options):
 
 
 def _find_shape(alpha, centres, radii):
-    """The shape that overlaps best with the opacities of all frames, each drawn with its own centre and area."""
+    """The shape that overlaps best with the opacities of all frames, each drawn with its own centre and area.
+
+    Blurred as much as fits best: against sharp shapes a small square with rounded corners is nearly a circle.
+    """
     H, W = alpha.shape[1:]
     rows, columns = np.mgrid[:H, :W].astype(np.float32) + 0.5
     best, name = _LEAST_OVERLAP, None
@@ -182,10 +187,15 @@ def _find_shape(alpha, centres, radii):
             x, y = columns - centres[i, 0], rows - centres[i, 1]
             y = y + half_sides(shape, radii[i])[1] / 3 if shape == "triangle" else y
             drawn = coverage(shape, x, y, radii[i])
-            overlaps.append(np.minimum(drawn, alpha[i]).sum() / np.maximum(drawn, alpha[i]).sum())
-        if np.median(overlaps) > best:
-            best, name = np.median(overlaps), shape
+            overlaps.append([_overlap(gaussian_filter(drawn, blur), alpha[i]) for blur in _BLURS])
+        overlap = np.median(overlaps, axis=0).max()
+        if overlap > best:
+            best, name = overlap, shape
     return name
+
+
+def _overlap(a, b):
+    return np.minimum(a, b).sum() / np.maximum(a, b).sum()
 
 
 def _find_motion(centres, side, fps):
