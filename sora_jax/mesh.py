@@ -91,7 +91,7 @@ def over_gloo() -> bool:
     """Whether collectives go through Gloo, which tells those of the same devices apart by their order alone.
 
     XLA:CPU (jaxlib 0.10.2) begins a collective that needs nothing of a loop while the loop's own go on, in each
-    process at another time; Gloo then takes the one for the other. Such loops have to be unrolled.
+    process at another time; Gloo then takes the one for the other. So loops are unrolled there, or hold none.
     """
     return jax.default_backend() == "cpu" and jax.process_count() > 1
 
