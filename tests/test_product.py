@@ -100,7 +100,7 @@ def test_product_refuses_other_dimensions():
 
 
 def test_on_a_cpu_times_wait_for_the_text_and_stay_as_they_are(one_device):
-    """What waits for nothing but the compiler's word would be free to go first: not a number shows that it can't."""
+    """A text that is no number shows that the compiler has not dropped what joins them."""
     times, text = jnp.linspace(0, 1, 5), jnp.ones((2, 3))
     assert jnp.array_equal(jax.jit(after)(times, text), times)
     assert jnp.isnan(jax.jit(after)(times, text * jnp.nan)).all()
