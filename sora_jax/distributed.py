@@ -69,6 +69,7 @@ def started(asked: Mapping, console: rich.console.Console, *, hears_sigterm: boo
     Raises: InputError, in every process, if not all came, or they or their devices are not what was promised.
     """
     try:
+        allow_waits()
         jax.config.update("jax_enable_preemption_service", hears_sigterm)
         start(asked)
         console.quiet = _many() and global_state.process_id > 0
@@ -81,6 +82,18 @@ def started(asked: Mapping, console: rich.console.Console, *, hears_sigterm: boo
             )
             atexit.register(_leave, code)
         raise
+
+
+def allow_waits():
+    """Give many fake devices of a CPU threads for all that they wait in at once; before there is any array.
+
+    XLA:CPU (jaxlib 0.10.2) makes a thread per device or core, and a device that waits in a loop's collective may
+    wait in one beside it, too (see `mesh.over_gloo`): once all threads wait, XLA aborts. Two devices share out a
+    batch and have no collective in a loop, and more threads would cost them a tenth of their speed.
+    """
+    devices = jax.config.jax_num_cpu_devices
+    if devices > 2:
+        os.environ.setdefault("PJRT_NPROC", str(max(os.cpu_count() or 1, 4 * devices)))
 
 
 def ends_together() -> bool:

@@ -9,7 +9,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROCESSES, DEVICES = 2, 4  # of each process
-LIMIT = 1800  # seconds; many times what a quiet machine takes
+LIMIT = 600  # seconds; many times what a quiet machine takes
 
 
 def environment(process: int, port: int, seconds: int) -> dict[str, str]:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from sora_jax.mesh import make_mesh, spec
-from sora_jax.models.dit import after
 from sora_jax.models.product import add_bias, dot_general
 from sora_jax.settings import MeshSettings
 
@@ -97,10 +96,3 @@ def test_only_a_cpu_sums_the_gradient_of_a_bias_in_float32(one_device):
 def test_product_refuses_other_dimensions():
     with pytest.raises(ValueError, match="last dimension of x"):
         dot_general(jnp.ones((2, 3)), jnp.ones((2, 3)), (((0,), (0,)), ((), ())))
-
-
-def test_on_a_cpu_times_wait_for_the_text_and_stay_as_they_are(one_device):
-    """A text that is no number shows that the compiler has not dropped what joins them."""
-    times, text = jnp.linspace(0, 1, 5), jnp.ones((2, 3))
-    assert jnp.array_equal(jax.jit(after)(times, text), times)
-    assert jnp.isnan(jax.jit(after)(times, text * jnp.nan)).all()

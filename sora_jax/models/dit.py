@@ -97,15 +97,6 @@ def of_few(layer, x):
     return jax.reshard(layer(x, out_sharding=spec("few . embed")), spec("few . ."))
 
 
-def after(x, y):
-    """x; on CPUs not before y is there.
-
-    XLA:CPU runs a collective that needs nothing of a loop beside the loop's own (`mesh.over_gloo`), and eight fake
-    devices that wait in two at a time have no thread left to meet in.
-    """
-    return jax.lax.platform_dependent(x, y, cpu=lambda x, y: x + 0 * jnp.sum(y), default=lambda x, y: x)
-
-
 class TransformerBlock(nnx.Module):
     def __init__(self, settings: TransformerSettings, *, adapter_of, rngs):
         D = settings.width
@@ -237,7 +228,7 @@ class DiT(nnx.Module):
         levels, segments, text_segments = (
             jax.reshard(a, spec("batch tokens")) for a in (levels, segments, text_segments)
         )
-        times = jax.reshard(after(times, text), spec("few ."))
+        times = jax.reshard(times, spec("few ."))
         e = sinusoid(times * TIME_SCALE, self.settings.frequencies)
         e = of_few(self.time_out, jax.nn.silu(of_few(self.time_in, e)))
         modulation = of_few(self.time_modulation, jax.nn.silu(e))
