@@ -3,27 +3,16 @@
 The latents are those of `autoencoder_shapes.py`, or of the same autoencoder as it ships; its tokenizer is
 `train_tokenizer` of the captions of 6,000 scenes of seed 77, as videos and as pictures, in all styles:
 
-    python -c "from pathlib import Path; from sora_jax.data.shapes import write_world; \
-        write_world(Path('world/videos'), 8000, seed=23)"
-    sora-jax prepare --config=configs/shapes.py --videos=world/videos --out=data/videos \
-        --autoencoder=sora_jax/weights/shapes/autoencoder --tokenizer=sora_jax/weights/shapes/tokenizer.model
+    python tests/evaluation/shapes_data.py images --out=data
     sora-jax train --config=configs/shapes.py --config.data.path=data/images --workdir=runs/shapes \
         --config.train.steps=300
     python tests/evaluation/learning_curve.py runs/shapes
     sora-jax checkpoint release --workdir=runs/shapes --out=sora_jax/weights/shapes
     sora-jax evaluate --suite=shapes
 
-Data, by seed, number and `write_world`'s options, 64x64 and 17 frames where nothing else is said: images, 21,
-16,000, lengths=(1,); single, 22, 10,000, things=1; videos, 23, 8,000; short, 24, 5,000, lengths=(5,); aspects, 25,
-2,000, sizes=("96x64", "64x96"); long, 26, 1,200, lengths=(33,); pairs, 27, 8,000, lengths=(1,), things=2; double,
-28, 4,000, things=2; pairs2, 31, 40,000, lengths=(1,), things=2; short2, 41, 12,000, lengths=(5,), things=2;
-double2, 42, 6,000, things=2; short3, 43, 12,000, lengths=(5,), things=2; middle, 45, 6,000, lead_in=48; warmpairs,
-47, 12,000, lengths=(1,), things=2, colours=("red", "orange", "yellow"); warmshort, 48, 4,000, the same with
-lengths=(5,); across, 49, 6,000, lengths=(5,), things=2, motions=("left", "right"); along, 50, 6,000, the same with
-("up", "down"); across17, 51, and along17, 52, 3,000 each, the same with 17 frames; warmpairs2, 53, 24,000,
-warmshort2, 54, 8,000, and warm17, 55, 3,000 of 17 frames, all as warmpairs; pairs3, 56, 30,000, as pairs2;
-images2, 57, 24,000, lengths=(1,), things=1; across2, 58, and along2, 59, 5,000 each, as across and along; middle2,
-60, 5,000, as middle.
+What each set holds is in that script: 17 frames of 64x64, or pictures (images, pairs), or five frames (short, across,
+along); of one thing (single) or two (pairs, double), of near colours (warm), of opposite ways (across, along), and
+windows of longer videos (middle).
 
 Stages, one run (the same workdir, other flags):
 
