@@ -10,9 +10,9 @@ The latents are those of `autoencoder_shapes.py`, or of the same autoencoder as 
     sora-jax checkpoint release --workdir=runs/shapes --out=sora_jax/weights/shapes
     sora-jax evaluate --suite=shapes
 
-What each set holds is in that script: 17 frames of 64x64, or pictures (images, pairs), or five frames (short, across,
-along); of one thing (single) or two (pairs, double), of near colours (warm), of opposite ways (across, along), and
-windows of longer videos (middle).
+What each set holds is in that script: 17 frames of 64x64, or pictures (images, pairs), or five frames (short,
+across, along); of one thing (single) or two (pairs, double), of near colours (warm), of opposite ways (across,
+along), and windows of longer videos (middle).
 
 Stages, one run (the same workdir, other flags):
 
