@@ -129,7 +129,7 @@ def test_the_loss_is_that_of_the_encoder_in_the_step(home, one_device):
         assert abs(float(other) / losses[-1] - 1) > 2e-3  # the captions count
     assert batch.text.shape == (2, 24, 16) and batch.text.dtype == ml_dtypes.bfloat16
     assert frozen == {}  # of what the step is given, nothing is an encoder's
-    # Float32's rounding, another in batches of another shape, can take a number between two of bfloat16's to either.
+    # In batches of another shape float32 is rounded elsewhere, and may be to another number of bfloat16 then.
     np.testing.assert_allclose(losses[3:], losses[:3], rtol=1e-4)
 
 
