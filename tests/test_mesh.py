@@ -107,7 +107,7 @@ def test_a_ring_has_no_limit_by_the_heads():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the threads of a process by name")
 def test_each_fake_device_can_wait_in_several_collectives_at_once():
-    """A thread for each is too few: on a busy machine a training step of eight devices then ends in XLA's abort."""
+    """A thread for each is too few: a step of eight devices on a busy machine ends in XLA's abort."""
     jnp.ones(8).block_until_ready()  # there are no threads before the first array
     names = [task.read_text().strip() for task in pathlib.Path("/proc/self/task").glob("*/comm")]
     assert sum(name.endswith("XLAEigen") for name in names) >= 4 * jax.device_count()
