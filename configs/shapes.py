@@ -3,7 +3,10 @@
 The latents are those of `autoencoder_shapes.py`, or of the same autoencoder as it ships; its tokenizer is
 `train_tokenizer` of the captions of 6,000 scenes of seed 77, as videos and as pictures, in all styles:
 
-    python tests/evaluation/shapes_data.py images --out=data
+    python tests/evaluation/shapes_data.py images --out=data    (it renders, and then runs, with the set's frames)
+    sora-jax prepare --config=configs/shapes.py --videos=data/videos/images --out=data/images \
+        --config.data.frames=1, --autoencoder=sora_jax/weights/shapes/autoencoder \
+        --tokenizer=sora_jax/weights/shapes/tokenizer.model
     sora-jax train --config=configs/shapes.py --config.data.path=data/images --workdir=runs/shapes \
         --config.train.steps=300
     python tests/evaluation/learning_curve.py runs/shapes
