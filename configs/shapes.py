@@ -4,7 +4,7 @@ The latents are those of `autoencoder_shapes.py`, or of the same autoencoder as 
 `train_tokenizer` of the captions of 6,000 scenes of seed 77, as videos and as pictures, in all styles:
 
     python tests/evaluation/shapes_data.py images --out=data    (it renders, and then runs, with the set's frames)
-    sora-jax prepare --config=configs/shapes.py --videos=data/videos/images --out=data/images \
+    sora-jax prepare --config=configs/shapes.py --videos=data/rendered/images --out=data/images \
         --config.data.frames=1, --autoencoder=sora_jax/weights/shapes/autoencoder \
         --tokenizer=sora_jax/weights/shapes/tokenizer.model
     sora-jax train --config=configs/shapes.py --config.data.path=data/images --workdir=runs/shapes \
@@ -79,6 +79,12 @@ second run began with it (config.train.init_from):
         single:8                                                              to 18,072       (6) 160 (23) (25)
     the same with aspects:2,long:1                                            to 18,372       (5) (23) (25)
 
+The model was released once more, and a third run began with it, on new clips of what it got wrong:
+
+    single2:7,across3:5,along3:5,double2:3.5,warm17:2,videos:5,across2:3,along2:3,short3:3,short:3.5,pairs2:13,
+        warmpairs2:6.5,images2:8                                              to 1,702        (6) 160 (26) (27)
+    the same with aspects:2,long:1                                            to 2,000        (5) (26) (27)
+
     (1) config.data.row_tokens=200, in the two stages after them 128
     (2) config.masks: nothing=45 first=30 last=5 both=3 prefix=6 suffix=3 ends=1 random=3 outside=2 inside=2
     (3) the same with nothing=55 first=22 prefix=5 random=2: ways are learned from a frame that is given
@@ -105,6 +111,9 @@ second run began with it (config.train.init_from):
     (23) nothing=50 first=15 last=4 both=2 prefix=4 suffix=15 ends=6 random=2 outside=1 inside=1
     (24) (4) 15880 with learning_rate=0.24332 and final_fraction=0.0005, which is 8e-4 at 15,300
     (25) from 16,872 on (4) 18372 with learning_rate=0.12227 and final_fraction=0.0005, which is 2e-3 at 16,872
+    (26) nothing=54 first=14 last=4 both=2 prefix=4 suffix=13 ends=5 random=2 outside=1 inside=1
+    (27) (4) 2000 with final_fraction=0.0005; `--count` of videos 4000, across2 and along2 3500, short3 5000, pairs2
+        14000, warmpairs2 and images2 8000, aspects 1000, long 500
 
 Devices: 1, a laptop's CPU. 7,546,752 parameters.
 Result: two cores of an AMD EPYC, 2 h 41 min and 10 h 25 min, at times beside the making of the data and samples:

@@ -52,6 +52,9 @@ SETS = {
     "across2": (58, 5_000, SHORT | ACROSS),
     "along2": (59, 5_000, SHORT | ALONG),
     "middle2": (60, 5_000, {"lead_in": 48}),
+    "across3": (61, 6_000, ACROSS),
+    "along3": (62, 6_000, ALONG),
+    "single2": (63, 6_000, {"things": 1}),
 }
 
 
@@ -59,7 +62,7 @@ def make(name: str, out: pathlib.Path, count: int | None, console: rich.console.
     """A set as latents, in the folder `out`/NAME; its videos lie in `out`/videos/NAME."""
     seed, number, options = SETS[name]
     number = count or number
-    videos = out / "videos" / name
+    videos = out / "rendered" / name
     with progress_bar(console) as bar:
         task = bar.add_task(f"{name}: rendering", total=number, numbers="")
         write_world(videos, number, seed=seed, **options, progress=lambda done: bar.update(task, completed=done))
