@@ -112,12 +112,13 @@ The model was released once more, and a third run began with it, on new clips of
     (24) (4) 15880 with learning_rate=0.24332 and final_fraction=0.0005, which is 8e-4 at 15,300
     (25) from 16,872 on (4) 18372 with learning_rate=0.12227 and final_fraction=0.0005, which is 2e-3 at 16,872
     (26) nothing=54 first=14 last=4 both=2 prefix=4 suffix=13 ends=5 random=2 outside=1 inside=1
-    (27) (4) 2000 with final_fraction=0.0005; `--count` of videos 4000, across2 and along2 3500, short3 5000, pairs2
-        14000, warmpairs2 and images2 8000, aspects 1000, long 500
+    (27) (4) 2000 with final_fraction=0.0005; `--count` of videos 4000, across2 and along2 3500, short3 5000,
+        pairs2 14000, warmpairs2 and images2 8000, aspects 1000, long 500
 
 Devices: 1, a laptop's CPU. 7,546,752 parameters.
-Result: two cores of an AMD EPYC, 2 h 41 min and 10 h 25 min, at times beside the making of the data and samples:
-docs/evaluation.md, "The checkpoint that ships". From update 1,382 on another allocator (docs/performance.md).
+Result: two cores of an AMD EPYC, 2 h 41 min and 10 h 25 min, at times beside the making of the data and samples,
+and of an Intel Xeon, 1 h 23 min: docs/evaluation.md, "The checkpoint that ships". From update 1,382 of the first
+run on with another allocator (docs/performance.md).
 """
 
 import pathlib

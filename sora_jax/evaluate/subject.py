@@ -131,10 +131,14 @@ def read_video(path: pathlib.Path) -> np.ndarray:
 
 
 def terminal_table(header, rows) -> rich.table.Table:
-    """A table for the terminal; numbers with four digits that count."""
+    """A table for the terminal; numbers with four digits that count, and nothing where there is None."""
+
+    def told(cell):
+        return f"{cell:.4g}" if isinstance(cell, float) else "" if cell is None else str(cell)
+
     table = rich.table.Table(*header)
     for row in rows:
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*map(told, row))
     return table
 
 
