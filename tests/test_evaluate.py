@@ -23,7 +23,7 @@ from sora_jax.evaluate.evaluate import evaluate
 from sora_jax.evaluate.long import measure_spans
 from sora_jax.evaluate.losses import validation_losses
 from sora_jax.evaluate.shapes import ALL, ATTRIBUTES, SEED, agreement, judge, make_prompts, wilson
-from sora_jax.evaluate.subject import Options
+from sora_jax.evaluate.subject import Options, terminal_table
 from sora_jax.evaluate.temporal import MEASURES, measure_motion
 from sora_jax.generate.writer import read_metadata
 from sora_jax.models.module import init_params
@@ -311,6 +311,13 @@ def test_what_becomes_of_a_long_video_is_told_span_by_span():
 
 
 # VBench ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_value_that_is_not_there_leaves_its_cell_empty():
+    console = rich.console.Console(file=io.StringIO(), width=80)
+    console.print(terminal_table(("task", "join"), [("loop", None), ("connect", 1.21512)]))
+    printed = console.file.getvalue()
+    assert "None" not in printed and "1.215 " in printed
 
 
 def test_samples_for_vbench_are_named_as_its_tool_reads_them(home, tmp_path):
