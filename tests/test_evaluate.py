@@ -310,14 +310,14 @@ def test_what_becomes_of_a_long_video_is_told_span_by_span():
     assert still["motion"] == 0 and still["as asked"] is None
 
 
-# VBench ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_value_that_is_not_there_leaves_its_cell_empty():
     console = rich.console.Console(file=io.StringIO(), width=80)
     console.print(terminal_table(("task", "join"), [("loop", None), ("connect", 1.21512)]))
     printed = console.file.getvalue()
     assert "None" not in printed and "1.215 " in printed
+
+
+# VBench ----------------------------------------------------------------------------------------------------------
 
 
 def test_samples_for_vbench_are_named_as_its_tool_reads_them(home, tmp_path):
