@@ -214,7 +214,9 @@ VERBS = {
     "checkpoint verify": Verb("a workdir -> which steps are whole", upkeep.define, upkeep.run_verify),
     "checkpoint prune": Verb("a workdir -> fewer steps", upkeep.define_prune, upkeep.run_prune),
     "checkpoint release": Verb(
-        "a workdir -> its model in a file, for others", upkeep.define_release, upkeep.run_release
+        "workdirs -> their model, or the mean of them, in a file, for others",
+        upkeep.define_release,
+        upkeep.run_release,
     ),
     "demo": Verb("all of it on this machine, in a few minutes", verbs.define_demo, verbs.run_demo),
 }

@@ -18,7 +18,7 @@ def settings_of(values: flags.FlagValues) -> Settings:
     return from_config(values["config"].value)
 
 
-def needed(values: flags.FlagValues, name: str, example: str) -> str:
+def needed(values: flags.FlagValues, name: str, example: str):
     """The value of a flag that must be given."""
     value = values[name].value
     if not value:

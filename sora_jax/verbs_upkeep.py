@@ -36,7 +36,8 @@ def run_verify(values, console):
 
 
 def define_release(values):
-    define(values)
+    text = "Workdir of a training run; again: another, and the mean of their weights is written."
+    flags.DEFINE_multi_string("workdir", None, text, flag_values=values)
     flags.DEFINE_string("out", None, "Folder for the model.", flag_values=values)
     flags.DEFINE_enum("dtype", "bfloat16", ("bfloat16", "float32"), "Of the weights.", flag_values=values)
 
@@ -50,8 +51,9 @@ def run_release(values, console):
     from sora_jax.train.released import release
 
     out = pathlib.Path(needed(values, "out", "released"))
+    workdirs = [pathlib.Path(name) for name in needed(values, "workdir", "runs/first")]
     with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):
-        release(workdir_of(values), out, dtype=values["dtype"].value, console=console)
+        release(workdirs, out, dtype=values["dtype"].value, console=console)
 
 
 def define_prune(values):

@@ -1,12 +1,16 @@
 """A run's model in one file, in the place of its workdir."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import tiny
+from safetensors.numpy import load_file, save_file
 from test_tasks import write_run
 
 from sora_jax.cli import main
@@ -19,7 +23,7 @@ from sora_jax.train.checkpoint import RELEASED, read_meta
 from sora_jax.train.pretrained import begin_with
 from sora_jax.train.released import check_whole
 from sora_jax.train.state import TrainState
-from sora_jax.weights.store import WEIGHTS
+from sora_jax.weights.store import SETTINGS, WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +46,47 @@ def test_a_released_model_is_its_run_rounded(home):
             assert jax.tree.map(lambda x: x.dtype, released.params) == jax.tree.map(lambda x: x.dtype, run.params)
             assert {x.sharding.mesh for x in jax.tree.leaves(released.params)} == {mesh}
     assert released.step == run.step and released.autoencoder == run.autoencoder
+
+
+def write_other(home, out, add):
+    """A copy of the released model whose weights are each larger by `add`."""
+    shutil.copytree(home / "released", out)
+    file = out / RELEASED / WEIGHTS
+    with safetensors.safe_open(file, "np") as opened:
+        metadata = opened.metadata()
+    tensors = {name: tensor + tensor.dtype.type(add) for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata)
+    return tensors
+
+
+def test_several_models_are_released_as_their_mean(home, tmp_path, capsys):
+    first = load_file(home / "released" / RELEASED / WEIGHTS)
+    other = write_other(home, tmp_path / "other", 0.5)
+    flags = [f"--workdir={home}/released", f"--workdir={tmp_path}/other", f"--workdir={tmp_path}/other"]
+    assert main(["checkpoint", "release", *flags, f"--out={tmp_path}/mean", "--dtype=float32"]) == 0
+    assert "the mean of 3 models" in capsys.readouterr().err
+    for name, found in load_file(tmp_path / "mean" / RELEASED / WEIGHTS).items():
+        wanted = (first[name].astype(np.float32) + 2 * other[name].astype(np.float32)) / 3
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)  # thirds are added in another order
+    with jax.set_mesh(tiny.mesh_of()):
+        assert load_generator(tmp_path / "mean").autoencoder == load_generator(home / "run").autoencoder
+
+
+def test_models_that_differ_in_more_than_weights_have_no_mean(home, tmp_path, capsys):
+    write_other(home, tmp_path / "tokens", 0)
+    (tmp_path / "tokens/tokenizer.model").write_bytes(b"another")
+    write_other(home, tmp_path / "settings", 0)
+    settings = tmp_path / "settings" / RELEASED / SETTINGS
+    values = json.loads(settings.read_text())
+    values["transformer"]["rotary_base"] = 77.0
+    settings.write_text(json.dumps(values))
+    for name, words in (
+        ("tokens", f"{tmp_path}/tokens/tokenizer.model: is another than {home}/released/tokenizer.model"),
+        ("settings", f"{tmp_path}/settings: has config.transformer.rotary_base=77.0, {home}/released 10000.0"),
+    ):
+        flags = [f"--workdir={home}/released", f"--workdir={tmp_path}/{name}", f"--out={tmp_path}/mean"]
+        assert main(["checkpoint", "release", *flags]) == 2
+        assert words in capsys.readouterr().err and not (tmp_path / "mean").exists()
 
 
 def test_training_begins_with_a_released_model(home):

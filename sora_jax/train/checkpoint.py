@@ -350,22 +350,26 @@ def restore_trained(folder: pathlib.Path, step: int, settings: Settings) -> dict
 MODELS = ("objective", "autoencoder", "text", "transformer")
 
 
-def check_models(stored: Settings, wanted: Settings, where: str, groups: tuple[str, ...] = MODELS):
-    """Raise InputError for the first setting of a model that differs; other settings may."""
+def differing(stored: Settings, wanted: Settings, groups: tuple[str, ...] = MODELS) -> Iterator[tuple]:
+    """(key, value in stored, value in wanted) of each setting of a model that differs."""
     for group in groups:
         before, now = getattr(stored, group), getattr(wanted, group)
         if group == "objective":
-            differs = [("objective", before, now)] if before != now else []
-        else:
-            differs = [
-                (f"{group}.{field.name}", getattr(before, field.name), getattr(now, field.name))
-                for field in dataclasses.fields(before)
-                if field.name not in FREE and getattr(before, field.name) != getattr(now, field.name)
-            ]
-        for key, old, new in differs:
-            raise InputError(
-                f"{where}: made with config.{key}={old}, now {new}; change it back, or take a new --workdir"
-            )
+            if before != now:
+                yield group, before, now
+            continue
+        for field in dataclasses.fields(before):
+            old, new = getattr(before, field.name), getattr(now, field.name)
+            if field.name not in FREE and old != new:
+                yield f"{group}.{field.name}", old, new
+
+
+def check_models(stored: Settings, wanted: Settings, where: str, groups: tuple[str, ...] = MODELS):
+    """Raise InputError for the first setting of a model that differs; other settings may."""
+    for key, old, new in differing(stored, wanted, groups):
+        raise InputError(
+            f"{where}: made with config.{key}={old}, now {new}; change it back, or take a new --workdir"
+        )
 
 
 def abstract_on_mesh(tree):
