@@ -50,9 +50,8 @@ def release(workdirs: Sequence[pathlib.Path], out: pathlib.Path, *, dtype: str, 
         latest = max(latest, step)
     save_model(out / RELEASED, VideoModel, settings, params, dtype=dtype, metadata={STEP: str(latest)})
     for name in BESIDE:
-        if (out / name).resolve() != (first / name).resolve():
-            with replacing(out / name) as path:
-                shutil.copyfile(first / name, path)
+        with replacing(out / name) as path:
+            shutil.copyfile(first / name, path)
     of = f", the mean of {len(workdirs)} models" if len(workdirs) > 1 else ""
     told = f"{out}: {count_params(params):,} parameters after {latest:,} updates{of}, in {dtype}"
     console.print(told, highlight=False, soft_wrap=True)
