@@ -89,6 +89,16 @@ def test_models_that_differ_in_more_than_weights_have_no_mean(home, tmp_path, ca
         assert words in capsys.readouterr().err and not (tmp_path / "mean").exists()
 
 
+def test_a_workdir_that_lacks_a_file_is_not_released(home, tmp_path, capsys):
+    write_other(home, tmp_path / "half", 0)
+    (tmp_path / "half/tokenizer.model").unlink()
+    for flags in ([], [f"--workdir={home}/released"]):
+        flags = [*flags, f"--workdir={tmp_path}/half", f"--out={tmp_path}/out"]
+        assert main(["checkpoint", "release", *flags]) == 2
+        assert f"{tmp_path}/half/tokenizer.model: no such file" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
 def test_training_begins_with_a_released_model(home):
     with jax.set_mesh(tiny.mesh_of()):
         settings, _ = read_meta(home / "released" / RELEASED, 0)

@@ -58,12 +58,14 @@ def release(workdirs: Sequence[pathlib.Path], out: pathlib.Path, *, dtype: str, 
 
 
 def check_same(workdir: pathlib.Path, found: Settings, first: pathlib.Path, settings: Settings):
-    """Raise InputError if the models of two workdirs differ in more than their weights."""
+    """Raise InputError if the models of two workdirs differ in more than their weights, or a file is absent."""
     for key, here, there in differing(found, settings):
         raise InputError(
             f"{workdir}: has config.{key}={here}, {first} {there}; only models of one form have a mean"
         )
     for name in BESIDE:
+        if not (workdir / name).is_file():
+            raise InputError(f"{workdir / name}: no such file; it is needed beside the weights, copy it back")
         if not filecmp.cmp(workdir / name, first / name, shallow=False):
             raise InputError(
                 f"{workdir / name}: is another than {first / name}; only models with the same have a mean"
