@@ -26,6 +26,7 @@ class PatchBatch:
     levels: which of its row's times a patch has if it is not known, 1 ..., [B, N] int32; None: that of its clip.
     condition: for image-to-video, patches of what is given beside the noise (data/given.py), [B, N, P_c] float.
     image: what an image encoder sees in the given frames, [B, I, E] float; image_segments: whose, [B, I] int32.
+    echoes: what is added to clean patches before the noise (data/echoes.py), [B, N, P] float.
     pixels: for clips that are not encoded yet, of one shape, [B, k, F, H, W, 3] uint8; then there are no patches.
     """
 
@@ -39,6 +40,7 @@ class PatchBatch:
     condition: jax.Array | None = None
     image: jax.Array | None = None
     image_segments: jax.Array | None = None
+    echoes: jax.Array | None = None
     pixels: jax.Array | None = None
 
 

@@ -16,7 +16,7 @@ _LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions",
 _LEAST |= dict.fromkeys(("row_levels", "shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
 _LEAST |= dict.fromkeys(("keep_every", "sample_every", "sample_seed"), 0)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
-_SHARES += ("time_min", "time_max", "forcing", "noise", "guidance_min", "guidance_max")
+_SHARES += ("time_min", "time_max", "echoes", "forcing", "noise", "guidance_min", "guidance_max")
 _POSITIVE = ("fps", "epsilon", "clip_norm", "muon_rms", "shift_scale", "rotary_base")
 _NOT_NEGATIVE = (
     "shift",
@@ -244,6 +244,7 @@ class FlowSettings:
     shift_scale: float = 1.0  # of the shift by size: latents with more channels show through more noise
     time_min: float = 0.0  # an expert learns the times from here
     time_max: float = 1.0  # to here
+    echoes: float = 0.0  # share of clips that show themselves twice through the noise (see data.echoes)
     whole_times: int = 0  # when sampling, the model is told whole 1/n of the time, as it was trained (Wan: 1000)
 
 

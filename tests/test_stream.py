@@ -18,6 +18,7 @@ from sora_jax.patches import unpatchify
 from sora_jax.settings import (
     AutoencoderSettings,
     DataSettings,
+    FlowSettings,
     MaskSettings,
     Settings,
     TextSettings,
@@ -82,7 +83,7 @@ def data_sets(tmp_path_factory):
     return folder
 
 
-def settings_of(folder, kind, *, masks=Settings.masks, **changes):
+def settings_of(folder, kind, *, masks=Settings.masks, flow=Settings.flow, **changes):
     data = DataSettings(
         path=str(folder / kind),
         batch=4,
@@ -101,6 +102,7 @@ def settings_of(folder, kind, *, masks=Settings.masks, **changes):
         autoencoder=AutoencoderSettings(latent_channels=4),
         transformer=TransformerSettings(patch=PATCH, channels=4),
         masks=masks,
+        flow=flow,
     )
 
 
@@ -151,20 +153,22 @@ def test_processes_make_their_rows_of_the_global_batch(data_sets, open_stream, k
                 assert np.array_equal(made[name], value[rows])
 
 
-def test_masks_are_those_of_the_row_and_of_training_alone(data_sets):
+def test_masks_and_echoes_are_those_of_the_row_and_of_training_alone(data_sets):
     masks = MaskSettings(first=1, ends=1, outside=1, forcing=0.5, row_levels=8)
-    settings = settings_of(data_sets, "latents", masks=masks)
+    settings = settings_of(data_sets, "latents", masks=masks, flow=FlowSettings(echoes=0.5))
     whole, plain = train_rows(settings), train_rows(settings_of(data_sets, "latents"))
     halves = [train_rows(settings, rows=rows) for rows in ([0, 1], [2, 3])]
     for step in range(4):
         batch = whole.batch_at(step)
-        for name in ("known", "levels"):
+        for name in ("known", "levels", "echoes"):
             parts = [getattr(half.batch_at(step), name) for half in halves]
             assert np.array_equal(np.concatenate(parts), getattr(batch, name))
         assert batch.known.any() and not batch.known[batch.segments == 0].any()
-        assert_same(batch.replace(known=np.zeros_like(batch.known), levels=None), plain.batch_at(step))
+        assert batch.echoes.any() and batch.echoes.dtype == batch.patches.dtype
+        bare = batch.replace(known=np.zeros_like(batch.known), levels=None, echoes=None)
+        assert_same(bare, plain.batch_at(step))
     held_out = validation_rows(settings).batch_at(0)
-    assert not held_out.known.any() and held_out.levels is None
+    assert not held_out.known.any() and held_out.levels is None and held_out.echoes is None
     masks = dataclasses.replace(masks, row_levels=4)
     with pytest.raises(InputError, match="row_levels: 4, but the longest clip has 5 frames of patches"):
         train_rows(settings_of(data_sets, "latents", masks=masks))

@@ -12,6 +12,7 @@ import grain
 import numpy as np
 
 from sora_jax.data.crops import Crops
+from sora_jax.data.echoes import put_echoes
 from sora_jax.data.masks import check_levels, put_masks
 from sora_jax.data.mix import Draws, Mix
 from sora_jax.data.packing import PackPlan, Slot, pack_in_order
@@ -65,18 +66,22 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
       settings: data.path names latents that `prepare` wrote; or pixels, where data.autoencoder encodes them in the
         step: then the rows hold them in place of patches, and all clips of a batch have one shape.
       rows: which rows of every global batch to make; None: all.
-    Raises: InputError if there is no such data set, or a clip or caption is larger than a row.
+    Raises: InputError if there is no such data set, a clip or caption is larger than a row, or echoes are wanted
+      of pixels.
     """
     clips = Rows(settings, "train")
     data = settings.data
     local = range(data.batch) if rows is None else rows
     check_levels(settings.masks, clips.longest)
+    if settings.flow.echoes and clips.kind == "pixels":
+        raise InputError("config.flow.echoes: are made of latents; `prepare` with --autoencoder, or set it to 0")
     plan = plan_rows(clips, settings)
 
     def batch_at(step):
         numbers = [step * data.batch + i for i in local]
         first = plan[step * data.batch][0].clip
-        return put_masks(clips.assemble([plan[i] for i in numbers], first), numbers, settings)
+        batch = put_masks(clips.assemble([plan[i] for i in numbers], first), numbers, settings)
+        return put_echoes(batch, numbers, settings)
 
     return Stream(
         batch_at=batch_at,

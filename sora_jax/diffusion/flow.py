@@ -16,6 +16,7 @@ from sora_jax.settings import FlowSettings
 # Tokens of one latent frame at which the shift is 1 and 3, from Open-Sora 2.0 (arXiv 2503.09642), section 4.1.
 SHIFT_TOKENS = (256, 4096)
 SHIFTS = (1.0, 3.0)
+ECHOED = 0.5  # from this time on: where things are is decided before
 LEAST_TIME = 0.05  # in the velocity of a model that predicts data, as in arXiv 2511.13720
 
 
@@ -127,7 +128,7 @@ def flow_errors(velocity_fn, batch: PatchBatch, noise, times, *, known_time: flo
 
     Args:
       velocity_fn: (patches, table, levels) -> velocity, [B, N, P] float32.
-      batch: clean patches.
+      batch: clean patches, and their echoes: the velocity is to lead away from them.
       noise: [B, N, P] float32.
       times, known_time: as `levels_of` takes them.
     Returns: (mean over P of the squared error, [B, N] float32, 0 where it does not count;
@@ -137,6 +138,10 @@ def flow_errors(velocity_fn, batch: PatchBatch, noise, times, *, known_time: flo
     table, levels = levels_of(batch, times, known_time=known_time)
     data = batch.patches.astype(jnp.float32)
     t = times_at(table, levels)
-    velocity = velocity_fn((1 - t) * data + t * noise, table, levels)
+    x, target = (1 - t) * data + t * noise, noise - data
+    if batch.echoes is not None:
+        echo = jnp.where(t > ECHOED, (1 - t) * batch.echoes.astype(jnp.float32), 0)
+        x, target = x + echo, target + echo / jnp.maximum(t, ECHOED)
+    velocity = velocity_fn(x, table, levels)
     counts = ((batch.segments > 0) & ~batch.known).astype(jnp.float32)
-    return jnp.mean(jnp.square(velocity - (noise - data)), axis=-1) * counts, counts
+    return jnp.mean(jnp.square(velocity - target), axis=-1) * counts, counts

@@ -165,6 +165,8 @@ def abstract_batch(settings: Settings):
     rows = _rows(settings, B, N, B, S, I, jnp.bfloat16, axes)
     if data.embeddings:
         rows = rows.replace(text=typed((B, S, settings.text.width), jnp.bfloat16, axes))
+    if settings.flow.echoes:
+        rows = rows.replace(echoes=rows.patches)
     return rows.replace(levels=typed((B, N), jnp.int32, axes)) if settings.masks.forcing else rows
 
 
