@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import pathlib
+import runpy
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +18,16 @@ from safetensors.numpy import load_file, save_file
 from test_tasks import write_run
 
 from sora_jax.cli import main
+from sora_jax.diffusion.flow import levels_of
 from sora_jax.errors import InputError
 from sora_jax.evaluate.subject import open_subject
 from sora_jax.generate.pipeline import load_generator
 from sora_jax.mesh import make_mesh
+from sora_jax.models.module import bind
+from sora_jax.models.video_model import VideoModel
 from sora_jax.settings import MeshSettings
 from sora_jax.train.checkpoint import RELEASED, read_meta
+from sora_jax.train.loop import count_params
 from sora_jax.train.pretrained import begin_with
 from sora_jax.train.released import check_whole
 from sora_jax.train.state import TrainState
@@ -128,6 +136,35 @@ def test_what_is_no_whole_model_is_not_released(tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             check_whole(tiny.change(tiny.SETTINGS, **change), tmp_path)
+
+
+GROW = pathlib.Path(__file__).parent / "evaluation/grow.py"
+
+
+def test_a_grown_model_makes_what_it_made(one_device):
+    params = tiny.random_params(VideoModel, tiny.SETTINGS)
+    settings, grown = runpy.run_path(str(GROW))["grow"](tiny.SETTINGS, params, [0, 1, 1, 0])
+    assert settings.transformer.layers == 4 and count_params(grown) > 1.5 * count_params(params)
+    batch = tiny.on_mesh(tiny.random_batch(0))
+    noise = jax.random.normal(jax.random.key(0), batch.patches.shape)
+
+    def velocity(settings, params):
+        model = bind(VideoModel, settings, jax.tree.map(jnp.asarray, params))
+        return model.velocity(model.embed_text(batch), noise, *levels_of(batch, jnp.full((8, 3), 0.7)))
+
+    before = velocity(tiny.SETTINGS, params)
+    np.testing.assert_allclose(velocity(settings, grown), before, rtol=1e-5, atol=1e-5)  # fused otherwise
+
+
+def test_a_released_model_is_grown_by_the_script(home, tmp_path):
+    flags = [home / "released", tmp_path / "grown", "--layers=0,0"]
+    subprocess.run([sys.executable, GROW, *flags], check=True)
+    with jax.set_mesh(tiny.mesh_of()):
+        before, after = load_generator(home / "released"), load_generator(tmp_path / "grown")
+    assert after.settings.transformer.layers == 2 and after.step == before.step
+    assert after.autoencoder == before.autoencoder
+    wrong = subprocess.run([sys.executable, GROW, *flags[:2], "--layers=0,1"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "--layers: 0,1 are not all of 0 to 0" in wrong.stderr
 
 
 def test_a_released_model_has_no_steps_and_a_broken_one_is_told(home, tmp_path, capsys):
