@@ -4,6 +4,7 @@ Every patch knows where it is, which clip it belongs to, and whether it is given
 `grid_positions` take numpy and JAX arrays alike: the stream cuts patches on the host, sampling on the device.
 """
 
+import itertools
 import math
 
 import jax
@@ -80,6 +81,12 @@ def unpatchify(patches, grid: tuple[int, int, int], patch: tuple[int, int, int])
     x = patches.reshape(*batch, f, h, w, p_f, p_h, p_w, P // math.prod(patch))
     x = x.transpose(*range(len(batch)), *(len(batch) + axis for axis in (0, 3, 1, 4, 2, 5, 6)))
     return x.reshape(*batch, f * p_f, h * p_h, w * p_w, -1)
+
+
+def clip_slices(segments: np.ndarray) -> list[slice]:
+    """Where the clips of a row are, one after another, of its segments [N]; padding follows them."""
+    ends = np.cumsum(np.bincount(segments)[1:]).tolist()
+    return [slice(*ends) for ends in itertools.pairwise([0, *ends])]
 
 
 def grid_positions(grid: tuple[int, int, int]) -> np.ndarray:

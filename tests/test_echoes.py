@@ -10,6 +10,7 @@ from sora_jax.data.echoes import STRONGEST, echo_of, put_echoes
 from sora_jax.data.masks import put_masks
 from sora_jax.diffusion.flow import flow_errors
 from sora_jax.patches import unpatchify
+from sora_jax.plan.programs import abstract_batch
 from sora_jax.train.objectives import make_objective
 
 SETTINGS = tiny.change(tiny.SETTINGS, flow={"echoes": 0.5})
@@ -25,9 +26,8 @@ def test_an_echo_is_what_stands_out_from_the_ground_at_one_other_place():
     places = set()
     for moved in np.linspace(0, 1, 200, endpoint=False):
         echo = echo_of(latents, moved)
-        down, across = (
-            side[0] - origin for side, origin in zip(np.nonzero(echo[0, :, :, 0]), (1, 2), strict=True)
-        )
+        rows, columns = np.nonzero(echo[0, :, :, 0])
+        down, across = rows[0] - 1, columns[0] - 2
         places.add((down % 4, across % 6))
         wanted = np.zeros_like(latents)
         wanted[:, (1 + down) % 4, (2 + across) % 6] = 5
@@ -99,6 +99,13 @@ def test_the_velocity_leads_away_from_an_echo_at_times_when_places_are_decided(o
     assert jnp.max(errors) < 1e-8 and jnp.sum(counts) > 0
     added = (1 - time) * batch.echoes if time > 0.5 else jnp.zeros_like(noise)
     np.testing.assert_allclose(seen["patches"] * counts[..., None], (clean + added) * counts[..., None], atol=1e-6)
+
+
+def test_a_plan_counts_the_echoes(one_device):
+    def types(batch):
+        return jax.tree.map(lambda x: x.shape, batch)
+
+    assert types(abstract_batch(ALL)) == types(put_echoes(tiny.random_batch(0), range(8), ALL))
 
 
 @pytest.mark.parametrize("sizes", [{"data": 2, "context": 2}, {"fsdp": 4}])

@@ -164,7 +164,7 @@ def test_a_released_model_is_grown_by_the_script(home, tmp_path):
     assert after.settings.transformer.layers == 2 and after.step == before.step
     assert after.autoencoder == before.autoencoder
     wrong = subprocess.run([sys.executable, GROW, *flags[:2], "--layers=0,1"], capture_output=True, text=True)
-    assert wrong.returncode == 2 and "--layers: 0,1 are not all of 0 to 0" in wrong.stderr
+    assert wrong.returncode == 2 and "--layers: [0, 1] are not all of 0 to 0" in wrong.stderr
 
 
 def test_a_released_model_has_no_steps_and_a_broken_one_is_told(home, tmp_path, capsys):

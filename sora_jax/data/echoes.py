@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sora_jax.patches import PatchBatch, patchify, unpatchify
+from sora_jax.patches import PatchBatch, clip_slices, patchify, unpatchify
 from sora_jax.settings import Settings
 
 # An echo is at most this strong: of two that are alike, nothing says which one counts.
@@ -31,11 +31,9 @@ def put_echoes(batch: PatchBatch, numbers: Sequence[int], settings: Settings) ->
         return batch
     echoes = np.zeros_like(batch.patches)
     for b, number in enumerate(numbers):
-        counts = np.bincount(batch.segments[b])[1:].tolist()
-        drawn = np.random.default_rng((settings.data.shuffle_seed, number, _STREAM)).random((len(counts), 3))
-        end = 0
-        for count, (chance, strength, moved) in zip(counts, drawn.tolist(), strict=True):
-            mine = slice(end, end := end + count)
+        clips = clip_slices(batch.segments[b])
+        drawn = np.random.default_rng((settings.data.shuffle_seed, number, _STREAM)).random((len(clips), 3))
+        for mine, (chance, strength, moved) in zip(clips, drawn.tolist(), strict=True):
             if chance < settings.flow.echoes:
                 grid = tuple((batch.positions[b, mine][-1] + 1).tolist())
                 patches = batch.patches[b, mine].astype(np.float32)

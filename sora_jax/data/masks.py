@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sora_jax.errors import InputError
-from sora_jax.patches import PatchBatch
+from sora_jax.patches import PatchBatch, clip_slices
 from sora_jax.settings import MASK_KINDS, MaskSettings, Settings
 
 # Sides of the rectangle of a region, as shares of the picture's.
@@ -63,12 +63,10 @@ def put_masks(batch: PatchBatch, numbers: Sequence[int], settings: Settings) -> 
         return batch
     known, levels = batch.known.copy(), batch.segments.copy()
     for b, number in enumerate(numbers):
-        used = end = 0
-        counts = np.bincount(batch.segments[b])[1:].tolist()
-        drawn = _draw_kinds(number, len(counts), settings)
-        # A row's clips lie one after another, each in the order of `grid_positions`.
-        for segment, (count, (kind, forced)) in enumerate(zip(counts, drawn, strict=True), start=1):
-            mine = slice(end, end := end + count)
+        used = 0
+        clips = clip_slices(batch.segments[b])
+        drawn = _draw_kinds(number, len(clips), settings)
+        for segment, (mine, (kind, forced)) in enumerate(zip(clips, drawn, strict=True), start=1):
             if kind == "nothing" and not forced:
                 continue
             positions = batch.positions[b, mine]

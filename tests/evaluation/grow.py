@@ -40,19 +40,24 @@ def grow(settings: Settings, params: dict, order: list[int]) -> tuple[Settings, 
     return dataclasses.replace(settings, transformer=transformer), traverse_util.unflatten_dict(params)
 
 
+def layers_of(text: str) -> list[int]:
+    return [int(layer) for layer in text.split(",")]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--layers", required=True, help="of the model, in their new order, by commas")
+    parser.add_argument("--layers", required=True, type=layers_of, help="in their new order, by commas")
     asked = parser.parse_args()
     folder, step = find_checkpoint(asked.model)
     settings, params = load_model(folder, VideoModel, Settings)
-    order = [int(layer) for layer in asked.layers.split(",")]
-    if set(order) != set(range(settings.transformer.layers)):
+    if set(asked.layers) != set(range(settings.transformer.layers)):
         parser.error(f"--layers: {asked.layers} are not all of 0 to {settings.transformer.layers - 1}")
+    if asked.out.exists():
+        parser.error(f"{asked.out}: is there already; name a new folder")
     shutil.copytree(asked.model, asked.out)
-    settings, params = grow(settings, params, order)
+    settings, params = grow(settings, params, asked.layers)
     save_model(asked.out / RELEASED, VideoModel, settings, params, dtype="bfloat16", metadata={STEP: str(step)})
 
 
