@@ -85,6 +85,28 @@ The model was released once more, and a third run began with it, on new clips of
         warmpairs2:6.5,images2:8                                              to 1,702        (6) 160 (26) (27)
     the same with aspects:2,long:1                                            to 2,000        (5) (26) (27)
 
+Six more runs followed. Each began with a mean of models before it (`checkpoint release` with several --workdir;
+docs/evaluation.md): the fourth with the third's model, the fifth with the mean of these two (A), the sixth with the
+mean of the fifth's and A (B), the seventh with the mean of the sixth's and B, grown from six layers to eight by
+`python tests/evaluation/grow.py MODEL OUT --layers=0,1,2,2,3,3,4,5`, the eighth with the mean of the seventh's and
+that, the ninth with the mean of the eighth's and what that began with. The mean of the ninth's and what it began
+with ships.
+
+    single2:5.5,single3:4,across3:4,along3:4,double2:2.5,double3:2.5,warm17:2,warm17more:5.5,videos:5,across2:2.5,
+        along2:2.5,warmshort2:3.5,short3:2.5,short:3,pairs2:11,warmpairs2:9,images2:7
+                                                                              fourth to 1,800 (6) 160 (26) (28)
+    single2:8,single3:8,images2:14,short:3.5,videos:6,across3:3,along3:3,double2:2.5,double3:2.5,warm17:1.5,
+        warm17more:2.5,across2:2,along2:2,warmshort2:2,short3:2,pairs2:9,warmpairs2:6,aspects:2,long:1
+                                                                              fifth to 500    (5) (26) (29)
+    single2:6,single3:6,images2:9,short:3.5,videos:6,across3:5,along3:5,double2:3,double3:3,warm17:2.5,warm17more:3,
+        across2:2,along2:2,warmshort2:3,short3:2.5,pairs2:11,warmpairs2:7     sixth to 1,024  (6) 160 (26) (30)
+    the same with aspects:2,long:1                                            sixth to 1,300  (5) (26) (30)
+    single2:7,single3:7,images2:10,short:3.5,videos:6,across3:5,along3:5,double2:3,double3:3,warm17:2.5,warm17more:3,
+        across2:2,along2:2,warmshort2:3,short3:2.5,pairs2:11,warmpairs2:7     seventh to 669  (6) 160 (31) (32)
+    the same with aspects:2,long:1                                            seventh to 900  (5) (31) (33)
+    as seventh to 669                                                         eighth to 700   (6) 160 (31) (34)
+    the same with across3:8,along3:8,across2:3,along2:3,pairs2:9              ninth to 620    (6) 160 (31) (35)
+
     (1) config.data.row_tokens=200, in the two stages after them 128
     (2) config.masks: nothing=45 first=30 last=5 both=3 prefix=6 suffix=3 ends=1 random=3 outside=2 inside=2
     (3) the same with nothing=55 first=22 prefix=5 random=2: ways are learned from a frame that is given
@@ -114,11 +136,20 @@ The model was released once more, and a third run began with it, on new clips of
     (26) nothing=54 first=14 last=4 both=2 prefix=4 suffix=13 ends=5 random=2 outside=1 inside=1
     (27) (4) 2000 with final_fraction=0.0005; `--count` of videos 4000, across2 and along2 3500, short3 5000,
         pairs2 14000, warmpairs2 and images2 8000, aspects 1000, long 500
+    (28) the same with 1800, and `--count` of warmshort2 6000; so are the sets of all runs after it
+    (29) the same with 500, learning_rate=1e-3 and, in (5), row_tokens=256
+    (30) the same with 1300, learning_rate=1.5e-3 and, in (5), row_tokens=256
+    (31) nothing=75 first=8 last=2 both=1 prefix=3 suffix=6 ends=3 random=1 outside=.5 inside=.5
+    (32) (26) to 108; (4) 960 with final_fraction=0.0005
+    (33) the same with 900 and, in (5), row_tokens=256
+    (34) (4) 700 with final_fraction=0.0005; config.flow.echoes=0.5, drawn for each row by a trial of that option
+    (35) the same with 620 and echoes=0.35
 
-Devices: 1, a laptop's CPU. 7,546,752 parameters.
+Devices: 1, a laptop's CPU. 9,656,704 parameters; up to the sixth run layers=6 and unroll=6, 7,546,752.
 Result: two cores of an AMD EPYC, 2 h 41 min and 10 h 25 min, at times beside the making of the data and samples,
-and of an Intel Xeon, 1 h 23 min: docs/evaluation.md, "The checkpoint that ships". From update 1,382 of the first
-run on with another allocator (docs/performance.md).
+and of an Intel Xeon, 1 h 23 min, for three runs; of an Intel Xeon, 1 h 15, 22, 57, 53, 40 and 35 min for the six
+others: docs/evaluation.md, "The checkpoint that ships". From update 1,382 of the first run on with another
+allocator (docs/performance.md).
 """
 
 import pathlib
@@ -142,11 +173,11 @@ def get_config():
         width=256,
         heads=4,
         mlp=1024,
-        layers=6,
+        layers=8,
         rotary_base=100.0,
         predicts="data",
         remat="none",
-        unroll=6,
+        unroll=8,
     )
     config.data.update(
         sizes=("64x64",),

@@ -55,7 +55,6 @@ SETS = {
     "across3": (61, 6_000, ACROSS),
     "along3": (62, 6_000, ALONG),
     "single2": (63, 6_000, {"things": 1}),
-    # From here on of runs that did not ship (docs/evaluation.md).
     "warm17more": (64, 8_000, WARM),
     "single3": (65, 6_000, {"things": 1}),
     "double3": (66, 4_000, {"things": 2}),
