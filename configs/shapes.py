@@ -86,11 +86,10 @@ The model was released once more, and a third run began with it, on new clips of
     the same with aspects:2,long:1                                            to 2,000        (5) (26) (27)
 
 Six more runs followed. Each began with a mean of models before it (`checkpoint release` with several --workdir;
-docs/evaluation.md): the fourth with the third's model, the fifth with the mean of these two (A), the sixth with the
-mean of the fifth's and A (B), the seventh with the mean of the sixth's and B, grown from six layers to eight by
-`python tests/evaluation/grow.py MODEL OUT --layers=0,1,2,2,3,3,4,5`, the eighth with the mean of the seventh's and
-that, the ninth with the mean of the eighth's and what that began with. The mean of the ninth's and what it began
-with ships.
+docs/evaluation.md): the fourth with the third's model, the fifth with the mean of these two (A), the sixth with
+the mean of the fifth's and A (B), the seventh with the mean of the sixth's and B, grown from six layers to eight
+by `python tests/evaluation/grow.py MODEL OUT --layers=0,1,2,2,3,3,4,5`, the eighth with the mean of the seventh's
+and that, the ninth with the mean of the eighth's and what it began with. So was made, of the ninth's, what ships:
 
     single2:5.5,single3:4,across3:4,along3:4,double2:2.5,double3:2.5,warm17:2,warm17more:5.5,videos:5,across2:2.5,
         along2:2.5,warmshort2:3.5,short3:2.5,short:3,pairs2:11,warmpairs2:9,images2:7
