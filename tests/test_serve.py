@@ -303,7 +303,9 @@ def test_the_page_in_a_browser(run, tmp_path):
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         asked, broken = [], []
         page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: broken.append(str(error)))
+        # A player that gives way to the next video before it has begun says so; nothing is broken.
+        gave_way = "play() request was interrupted"
+        page.on("pageerror", lambda error: gave_way in str(error) or broken.append(str(error)))
         page.goto(address)
         see = os.environ.get("SORA_JAX_SCREENSHOTS")
 
