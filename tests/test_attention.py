@@ -12,7 +12,7 @@ from sora_jax.models.attention import attention, chosen
 from sora_jax.models.kernels import splash
 
 # Queries, keys, width of a head: lengths that are no multiple of a block, cross-attention, both published widths.
-SHAPES = {"self": (300, 300, 64), "cross": (130, 70, 128), "wide": (260, 520, 128)}
+SHAPES = {"self": (300, 300, 64), "cross": (130, 70, 128), "wide": (260, 520, 128), "two chunks": (800, 900, 64)}
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes, Segment
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as pallas
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-CHUNK = 256  # queries at a time, or a multiple where there are few keys
+CHUNK = 256  # queries at a time, at least: or as many as give LOGITS
+MOST = 768  # beyond that it is no faster
 STEP = 64  # where there are several chunks, each is a multiple of it
-LOGITS = 2**19  # of a head, as many as a chunk of more queries may have
+LOGITS = 2**21  # of a head, as many as a chunk of more queries may have
 HIDDEN = -0.7 * float(np.finfo(np.float32).max)  # the logit of a key of another segment
 LANES = 128  # of a TPU's vector registers: widths and blocks are multiples
 BLOCK = 512
@@ -129,8 +130,8 @@ def _chunk(q, k):
 
 
 def _chunked_block(length):
-    """Chunks of CHUNK or less, as even as whole STEPs are: 576 are three times 192, not 768."""
-    chunks = -(-length // CHUNK)
+    """Chunks as even as whole STEPs are: 1,200 are twice 640, not 768."""
+    chunks = -(-length // min(max(LOGITS // length, CHUNK), MOST))
     return -(-length // (chunks * STEP)) * STEP if chunks > 1 else length
 
 
