@@ -8,6 +8,7 @@ import tiny
 
 from sora_jax.errors import InputError
 from sora_jax.models import attention as door
+from sora_jax.models import kernels
 from sora_jax.models.attention import attention, chosen
 from sora_jax.models.kernels import splash
 
@@ -110,7 +111,8 @@ def alone():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
-def test_attention_of_many_devices_equals_that_of_one(alone, layout):
+def test_attention_of_many_devices_equals_that_of_one(alone, layout, monkeypatch):
+    monkeypatch.setattr(kernels, "MOST", 64)  # several chunks on each
     with jax.set_mesh(tiny.mesh_of(**layout)):
         for arrays, segments, expected in alone:
             assert_same(run("chunked", arrays, segments), expected)

@@ -15,8 +15,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes, Segment
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as pallas
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-CHUNK = 256  # queries at a time, at least: or as many as give LOGITS
-MOST = 768  # beyond that it is no faster
+CHUNK = 256  # queries at a time where there are many; of fewer, as many as give LOGITS
+MOST = 768  # but no more: beyond, it is no faster
 STEP = 64  # where there are several chunks, each is a multiple of it
 LOGITS = 2**21  # of a head, as many as a chunk of more queries may have
 HIDDEN = -0.7 * float(np.finfo(np.float32).max)  # the logit of a key of another segment
