@@ -57,10 +57,10 @@ def run(kernel, arrays, segments):
     return list(map(np.asarray, (y, *gradients)))
 
 
-def assert_same(found, expected):
+def assert_same(found, expected, tolerance=1e-5):
     for ours, reference in zip(found, expected, strict=True):
         assert np.abs(reference).max() > 0.1
-        np.testing.assert_allclose(ours, reference, atol=1e-5)
+        np.testing.assert_allclose(ours, reference, atol=tolerance)
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
@@ -80,6 +80,41 @@ def test_a_query_that_sees_no_key_gets_nothing_and_moves_nothing(one_device, ker
     for gradient in gradients[1:]:  # the keys that nobody sees any more
         np.testing.assert_array_equal(gradient[kv_segments == 2], 0)
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0.1
+
+
+@pytest.mark.parametrize("layout", [{}, {"ring": 2}, {"ring": 4}], ids=["alone", "ring2", "ring4"])
+@pytest.mark.parametrize("times", [1, 10])
+def test_keys_of_others_do_not_matter_however_long(one_device, times, layout):
+    """Their logits are up to a thousand times as large, those that count modest or ten times as large."""
+    (q, k, v), (segments, _) = inputs((256, 256, 16))
+    q = times * q
+    other = segments == 2
+    hidden = np.where(other, 9, segments)  # from every query
+    expected = run("xla", (q, k, v), (segments, hidden))
+    k = np.where(other[..., None, None], 1000 * k, k)
+    with jax.set_mesh(tiny.mesh_of(**layout)):
+        found = run("chunked", (q, k, v), (segments, hidden))
+    # Logits that are ten times as large are rounded ten times as coarsely.
+    assert_same(found, expected, tolerance=times * 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(256, 128, 64), (1200, 1200, 64)], ids=["one chunk", "two chunks"])
+def test_bfloat16_is_rounded_a_few_times_and_no_more(one_device, shape):
+    """Of one head and one chunk, too: without a loop around them the compiler turns products around, and XLA's CPU
+    backend can't run all that come out."""
+    arrays, segments = inputs(shape, heads=1)
+    arrays, segments = [x[:1] for x in arrays], [x[:1] for x in segments]
+    expected = run("xla", [jnp.asarray(x, jnp.bfloat16).astype(jnp.float32) for x in arrays], segments)
+    found = run("chunked", [jnp.asarray(x, jnp.bfloat16) for x in arrays], segments)
+    for ours, reference in zip(found, expected, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        assert np.abs(ours.astype(np.float32) - reference).max() < 0.01 * np.abs(reference).max()
+
+
+def test_bfloat16_rounded_by_bits_is_the_nearest(one_device):
+    x = np.float32([0, 1, 1 + 2**-8 + 2**-20, 1 + 2**-8 - 2**-20, -3.14159, 1e-30, 3e38, np.inf, np.nan])
+    found = jax.jit(lambda x: kernels._rounded(x, jnp.bfloat16))(x)
+    np.testing.assert_array_equal(found.astype(np.float32), x.astype(jnp.bfloat16).astype(np.float32))
 
 
 # Every way to lie on 8 devices that has a sequence to share; 8 heads.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes, SegmentIds
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as pallas
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
@@ -20,6 +21,7 @@ MOST = 768  # but no more: beyond, it is no faster
 STEP = 64  # where there are several chunks, each is a multiple of it
 LOGITS = 2**21  # of a head, as many as a chunk of more queries may have
 HIDDEN = -0.7 * float(np.finfo(np.float32).max)  # the logit of a key of another segment
+MODEST = 40.0  # logits up to here, either way, are exponentiated as they are: no maximum is taken off first
 LANES = 128  # of a TPU's vector registers: widths and blocks are multiples
 BLOCK = 512
 
@@ -42,89 +44,144 @@ class Kernel(NamedTuple):
 
 
 def _chunked_forward(q, k, v, q_segments, kv_segments):
-    return _by_heads(_heads_forward, (q_segments, kv_segments), q, k, v)
+    y, log_total = _by_heads(_head_forward, (q_segments, kv_segments), q, k, v)
+    return y.astype(q.dtype), log_total
 
 
 def _chunked_backward(q, k, v, q_segments, kv_segments, y, log_total, dy):
-    return _by_heads(_heads_backward, (q_segments, kv_segments), q, k, v, y, log_total, dy)
+    return _by_heads(_head_backward, (q_segments, kv_segments), q, k, v, y, log_total, dy)
 
 
 def _by_heads(function, segments, *arrays):
-    """function(segments, *arrays), where a CPU takes one head of one row at a time: its logits stay in the caches.
+    """function(segments, *arrays) of each head of each row; a CPU takes one at a time.
 
     Args:
-      segments: arrays [B, N].
-      arrays: [B, A, ...], as the function's results.
+      segments: arrays [B, N]; [N] for the function.
+      arrays: [B, A, ...], as the results; without [B, A] for the function, as its results.
     """
     # Known before the queries are, the mask of all chunks would be made ahead and kept: N x M for each head.
-    segments, arrays = jax.lax.optimization_barrier((segments, arrays))
+    hold = jax.lax.optimization_barrier
 
     def apart(segments, arrays):
         B, A = arrays[0].shape[:2]
-        segments = [jnp.repeat(x, A, axis=0)[:, None] for x in segments]
-        heads = [x.reshape(B * A, 1, 1, *x.shape[2:]) for x in arrays]
-        results = jax.lax.map(lambda head: function(head[0], *head[1]), (segments, heads))
-        return jax.tree.map(lambda x: x.reshape(B, A, *x.shape[3:]), results)
+        # Heads within tokens, as the layers before made them: to cut a head out is cheap; to transpose all would
+        # become a part of what they are computed by, and make it several times as slow.
+        segments, arrays = hold((segments, [_as_bits(jnp.swapaxes(x, 1, 2)) for x in arrays]))
 
-    return jax.lax.platform_dependent(
-        segments, arrays, cpu=apart, default=lambda segments, arrays: function(segments, *arrays)
-    )
+        def attend(number):
+            b, a = jnp.divmod(number, A)
+            return function([x[b] for x in segments], *(_from_bits(x[b, :, a]) for x in arrays))
+
+        results = jax.lax.map(attend, jnp.arange(B * A))
+        return jax.tree.map(lambda x: x.reshape(B, A, *x.shape[1:]), results)
+
+    def together(segments, arrays):
+        heads = jax.vmap(function, in_axes=(None, *(0 for _ in arrays)))
+        segments, arrays = hold((segments, arrays))
+        return jax.vmap(heads)(segments, *arrays)
+
+    return jax.lax.platform_dependent(segments, arrays, cpu=apart, default=together)
 
 
-def _heads_forward(segments, q, k, v):
+def _as_bits(x):
+    """bfloat16 as uint16, other types as they are: XLA's CPU backend widens bfloat16 to float32 to cut it."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _from_bits(x):
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
+def _head_forward(segments, q, k, v):
+    """q [N, K], k, v [M, K] -> y [N, K], log_total [N]; float32."""
     q_segments, kv_segments = segments
+    longest_key = _longest(k)  # |q k| <= |q| |k|
 
-    def attend(chunk):
-        q, segments = chunk
-        logits = _logits(q, k, segments, kv_segments)
-        most = jnp.max(logits, axis=-1, keepdims=True)
-        weights = jnp.exp(logits - most)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        y = jnp.einsum("banm,bamk->bank", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return (y / total).astype(q.dtype), (most + jnp.log(total))[..., 0]
+    def attend(_, chunk):
+        q, segments = map(_from_bits, chunk)
+        logits = _logits(q, k)
 
-    chunk = _chunk(q, k)
-    y, log_total = jax.lax.map(attend, (_split(q, 2, chunk), _split(q_segments, 1, chunk)))
-    return _join(y, 2), _join(log_total, 2)
+        def seen():  # each time anew: a mask that is kept would be written to memory
+            return jnp.where(segments[:, None] == kv_segments, logits, HIDDEN)
+
+        most = jax.lax.cond(
+            _longest(q) * longest_key < MODEST,
+            lambda: jnp.zeros_like(logits[:, :1]),
+            lambda: jnp.max(seen(), axis=-1, keepdims=True),
+        )
+        weights = _rounded(jnp.exp(seen() - most), v.dtype)
+        total = jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.float32)
+        sees, total = total > 0, jnp.where(total > 0, total, 1)
+        log_total = jnp.where(sees, most + jnp.log(total), HIDDEN)
+        return None, (_product(weights, v) / total, log_total[:, 0])
+
+    _, results = jax.lax.scan(attend, None, _chunks(k, q, q_segments))
+    return jax.tree.map(_join, results)
 
 
-def _heads_backward(segments, q, k, v, y, log_total, dy):
+def _head_backward(segments, q, k, v, y, log_total, dy):
+    """-> dq [N, K], dk, dv [M, K], float32; dy [N, K]."""
     q_segments, kv_segments = segments
     # Of each query: what the softmax takes off every weight's gradient.
-    mean = jnp.einsum("bank,bank->ban", dy.astype(jnp.float32), y.astype(jnp.float32))
+    mean = jnp.sum(dy.astype(jnp.float32) * y.astype(jnp.float32), axis=-1)
 
     def attend(carry, chunk):
         dk, dv = carry
-        q, segments, log_total, dy, mean = chunk
-        weights = jnp.exp(_logits(q, k, segments, kv_segments) - log_total[..., None])
-        dweights = jnp.einsum("bank,bamk->banm", dy, v, preferred_element_type=jnp.float32)
-        dlogits = (weights * (dweights - mean[..., None])).astype(q.dtype)
-        dv += _sum_over_queries(dy, weights.astype(dy.dtype))
+        q, segments, log_total, dy, mean = map(_from_bits, chunk)
+        logits = jnp.where(segments[:, None] == kv_segments, _logits(q, k), HIDDEN)
+        weights = _rounded(jnp.exp(logits - log_total[:, None]), dy.dtype)
+        dlogits = _rounded(weights * (_logits(dy, v) - mean[:, None]), q.dtype)
+        dv += _sum_over_queries(dy, weights)
         dk += _sum_over_queries(q, dlogits)
-        dq = jnp.einsum("banm,bamk->bank", dlogits, k, preferred_element_type=jnp.float32)
-        return (dk, dv), dq.astype(q.dtype)
+        return (dk, dv), _product(dlogits, k)
 
-    zeros = tuple(jnp.zeros_like(jnp.swapaxes(x, 2, 3), jnp.float32) for x in (k, v))
-    split = functools.partial(_split, chunk=_chunk(q, k))
-    chunks = split(q, 2), split(q_segments, 1), split(log_total, 2), split(dy, 2), split(mean, 2)
-    (dk, dv), dq = jax.lax.scan(attend, zeros, chunks)
-    return _join(dq, 2), *(jnp.swapaxes(x, 2, 3) for x in (dk, dv))
+    zeros = tuple(jnp.zeros_like(x.T, jnp.float32) for x in (k, v))
+    (dk, dv), dq = jax.lax.scan(attend, zeros, _chunks(k, q, q_segments, log_total, dy, mean))
+    return _join(dq), dk.T, dv.T
+
+
+def _logits(q, k):
+    return jnp.einsum("nk,mk->nm", q, k, preferred_element_type=jnp.float32)
+
+
+def _product(a, b):
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
 def _sum_over_queries(x, weights):
-    """[B, A, N, K], [B, A, N, M] -> [B, A, K, M] float32: so x, the small one, is what a CPU wants transposed."""
-    x = jnp.swapaxes(x, 2, 3)
-    return jnp.einsum("bakn,banm->bakm", x, weights, preferred_element_type=jnp.float32)
+    """[N, K], [N, M] -> [K, M]: a CPU wants what is summed over last in memory, here of the small factor."""
+
+    def product(x, weights, written=lambda x: x):
+        return written(jnp.matmul(written(x.T), weights, preferred_element_type=jnp.float32))
+
+    # Or the compiler would write a product that is transposed later with its factors the other way round: slower,
+    # and of bfloat16 its runtime has none.
+    on_cpu = functools.partial(product, written=lambda x: with_layout_constraint(x, Layout((0, 1))))
+    return jax.lax.platform_dependent(x, weights, cpu=on_cpu, default=product)
 
 
-def _logits(q, k, q_segments, kv_segments):
-    logits = jnp.einsum("bank,bamk->banm", q, k, preferred_element_type=jnp.float32)
-    return jnp.where((q_segments[:, :, None] == kv_segments[:, None, :])[:, None], logits, HIDDEN)
+def _rounded(x, dtype):
+    """x [...] float32 in `dtype`. XLA's CPU backend takes half as long to round to bfloat16 as to exponentiate.
+
+    So there it is done by bits: a half goes up in magnitude, not to the even number.
+    """
+
+    def by_bits(x):
+        if dtype != jnp.bfloat16:
+            return x.astype(dtype)
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + 0x8000
+        return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
+
+    return jax.lax.platform_dependent(x, cpu=by_bits, default=lambda x: x.astype(dtype))
 
 
-def _chunk(q, k):
+def _longest(x):
+    """The length of the longest of all vectors of x [N, K]."""
+    return jnp.sqrt(jnp.max(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)))
+
+
+def _chunk(N, M):
     """The queries of a chunk: a block, or the largest multiple that divides them and gives few logits."""
-    N, M = q.shape[2], k.shape[2]
     least = _chunked_block(N)
     return max(n for n in range(least, N + 1, least) if N % n == 0 and (n == least or n * M <= LOGITS))
 
@@ -135,16 +192,15 @@ def _chunked_block(length):
     return -(-length // (chunks * STEP)) * STEP if chunks > 1 else length
 
 
-def _split(x, axis, chunk):
-    """Chunks along `axis`, first: [..., N, ...] -> [N / chunk, ..., chunk, ...]."""
-    x = x.reshape(*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x, axis, 0)
+def _chunks(k, *arrays):
+    """Of queries, for `scan`: [N, ...] -> [N / chunk, chunk, ...], as bits."""
+    chunk = _chunk(len(arrays[0]), len(k))
+    return [_as_bits(x.reshape(-1, chunk, *x.shape[1:])) for x in arrays]
 
 
-def _join(x, axis):
-    """Inverts `_split`."""
-    x = jnp.moveaxis(x, 0, axis)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+def _join(x):
+    """[N / chunk, chunk, ...] -> [N, ...]."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 # For any machine, a chunk of queries at a time; the backward pass computes the logits anew.
