@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sora_jax.models.product import scale_by
+
 
 class RMSNorm(nnx.RMSNorm):
     """x / root of its mean square * scale; x: [..., D]. Returns: float32."""
 
     def __call__(self, x):
-        return normalize(x.astype(jnp.float32), self.epsilon, False) * self.scale[...]
+        return scale_by(normalize(x.astype(jnp.float32), self.epsilon, False), self.scale[...])
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -22,7 +24,7 @@ class LayerNorm(nnx.LayerNorm):
 
     def __call__(self, x):
         y = normalize(x.astype(jnp.float32), self.epsilon, True)
-        return y if self.scale is None else y * self.scale[...] + self.bias[...]
+        return y if self.scale is None else scale_by(y, self.scale[...]) + self.bias[...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
