@@ -8,7 +8,7 @@ import tiny
 
 from sora_jax.diffusion.flow import flow_errors
 from sora_jax.mesh import AXES
-from sora_jax.models.attention import rotary_angles, rotate
+from sora_jax.models.attention import rotary_angles, rotary_turns, rotate
 from sora_jax.models.module import bind, init_params
 from sora_jax.models.text import TextEncoder, relative_buckets
 from sora_jax.models.video_model import VideoModel
@@ -130,7 +130,8 @@ def test_rotary_attention_depends_on_relative_positions_of_each_axis(K, pairs):
     def logit(q_position, k_position):
         angles = [rotary_angles(jnp.asarray([[p]]), K) for p in (q_position, k_position)]
         assert angles[0].shape == (1, 1, sum(pairs))
-        return float(jnp.sum(rotate(q, angles[0]) * rotate(k, angles[1])))
+        turns = [rotary_turns(a) for a in angles]
+        return float(jnp.sum(rotate(q, turns[0]) * rotate(k, turns[1])))
 
     here = logit((3, 4, 5), (1, 1, 1))
     np.testing.assert_allclose(logit((13, 24, 35), (11, 21, 31)), here, rtol=1e-3)

@@ -113,15 +113,25 @@ def rotary_angles(positions, K: int, base: float = 10000.0):
     return jnp.concatenate(angles, axis=-1)
 
 
-def rotate(x, angles):
-    """Rotate the pairs (i, i + K / 2) of each head by their angles; float32 inside.
+def rotary_turns(angles):
+    """(cosines, sines) of the angles, each in float32, for `rotate`.
+
+    By a loop of two turns: XLA's CPU backend would make them part of every rotation, anew for each layer, head and
+    half, at ten times its cost (docs/performance.md), and does not heed a barrier.
+    """
+    cos, sin = jax.lax.map(lambda sine: jnp.where(sine, jnp.sin(angles), jnp.cos(angles)), jnp.arange(2) == 1)
+    return cos, sin
+
+
+def rotate(x, turns):
+    """Rotate the pairs (i, i + K / 2) of each head; float32 inside.
 
     Args:
       x: [B, N, A, K].
-      angles: [B, N, K / 2].
+      turns: of `rotary_turns`, [B, N, K / 2] each.
     Returns: like x.
     """
-    cos, sin = (f(angles)[:, :, None].astype(jnp.float32) for f in (jnp.cos, jnp.sin))
+    cos, sin = (turn[:, :, None] for turn in turns)
     first, second = (half.astype(jnp.float32) for half in jnp.split(x, 2, axis=-1))
     turned = first * cos - second * sin, first * sin + second * cos
     # A half at a time is cast, here and in the gradient: all of x as float32 would be written to memory.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.mesh import spec
-from sora_jax.models.attention import attention, merge_heads, rotary_angles, rotate, split_heads
+from sora_jax.models.attention import attention, merge_heads, rotary_angles, rotary_turns, rotate, split_heads
 from sora_jax.models.layers import (
     Mlp,
     layer_norm,
@@ -56,7 +56,7 @@ class Attention(nnx.Module):
             self.image_k, self.image_v = (project(name, "embed heads") for name in ("image_k", "image_v"))
             self.image_k_norm = rms_norm(D, "heads", epsilon=EPSILON, rngs=rngs)
 
-    def __call__(self, x, context, x_segments, context_segments, *, clips, angles=None, image=None):
+    def __call__(self, x, context, x_segments, context_segments, *, clips, turns=None, image=None):
         """x [B, N, D], context [B, M, D]; clips: in a row at most; image: as context, and its segments."""
         wide = spec("batch tokens heads")
 
@@ -67,8 +67,8 @@ class Attention(nnx.Module):
         q = heads(self.q_norm(self.q(x, out_sharding=wide)))
         k = heads(self.k_norm(self.k(context, out_sharding=wide)))
         v = heads(self.v(context, out_sharding=wide))
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
         y = attention(q, k, v, x_segments, context_segments, kernel=self.kernel, clips=clips)
         if image is not None:
             image, image_segments = image
@@ -86,10 +86,29 @@ def pick(table, one_hot):
     A matrix product rather than a gather: its transpose is one too, where a gather's is a scatter. Of few levels
     it is a sum, which the compiler makes part of what reads it: [B, N, D] is never written to memory.
     """
-    T = table.shape[1]
-    if T <= FEW_LEVELS:
-        return sum(one_hot[:, :, t, None] * table[:, None, t] for t in range(T))
+    if table.shape[1] <= FEW_LEVELS:
+        return _sum_of_levels(table, one_hot)
     return jnp.einsum("bnt,btd->bnd", one_hot, table, precision="highest", out_sharding=residual)
+
+
+@jax.custom_vjp
+def _sum_of_levels(table, one_hot):
+    return sum(one_hot[:, :, t, None] * table[:, None, t] for t in range(table.shape[1]))
+
+
+def _levels_backward(saved, dy):
+    def by_sum(table, one_hot, dy):
+        return jax.vjp(lambda table: _sum_of_levels.fun(table, one_hot), table)[1](dy)[0]
+
+    def on_cpu(table, one_hot, dy):
+        if jax.sharding.get_abstract_mesh().size > 1:
+            return by_sum(table, one_hot, dy)
+        return jnp.einsum("bnt,bnd->btd", one_hot, dy, precision="highest")  # of a sum: 40 times as slow
+
+    return jax.lax.platform_dependent(*saved, dy, cpu=on_cpu, default=by_sum), jnp.zeros_like(saved[1])
+
+
+_sum_of_levels.defvjp(lambda *saved: (_sum_of_levels.fun(*saved), saved), _levels_backward)
 
 
 def of_few(layer, x):
@@ -116,7 +135,7 @@ class TransformerBlock(nnx.Module):
         self.mlp_norm = layer_norm(D, epsilon=EPSILON, affine=False, rngs=rngs)
         self.mlp = Mlp(D, settings.mlp, dtype=jnp.dtype(settings.dtype), adapter_of=adapter_of, rngs=rngs)
 
-    def __call__(self, x, modulation, one_hot, angles, segments, text, text_segments, image=None):
+    def __call__(self, x, modulation, one_hot, turns, segments, text, text_segments, image=None):
         """x [B, N, D]; modulation [B, T, 6, D] float32, one row for each level of one_hot [B, N, T].
 
         What comes out is of x's dtype: it is summed in float32, and rounded once.
@@ -126,7 +145,7 @@ class TransformerBlock(nnx.Module):
         clips = max(modulation.shape[1] - 1, 1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (pick(m[:, :, i], one_hot) for i in range(6))
         h = self.self_attention_norm(x) * (1 + scale) + shift
-        x = x + gate * self.self_attention(h, h, segments, segments, angles=angles, clips=clips)
+        x = x + gate * self.self_attention(h, h, segments, segments, turns=turns, clips=clips)
         h = self.cross_attention_norm(x)
         x = x + self.cross_attention(h, text, segments, text_segments, image=image, clips=clips)
         h = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
@@ -238,7 +257,7 @@ class DiT(nnx.Module):
             jax.nn.gelu(self.text_in(text, out_sharding=residual), approximate=True), out_sharding=residual
         )
         one_hot = jax.nn.one_hot(levels, T, dtype=jnp.float32)
-        angles = rotary_angles(positions, D // self.settings.heads, self.settings.rotary_base)
+        turns = rotary_turns(rotary_angles(positions, D // self.settings.heads, self.settings.rotary_base))
         x = self.patch_embedding(patches, out_sharding=residual).astype(jnp.float32)
         if condition is not None:
             condition = jax.reshard(condition, residual)
@@ -251,7 +270,7 @@ class DiT(nnx.Module):
         x = run_stack(
             self.blocks,
             x.astype(self.settings.dtype),  # what each layer keeps for the backward pass
-            lambda block, x: block(x, modulation, one_hot, angles, segments, text, text_segments, image),
+            lambda block, x: block(x, modulation, one_hot, turns, segments, text, text_segments, image),
             remat=self.settings.remat,
             unroll=self.settings.unroll,
         )
