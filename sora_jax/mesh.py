@@ -87,6 +87,12 @@ def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.shardi
     return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
 
 
+def platform() -> str:
+    """What the current mesh is of: "tpu", "gpu" or "cpu", also where its devices are not here (`plan`)."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def over_gloo() -> bool:
     """Whether collectives go through Gloo, which tells those of the same devices apart by their order alone.
 

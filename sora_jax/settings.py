@@ -404,7 +404,11 @@ class Settings:
         for where, value, known in (
             ("objective", self.objective, ("flow", "autoencoder")),
             ("transformer.attention", self.transformer.attention, ("auto", "xla", "chunked", "splash", "cudnn")),
-            ("transformer.remat", self.transformer.remat, ("full", "save_attention", "offload", "none")),
+            (
+                "transformer.remat",
+                self.transformer.remat,
+                ("full", "save_attention", "save_products", "offload", "none"),
+            ),
             ("transformer.predicts", self.transformer.predicts, ("velocity", "data")),
             ("optimizer.name", self.optimizer.name, ("adamw", "muon")),
             ("optimizer.schedule", self.optimizer.schedule, ("constant", "cosine")),

@@ -225,13 +225,14 @@ def test_the_kernel_is_chosen_by_platform_and_size(monkeypatch):
         return chosen(kernel, x, x, clips, ring)
 
     assert choose("auto", 256) == "xla" and choose("auto", 512) == "chunked"
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr("sora_jax.models.attention.platform", lambda: "tpu")
     assert choose("auto", 512) == "splash" and choose("chunked", 512) == "chunked"
     with pytest.raises(InputError, match=r"'cudnn' is for an NVIDIA GPU.*here are tpu, bfloat16, 128"):
         choose("cudnn", 4096)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr("sora_jax.models.attention.platform", lambda: "gpu")
     hopper = {"8.0": True, "9.0": True}
-    monkeypatch.setattr("sora_jax.models.cudnn.check_compute_capability", lambda least: hopper[least])
+    cudnn = "jax._src.cudnn.fused_attention_stablehlo"
+    monkeypatch.setattr(f"{cudnn}.check_compute_capability", lambda least: hopper[least])
     assert choose("auto", 4096) == choose("cudnn", 4096) == "cudnn"
     assert choose("auto", 4096, jnp.float32) == choose("auto", 4096, ring=2) == "chunked"
     assert choose("auto", 4096, clips=None) == "chunked"

@@ -121,10 +121,9 @@ def test_saved_attention_is_not_computed_again(trained, remat, forward):
 
 @pytest.mark.parametrize("remat, forward", [("save_attention", 1), ("full", 2)])
 def test_saved_attention_is_not_computed_again_on_a_gpu(trained, monkeypatch, remat, forward):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr("sora_jax.models.attention.platform", lambda: "gpu")
     cudnn = "jax._src.cudnn.fused_attention_stablehlo"
-    for module in (cudnn, "sora_jax.models.cudnn"):
-        monkeypatch.setattr(f"{module}.check_compute_capability", lambda least: True)
+    monkeypatch.setattr(f"{cudnn}.check_compute_capability", lambda least: True)
     monkeypatch.setattr(f"{cudnn}.check_cudnn_version", lambda: 91000)
     settings = tiny_with(remat, attention="cudnn", dtype="bfloat16", width=64)
     shapes = jax.eval_shape(gradient_of(settings)[1], jax.random.key(0))

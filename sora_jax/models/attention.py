@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.errors import InputError
-from sora_jax.mesh import spec
+from sora_jax.mesh import platform, spec
 from sora_jax.models.cudnn import cudnn, suits
 from sora_jax.models.kernels import chunked, splash
 from sora_jax.models.ring import attend
@@ -63,20 +63,20 @@ def attention(q, k, v, q_segments, kv_segments, *, bias=None, kernel="auto", cli
 
 def chosen(kernel: str, q, k, clips: int | None, ring: int) -> str:
     """What "auto" means here."""
-    suited = jax.default_backend() == "gpu" and ring == 1 and suits(q.dtype, q.shape[-1], clips)
+    suited = platform() == "gpu" and ring == 1 and suits(q.dtype, q.shape[-1], clips)
     if kernel == "cudnn" and not suited:
         raise InputError(
             f"config.transformer.attention: 'cudnn' is for an NVIDIA GPU (Hopper, if rows hold several clips), "
-            f"bfloat16, heads up to 128 wide and no ring; here are {jax.default_backend()}, {q.dtype}, "
+            f"bfloat16, heads up to 128 wide and no ring; here are {platform()}, {q.dtype}, "
             f"{q.shape[-1]} and a ring of {ring}. 'auto' takes what there is"
         )
     if kernel != "auto":
         return kernel
-    if jax.default_backend() == "tpu":
+    if platform() == "tpu":
         return "splash"
     if suited:
         return "cudnn"
-    small = SMALL_ON_CPU if jax.default_backend() == "cpu" else SMALL
+    small = SMALL_ON_CPU if platform() == "cpu" else SMALL
     return "xla" if q.shape[1] * k.shape[1] <= small else "chunked"
 
 

@@ -4,7 +4,8 @@ A mask of [N, N] would cost 2 GB a row at 33,000 patches; runs cost nothing, and
 """
 
 import jax.numpy as jnp
-from jax._src.cudnn.fused_attention_stablehlo import MaskType, check_compute_capability, dot_product_attention
+from jax._src.cudnn import fused_attention_stablehlo as stablehlo
+from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
 
 def cudnn(q, k, v, q_segments, kv_segments, *, clips: int):
@@ -42,4 +43,4 @@ def suits(dtype, K: int, clips: int | None) -> bool:
     """Whether cuDNN has a kernel for this on this machine: rows of several clips need a Hopper GPU."""
     if dtype not in (jnp.bfloat16, jnp.float16) or K % 8 or K > 128 or clips is None:
         return False
-    return check_compute_capability("8.0" if clips == 1 else "9.0")
+    return stablehlo.check_compute_capability("8.0" if clips == 1 else "9.0")

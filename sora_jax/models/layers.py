@@ -5,6 +5,7 @@ Norms always compute in float32.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,10 @@ from sora_jax.mesh import over_gloo, spec
 from sora_jax.models.norm import LayerNorm, RMSNorm
 from sora_jax.models.product import add_bias, dot_general
 from sora_jax.models.ring import RESIDUALS
+
+# Names of what a policy may save.
+BLOCK_INPUT, PRODUCT = "block input", "product"
+CUBIC = 0.044715  # of the tanh in GELU
 
 xavier_uniform = jax.nn.initializers.xavier_uniform()
 
@@ -33,9 +38,9 @@ class Linear(nnx.Linear):
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
         last_by_first = ((x.ndim - 1,), (0,)), ((), ())
         y = dot_general(x, kernel, last_by_first, precision=self.precision, out_sharding=out_sharding)
-        if bias is None:
-            return y
-        return add_bias(y, jax.reshard(bias, jax.P(jax.typeof(y).sharding.spec[-1])))
+        if bias is not None:
+            y = add_bias(y, jax.reshard(bias, jax.P(jax.typeof(y).sharding.spec[-1])))
+        return checkpoint_name(y, PRODUCT)
 
 
 class AdaptedLinear(Linear):
@@ -108,16 +113,24 @@ def stack(make_block, L: int, *, rngs):
     return jax.vmap(lambda key: make_block(nnx.Rngs(key)))(jax.random.split(rngs.params(), L))
 
 
-BLOCK_INPUT = "block input"
+def _is_attention(prim, *_, **__):
+    """cuDNN's output bears no name of ours, but its operation has one."""
+    return prim.name == "dot_product_attention_fwd_wrapper"
+
+
+def _save(*names):
+    named = jax.checkpoint_policies.save_only_these_names(*names)
+    return jax.checkpoint_policies.save_from_both_policies(named, _is_attention)
+
+
 # What the backward pass keeps of each block's forward pass; the rest it computes again.
 POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,  # a block's input, no more
     # Also what the attention's kernels gave, so that they do not run again: they are half of the work at 33,000
-    # patches, and more beyond. cuDNN's output bears no name of ours, but its operation has one.
-    "save_attention": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.save_only_these_names(RESIDUALS),
-        lambda prim, *_, **__: prim.name == "dot_product_attention_fwd_wrapper",
-    ),
+    # patches, and more beyond.
+    "save_attention": _save(RESIDUALS),
+    # Of linear layers, too: what is computed again is norms, rotations and GELU.
+    "save_products": _save(RESIDUALS, PRODUCT),
     # A block's input, in the host's memory.
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
@@ -153,11 +166,28 @@ def run_stack(blocks, x, call, *, remat: str, unroll: int = 1):
     return x
 
 
-# Of its steps, several times x in float32, a scan over layers keeps none. Elsewhere the compiler may: no barrier.
-@functools.partial(jax.checkpoint, static_argnums=0, prevent_cse=False)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gelu(approximate, x):
-    """In float32, rounded once: to round each of its steps to bfloat16 takes a CPU three times as long."""
+    """In float32, rounded once: to round each of its steps to bfloat16 takes a CPU three times as long.
+
+    Source: Hendrycks & Gimpel 2016 (arXiv 1606.08415), section 2.
+    """
     return jax.nn.gelu(x.astype(jnp.float32), approximate=approximate).astype(x.dtype)
+
+
+def _gelu_backward(approximate, x, dy):
+    if not approximate:
+        return jax.vjp(lambda x: jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype), x)[1](dy)
+    # By the sigmoid of 2 u for the tanh of u: of a tanh that the forward pass has too, computed again, a GPU's
+    # compiler makes one for both, and writes it to memory in float32.
+    wide, factor = x.astype(jnp.float32), 2 * math.sqrt(2 / math.pi)
+    part = jax.nn.sigmoid(factor * wide * (1 + CUBIC * jnp.square(wide)))
+    gradient = part + wide * part * (1 - part) * factor * (1 + 3 * CUBIC * jnp.square(wide))
+    return ((dy.astype(jnp.float32) * gradient).astype(x.dtype),)
+
+
+# It keeps x alone: of its steps, in float32, not one.
+gelu.defvjp(lambda approximate, x: (gelu(approximate, x), x), _gelu_backward)
 
 
 class Mlp(nnx.Module):

@@ -35,9 +35,13 @@ class Layout:
 
     def __init__(self, mesh: jax.sharding.Mesh):
         self.names, self.shape = mesh.axis_names, mesh.devices.shape
-        self.slices = np.array([getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat])
-        # With several slices a program is one slice's: its groups number the chips of that slice alone.
-        self.local = np.flatnonzero(self.slices == self.slices[0])
+        devices = mesh.devices.flat
+        slices = np.array([getattr(device, "slice_index", None) or 0 for device in devices])
+        # With several slices of TPUs a program is one slice's: its groups number the chips of that slice alone.
+        self.local = np.flatnonzero(slices == slices[0])
+        # What a fast network joins: a slice, or the GPUs of a node, which are one process's.
+        gpus = devices[0].platform == "gpu"
+        self.islands = np.array([device.process_index for device in devices]) if gpus else slices
 
     def axes(self, group) -> tuple[str, ...]:
         """The mesh axes along which the members of a group, places in the mesh, differ."""
@@ -45,7 +49,7 @@ class Layout:
         return tuple(name for name, row in zip(self.names, places, strict=True) if len(set(row.tolist())) > 1)
 
     def link(self, group) -> str:
-        return "DCN" if len(set(self.slices[np.array(group)].tolist())) > 1 else "ICI"
+        return "DCN" if len(set(self.islands[np.array(group)].tolist())) > 1 else "ICI"
 
     def read(self, op: str, rest: str, read: int, made: int, *, scattered: bool) -> Collective | None:
         """What one instruction does; None if it is no collective, or moves nothing.
@@ -81,7 +85,7 @@ class Layout:
     def _between_slices(self, rest, size):
         """The part of a collective that crosses slices: a TPU program hands it to the host as a send."""
         kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', rest)[1].lower().replace("_", "-")
-        group = tuple(int(np.flatnonzero(self.slices == part)[0]) for part in sorted(set(self.slices.tolist())))
+        group = tuple(int(np.flatnonzero(self.islands == part)[0]) for part in sorted(set(self.islands.tolist())))
         return Collective(kind, self.axes(group), "DCN", group, 1, size, ring_bytes(kind, size, len(group)))
 
 

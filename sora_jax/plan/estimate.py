@@ -34,12 +34,16 @@ WIDTHS, MLPS = 40, 8
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds a step, if each of these were all that there is: an estimate, not a measurement."""
+    """Seconds a step, if each of these were all that there is: an estimate, not a measurement.
+
+    serial: kernels run one after the other, as on a GPU: while one reads memory, none multiplies.
+    """
 
     compute: float
     hbm: float
     ici: float
     dcn: float
+    serial: bool
 
     @property
     def least(self) -> float:
@@ -49,7 +53,8 @@ class Roofline:
     @property
     def most(self) -> float:
         """One after the other."""
-        return max(self.compute, self.hbm) + self.ici + self.dcn
+        busy = self.compute + self.hbm if self.serial else max(self.compute, self.hbm)
+        return busy + self.ici + self.dcn
 
 
 def useful_flops(settings: Settings, what: str, shape: tuple[int, int, int] | None) -> float | None:
@@ -80,7 +85,7 @@ def executed_flops(settings: Settings, what: str, shape: tuple[int, int, int] | 
     linear = transformer_flops(model, N, S) - attention
     if what == "sample":
         return B * (linear + wide * attention)
-    again = model.remat != "none"
+    again = model.remat not in ("none", "save_products")
     passes = (1 if settings.lora.rank else 2) + 1 + again
     products = 2 * (1 + (model.remat in ("full", "offload"))) + BACKWARD.get(model.attention, 5)
     text = 1 if settings.text.weights or settings.lora.rank else 4
@@ -142,7 +147,13 @@ def peak_memory(settings: Settings, sizes: dict[str, int]) -> float:
     block = WIDTHS * D + MLPS * M
     # Of a layer, per token: its input, unless that goes to the host; and its attention's output.
     kept_input = jnp.dtype(model.dtype).itemsize * D
-    kept = {"full": kept_input, "none": block, "offload": 0}.get(model.remat, 2 * kept_input)
+    kept = {
+        "full": kept_input,
+        "save_attention": 3 * kept_input,  # of self-attention and of that to the text
+        "save_products": 10 * kept_input + kept_input * M / D,
+        "offload": 0,
+        "none": block,
+    }[model.remat]
     tokens = tokens_at_once(settings, sizes)
     gradients = parts["weights"] * (2 if settings.train.accumulate > 1 else 1)
     # A layer's weights in bfloat16, one in use and the next on its way.
@@ -190,4 +201,5 @@ def roofline(settings: Settings, sizes: dict[str, int], topology: Topology, flop
     chip, seconds = topology.chip, {"ICI": 0.0, "DCN": 0.0}
     for (_, link), sent in traffic(settings, sizes, topology).items():
         seconds[link] += sent / (chip.dcn if link == "DCN" else chip.ici / max(chip.dims, 1))
-    return Roofline(flops / topology.devices / chip.peak, 0.0, seconds["ICI"], seconds["DCN"])
+    compute = flops / topology.devices / chip.peak
+    return Roofline(compute, 0.0, seconds["ICI"], seconds["DCN"], serial=chip.node > 0)

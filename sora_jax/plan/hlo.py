@@ -1,7 +1,7 @@
 """What a compiled program does in one run on one chip, read from its text (HLO after all optimization).
 
 XLA's own cost analysis counts the body of a loop once and a Pallas kernel not at all. Here every instruction
-counts as often as the loops around it turn, and splash attention by the shapes that it is called with.
+counts as often as the loops around it turn, and splash attention and cuDNN's by the shapes they are called with.
 """
 
 import collections
@@ -18,6 +18,8 @@ from sora_jax.plan.collectives import Collective, Layout
 # Products [queries, width] x [width, keys] in each kernel of splash attention. Source: their code in
 # jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel.
 KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+# Of cuDNN's flash attention: Dao et al. 2022 (arXiv 2205.14135), appendix B.
+CUDNN = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}
 # Names for what is there, and calls, whose instructions account for their bytes themselves.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "while"}
 FREE |= {"call", "conditional", "send", "recv", "optimization-barrier", "iota"}
@@ -26,6 +28,7 @@ _LINE = re.compile(r"^ *(ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"(?:calls|body|to_apply)=%?([\w.\-]+)")
 _NAME = re.compile(r"%([\w.\-]+)")
+_KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$\w+|__cublas[$\w]+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +71,9 @@ class Instruction:
 class Counts:
     """What one run of a program does on one chip.
 
-    flops: of matrix products and convolutions; kernel_flops: of Pallas kernels, by name; hbm_bytes: read from HBM
-    and written to it, what a kernel reads again and again counted once; cycles: the compiler's own estimate,
-    kernels and collectives left out; unknown: what these numbers can't tell.
+    flops: of matrix products and convolutions; kernel_flops: of kernels, by name; hbm_bytes: read from HBM and
+    written to it, what a kernel reads again and again counted once; cycles: the compiler's own estimate, kernels
+    and collectives left out, 0 of a GPU's; unknown: what these numbers can't tell.
     """
 
     flops: float
@@ -93,11 +96,13 @@ def count(text: str, mesh: jax.sharding.Mesh) -> Counts:
         for names, instruction, caller in program.expand(name):
             if instruction.op in ("dot", "convolution"):
                 sums["flops"] += times * product_flops(instruction, names)
-            elif "tpu_custom_call" in instruction.rest:
+            elif instruction.op == "custom-call" and _KERNEL.search(instruction.rest):
                 kind, flops = kernel_flops(instruction, names)
                 kernels[kind] += times * (flops or 0)
                 if flops is None:
                     unknown.add(f"FLOPs of the kernel {kind}")
+                if kind == "cudnn fmhaSoftmaxBackward":
+                    unknown.add(f"the memory that {kind} works in, which cuDNN tells on a GPU alone")
             read = sum(names[operand].bytes for operand in instruction.operands if operand in names)
             # The type of an asynchronous start holds its operands too.
             made = instruction.bytes - (read if instruction.op.endswith("-start") else 0)
@@ -323,7 +328,12 @@ def _meetings(size, taps, made, stride, pad, dilate, spread) -> int:
 
 
 def kernel_flops(instruction: Instruction, names: dict[str, Instruction]) -> tuple[str, float | None]:
-    """(name, FLOPs) of a Pallas kernel: splash attention's by its shapes, another's as it tells, or None."""
+    """(name, FLOPs) of a kernel: attention's by its shapes, another Pallas kernel's as it tells, or None."""
+    if (target := _KERNEL.search(instruction.rest)[1]) != "tpu_custom_call":
+        # [B, N, A, K], [B, M, A, K]
+        q, k = (names[operand].arrays[0].shape for operand in instruction.operands[:2])
+        name = target.strip("_").replace("$", " ")
+        return name, 2.0 * CUDNN[target] * math.prod(q) * k[1] if target in CUDNN else None
     for kind, products in KERNELS.items():
         if kind in instruction.name:
             arrays = [names[operand].arrays[0] for operand in instruction.operands]

@@ -13,11 +13,12 @@ from sora_jax.errors import InputError, nearest
 from sora_jax.mesh import make_mesh
 from sora_jax.plan import estimate
 from sora_jax.plan.estimate import Roofline
+from sora_jax.plan.gpus import compiling_for, make_gpus
 from sora_jax.plan.hlo import Counts, count
 from sora_jax.plan.programs import chip_bytes, make_program
 from sora_jax.plan.report import ranking, save, show
 from sora_jax.plan.search import TRIES, check, nearest_first, promising, sizes_in
-from sora_jax.plan.topology import GIB, Topology, make_devices, rate
+from sora_jax.plan.topology import GIB, INSTALL_CUDA, Topology, make_devices, rate
 from sora_jax.settings import Settings
 
 UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -103,12 +104,13 @@ class Planner:
     def compile(self, settings: Settings) -> Plan:
         """A plan of what the compiler makes of the step."""
         settings = check(settings, self.topology, self.what)
-        mesh = make_mesh(settings.mesh, make_devices(self.topology))
+        chip = self.topology.chip
+        mesh = make_mesh(settings.mesh, make_gpus(self.topology) if chip.node else make_devices(self.topology))
         sizes = dict(mesh.shape)
         tried = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
         started = time.monotonic()
         with self.console.status(f"compiling {self.what} for {self.topology}, {tried or 'one device'}"):
-            with jax.set_mesh(mesh):
+            with jax.set_mesh(mesh), compiling_for(chip):
                 step = make_program(settings, self.what)
                 parts = {name: chip_bytes(tree, sizes) for name, tree in step.parts.items()}
                 lowered = step.lower()
@@ -131,9 +133,8 @@ class Planner:
             if needed:
                 return made
             memory, counts = compiled.memory_analysis(), count(compiled.as_text(), mesh)
-            cost = {
-                key: value for key, value in compiled.cost_analysis().items() if key in ("flops", "bytes accessed")
-            }
+            told = compiled.cost_analysis() or {}  # a GPU's compiler has none
+            cost = {key: value for key, value in told.items() if key in ("flops", "bytes accessed")}
         # Parts that are no arguments, such as an autoencoder while the solver runs, take their room all the same.
         beside = max(0, sum(parts.values()) - memory.argument_size_in_bytes)
         return dataclasses.replace(
@@ -152,7 +153,7 @@ class Planner:
         for c in counts.collectives:
             seconds[c.link] += c.wire / rate(self.topology, [devices[i] for i in c.group], c.link)
         compute, hbm = counts.all_flops / chip.peak, counts.hbm_bytes / chip.hbm_rate
-        return Roofline(compute, hbm, seconds["ICI"], seconds["DCN"])
+        return Roofline(compute, hbm, seconds["ICI"], seconds["DCN"], serial=chip.node > 0)
 
 
 def out_of_memory(message: str) -> float | None:
@@ -187,8 +188,9 @@ def plan(
         )
     by_formulas = what == "train" and settings.objective == "flow"
     if not by_formulas and (search or formulas or not topology.compiled):
+        compiler = "" if topology.compiled else f", and GPUs without their compiler: {INSTALL_CUDA}"
         raise InputError(
-            f"--what={what}: --search, --formulas and GPUs are for a training step of config.objective=flow"
+            f"--what={what}: --search and --formulas are for a training step of config.objective=flow{compiler}"
         )
     planner = Planner(topology, what, console)
     make = planner.compile if topology.compiled and not formulas else planner.estimate

@@ -9,10 +9,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import rich.console
+import rich.markup
 import rich.table
 
 from sora_jax.files import replacing
-from sora_jax.plan.topology import GIB
+from sora_jax.plan.topology import GIB, INSTALL_CUDA
 
 ESTIMATE = "an estimate by roofline, not a measurement"
 
@@ -22,6 +23,8 @@ def show(plan, console: rich.console.Console):
     topology, chip = plan.topology, plan.topology.chip
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.sizes.items() if size > 1) or "1 device"
     how = f"compiled in {plan.seconds:.0f} s" if plan.compiled else "by formulas alone: an estimate throughout"
+    if not topology.compiled:
+        how += rich.markup.escape(f"; {INSTALL_CUDA} brings the compiler")
     console.print(f"\n[bold]{plan.what}[/] on {topology}: {mesh}; {how}", highlight=False)
     if plan.what in ("train", "sample"):
         model = plan.settings.transformer
@@ -44,7 +47,9 @@ def show(plan, console: rich.console.Console):
         table.add_row("  of it the model's", f"{plan.useful / topology.devices / 1e12:,.1f} T", end_section=True)
     if counts:
         table.add_row("HBM read and written", f"{counts.hbm_bytes / 1e9:,.1f} GB")
-        table.add_row("compiler's cycles, without kernels", f"{counts.cycles / 1e9:,.2f} G", end_section=True)
+        if counts.cycles:
+            table.add_row("compiler's cycles, without kernels", f"{counts.cycles / 1e9:,.2f} G")
+        table.add_section()
     if roofline := plan.roofline:
         for name in ("compute", "hbm", "ici", "dcn"):
             if value := getattr(roofline, name):

@@ -4,11 +4,14 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 
 from sora_jax.errors import InputError
 from sora_jax.mesh import AXES
+from sora_jax.models.cudnn import suits
 from sora_jax.models.layers import POLICIES
 from sora_jax.plan import estimate
+from sora_jax.plan.gpus import compiling_for
 from sora_jax.plan.topology import GIB, Topology
 from sora_jax.settings import MeshSettings, Settings
 from sora_jax.train.loop import check_batch
@@ -25,8 +28,7 @@ def check(settings: Settings, topology: Topology, what: str) -> Settings:
     sizes = sizes_of(settings.mesh, topology.devices)
     model, data = settings.transformer, settings.data
     if model.attention == "auto" and topology.compiled:
-        # "auto" asks where it runs, which is a CPU here.
-        model = dataclasses.replace(model, attention="splash")
+        model = dataclasses.replace(model, attention=_kernel(settings, topology, sizes, what))
     settings = dataclasses.replace(settings, mesh=MeshSettings(**sizes), transformer=model)
     mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
     if what == "train":
@@ -38,6 +40,16 @@ def check(settings: Settings, topology: Topology, what: str) -> Settings:
     if not estimate.divides(settings, sizes):
         raise InputError(f"config.mesh: a weight's width does not divide by it; {sizes}")
     return settings
+
+
+def _kernel(settings: Settings, topology: Topology, sizes: dict[str, int], what: str) -> str:
+    if not topology.chip.node:
+        return "splash"
+    model = settings.transformer
+    with compiling_for(topology.chip):
+        clips = settings.data.row_clips if what == "train" else 1
+        suited = sizes["ring"] == 1 and suits(jnp.dtype(model.dtype), model.width // model.heads, clips)
+    return "cudnn" if suited else "chunked"
 
 
 def sizes_of(mesh: MeshSettings, devices: int) -> dict[str, int]:

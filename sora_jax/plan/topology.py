@@ -6,11 +6,13 @@ import re
 
 import jax
 import numpy as np
+from jax._src.lib import cuda_versions
 
 from sora_jax.errors import InputError, nearest
 from sora_jax.train.flops import PEAK_FLOPS
 
 INSTALL = "pip install 'sora_jax[plan]'"
+INSTALL_CUDA = "pip install 'sora_jax[cuda]'"
 GIB = 2**30
 
 
@@ -70,8 +72,8 @@ class Topology:
 
     @property
     def compiled(self) -> bool:
-        """Whether there is a compiler for it here: for TPU; a GPU program needs the GPU."""
-        return bool(self.chip.dims)
+        """Whether its steps are compiled: a TPU's always, a GPU's where jax's plugin for CUDA is installed."""
+        return bool(self.chip.dims) or cuda_versions is not None
 
     def __str__(self):
         return self.name + (f" x {self.slices} slices" if self.slices > 1 else "")
@@ -87,6 +89,10 @@ def read_topology(text: str, slices: int = 1) -> Topology:
         how = {1: "their number", 2: "ROWSxCOLUMNS", 3: "three sides"}[wanted]
         raise InputError(f"--topology={text}: {name} takes {how} after the colon (e.g. {EXAMPLES})")
     sides = tuple(map(int, shape.split("x")))
+    if chip.node and sides[0] > chip.node and sides[0] % chip.node:
+        raise InputError(
+            f"--topology={text}: beyond one node's {chip.node}, {name}s come in multiples of {chip.node}"
+        )
     if slices < 1 or (slices > 1 and not chip.dims):
         raise InputError(
             f"--slices={slices}: slices are of TPU, 1 or more; of GPUs give the number of all of them"
@@ -125,7 +131,7 @@ def _shapes(chip: Chip, sides) -> str:
 
 
 def make_devices(topology: Topology) -> list:
-    """The topology's devices, as JAX compiles for them; nothing runs on them.
+    """A TPU topology's devices, as JAX compiles for them; nothing runs on them.
 
     Raises: InputError if libtpu, which has the compiler, is not installed or does not know the topology.
     """
@@ -150,8 +156,8 @@ def rate(topology: Topology, devices: list, link: str) -> float:
     into a ring, one of a side that does not.
     """
     chip = topology.chip
-    if link == "DCN":
-        return chip.dcn
+    if link == "DCN" or chip.node:
+        return chip.dcn if link == "DCN" else chip.ici
     places = np.array([device.coords[: chip.dims] for device in devices])
     total = 0.0
     for row, side in zip(places.T, topology.shape, strict=True):

@@ -1,0 +1,99 @@
+"""NVIDIA GPUs that are not here, as jax's plugin for CUDA compiles for them: on a CPU machine, with no driver.
+
+Without a GPU nothing can be timed, so XLA's autotuner takes what it takes by default: its own matrix products,
+where on the GPU it may find cuBLAS faster. What is fused, kept and sent is as it will be there.
+"""
+
+import contextlib
+
+from jax._src.cudnn import fused_attention_stablehlo as stablehlo
+from jax._src.lib import cuda_versions
+from jax.experimental import topologies
+
+from sora_jax.plan.topology import GIB, Chip, Topology
+
+# By JAX's device_kind: compute capability, multiprocessors, float32 units and KiB of shared memory of each (of
+# which a block may take all but one), MiB of the L2 cache, GHz. Source: NVIDIA's white papers of the A100 and the
+# H100, and the tables of its CUDA C++ programming guide; an H200 is an H100 with other memory.
+UNITS = {
+    "NVIDIA A100-SXM4-80GB": ("8.0", 108, 64, 164, 40, 1.41),
+    "NVIDIA H100 80GB HBM3": ("9.0", 132, 128, 228, 50, 1.98),
+    "NVIDIA H200": ("9.0", 132, 128, 228, 50, 1.98),
+}
+# What is a number here is the same of all of them, by the same tables.
+TARGET = """
+platform_name: "CUDA"
+device_description_str: "{kind}"
+dnn_version_info {{ major: {dnn[0]} minor: {dnn[1]} patch: {dnn[2]} }}
+runtime_version {{ major: {cuda[0]} minor: {cuda[1]} patch: 0 }}
+gpu_device_info {{
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+  core_count: {multiprocessors}
+  fpus_per_core: {units}
+  clock_rate_ghz: {clock}
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: {most}
+  shared_memory_per_core: {shared}
+  l2_cache_size: {l2}
+  memory_bandwidth: {rate}
+  device_memory_size: {memory}
+}}
+"""
+
+
+def make_gpus(topology: Topology) -> list:
+    """The topology's GPUs, as JAX compiles for them; nothing runs on them."""
+    node = topology.chip.node
+    nodes, gpus = max(1, topology.devices // node), min(topology.devices, node)
+    described = topologies.get_topology_desc(
+        platform="cuda", topology=f"1x{nodes}x{gpus}", target_config=target(topology.chip)
+    )
+    return list(described.devices)
+
+
+def target(chip: Chip) -> str:
+    """The GPU as XLA wants it described, a GpuTargetConfigProto in text; cuDNN and CUDA are the installed ones."""
+    capability, multiprocessors, units, shared, l2, clock = UNITS[chip.kind]
+    major, minor = capability.split(".")
+    dnn, cuda = cuda_versions.cudnn_get_version(), cuda_versions.cuda_runtime_get_version()
+    return TARGET.format(
+        kind=chip.kind,
+        dnn=(dnn // 10000, dnn // 100 % 100, dnn % 100),
+        cuda=(cuda // 1000, cuda // 10 % 100),
+        major=major,
+        minor=minor,
+        multiprocessors=multiprocessors,
+        units=units,
+        clock=clock,
+        most=(shared - 1) * 1024,
+        shared=shared * 1024,
+        l2=l2 * 2**20,
+        rate=int(chip.hbm_rate),
+        memory=int(chip.hbm * GIB),
+    )
+
+
+@contextlib.contextmanager
+def compiling_for(chip: Chip):
+    """While it lasts, JAX's rules of what cuDNN can do are asked about that GPU, not about the machine's own."""
+    if not chip.node:
+        yield
+        return
+    ours = tuple(map(int, UNITS[chip.kind][0].split(".")))
+    names = "check_compute_capability", "is_cuda_compute_capability_equal"
+    kept = [getattr(stablehlo, name) for name in names]
+    stablehlo.check_compute_capability = lambda least: ours >= tuple(map(int, least.split(".")))
+    stablehlo.is_cuda_compute_capability_equal = lambda other: ours == tuple(map(int, other.split(".")))
+    try:
+        yield
+    finally:
+        for name, function in zip(names, kept, strict=True):
+            setattr(stablehlo, name, function)
