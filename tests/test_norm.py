@@ -1,14 +1,15 @@
-"""Our norms against Flax's, forward and gradient."""
+"""Our norms and our GELU against Flax's and JAX's, forward and gradient."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 import tiny
 from flax import nnx
 
 from sora_jax.mesh import spec
-from sora_jax.models.layers import layer_norm, rms_norm
+from sora_jax.models.layers import gelu, layer_norm, rms_norm
 
 MAKE = {
     "rms": (
@@ -52,3 +53,21 @@ def test_a_norm_equals_that_of_flax_with_its_gradient(kind):
     for some in found:
         for mine, other in zip(some, expected, strict=True):
             np.testing.assert_allclose(mine, other, atol=2e-5)
+
+
+@pytest.mark.parametrize("approximate", [True, False])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 2**-8)])  # to each number's next
+def test_gelu_and_its_gradient_are_rounded_once(approximate, dtype, tolerance):
+    x = jnp.linspace(-12, 12, 4001).astype(dtype)
+    y, pull = jax.vjp(lambda x: gelu(approximate, x), x)
+    (gradient,) = pull(jnp.ones_like(x))
+    assert y.dtype == gradient.dtype == x.dtype
+    t = np.asarray(x, np.float64)
+    if approximate:
+        inner, slope = (t + 0.044715 * t**3) * np.sqrt(2 / np.pi), (1 + 3 * 0.044715 * t**2) * np.sqrt(2 / np.pi)
+        share, steep = (1 + np.tanh(inner)) / 2, slope / np.cosh(inner) ** 2 / 2
+    else:
+        share, steep = scipy.stats.norm.cdf(t), scipy.stats.norm.pdf(t)
+    # XLA's tanh and erf are off by some 1e-6 where they near -1, and x is up to 12.
+    np.testing.assert_allclose(np.asarray(y, np.float64), t * share, rtol=tolerance, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(gradient, np.float64), share + t * steep, rtol=tolerance, atol=2e-6)

@@ -55,12 +55,12 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.needed <= self.topology.chip.hbm * GIB
+        return self.needed <= self.topology.chip.room * GIB
 
     @property
     def over(self) -> float:
         """GiB that are missing."""
-        return self.needed / GIB - self.topology.chip.hbm
+        return self.needed / GIB - self.topology.chip.room
 
     def mfu(self, seconds: float) -> float | None:
         """Share of the devices' peak that the model's FLOPs are, if a step takes so long."""

@@ -37,7 +37,7 @@ def show(plan, console: rich.console.Console):
     table.add_row("needed at the peak" + ("" if plan.compiled else " (estimate)"), gib(plan.needed))
     if plan.host:
         table.add_row("in the host's memory", gib(plan.host))
-    table.add_row("of HBM", f"{chip.hbm:g} GiB: {verdict}", end_section=True)
+    table.add_row("of HBM", f"{chip.room:.4g} GiB: {verdict}", end_section=True)
     if counts := plan.counts:
         table.add_row("FLOPs, compiled", f"{counts.all_flops / 1e12:,.1f} T")
         for name, flops in counts.kernel_flops.items():
@@ -104,7 +104,7 @@ def as_dict(plan) -> dict:
         "compiled": plan.compiled,
         "compile_seconds": plan.seconds,
         "fits": plan.fits,
-        "memory": int(plan.topology.chip.hbm * GIB),
+        "memory": int(plan.topology.chip.room * GIB),
         "needed": plan.needed,
         "held": plan.parts,
         "temporaries": plan.temporaries,
@@ -139,7 +139,7 @@ def save(plan, change, out: pathlib.Path):
             sizes = [max(0.0, bar.needed - sum(bar.parts.values())) for bar in bars]
         axis.barh(range(len(bars)), [size / GIB for size in sizes], left=starts, label=name, height=0.6)
         starts = [start + size / GIB for start, size in zip(starts, sizes, strict=True)]
-    axis.axvline(plan.topology.chip.hbm, color="black", linestyle="--", label="HBM")
+    axis.axvline(plan.topology.chip.room, color="black", linestyle="--", label="HBM")
     axis.set_yticks(range(len(bars)), ["as asked", "instead"][: len(bars)])
     axis.invert_yaxis()
     axis.set_xlabel("GiB on each device at the peak" + ("" if plan.compiled else " (estimate)"))

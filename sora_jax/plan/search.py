@@ -92,7 +92,7 @@ def splits(devices: int, axes: int = len(AXES)) -> list[tuple[int, ...]]:
 
 def likely(settings: Settings, topology: Topology) -> bool:
     """Whether it may fit, by the estimate."""
-    return estimate.peak_memory(settings, sizes_in(settings)) <= SLACK * topology.chip.hbm * GIB
+    return estimate.peak_memory(settings, sizes_in(settings)) <= SLACK * topology.chip.room * GIB
 
 
 def sizes_in(settings: Settings) -> dict[str, int]:
@@ -126,7 +126,7 @@ def nearest_first(plan, topology: Topology) -> list[Settings]:
     By how far the estimate was off for the plan, that of the others is put right.
     """
     wrong = plan.needed / estimate.peak_memory(plan.settings, plan.sizes)
-    room = topology.chip.hbm * GIB
+    room = topology.chip.room * GIB
     found = [
         c for c in candidates(plan.settings, topology) if wrong * estimate.peak_memory(c, sizes_in(c)) <= room
     ]

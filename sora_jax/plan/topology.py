@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax._src.lib import cuda_versions
 
+from sora_jax.distributed import GPU_SHARE
 from sora_jax.errors import InputError, nearest
 from sora_jax.train.flops import PEAK_FLOPS
 
@@ -34,6 +35,11 @@ class Chip:
     whole: int = 0
     cores: int = 1  # devices on a chip
     node: int = 0
+
+    @property
+    def room(self) -> float:
+        """GiB that a program may take."""
+        return self.hbm * (GPU_SHARE if self.node else 1)
 
     @property
     def peak(self) -> float:
