@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sora_jax.mesh import make_mesh, spec
+from sora_jax.mesh import AXES, make_mesh, spec
 from sora_jax.models.product import add_bias, dot_general
 from sora_jax.settings import MeshSettings
 
@@ -58,12 +58,24 @@ def test_a_weight_stays_where_it_is_if_rows_come_to_it(mesh, axes, gathers):
     assert (" all-gather(" in text) == gathers
 
 
-def test_only_a_cpu_sums_into_float32_before_it_rounds(one_device):
+def lowered_for(platform, function, *shapes) -> str:
+    """The program of a function of bfloat16 arrays for a device of that platform, which need not be here."""
+    device = jax.sharding.AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    types = (jax.sharding.AxisType.Explicit,) * len(AXES)
+    mesh = jax.sharding.AbstractMesh((1,) * len(AXES), AXES, axis_types=types, abstract_device=device)
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_only_a_cpu_sums_into_float32_before_it_rounds():
     """Elsewhere a sum over chips would send twice the bytes."""
-    x, w = jnp.ones((1, 8, 16), jnp.bfloat16), jnp.ones((16, 32), jnp.bfloat16)
-    traced = jax.jit(lambda x, w: dot_general(x, w, LAST_BY_FIRST)).trace(x, w)
-    assert "-> tensor<1x8x32xf32>" in traced.lower(lowering_platforms=("cpu",)).as_text()
-    assert "f32" not in traced.lower(lowering_platforms=("tpu",)).as_text().replace("bf16", "")
+    texts = {
+        on: lowered_for(on, lambda x, w: dot_general(x, w, LAST_BY_FIRST), (1, 8, 16), (16, 32))
+        for on in ("cpu", "tpu")
+    }
+    assert "-> tensor<1x8x32xf32>" in texts["cpu"]
+    assert "f32" not in texts["tpu"].replace("bf16", "")
 
 
 def test_the_gradient_of_a_bias_equals_that_of_jax_on_a_mesh():
@@ -81,11 +93,10 @@ def test_the_gradient_of_a_bias_equals_that_of_jax_on_a_mesh():
             np.testing.assert_allclose(mine, other, rtol=1e-5)
 
 
-def test_only_a_cpu_sums_the_gradient_of_a_bias_in_float32(one_device):
+def test_only_a_cpu_sums_the_gradient_of_a_bias_in_float32():
     """XLA:CPU sums bfloat16 in windows; elsewhere the program is JAX's own."""
-    y, bias = jnp.ones((1, 8, 32), jnp.bfloat16), jnp.ones(32, jnp.bfloat16)
-    traced = jax.jit(jax.grad(lambda b: add_bias(y, b).sum())).trace(bias)
-    sums = {on: traced.lower(lowering_platforms=(on,)).as_text() for on in ("cpu", "tpu")}
+    gradient = jax.grad(lambda bias, y: add_bias(y, bias).sum())
+    sums = {on: lowered_for(on, gradient, (32,), (1, 8, 32)) for on in ("cpu", "tpu")}
     across_rows = r"dimensions = \[0, 1\] : \(tensor<1x8x32x(\w+)>"
     assert {on: set(re.findall(across_rows, text)) for on, text in sums.items()} == {
         "cpu": {"f32"},

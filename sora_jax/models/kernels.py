@@ -16,6 +16,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes, Segment
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as pallas
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
+from sora_jax.mesh import platform
+
 CHUNK = 256  # queries at a time where there are many; of fewer, as many as give LOGITS
 MOST = 768  # but no more: beyond, it is no faster
 STEP = 64  # where there are several chunks, each is a multiple of it
@@ -61,26 +63,21 @@ def _by_heads(function, segments, *arrays):
     """
     # Known before the queries are, the mask of all chunks would be made ahead and kept: N x M for each head.
     hold = jax.lax.optimization_barrier
-
-    def apart(segments, arrays):
-        B, A = arrays[0].shape[:2]
-        # Heads within tokens, as the layers before made them: to cut a head out is cheap; to transpose all would
-        # become a part of what they are computed by, and make it several times as slow.
-        segments, arrays = hold((segments, [_as_bits(jnp.swapaxes(x, 1, 2)) for x in arrays]))
-
-        def attend(number):
-            b, a = jnp.divmod(number, A)
-            return function([x[b] for x in segments], *(_from_bits(x[b, :, a]) for x in arrays))
-
-        results = jax.lax.map(attend, jnp.arange(B * A))
-        return jax.tree.map(lambda x: x.reshape(B, A, *x.shape[1:]), results)
-
-    def together(segments, arrays):
-        heads = jax.vmap(function, in_axes=(None, *(0 for _ in arrays)))
+    if platform() != "cpu":
         segments, arrays = hold((segments, arrays))
+        heads = jax.vmap(function, in_axes=(None, *(0 for _ in arrays)))
         return jax.vmap(heads)(segments, *arrays)
+    B, A = arrays[0].shape[:2]
+    # Heads within tokens, as the layers before made them: to cut a head out is cheap; to transpose all would
+    # become a part of what they are computed by, and make it several times as slow.
+    segments, arrays = hold((segments, [_as_bits(jnp.swapaxes(x, 1, 2)) for x in arrays]))
 
-    return jax.lax.platform_dependent(segments, arrays, cpu=apart, default=together)
+    def attend(number):
+        b, a = jnp.divmod(number, A)
+        return function([x[b] for x in segments], *(_from_bits(x[b, :, a]) for x in arrays))
+
+    results = jax.lax.map(attend, jnp.arange(B * A))
+    return jax.tree.map(lambda x: x.reshape(B, A, *x.shape[1:]), results)
 
 
 def _as_bits(x):
@@ -151,13 +148,12 @@ def _product(a, b):
 def _sum_over_queries(x, weights):
     """[N, K], [N, M] -> [K, M]: a CPU wants what is summed over last in memory, here of the small factor."""
 
-    def product(x, weights, written=lambda x: x):
-        return written(jnp.matmul(written(x.T), weights, preferred_element_type=jnp.float32))
+    def written(x):
+        # Or the compiler would write a product that is transposed later with its factors the other way round:
+        # slower, and of bfloat16 its runtime has none.
+        return with_layout_constraint(x, Layout((0, 1))) if platform() == "cpu" else x
 
-    # Or the compiler would write a product that is transposed later with its factors the other way round: slower,
-    # and of bfloat16 its runtime has none.
-    on_cpu = functools.partial(product, written=lambda x: with_layout_constraint(x, Layout((0, 1))))
-    return jax.lax.platform_dependent(x, weights, cpu=on_cpu, default=product)
+    return written(jnp.matmul(written(x.T), weights, preferred_element_type=jnp.float32))
 
 
 def _rounded(x, dtype):
@@ -165,14 +161,10 @@ def _rounded(x, dtype):
 
     So there it is done by bits: a half goes up in magnitude, not to the even number.
     """
-
-    def by_bits(x):
-        if dtype != jnp.bfloat16:
-            return x.astype(dtype)
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + 0x8000
-        return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
-
-    return jax.lax.platform_dependent(x, cpu=by_bits, default=lambda x: x.astype(dtype))
+    if dtype != jnp.bfloat16 or platform() != "cpu":
+        return x.astype(dtype)
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + 0x8000
+    return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
 
 
 def _longest(x):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sora_jax.mesh import platform
 from sora_jax.models.product import scale_by
 
 
@@ -58,14 +59,8 @@ normalize.defvjp(_forward, _backward)
 def _mean(x, y=None):
     """Of x, or of x * y, over the last dimension, which stays as 1."""
 
-    def by_sum(x, y):
+    if platform() != "cpu" or jax.sharding.get_abstract_mesh().size > 1:
         return jnp.mean(x if y is None else x * y, axis=-1, keepdims=True)
-
-    def on_cpu(x, y):
-        if jax.sharding.get_abstract_mesh().size > 1:
-            return by_sum(x, y)
-        D = x.shape[-1]
-        total = x @ jnp.ones(D, x.dtype) if y is None else jnp.einsum("...d,...d->...", x, y)
-        return total[..., None] / D
-
-    return jax.lax.platform_dependent(x, y, cpu=on_cpu, default=by_sum)
+    D = x.shape[-1]
+    total = x @ jnp.ones(D, x.dtype) if y is None else jnp.einsum("...d,...d->...", x, y)
+    return total[..., None] / D

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from sora_jax.mesh import platform
+
 
 def dot_general(x, w, dimension_numbers, *, precision=None, out_sharding=None):
     """`jax.lax.dot_general` of x [..., D] and w [D, M], in x's type.
@@ -60,7 +62,7 @@ def _contract(a, b, contracting, precision, out_sharding):
             a = with_layout_constraint(a, Layout(tuple(range(a.ndim))))
         return product(a, b, preferred_element_type=jnp.float32).astype(a.dtype)
 
-    return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=product)
+    return on_cpu(a, b) if platform() == "cpu" else product(a, b)
 
 
 @jax.custom_vjp
@@ -70,13 +72,8 @@ def add_bias(y, bias):
 
 
 def _bias_backward(_, dy):
-    def summed(dy):
-        return jax.lax.reduce_sum(dy, tuple(range(dy.ndim - 1)))
-
-    def on_cpu(dy):
-        return summed(dy.astype(jnp.float32)).astype(dy.dtype)
-
-    return dy, jax.lax.platform_dependent(dy, cpu=on_cpu, default=summed)
+    wide = dy.astype(jnp.float32) if platform() == "cpu" else dy
+    return dy, jax.lax.reduce_sum(wide, tuple(range(dy.ndim - 1))).astype(dy.dtype)
 
 
 add_bias.defvjp(lambda y, bias: (add_bias(y, bias), None), _bias_backward)
@@ -89,15 +86,10 @@ def scale_by(x, scale):
 
 
 def _scale_backward(saved, dy):
-    def by_sum(x, scale, dy):
-        return jax.vjp(jnp.multiply, x, scale)[1](dy)
-
-    def on_cpu(x, scale, dy):
-        if jax.sharding.get_abstract_mesh().size > 1:
-            return by_sum(x, scale, dy)
+    x, scale = saved
+    if platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
         return dy * scale, jnp.einsum("...d,...d->d", dy, x)
-
-    return jax.lax.platform_dependent(*saved, dy, cpu=on_cpu, default=by_sum)
+    return jax.vjp(jnp.multiply, x, scale)[1](dy)
 
 
 scale_by.defvjp(lambda x, scale: (x * scale, (x, scale)), _scale_backward)
