@@ -5,9 +5,10 @@ import pathlib
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The tests compile many programs and run each a few times: this and jax_disable_most_optimizations, below, halve
-# the time, with the same maths. XLA:CPU's older emitters write less code for each fusion.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# The tests compile many programs and run each a few times: these and jax_disable_most_optimizations, below, halve
+# the time, with the same maths. XLA:CPU's older emitters write less code for each fusion, and to split it up for
+# many threads takes longer than they save.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 
 import jax
 import pytest

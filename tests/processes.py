@@ -21,6 +21,8 @@ def environment(process: int, port: int, seconds: int) -> dict[str, str]:
         "JAX_NUM_CPU_DEVICES": str(DEVICES),
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",  # see conftest.py
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("SORA_JAX_COMPILED", ""),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         "SORA_JAX_COORDINATOR": f"localhost:{port}",
         "SORA_JAX_NUM_PROCESSES": str(PROCESSES),
         "SORA_JAX_PROCESS_ID": str(process),

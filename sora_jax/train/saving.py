@@ -5,8 +5,10 @@ import logging
 import pathlib
 import warnings
 
+import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.metadata.array_metadata_store import Store
 
 from sora_jax.distributed import in_all, on_first
 from sora_jax.errors import InputError
@@ -30,6 +32,15 @@ from sora_jax.train.checkpoint import (
 )
 from sora_jax.train.integrity import named_leaves
 from sora_jax.train.state import Weights
+
+# Of an array that several chips hold alike, each writes a part if the parts are so large, in bytes. To cut a small
+# one takes longer than to write it: in the first save each cut is a program to compile.
+PART = 2**20
+ocp.type_handlers.register_type_handler(
+    jax.Array,
+    ocp.type_handlers.ArrayHandler(array_metadata_store=Store(), min_slice_bytes_for_replica_parallel=PART),
+    override=True,
+)
 
 
 class Checkpoints:
