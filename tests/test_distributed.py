@@ -97,6 +97,7 @@ def home(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_learn_what_one_does_from_videos_that_are_encoded_in_the_step(home):
     """The same loss at each update: rows and their videos are split over the processes and over micro-batches."""
     assert main(home.prepare("pair")) == 0

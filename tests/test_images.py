@@ -62,6 +62,11 @@ def test_a_picture_becomes_a_video(home, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "home",
+    [pytest.param(case, marks=[] if case in ("i2v", "ti2v") else pytest.mark.exhaustive) for case in CASES],
+    indirect=True,
+)
 def test_the_picture_matters_and_the_mesh_does_not(home):
     sample = SampleSettings(size="64x64", frames=5, steps=3, solver="unipc", guidance=5.0, shift=5.0)
     red, blue = (np.full((64, 64, 3), color, np.uint8) for color in ((255, 0, 0), (0, 0, 255)))

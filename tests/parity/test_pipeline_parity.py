@@ -113,11 +113,11 @@ def picture(seed, width) -> np.ndarray:
     "case, boundary, width, images",
     [
         ("t2v", 0.0, 48, 0),
-        ("t2v", 0.875, 48, 0),
+        pytest.param("t2v", 0.875, 48, 0, marks=pytest.mark.exhaustive),
         ("i2v", 0.0, 48, 1),
         ("flf2v", 0.0, 48, 2),
         ("i2v-a14b", 0.9, 48, 1),
-        ("i2v-a14b", 0.9, 48, 2),
+        pytest.param("i2v-a14b", 0.9, 48, 2, marks=pytest.mark.exhaustive),
         ("ti2v", 0.0, 64, 1),
     ],
 )
