@@ -3,6 +3,7 @@
 A mask of [N, N] would cost 2 GB a row at 33,000 patches; runs cost nothing, and what is hidden is not computed.
 """
 
+import jax
 import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo as stablehlo
 from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
@@ -24,8 +25,8 @@ def cudnn(q, k, v, q_segments, kv_segments, *, clips: int):
     both = jnp.any(q_mine, axis=1) & jnp.any(kv_mine, axis=1)  # [B, clips]
     q_mine, kv_mine = q_mine & both[:, None], kv_mine & both[:, None]
     q_real, kv_real = (jnp.any(mine, axis=2)[:, :, None, None] for mine in (q_mine, kv_mine))
-    # cuDNN leaves padding's outputs and gradients as the memory was: both ways they are set to 0.
-    q, k, v = jnp.where(q_real, q, 0), jnp.where(kv_real, k, 0), jnp.where(kv_real, v, 0)
+    # cuDNN leaves padding's outputs and gradients as the memory was: they are set to 0.
+    q, k, v = _learning(q, q_real), _learning(k, kv_real), _learning(v, kv_real)
     lengths = [jnp.sum(mine, axis=1, dtype=jnp.int32) for mine in (q_mine, kv_mine)]
     if clips == 1:
         lengths = [jnp.maximum(length[:, 0], 1) for length in lengths]
@@ -37,6 +38,16 @@ def cudnn(q, k, v, q_segments, kv_segments, *, clips: int):
         starts = [jnp.pad(start, ((0, 0), (0, 1)), constant_values=-1) for start in starts]
         y = dot_product_attention(q, k, v, None, None, *lengths, *starts, scale=scale)
     return jnp.where(q_real, y, 0)
+
+
+@jax.custom_vjp
+def _learning(x, real):
+    """x, with no gradient where it is not real. What it is there has no effect, so nothing is written."""
+    del real
+    return x
+
+
+_learning.defvjp(lambda x, real: (x, real), lambda real, dx: (jnp.where(real, dx, 0), None))
 
 
 def suits(dtype, K: int, clips: int | None) -> bool:
