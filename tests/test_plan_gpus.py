@@ -98,6 +98,17 @@ def test_cudnns_attention_is_counted_by_its_shapes(kernel, products):
     assert len(counts.unknown) == (kernel == "fmhaSoftmaxBackward")
 
 
+def test_products_of_cublas_are_counted_by_their_shapes():
+    text = (
+        "ENTRY %main (a: f32[64,32], b: f32[64,16]) -> f32[32,16] {\n  %a = f32[64,32] parameter(0)\n"
+        "  %b = f32[64,16] parameter(1)\n  ROOT %y = (f32[32,16], s8[4194304]) custom-call(%a, %b), "
+        'custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"alpha_real":1,'
+        '"dot_dimension_numbers":{"lhs_contracting_dimensions":["0"],"rhs_contracting_dimensions":["0"]}}}\n}\n'
+    )
+    counts = count(text, tiny.mesh_of())
+    assert counts.kernel_flops == {"cublas lt matmul": 2 * 32 * 16 * 64} and counts.unknown == ()
+
+
 @pytest.fixture
 def compiler():
     """The GPU's compiler, with all of its optimizations."""

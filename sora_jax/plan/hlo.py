@@ -328,12 +328,16 @@ def _meetings(size, taps, made, stride, pad, dilate, spread) -> int:
 
 
 def kernel_flops(instruction: Instruction, names: dict[str, Instruction]) -> tuple[str, float | None]:
-    """(name, FLOPs) of a kernel: attention's by its shapes, another Pallas kernel's as it tells, or None."""
+    """(name, FLOPs) of a kernel: by its shapes; of a Pallas kernel that is not attention's, as it tells, or None."""
     if (target := _KERNEL.search(instruction.rest)[1]) != "tpu_custom_call":
-        # [B, N, A, K], [B, M, A, K]
-        q, k = (names[operand].arrays[0].shape for operand in instruction.operands[:2])
-        name = target.strip("_").replace("$", " ")
-        return name, 2.0 * CUDNN[target] * math.prod(q) * k[1] if target in CUDNN else None
+        left, right = (names[operand].arrays[0].shape for operand in instruction.operands[:2])
+        name, flops = target.strip("_").replace("$", " "), None
+        if target in CUDNN:  # of q [B, N, A, K] and k [B, M, A, K]
+            flops = 2.0 * CUDNN[target] * math.prod(left) * right[1]
+        elif summed := re.search(r'"lhs_contracting_dimensions":\s*\[([^]]*)\]', instruction.rest):
+            sizes = (left[int(dim)] for dim in re.findall(r"\d+", summed[1]))
+            flops = 2.0 * math.prod(instruction.arrays[0].shape) * math.prod(sizes)
+        return name, flops
     for kind, products in KERNELS.items():
         if kind in instruction.name:
             arrays = [names[operand].arrays[0] for operand in instruction.operands]
