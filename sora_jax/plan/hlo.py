@@ -328,7 +328,7 @@ def _meetings(size, taps, made, stride, pad, dilate, spread) -> int:
 
 
 def kernel_flops(instruction: Instruction, names: dict[str, Instruction]) -> tuple[str, float | None]:
-    """(name, FLOPs) of a kernel: by its shapes; of a Pallas kernel that is not attention's, as it tells, or None."""
+    """(name, FLOPs) of a kernel: by its shapes; of a Pallas kernel but attention's, as it tells, or None."""
     if (target := _KERNEL.search(instruction.rest)[1]) != "tpu_custom_call":
         left, right = (names[operand].arrays[0].shape for operand in instruction.operands[:2])
         name, flops = target.strip("_").replace("$", " "), None
