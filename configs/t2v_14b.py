@@ -40,6 +40,8 @@ def get_config(size="720p"):
         config.data.update(sizes=("832x480",), batch=16, row_patches=32_768, row_tokens=512, row_clips=1)
         config.mesh.update(fsdp=16, context=4)
         config.train.update(accumulate=1)
+        # For chips of 16 GiB, too; where there are 95, save_products takes a fifth off a step (docs/scaling.md).
+        config.transformer.remat = "full"
         config.sample.update(size="832x480", shift=3.0)
     elif size != "720p":
         raise ValueError(f"{size}: 720p or 480p")

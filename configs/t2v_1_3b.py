@@ -46,6 +46,8 @@ def get_config():
     config.transformer.update(
         patch=(1, 2, 2), channels=16, text_width=4096, width=1536, heads=12, mlp=8960, layers=30
     )
+    # Attention is most of the work, and on no chip of docs/scaling.md is there too little memory to keep it.
+    config.transformer.remat = "save_attention"
     config.data.update(
         fps=16.0,
         sizes=("632", "256"),  # 632 x 632 pixels are as many as 832 x 480

@@ -76,6 +76,7 @@ def get_config(length="5s"):
             row_clips=32,
         )
         config.mesh.update(fsdp=64, context=8)
+        config.transformer.remat = "save_attention"  # nine tenths of the work
         config.train.update(accumulate=1)
         config.sample.update(frames=1441)
     elif length != "5s":
