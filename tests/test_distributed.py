@@ -113,6 +113,7 @@ def test_two_processes_learn_what_one_does_from_videos_that_are_encoded_in_the_s
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_set_the_same_broken_step_aside(home):
     """A file that only one of them reads is broken; a part of what both have is verified over both."""
     shutil.copytree(home.latents_of_one(), home.folder / "broken" / "data")

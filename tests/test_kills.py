@@ -7,6 +7,7 @@ from reliability.kills import plan, torture
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_three_kills_of_a_run_change_no_bit_of_it(tmp_path):
     """SIGKILL to one, SIGTERM to one in a save, SIGSTOP to one."""
     kills, runs, equal, _ = torture(tmp_path, kills=3, per_run=3, steps=40, seed=1)

@@ -144,6 +144,7 @@ def test_the_shapes_suite_fails_the_model_that_ships_when_it_is_broken(tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_long_videos_of_the_model_that_ships_are_measured_once_and_do_not_drift(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prompt = "a large green square moves up on a black background"
