@@ -41,6 +41,15 @@ def one_device():
         yield mesh
 
 
+@pytest.fixture
+def optimized():
+    """All of a compiler's optimizations: other tests want their programs soon."""
+    few = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", few)
+
+
 @pytest.fixture(scope="session")
 def clips() -> pathlib.Path:
     """The folder of real captioned clips."""

@@ -371,13 +371,8 @@ def get_config():
 
 
 @pytest.fixture
-def compiler():
-    """The TPU's compiler, with all of its optimizations: other tests want their programs soon."""
+def compiler(optimized):
     pytest.importorskip("libtpu", reason="the TPU's compiler: pip install sora_jax[plan]")
-    few = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", few)
 
 
 @pytest.mark.slow

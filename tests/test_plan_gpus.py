@@ -3,7 +3,6 @@
 import json
 import types
 
-import jax
 import numpy as np
 import pytest
 import tiny
@@ -31,7 +30,7 @@ def test_gpus_without_their_compiler_are_estimated_and_said_to_be(capsys, tmp_pa
     made = json.loads((tmp_path / "plan.json").read_text())
     assert code == 0 and "an estimate throughout; pip install 'sora_jax[cuda]'" in " ".join(error.split())
     assert not made["compiled"] and made["fits"] and "flops" not in made
-    assert made["held"]["optimizer"] == 2 * made["held"]["weights"] + 4 or made["held"]["optimizer"]
+    assert made["held"]["optimizer"] == pytest.approx(2 * made["held"]["weights"], rel=1e-3)
     assert 0 < made["estimate"]["mfu"][0] <= made["estimate"]["mfu"][1] < 1
     assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -50,7 +49,7 @@ def test_more_gpus_than_a_node_has_are_whole_nodes():
         read_topology("h200:12")
 
 
-def test_cudnns_rules_are_asked_of_the_gpu_that_is_planned_for(monkeypatch):
+def test_cudnns_rules_are_asked_of_the_gpu_that_is_planned_for():
     here = stablehlo.check_compute_capability
     for name, hopper in (("a100", False), ("h200", True)):
         with compiling_for(CHIPS[name]):
@@ -110,13 +109,8 @@ def test_products_of_cublas_are_counted_by_their_shapes():
 
 
 @pytest.fixture
-def compiler():
-    """The GPU's compiler, with all of its optimizations."""
+def compiler(optimized):
     pytest.importorskip("jax_cuda13_plugin", reason="the GPU's compiler: pip install sora_jax[cuda]")
-    few = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", few)
 
 
 @pytest.mark.slow
