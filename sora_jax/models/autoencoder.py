@@ -23,6 +23,7 @@ from sora_jax.models.conv import (
     repeat_up,
     unfold_pixels,
 )
+from sora_jax.models.module import Keys
 from sora_jax.settings import AutoencoderSettings
 
 COLOURS = 3
@@ -40,7 +41,7 @@ def narrow_init(key, shape, dtype, out_sharding=None):
 class Encoder(nnx.Module):
     """Pixels, or blocks of them -> features of the latents' size."""
 
-    def __init__(self, settings: AutoencoderSettings, *, rngs: nnx.Rngs):
+    def __init__(self, settings: AutoencoderSettings, *, rngs: Keys):
         widths = [settings.width * m for m in (1, *settings.multipliers)]
         temporal = (*settings.temporal, None)
         self.shortcuts = settings.shortcuts
@@ -71,7 +72,7 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents -> pixels, or blocks of them."""
 
-    def __init__(self, settings: AutoencoderSettings, *, rngs: nnx.Rngs):
+    def __init__(self, settings: AutoencoderSettings, *, rngs: Keys):
         multipliers = settings.multipliers[::-1]
         widths = [settings.decoder_width * m for m in (multipliers[0], *multipliers)]
         temporal = (*settings.temporal[::-1], None)
@@ -112,7 +113,7 @@ class Autoencoder(nnx.Module):
     settings.latent_mean taken off and are divided by settings.latent_std.
     """
 
-    def __init__(self, settings: AutoencoderSettings, *, rngs: nnx.Rngs):
+    def __init__(self, settings: AutoencoderSettings, *, rngs: Keys):
         check_settings(settings)
         self.settings = settings
         self.encoder = Encoder(settings, rngs=rngs)

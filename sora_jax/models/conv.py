@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.mesh import platform, spec, ways
+from sora_jax.models.module import Keys
 
 # A weight below this many elements is cheaper to hold on every chip than to gather.
 SHARD_FROM = 2**16
@@ -18,7 +19,7 @@ SHARD_FROM = 2**16
 NARROW = 16
 
 
-def weight(init, shape: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Param:
+def weight(init, shape: tuple[int, ...], *, rngs: Keys) -> nnx.Param:
     """A float32 weight; a big one is split over fsdp along its last dimension that divides.
 
     Args:
@@ -112,7 +113,7 @@ class CausalConv(nnx.Module):
         *,
         stride: tuple[int, int, int] = (1, 1, 1),
         init=fan_in_init,
-        rngs: nnx.Rngs,
+        rngs: Keys,
     ):
         self.stride = stride
         self.history = kernel[0] - stride[0]  # frames that one call leaves for the next
@@ -134,7 +135,7 @@ class CausalConv(nnx.Module):
 class Linear(nnx.Module):
     """A matrix on the channels, the same for every pixel."""
 
-    def __init__(self, C_in: int, C_out: int, *, init=fan_in_init, bias_init=None, rngs: nnx.Rngs):
+    def __init__(self, C_in: int, C_out: int, *, init=fan_in_init, bias_init=None, rngs: Keys):
         self.kernel = weight(init, (C_in, C_out), rngs=rngs)
         self.bias = weight(bias_init or jax.nn.initializers.zeros, (C_out,), rngs=rngs)
 
@@ -145,7 +146,7 @@ class Linear(nnx.Module):
 class Norm(nnx.Module):
     """Divide each pixel's channels by their root mean square, in float32; scale by a learned weight."""
 
-    def __init__(self, C: int, *, rngs: nnx.Rngs):
+    def __init__(self, C: int, *, rngs: Keys):
         self.scale = weight(jax.nn.initializers.ones, (C,), rngs=rngs)
 
     def __call__(self, x):
@@ -159,7 +160,7 @@ class Norm(nnx.Module):
 class Downsample(nnx.Module):
     """Halve rows and columns, and frames too if `temporal`; a clip's first frame stays a frame of its own."""
 
-    def __init__(self, C: int, *, temporal: bool, rngs: nnx.Rngs):
+    def __init__(self, C: int, *, temporal: bool, rngs: Keys):
         self.space = CausalConv(C, C, (1, 3, 3), stride=(1, 2, 2), rngs=rngs)
         sizes = {"kernel": (3, 1, 1), "stride": (2, 1, 1)}
         self.time = CausalConv(C, C, **sizes, init=identity_init, rngs=rngs) if temporal else None
@@ -181,7 +182,7 @@ class Upsample(nnx.Module):
     That first frame is no history for the frames after it: they see zeros in its place.
     """
 
-    def __init__(self, C_in: int, C_out: int, *, temporal: bool, rngs: nnx.Rngs):
+    def __init__(self, C_in: int, C_out: int, *, temporal: bool, rngs: Keys):
         self.time = CausalConv(C_in, 2 * C_in, (3, 1, 1), init=identity_init, rngs=rngs) if temporal else None
         self.space = CausalConv(C_in, C_out, (1, 3, 3), rngs=rngs)
 

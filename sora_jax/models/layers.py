@@ -13,6 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.mesh import over_gloo, spec
+from sora_jax.models.module import Keys
 from sora_jax.models.norm import LayerNorm, RMSNorm
 from sora_jax.models.product import add_bias, dot_general
 from sora_jax.models.ring import RESIDUALS
@@ -110,7 +111,7 @@ def layer_norm(d: int, *, epsilon: float, affine: bool, rngs) -> LayerNorm:
 
 def stack(make_block, L: int, *, rngs):
     """L blocks as one, every weight with a leading [L]; `make_block(rngs)` makes one."""
-    return jax.vmap(lambda key: make_block(nnx.Rngs(key)))(jax.random.split(rngs.params(), L))
+    return jax.vmap(lambda key: make_block(Keys(key)))(jax.random.split(rngs.params(), L))
 
 
 def _is_attention(prim, *_, **__):

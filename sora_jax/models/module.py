@@ -9,9 +9,37 @@ import jax
 from flax import nnx
 
 
+class Keys:
+    """The keys of `nnx.Rngs(key)`, one after the other, counted in Python.
+
+    Flax counts them in an array, which in a traced function is a tracer; with each key JAX then writes the
+    text of an error, out of all equations so far, that Flax throws away: most of an autoencoder's time to trace.
+    """
+
+    def __init__(self, key):
+        self.key, self.drawn = key, 0
+
+    def params(self) -> jax.Array:
+        """The next key, for parameters; the name is Flax's."""
+        key = jax.random.fold_in(self.key, self.drawn)
+        self.drawn += 1
+        return key
+
+
 def init_params(module_class, settings, key) -> dict:
     """Fresh parameters, float32, each laid out on the current mesh as its layer says."""
-    return nnx.to_pure_dict(nnx.state(module_class(settings, rngs=nnx.Rngs(key))))
+    return nnx.to_pure_dict(nnx.state(module_class(settings, rngs=Keys(key))))
+
+
+def abstract_params(module_class, settings) -> dict:
+    """Shapes, dtypes and shardings of the parameters on the current mesh, without making an array."""
+    return jax.tree.map(lambda x: x, _abstract(module_class, settings, jax.sharding.get_abstract_mesh()))
+
+
+@functools.cache
+def _abstract(module_class, settings, mesh):
+    del mesh  # where they lie depends on it
+    return jax.eval_shape(lambda: init_params(module_class, settings, jax.random.key(0)))
 
 
 @functools.cache
@@ -20,7 +48,7 @@ def module_graph(module_class, settings) -> nnx.GraphDef:
     graphs = []
 
     def trace():
-        graph, state = nnx.split(module_class(settings, rngs=nnx.Rngs(jax.random.key(0))))
+        graph, state = nnx.split(module_class(settings, rngs=Keys(jax.random.key(0))))
         graphs.append(graph)
         return state
 

@@ -5,15 +5,24 @@ from flax import nnx, traverse_util
 
 from sora_jax.diffusion.flow import times_at, velocity_to
 from sora_jax.models.dit import DiT
-from sora_jax.models.module import init_params
+from sora_jax.models.module import abstract_params, init_params
 from sora_jax.models.text import TextEncoder
 from sora_jax.settings import Settings
 
 
 def init_trained(settings: Settings, key) -> dict:
     """Fresh parameters of a VideoModel but for those that are read from files and stay as they are."""
-    params = traverse_util.flatten_dict(init_params(VideoModel, settings, key))
-    return traverse_util.unflatten_dict({path: x for path, x in params.items() if is_trained(path, settings)})
+    return _trained(init_params(VideoModel, settings, key), settings)
+
+
+def abstract_trained(settings: Settings) -> dict:
+    """Their shapes, dtypes and shardings on the current mesh, without making an array."""
+    return _trained(abstract_params(VideoModel, settings), settings)
+
+
+def _trained(params: dict, settings: Settings) -> dict:
+    flat = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({path: x for path, x in flat.items() if is_trained(path, settings)})
 
 
 def is_trained(path: tuple[str, ...], settings: Settings) -> bool:

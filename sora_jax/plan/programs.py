@@ -15,9 +15,9 @@ from sora_jax.generate.pipeline import SOLVERS, latent_shape
 from sora_jax.generate.steps import begin, solver_step
 from sora_jax.mesh import spec, ways
 from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.module import init_params
+from sora_jax.models.module import abstract_params
 from sora_jax.models.streaming import decode_next, encode_next
-from sora_jax.models.video_model import VideoModel, init_trained
+from sora_jax.models.video_model import VideoModel, abstract_trained
 from sora_jax.patches import PatchBatch, patch_grid
 from sora_jax.settings import LoraSettings, Settings
 from sora_jax.train.checkpoint import abstract_on_mesh
@@ -121,14 +121,12 @@ def _stream(settings, what, step, first, then, dtype, *, rows):
 
 
 def abstract_autoencoder(settings: Settings) -> dict:
-    return abstract_on_mesh(
-        jax.eval_shape(lambda: init_params(Autoencoder, settings.autoencoder, jax.random.key(0)))
-    )
+    return abstract_on_mesh(abstract_params(Autoencoder, settings.autoencoder))
 
 
 def abstract_model(settings: Settings) -> dict:
     """Types of all parameters of a VideoModel, as `sample` holds them."""
-    params = jax.eval_shape(lambda: init_params(VideoModel, settings, jax.random.key(0)))
+    params = abstract_params(VideoModel, settings)
     params = computing(params, settings)
     if settings.text.weights:
         params["text_encoder"] = cast(params["text_encoder"], settings.text.dtype)
@@ -143,7 +141,7 @@ def abstract_frozen(settings: Settings) -> dict:
     frozen = {}
     if settings.lora.rank:
         whole = dataclasses.replace(settings, lora=LoraSettings())
-        params = jax.eval_shape(lambda: init_trained(whole, jax.random.key(0)))
+        params = abstract_trained(whole)
         frozen = computing(params, settings)
     if settings.text.weights and not settings.data.embeddings:
         frozen["text_encoder"] = abstract_model(settings)["text_encoder"]

@@ -13,7 +13,7 @@ from flax import traverse_util
 from sora_jax.config import to_json
 from sora_jax.errors import InputError
 from sora_jax.files import copy_files, replacing
-from sora_jax.models.video_model import init_trained
+from sora_jax.models.video_model import abstract_trained
 from sora_jax.settings import Settings
 from sora_jax.train.checkpoint import find_checkpoint, read_meta, restore_trained
 from sora_jax.train.frozen import load_base
@@ -83,7 +83,7 @@ def import_adapters(
     lora = lora_settings(tensors, settings.transformer, str(source))
     train = dataclasses.replace(settings.train, init_from=str(base))
     settings = dataclasses.replace(settings, lora=lora, train=train)
-    abstract = jax.eval_shape(lambda: init_trained(settings, jax.random.key(0)))["transformer"]
+    abstract = abstract_trained(settings)["transformer"]
     adapters = load_tensors(tensors, lora_table(settings.transformer), abstract, where=str(source))
     copy_files(base / "autoencoder", target / "autoencoder")
     for name, content in (

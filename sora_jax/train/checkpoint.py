@@ -27,7 +27,7 @@ from flax import traverse_util
 from sora_jax.config import from_dict
 from sora_jax.errors import InputError, nearest
 from sora_jax.files import MENDABLE
-from sora_jax.models.video_model import VideoModel, init_trained
+from sora_jax.models.video_model import VideoModel, abstract_trained
 from sora_jax.settings import Settings
 from sora_jax.train.integrity import checksums, leaf_name, named_leaves
 from sora_jax.weights.store import WEIGHTS, load_model, load_settings, open_tensors
@@ -343,8 +343,7 @@ def check_leaves(wanted: Mapping, leaves: Mapping[str, dict], where: str):
 
 def restore_trained(folder: pathlib.Path, step: int, settings: Settings) -> dict:
     """The averaged parameters of a VideoModel, but for those that stay as they are, on the current mesh."""
-    abstract = jax.eval_shape(lambda: init_trained(settings, jax.random.key(0)))
-    return restore_ema(folder, step, abstract_on_mesh(abstract))
+    return restore_ema(folder, step, abstract_on_mesh(abstract_trained(settings)))
 
 
 MODELS = ("objective", "autoencoder", "text", "transformer")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.errors import InputError
-from sora_jax.models.video_model import init_trained, join
+from sora_jax.models.video_model import abstract_trained, join
 from sora_jax.settings import Settings
 from sora_jax.train.checkpoint import abstract_on_mesh, find_checkpoint, read_meta, restore_ema, restore_trained
 from sora_jax.weights.encoders import load_encoder
@@ -47,7 +47,7 @@ def load_base(workdir: pathlib.Path, *, as_computed: bool = True) -> dict:
 
 def restore_computing(folder: pathlib.Path, step: int, settings: Settings) -> dict:
     """The averaged parameters of a run, as `computing` says."""
-    abstract = abstract_on_mesh(jax.eval_shape(lambda: init_trained(settings, jax.random.key(0))))
+    abstract = abstract_on_mesh(abstract_trained(settings))
     return restore_ema(folder, step, computing(abstract, settings))
 
 

@@ -21,7 +21,7 @@ from sora_jax.config import from_dict, to_json
 from sora_jax.distributed import on_first
 from sora_jax.errors import InputError, nearest
 from sora_jax.files import read_object, replacing
-from sora_jax.models.module import init_params
+from sora_jax.models.module import abstract_params
 
 SHIPPED = pathlib.Path(__file__).parent / "shapes"  # a released model, of configs/shapes.py
 SHIPPED_AUTOENCODER = SHIPPED / "autoencoder"  # of configs/autoencoder_shapes.py
@@ -72,7 +72,7 @@ def load_model(folder, module_class, settings_class):
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         _check_shapes(path, found, expected)
         arrays = [_place(file.get_slice(name), shape) for name, shape in expected.items()]
-    abstract = _abstract(module_class, settings)
+    abstract = abstract_params(module_class, settings)
     return settings, jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
 
@@ -113,12 +113,8 @@ def named(params: dict) -> Iterator[tuple[str, jax.Array]]:
         yield ".".join(str(key.key) for key in path), leaf
 
 
-def _abstract(module_class, settings):
-    return jax.eval_shape(lambda: init_params(module_class, settings, jax.random.key(0)))
-
-
 def _expected(module_class, settings) -> dict[str, jax.ShapeDtypeStruct]:
-    return dict(named(_abstract(module_class, settings)))
+    return dict(named(abstract_params(module_class, settings)))
 
 
 def _check_shapes(where, found: dict[str, tuple], expected: dict[str, jax.ShapeDtypeStruct]) -> None:

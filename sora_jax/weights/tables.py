@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.errors import InputError, nearest
-from sora_jax.models.module import init_params
+from sora_jax.models.module import abstract_params
 from sora_jax.weights.store import named
 
 
@@ -73,7 +73,7 @@ def norm(ours: str, theirs: str, *, bias=False) -> dict[str, Tensor]:
 
 def foreign_shapes(table: Table, module_class, settings) -> dict[str, tuple[int, ...]]:
     """Their name -> their shape, of all tensors that the model needs."""
-    return _shapes(table, _abstract(module_class, settings))
+    return _shapes(table, abstract_params(module_class, settings))
 
 
 def _shapes(table: Table, abstract: dict) -> dict[str, tuple[int, ...]]:
@@ -91,7 +91,7 @@ def load_foreign(
     dtype: str = "float32",
 ) -> dict:
     """Parameters of a model from foreign tensors; arguments and errors are those of `load_tensors`."""
-    abstract = _abstract(module_class, settings)
+    abstract = abstract_params(module_class, settings)
     return load_tensors(tensors, table, abstract, where=where, unused=unused, dtype=dtype)
 
 
@@ -173,10 +173,6 @@ def to_foreign(table: Table, params: Mapping[str, object], get=jax.device_get) -
                     foreign,
                     np.concatenate([x for _, x in sorted(parts.pop(foreign), key=lambda p: p[0])], axis=1),
                 )
-
-
-def _abstract(module_class, settings):
-    return jax.eval_shape(lambda: init_params(module_class, settings, jax.random.key(0)))
 
 
 def blank(leaf) -> np.ndarray:
