@@ -47,7 +47,8 @@ environment() {
   printf '%s\n' "$wanted" >"$stamp.new" && mv "$stamp.new" "$stamp"
 }
 
+# Python compiles what it imports; pip would compile all that is there, half of the time of an install.
 pip_install() {
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$@" ||
+  .venv/bin/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt "$@" ||
     fail "pip could not install $*: its own words are above"
 }
