@@ -18,7 +18,7 @@ from tiny_run import CONFIG, SETTINGS, Disk, write_data
 
 from sora_jax.cli import main
 from sora_jax.mesh import make_mesh
-from sora_jax.models.module import init_params
+from sora_jax.models.module import abstract_params
 from sora_jax.models.video_model import VideoModel
 from sora_jax.settings import MeshSettings
 from sora_jax.train.checkpoint import abstract_on_mesh, load_meta, read_meta, restore_ema
@@ -70,7 +70,7 @@ def files_in(folder: pathlib.Path) -> dict[str, bytes]:
 def averages(workdir: pathlib.Path, step: int) -> dict:
     """The averaged parameters of a checkpoint, as numpy."""
     with jax.set_mesh(make_mesh(MeshSettings())):
-        abstract = jax.eval_shape(lambda: init_params(VideoModel, SETTINGS, jax.random.key(0)))
+        abstract = abstract_params(VideoModel, SETTINGS)
         return jax.device_get(restore_ema(workdir / "checkpoints", step, abstract_on_mesh(abstract)))
 
 

@@ -289,7 +289,7 @@ def test_eight_four_and_one_devices_go_on_with_the_same_loss(tmp_path):
             checkpoints.save(state, SETTINGS, "hash")
         return losses
 
-    straight = go(6, {"data": 8}, tmp_path / "straight")
+    straight = go(6, {"data": 1}, tmp_path / "straight")
     moved = [
         loss
         for steps, sizes in ((2, {"data": 2, "fsdp": 4}), (4, {"data": 2, "context": 2}), (6, {"data": 1}))

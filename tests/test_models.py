@@ -9,7 +9,7 @@ import tiny
 from sora_jax.diffusion.flow import flow_errors
 from sora_jax.mesh import AXES
 from sora_jax.models.attention import rotary_angles, rotary_turns, rotate
-from sora_jax.models.module import bind, init_params
+from sora_jax.models.module import abstract_params, bind, init_params
 from sora_jax.models.text import TextEncoder, relative_buckets
 from sora_jax.models.video_model import VideoModel
 from sora_jax.patches import PatchBatch
@@ -18,13 +18,13 @@ from sora_jax.settings import Settings
 
 def random_params(settings, seed=0):
     """Parameters without the zeros of a fresh model: those would hide what lies behind them."""
-    shapes = jax.eval_shape(lambda: init_params(VideoModel, settings, jax.random.key(0)))
+    shapes = abstract_params(VideoModel, settings)
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
 
 
 def placed(params, settings):
-    shapes = jax.eval_shape(lambda: init_params(VideoModel, settings, jax.random.key(0)))
+    shapes = abstract_params(VideoModel, settings)
     return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding.spec), params, shapes)
 
 
@@ -111,7 +111,7 @@ def test_a_14b_step_type_checks_on_4096_chips_with_each_big_parameter_sharded():
         return jnp.mean(velocity_and_errors.__wrapped__(settings, params, batch, noise, times)[1])
 
     with jax.sharding.use_abstract_mesh(mesh):
-        params = jax.eval_shape(lambda: init_params(VideoModel, settings, jax.random.key(0)))
+        params = abstract_params(VideoModel, settings)
         grads = jax.eval_shape(jax.grad(loss), params, batch)
     assert sum(x.size for x in jax.tree.leaves(params["transformer"])) == 14_288_491_584
     for path, leaf in jax.tree.leaves_with_path(params):

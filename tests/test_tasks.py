@@ -20,7 +20,7 @@ from sora_jax.generate import long, tasks
 from sora_jax.generate.pipeline import SOLVERS, load_generator, open_batch, sample_latents
 from sora_jax.generate.rolling import clock_of, roll
 from sora_jax.generate.steps import begin, solver_step
-from sora_jax.models.module import init_params
+from sora_jax.models.module import abstract_params
 from sora_jax.models.video_model import VideoModel
 from sora_jax.patches import patchify, unpatchify
 from sora_jax.settings import AutoencoderSettings
@@ -47,7 +47,7 @@ def write_run(folder, **masks):
     """A workdir to sample from, with random weights."""
     settings = settings_of(**masks)
     with jax.set_mesh(tiny.mesh_of()):
-        shapes = jax.eval_shape(lambda: init_params(VideoModel, settings, jax.random.key(0)))
+        shapes = abstract_params(VideoModel, settings)
         draw = np.random.default_rng(0)
         params = jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.1, x.shape), jnp.float32), shapes)
         save_weights(folder, params, settings)

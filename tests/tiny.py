@@ -8,7 +8,7 @@ import jax.extend
 import numpy as np
 
 from sora_jax.mesh import make_mesh, spec
-from sora_jax.models.module import init_params
+from sora_jax.models.module import abstract_params
 from sora_jax.patches import PatchBatch, grid_positions
 from sora_jax.settings import (
     AutoencoderSettings,
@@ -100,7 +100,7 @@ def random_batch(seed: int, settings: Settings = SETTINGS) -> PatchBatch:
 def random_params(module_class, settings) -> dict:
     """Parameters of a module, small normal numbers; nothing is compiled for it."""
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_params(module_class, settings, jax.random.key(0)))
+    shapes = abstract_params(module_class, settings)
     return jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
 
 

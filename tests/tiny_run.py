@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from sora_jax.data.records import Clip, finish, write_shard
 from sora_jax.data.tokenizer import train_tokenizer
 from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.module import init_params
+from sora_jax.models.module import abstract_params
 from sora_jax.weights.store import save_model
 
 SETTINGS = tiny.change(tiny.SETTINGS, text={"vocabulary": 400}, train={"steps": 2, "save_every": 1})
@@ -44,7 +44,7 @@ def write_data(out: pathlib.Path, kind: str, settings, *, value: float | None = 
     else:
         held = rng.normal(size=(8, 2, 4, 4, settings.latent_channels)).astype(ml_dtypes.bfloat16)
         held = held if value is None else np.full_like(held, value)
-        shapes = jax.eval_shape(lambda: init_params(Autoencoder, settings, jax.random.key(0)))
+        shapes = abstract_params(Autoencoder, settings)
         params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
         save_model(out / "autoencoder", Autoencoder, settings, params)
     arrays = {kind: (None, None, None, held.shape[-1])}

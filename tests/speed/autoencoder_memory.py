@@ -21,7 +21,7 @@ from jax.experimental import topologies
 
 from sora_jax.mesh import AXES
 from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.module import init_params
+from sora_jax.models.module import abstract_params
 from sora_jax.models.streaming import decode_next, encode_next
 from sora_jax.weights.wan import WAN21_AUTOENCODER, WAN22_AUTOENCODER
 
@@ -36,7 +36,7 @@ def step_memory(mesh, settings, half: str, size: tuple[int, int], dtype: str) ->
     on_chip = jax.NamedSharding(mesh, jax.P())
     side, H, W = settings.spatial_stride, *size
     with jax.set_mesh(mesh):
-        params = jax.eval_shape(lambda: init_params(Autoencoder, settings, jax.random.key(0)))
+        params = abstract_params(Autoencoder, settings)
         if half == "encode":
             step = encode_next
             shapes = [(1, frames, H, W, 3) for frames in (1, settings.temporal_stride)]
