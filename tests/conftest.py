@@ -24,7 +24,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 # A traced program is many small objects that stay: to look through them for garbage takes another twentieth.
 gc.set_threshold(100_000, 50, 100)
 jax.config.update("jax_remove_size_one_mesh_axis_from_type", True)
-# What one test has compiled serves the others, those of other processes too.
+# What one test has compiled serves the others, those of other processes too (packed by zstandard, if it is there).
 CACHE = tempfile.TemporaryDirectory(prefix="sora_jax-compiled-", ignore_cleanup_errors=True)
 os.environ.setdefault("SORA_JAX_COMPILED", CACHE.name)  # pytest-xdist's processes have it from the one that began
 jax.config.update("jax_compilation_cache_dir", os.environ["SORA_JAX_COMPILED"])
