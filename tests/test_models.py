@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import nnx
 
 from sora_jax.diffusion.flow import flow_errors
 from sora_jax.mesh import AXES
 from sora_jax.models.attention import rotary_angles, rotary_turns, rotate
-from sora_jax.models.module import abstract_params, bind, init_params
+from sora_jax.models.module import Keys, abstract_params, bind, init_params
 from sora_jax.models.text import TextEncoder, relative_buckets
 from sora_jax.models.video_model import VideoModel
 from sora_jax.patches import PatchBatch
@@ -120,6 +121,25 @@ def test_a_14b_step_type_checks_on_4096_chips_with_each_big_parameter_sharded():
             assert leaf.size * 4 * chips / mesh.size < 2**30, f"{jax.tree_util.keystr(path)} {leaf.sharding.spec}"
             assert chips <= mesh.size / 64, f"{jax.tree_util.keystr(path)} is not sharded: {leaf.sharding.spec}"
     assert jax.tree.map(lambda x: x.sharding.spec, grads) == jax.tree.map(lambda x: x.sharding.spec, params)
+
+
+def test_keys_are_those_that_flax_draws():
+    key = jax.random.key(3)
+    ours, flax = Keys(key), nnx.Rngs(key)
+    assert all(ours.params() == flax.params() for _ in range(3))
+
+
+def test_abstract_parameters_are_the_fresh_ones_as_they_lie_on_each_mesh():
+    for sizes in ({}, {"fsdp": 2, "tensor": 2}, {}):
+        with jax.set_mesh(tiny.mesh_of(**sizes)):
+            abstract = abstract_params(TextEncoder, tiny.SETTINGS.text)
+            fresh = jax.jit(lambda key: init_params(TextEncoder, tiny.SETTINGS.text, key))(jax.random.key(0))
+            for found, expected in zip(*map(jax.tree.leaves, (abstract, fresh)), strict=True):
+                assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+                assert expected.sharding.is_equivalent_to(
+                    jax.NamedSharding(jax.sharding.get_mesh(), found.sharding.spec), expected.ndim
+                )
+        abstract.clear()  # is the caller's own
 
 
 @pytest.mark.parametrize("K, pairs", [(128, (22, 21, 21)), (12, (2, 2, 2)), (16, (4, 2, 2))])
