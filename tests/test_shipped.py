@@ -36,9 +36,11 @@ import dataclasses, pathlib, sys
 import rich.console
 from sora_jax import demo
 demo.CLIPS, demo.PROMPTS = 24, demo.PROMPTS[:1]
-few = {"transformer": {"unroll": 1}, "sample": {"steps": 2}}  # compiled and sampled sooner
-changed = {name: dataclasses.replace(getattr(demo.SETTINGS, name), **values) for name, values in few.items()}
-demo.SETTINGS = dataclasses.replace(demo.SETTINGS, **changed)
+# Compiled and sampled sooner.
+rolled = dataclasses.replace(demo.SETTINGS.transformer, unroll=1)
+demo.SETTINGS = dataclasses.replace(demo.SETTINGS, transformer=rolled)
+sample = demo.sample
+demo.sample = lambda *arguments, **named: sample(*arguments, **named | {"changes": {"steps": 2}})
 quiet = rich.console.Console(quiet=True)
 demo.demo(pathlib.Path(sys.argv[1]), console=quiet, autoencoder_steps=1, transformer_steps=2)
 """
