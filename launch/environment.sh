@@ -44,11 +44,19 @@ environment() {
   # Setuptools first and no build isolation: the build, too, then uses the locked version.
   pip_install setuptools
   pip_install --no-build-isolation --editable "$requirement"
+  compile_installed
   printf '%s\n' "$wanted" >"$stamp.new" && mv "$stamp.new" "$stamp"
 }
 
-# Python compiles what it imports; pip would compile all that is there, half of the time of an install.
+# pip would compile on one core, half of the time of an install: see compile_installed.
 pip_install() {
   .venv/bin/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt "$@" ||
     fail "pip could not install $*: its own words are above"
+}
+
+# Bytecode of all that is installed, on all cores. With PYTHONDONTWRITEBYTECODE set, as in many containers, Python
+# would otherwise compile what it imports at every start: 6 s of each.
+compile_installed() {
+  # What some packages have for other Pythons does not compile, and need not.
+  .venv/bin/python -m compileall -qq -j 0 .venv/lib || :
 }
