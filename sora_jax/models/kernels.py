@@ -19,9 +19,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from sora_jax.mesh import platform
 
 CHUNK = 256  # queries at a time where there are many; of fewer, as many as give LOGITS
-MOST = 768  # but no more: beyond, it is no faster
+MOST = 1152  # but no more: beyond, it is no faster
 STEP = 64  # where there are several chunks, each is a multiple of it
-LOGITS = 2**21  # of a head, as many as a chunk of more queries may have
+LOGITS = 2**22  # of a head, as many as a chunk of more queries may have
 HIDDEN = -0.7 * float(np.finfo(np.float32).max)  # the logit of a key of another segment
 MODEST = 40.0  # logits up to here, either way, are exponentiated as they are: no maximum is taken off first
 LANES = 128  # of a TPU's vector registers: widths and blocks are multiples
@@ -46,8 +46,7 @@ class Kernel(NamedTuple):
 
 
 def _chunked_forward(q, k, v, q_segments, kv_segments):
-    y, log_total = _by_heads(_head_forward, (q_segments, kv_segments), q, k, v)
-    return y.astype(q.dtype), log_total
+    return _by_heads(_head_forward, (q_segments, kv_segments), q, k, v)
 
 
 def _chunked_backward(q, k, v, q_segments, kv_segments, y, log_total, dy):
@@ -55,7 +54,7 @@ def _chunked_backward(q, k, v, q_segments, kv_segments, y, log_total, dy):
 
 
 def _by_heads(function, segments, *arrays):
-    """function(segments, *arrays) of each head of each row; a CPU takes one at a time.
+    """function(segments, *arrays) of each head of each row; a CPU takes one or two at a time.
 
     Args:
       segments: arrays [B, N]; [N] for the function.
@@ -68,16 +67,36 @@ def _by_heads(function, segments, *arrays):
         heads = jax.vmap(function, in_axes=(None, *(0 for _ in arrays)))
         return jax.vmap(heads)(segments, *arrays)
     B, A = arrays[0].shape[:2]
-    # Heads within tokens, as the layers before made them: to cut a head out is cheap; to transpose all would
-    # become a part of what they are computed by, and make it several times as slow.
+    # Heads within tokens, as the layers before made them, and as those after take them: to cut a head out or put
+    # it in is cheap; to transpose all would become a part of what they are computed by, and make it several times
+    # as slow.
     segments, arrays = hold((segments, [_as_bits(jnp.swapaxes(x, 1, 2)) for x in arrays]))
 
-    def attend(number):
-        b, a = jnp.divmod(number, A)
-        return function([x[b] for x in segments], *(_from_bits(x[b, :, a]) for x in arrays))
+    def attend(b, a):
+        results = function([x[b] for x in segments], *(_from_bits(x[b, :, a]) for x in arrays))
+        return jax.tree.map(_as_bits, results)
 
-    results = jax.lax.map(attend, jnp.arange(B * A))
-    return jax.tree.map(lambda x: x.reshape(B, A, *x.shape[1:]), results)
+    def loop(first, heads):
+        def put(number, results):
+            b, a = jnp.divmod(number, heads)
+            return jax.tree.map(lambda whole, one: whole.at[b, :, a].set(one), results, attend(b, first + a))
+
+        one = jax.eval_shape(attend, 0, 0)
+        empty = jax.tree.map(lambda x: jnp.zeros((B, len(x), heads, *x.shape[1:]), x.dtype), one)
+        return jax.lax.fori_loop(0, B * heads, put, empty)
+
+    loops = _loops(A, arrays)
+    results = [loop(n * A // loops, A // loops) for n in range(loops)]
+    return jax.tree.map(lambda *parts: _from_bits(jnp.swapaxes(jnp.concatenate(parts, 2), 1, 2)), *results)
+
+
+def _loops(heads, arrays):
+    """Over how many loops the heads are split. XLA runs two side by side, each mostly on a core of its own.
+
+    Where several devices share the cores they fill them anyway, and small loops only take longer to compile.
+    """
+    large = arrays[0].shape[1] * arrays[1].shape[1] >= LOGITS
+    return 2 if large and heads % 2 == 0 and jax.sharding.get_abstract_mesh().size <= 1 else 1
 
 
 def _as_bits(x):
@@ -90,7 +109,7 @@ def _from_bits(x):
 
 
 def _head_forward(segments, q, k, v):
-    """q [N, K], k, v [M, K] -> y [N, K], log_total [N]; float32."""
+    """q [N, K], k, v [M, K] -> y [N, K] in q's type, log_total [N] float32."""
     q_segments, kv_segments = segments
     longest_key = _longest(k)  # |q k| <= |q| |k|
 
@@ -110,10 +129,11 @@ def _head_forward(segments, q, k, v):
         total = jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.float32)
         sees, total = total > 0, jnp.where(total > 0, total, 1)
         log_total = jnp.where(sees, most + jnp.log(total), HIDDEN)
-        return None, (_product(weights, v) / total, log_total[:, 0])
+        y = _rounded(_product(weights, v) / total, q.dtype)
+        return None, (_as_bits(y), log_total[:, 0])
 
-    _, results = jax.lax.scan(attend, None, _chunks(k, q, q_segments))
-    return jax.tree.map(_join, results)
+    _, (y, log_total) = jax.lax.scan(attend, None, _chunks(k, q, q_segments))
+    return _from_bits(_join(y)), _join(log_total)
 
 
 def _head_backward(segments, q, k, v, y, log_total, dy):

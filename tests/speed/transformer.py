@@ -3,7 +3,8 @@
 Run on a quiet machine: python tests/speed/transformer.py [--rounds=3] [--only=bfloat16-step]   (needs
 sora_jax[parity]).
 Width 768, 12 layers, 12 heads, latents 9 x 32 x 32 (2,304 patches), 128 text tokens; forward, and a training step
-(forward, backward, AdamW). In bfloat16 ours computes, with weights in float32; theirs has its weights in it, too.
+(forward, backward, AdamW). In bfloat16 theirs has its weights in it, as ours has for a forward pass, by which it
+samples (`--dtype=bfloat16`); it trains with weights in float32.
 """
 
 import argparse
@@ -63,14 +64,13 @@ def ours(settings, params, latents, text):
         return optax.apply_updates(params, updates), state
 
     forward = jax.jit(velocity)
+    held = jax.tree.map(lambda x: x.astype(settings.dtype), params)
     kept = [jax.tree.map(jnp.copy, params), optimizer.init(params)]
 
     def step():
         kept[:] = jax.block_until_ready(update(*kept))
 
-    return lambda: unpatchify(
-        np.asarray(forward(params, patches)), (FRAMES, SIDE // 2, SIDE // 2), (1, 2, 2)
-    ), step
+    return lambda: unpatchify(np.asarray(forward(held, patches)), (FRAMES, SIDE // 2, SIDE // 2), (1, 2, 2)), step
 
 
 def theirs(settings, latents, text, dtype):
