@@ -73,9 +73,9 @@ def test_kernel_equals_the_reference_with_its_gradient(one_device, kernel, shape
 
 def test_heads_of_two_loops_side_by_side_come_out_in_their_order(one_device, monkeypatch):
     arrays, segments = inputs((300, 300, 16), heads=6)
-    assert kernels._loops(6, arrays) == 1
+    assert kernels._loops(6, 300 * 300) == 1
     monkeypatch.setattr(kernels, "LOGITS", 300 * 300)
-    assert kernels._loops(6, arrays) == 2
+    assert kernels._loops(6, 300 * 300) == 2
     assert_same(run("chunked", arrays, segments), run("xla", arrays, segments))
 
 
@@ -198,8 +198,8 @@ def test_keys_go_round_as_often_as_they_must(one_device):
 
 
 def test_chunks_hold_less_than_all_logits(one_device):
-    """What XLA says a gradient needs beside its arguments and results, 8,192 queries and keys."""
-    shapes = [jax.ShapeDtypeStruct((1, 8192, 1, 8), jnp.float32)] * 3
+    """What XLA says a gradient needs beside its arguments and results, 8,192 queries and keys of two heads."""
+    shapes = [jax.ShapeDtypeStruct((1, 8192, 2, 8), jnp.float32)] * 3
     segments = np.ones((1, 8192), np.int32)
 
     def temporaries(kernel):
@@ -209,8 +209,8 @@ def test_chunks_hold_less_than_all_logits(one_device):
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert temporaries("xla") > 4 * 8192**2
-    assert temporaries("chunked") < 4 * 8192**2 / 2
+    assert temporaries("xla") > 2 * 4 * 8192**2
+    assert temporaries("chunked") < 2 * 4 * 8192**2 / 4
 
 
 def test_layers_do_not_keep_the_mask_of_their_chunks(one_device):

@@ -76,27 +76,27 @@ def _by_heads(function, segments, *arrays):
         results = function([x[b] for x in segments], *(_from_bits(x[b, :, a]) for x in arrays))
         return jax.tree.map(_as_bits, results)
 
+    one = jax.eval_shape(attend, 0, 0)
+
     def loop(first, heads):
         def put(number, results):
             b, a = jnp.divmod(number, heads)
             return jax.tree.map(lambda whole, one: whole.at[b, :, a].set(one), results, attend(b, first + a))
 
-        one = jax.eval_shape(attend, 0, 0)
         empty = jax.tree.map(lambda x: jnp.zeros((B, len(x), heads, *x.shape[1:]), x.dtype), one)
         return jax.lax.fori_loop(0, B * heads, put, empty)
 
-    loops = _loops(A, arrays)
+    loops = _loops(A, arrays[0].shape[1] * arrays[1].shape[1])
     results = [loop(n * A // loops, A // loops) for n in range(loops)]
     return jax.tree.map(lambda *parts: _from_bits(jnp.swapaxes(jnp.concatenate(parts, 2), 1, 2)), *results)
 
 
-def _loops(heads, arrays):
+def _loops(heads, logits):
     """Over how many loops the heads are split. XLA runs two side by side, each mostly on a core of its own.
 
     Where several devices share the cores they fill them anyway, and small loops only take longer to compile.
     """
-    large = arrays[0].shape[1] * arrays[1].shape[1] >= LOGITS
-    return 2 if large and heads % 2 == 0 and jax.sharding.get_abstract_mesh().size <= 1 else 1
+    return 2 if logits >= LOGITS and heads % 2 == 0 and jax.sharding.get_abstract_mesh().size <= 1 else 1
 
 
 def _as_bits(x):
