@@ -12,7 +12,7 @@ Devices: 1, a laptop's CPU. 8,697,248 parameters.
 Result: not trained to its end yet; with the commands above, shortened, each step of the way has run.
 """
 
-from sora_jax.config import default_config
+from sora_jax.config.load import default_config
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """The autoencoder of the shapes world: 64x64 pixels and 17 frames become 8x8 and 9 latents of 64 channels.
 
-    python -c "from pathlib import Path; from sora_jax.data.shapes import write_world; \
+    python -c "from pathlib import Path; from sora_jax.worlds.shapes.renderer import write_world; \
         write_world(Path('data/shapes/videos'), 4000)"
     sora-jax prepare --config=configs/autoencoder_shapes.py --videos=data/shapes/videos --out=data/shapes/pixels
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 JAX_NUM_CPU_DEVICES=2 sora-jax train \
@@ -10,11 +10,11 @@
 
 Devices: 2, the cores of a laptop's CPU. 1,818,064 parameters.
 Result: these commands, from a clean clone on two cores of an AMD EPYC, trained for 1 h 13 min and reached 35.2 dB
-and SSIM 0.973 on 198 held-out clips. The weights in sora_jax/weights/shapes/autoencoder, in float16, are of an
+and SSIM 0.973 on 198 held-out clips. The weights in sora_jax/worlds/shapes/weights/autoencoder, in float16, are of an
 earlier run: 35.1 dB and 0.972 on the same clips; after 3,600 updates it had 33.3 dB and 0.962.
 """
 
-from sora_jax.config import default_config
+from sora_jax.config.load import default_config
 
 
 def get_config():

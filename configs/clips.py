@@ -20,7 +20,7 @@ Result: not trained to its end yet; with the commands above, shortened, each ste
 import pathlib
 import runpy
 
-from sora_jax.config import default_config
+from sora_jax.config.load import default_config
 
 autoencoder = runpy.run_path(str(pathlib.Path(__file__).with_name("autoencoder_clips.py")))
 

@@ -3,14 +3,14 @@
 The latents are those of `autoencoder_shapes.py`, or of the same autoencoder as it ships; its tokenizer is
 `train_tokenizer` of the captions of 6,000 scenes of seed 77, as videos and as pictures, in all styles:
 
-    python tests/evaluation/shapes_data.py images --out=data    (it renders, and then runs, with the set's frames)
+    python tests/benchmarks/shapes/shapes_data.py images --out=data    (it renders, and then runs, with the set's frames)
     sora-jax prepare --config=configs/shapes.py --videos=data/rendered/images --out=data/images \
-        --config.data.frames=1, --autoencoder=sora_jax/weights/shapes/autoencoder \
-        --tokenizer=sora_jax/weights/shapes/tokenizer.model
+        --config.data.frames=1, --autoencoder=sora_jax/worlds/shapes/weights/autoencoder \
+        --tokenizer=sora_jax/worlds/shapes/weights/tokenizer.model
     sora-jax train --config=configs/shapes.py --config.data.path=data/images --workdir=runs/shapes \
         --config.train.steps=300
-    python tests/evaluation/learning_curve.py runs/shapes
-    sora-jax checkpoint release --workdir=runs/shapes --out=sora_jax/weights/shapes
+    python tests/benchmarks/shapes/learning_curve.py runs/shapes
+    sora-jax checkpoint release --workdir=runs/shapes --out=sora_jax/worlds/shapes/weights
     sora-jax evaluate --suite=shapes
 
 What each set holds is in that script: 17 frames of 64x64, or pictures (images, pairs), or five frames (short,
@@ -88,7 +88,7 @@ The model was released once more, and a third run began with it, on new clips of
 Six more runs followed. Each began with a mean of models before it (`checkpoint release` with several --workdir;
 docs/evaluation.md): the fourth with the third's model, the fifth with the mean of these two (A), the sixth with
 the mean of the fifth's and A (B), the seventh with the mean of the sixth's and B, grown from six layers to eight
-by `python tests/evaluation/grow.py MODEL OUT --layers=0,1,2,2,3,3,4,5`, the eighth with the mean of the seventh's
+by `python tests/benchmarks/shapes/grow.py MODEL OUT --layers=0,1,2,2,3,3,4,5`, the eighth with the mean of the seventh's
 and that, the ninth with the mean of the eighth's and what it began with. So was made, of the ninth's, what ships:
 
     single2:5.5,single3:4,across3:4,along3:4,double2:2.5,double3:2.5,warm17:2,warm17more:5.5,videos:5,across2:2.5,
@@ -154,7 +154,7 @@ allocator (docs/performance.md).
 import pathlib
 import runpy
 
-from sora_jax.config import default_config
+from sora_jax.config.load import default_config
 
 autoencoder = runpy.run_path(str(pathlib.Path(__file__).with_name("autoencoder_shapes.py")))
 

@@ -20,7 +20,7 @@ compiler for chips that are not here, is in docs/scaling.md.
 Source of the sizes: Wan 2025 (arXiv 2503.20314) and the published configurations of Wan 2.2.
 """
 
-from sora_jax.config import default_config
+from sora_jax.config.load import default_config
 
 # Of the latents that Wan 2.2's autoencoder makes of its training videos, by channel; published with its weights.
 LATENT_MEAN = (

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import pod
 from pod import InputError
 
-from sora_jax.supervisor import Rules, supervise
+from sora_jax.cluster.supervisor import Rules, supervise
 
 
 def variables(process: int, processes: int, devices: int, platform: str, port: int) -> dict[str, str]:

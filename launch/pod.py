@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # From a checkout, with nothing installed.
 sys.path.insert(0, str(ROOT))
 
-from sora_jax.errors import InputError, nearest  # noqa: E402
+from sora_jax.core.errors import InputError, nearest  # noqa: E402
 
 CHIPS = tomllib.loads((ROOT / "launch/chips.toml").read_text())
 FLAGS = tomllib.loads((ROOT / "launch/xla_flags.toml").read_text())
@@ -188,7 +188,7 @@ def supervised(command: list[str], restarts: int = 0) -> list[str]:
     Args:
       restarts: by the host itself, where nothing above it begins the run anew.
     """
-    return ["python", "-m", "sora_jax.supervisor", f"--restarts={restarts}", "--", *command]
+    return ["python", "-m", "sora_jax.cluster.supervisor", f"--restarts={restarts}", "--", *command]
 
 
 def with_environment(variables: dict[str, str], command: list[str]) -> str:

@@ -71,10 +71,10 @@ def alive(pid: int) -> bool:
 
 
 def main() -> int:
-    from sora_jax import cli
+    from sora_jax.cli.main import main as sora_jax
 
     for arguments in json.loads(sys.argv[1]):
-        if code := cli.main(arguments):
+        if code := sora_jax(arguments):
             return code
     return 0
 

@@ -7,10 +7,7 @@ import jax
 import jax.extend
 import numpy as np
 
-from sora_jax.mesh import make_mesh, spec
-from sora_jax.models.module import abstract_params
-from sora_jax.patches import PatchBatch, grid_positions
-from sora_jax.settings import (
+from sora_jax.config.schema import (
     AutoencoderSettings,
     DataSettings,
     MeshSettings,
@@ -20,6 +17,9 @@ from sora_jax.settings import (
     TrainSettings,
     TransformerSettings,
 )
+from sora_jax.core.mesh import make_mesh, spec
+from sora_jax.core.patches import PatchBatch, grid_positions
+from sora_jax.models.layers.params import abstract_params
 
 SETTINGS = Settings(
     data=DataSettings(batch=8, row_patches=32, row_tokens=12, row_clips=3, crop_frames=5, crop_size="16x16"),

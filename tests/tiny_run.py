@@ -11,16 +11,16 @@ import numpy as np
 import tiny
 from jax.experimental.compilation_cache import compilation_cache
 
-from sora_jax.data.records import Clip, finish, write_shard
+from sora_jax.checkpoint.model_folder import save_model
+from sora_jax.data.records.records import Clip, finish, write_shard
 from sora_jax.data.tokenizer import train_tokenizer
-from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.module import abstract_params
-from sora_jax.weights.store import save_model
+from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.models.layers.params import abstract_params
 
 SETTINGS = tiny.change(tiny.SETTINGS, text={"vocabulary": 400}, train={"steps": 2, "save_every": 1})
 CONFIG = """
 import tiny
-from sora_jax.config import to_config
+from sora_jax.config.load import to_config
 
 def get_config():
     return to_config(tiny.change(

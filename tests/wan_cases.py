@@ -11,15 +11,15 @@ import zlib
 import jax
 import numpy as np
 
-from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.config.schema import AutoencoderSettings, ImageSettings, TextSettings, TransformerSettings
+from sora_jax.core.patches import grid_positions, patchify, unpatchify
+from sora_jax.interop.tables import foreign_shapes, load_foreign
+from sora_jax.interop.wan import autoencoder_table, image_table, text_table, transformer_table
+from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.dit import DiT
 from sora_jax.models.image_encoder import ImageEncoder
-from sora_jax.models.module import bind
-from sora_jax.models.text import TextEncoder
-from sora_jax.patches import grid_positions, patchify, unpatchify
-from sora_jax.settings import AutoencoderSettings, ImageSettings, TextSettings, TransformerSettings
-from sora_jax.weights.tables import foreign_shapes, load_foreign
-from sora_jax.weights.wan import autoencoder_table, image_table, text_table, transformer_table
+from sora_jax.models.layers.params import bind
+from sora_jax.models.text_encoder import TextEncoder
 
 CASES = {
     "wan21": AutoencoderSettings(width=8, decoder_width=8, latent_channels=4, dtype="float32"),

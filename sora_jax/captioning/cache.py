@@ -7,8 +7,8 @@ import os
 import pathlib
 import threading
 
-from sora_jax.errors import InputError
-from sora_jax.files import mendable
+from sora_jax.core.errors import InputError
+from sora_jax.core.storage import mendable
 
 
 def key_of(**parts) -> str:

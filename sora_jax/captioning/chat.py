@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import requests
 import urllib3
 
-from sora_jax.errors import InputError
+from sora_jax.core.errors import InputError
 
 CONNECT_SECONDS = 10
 LONGEST_PAUSE = 60.0  # seconds, of what is chosen here; a server that asks for longer is waited for

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import ftfy
 import sentencepiece
 
-from sora_jax.errors import InputError
-from sora_jax.files import replacing
+from sora_jax.core.errors import InputError
+from sora_jax.core.storage import replacing
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sora_jax.mesh import spec
+from sora_jax.core.mesh import spec
 
 
 def hold_known(velocity_fn, known):

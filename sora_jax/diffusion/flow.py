@@ -9,9 +9,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sora_jax.mesh import spec
-from sora_jax.patches import PatchBatch
-from sora_jax.settings import FlowSettings
+from sora_jax.config.schema import FlowSettings
+from sora_jax.core.mesh import spec
+from sora_jax.core.patches import PatchBatch
 
 # Tokens of one latent frame at which the shift is 1 and 3, from Open-Sora 2.0 (arXiv 2503.09642), section 4.1.
 SHIFT_TOKENS = (256, 4096)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sora_jax.mesh import RULES
+from sora_jax.core.mesh import RULES
 
 
 def in_pairs(x):

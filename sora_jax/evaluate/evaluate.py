@@ -7,22 +7,22 @@ from collections.abc import Sequence
 import jax
 import rich.console
 
-from sora_jax.distributed import on_first
-from sora_jax.errors import InputError, nearest
-from sora_jax.evaluate.clip_score import CLIP
-from sora_jax.evaluate.long import LONG
-from sora_jax.evaluate.losses import LOSS
-from sora_jax.evaluate.reconstruction import RECONSTRUCTION
-from sora_jax.evaluate.report import write_page
-from sora_jax.evaluate.shapes import SHAPES
-from sora_jax.evaluate.subject import Options, Subject, measured, open_subject
-from sora_jax.evaluate.tasks import TASKS
-from sora_jax.evaluate.temporal import TEMPORAL
-from sora_jax.evaluate.vbench import VBENCH
-from sora_jax.evaluate.video_distance import FVD
-from sora_jax.files import replacing
-from sora_jax.mesh import make_mesh
-from sora_jax.settings import MeshSettings
+from sora_jax.cluster.processes import on_first
+from sora_jax.config.schema import MeshSettings
+from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.mesh import make_mesh
+from sora_jax.core.storage import replacing
+from sora_jax.evaluate.checkpoint_under_test import Options, Subject, measured, open_subject
+from sora_jax.evaluate.suites.clip_score import CLIP
+from sora_jax.evaluate.suites.fvd import FVD
+from sora_jax.evaluate.suites.loss import LOSS
+from sora_jax.evaluate.suites.reconstruction import RECONSTRUCTION
+from sora_jax.evaluate.suites.temporal import TEMPORAL
+from sora_jax.evaluate.suites.vbench import VBENCH
+from sora_jax.report.page import write_page
+from sora_jax.worlds.shapes.long_suite import LONG
+from sora_jax.worlds.shapes.prompt_suite import SHAPES
+from sora_jax.worlds.shapes.task_suite import TASKS
 
 SUITES = {
     "loss": LOSS,

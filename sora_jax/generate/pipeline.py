@@ -12,21 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sora_jax.checkpoint.frozen_params import LOW_NOISE, load_frozen, restore_computing, restore_model
+from sora_jax.checkpoint.model_folder import load_model
+from sora_jax.checkpoint.reader import check_models, find_checkpoint, read_meta
+from sora_jax.config.schema import AutoencoderSettings, SampleSettings, Settings
+from sora_jax.core.errors import InputError
+from sora_jax.core.mesh import spec, ways
+from sora_jax.core.patches import PatchBatch, grid_positions, patch_grid, unpatchify
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion.flow import shift_of
 from sora_jax.diffusion.solvers import ancestral, dpm, euler, heun, time_grid, unipc
-from sora_jax.errors import InputError
-from sora_jax.generate.images import Given, put_given, video_size
+from sora_jax.generate.conditioning_images import Given, put_given, video_size
 from sora_jax.generate.schedule import FILE, Drift, Meter, Step, read_drift, schedule
 from sora_jax.generate.steps import begin, solver_step, step_again
-from sora_jax.mesh import spec, ways
-from sora_jax.models.autoencoder import Autoencoder
+from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.video_model import join
-from sora_jax.patches import PatchBatch, grid_positions, patch_grid, unpatchify
-from sora_jax.settings import AutoencoderSettings, SampleSettings, Settings
-from sora_jax.train.checkpoint import check_models, find_checkpoint, read_meta
-from sora_jax.train.frozen import LOW_NOISE, load_frozen, restore_computing, restore_model
-from sora_jax.weights.store import load_model
 
 SOLVERS = {"euler": euler, "heun": heun, "ancestral": ancestral, "dpm": dpm, "unipc": unipc}
 LONGEST_PROMPT = 10_000  # characters; far more than any encoder takes, so a mistake such as a whole file

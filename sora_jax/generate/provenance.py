@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import sora_jax
-from sora_jax.files import replacing
-from sora_jax.train.integrity import checksums
+from sora_jax.checkpoint.checksums import checksums
+from sora_jax.core.storage import replacing
 
 # Of IPTC's vocabulary, which C2PA names.
 SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/"

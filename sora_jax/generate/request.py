@@ -3,9 +3,9 @@
 import dataclasses
 import pathlib
 
-from sora_jax.data.masks import mask_kinds
-from sora_jax.errors import InputError, nearest
-from sora_jax.settings import Settings
+from sora_jax.config.schema import Settings
+from sora_jax.core.errors import InputError, nearest
+from sora_jax.data.loader.conditioning_masks import mask_kinds
 
 LONGEST = 600.0  # seconds; more is a mistake
 # What each task must be given, and what it may be.

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sora_jax.config.schema import SampleSettings
+from sora_jax.core.errors import InputError
+from sora_jax.core.patches import patchify, unpatchify
 from sora_jax.diffusion.solvers import SINGLE_STEP
-from sora_jax.errors import InputError
-from sora_jax.generate.images import Given
+from sora_jax.generate.conditioning_images import Given
 from sora_jax.generate.pipeline import SOLVERS, Generator, open_batch, plan_steps
 from sora_jax.generate.steps import begin, solver_step
-from sora_jax.patches import patchify, unpatchify
-from sora_jax.settings import SampleSettings
 
 
 @dataclasses.dataclass(frozen=True)

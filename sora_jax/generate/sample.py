@@ -10,11 +10,14 @@ import jax
 import numpy as np
 import rich.console
 
-from sora_jax.distributed import on_first
-from sora_jax.errors import InputError, nearest
-from sora_jax.generate import long, rolling, tasks
-from sora_jax.generate.footage import Footage, open_footage, read_mask, read_picture
-from sora_jax.generate.images import check_images, video_size
+from sora_jax.cluster.processes import on_first
+from sora_jax.config.schema import MeshSettings, SampleSettings
+from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.mesh import make_mesh, ways
+from sora_jax.generate import long_videos as long
+from sora_jax.generate import rolling, tasks
+from sora_jax.generate.conditioning_images import check_images, video_size
+from sora_jax.generate.input_video import Footage, open_footage, read_mask, read_picture
 from sora_jax.generate.pipeline import (
     SOLVERS,
     Generator,
@@ -31,9 +34,7 @@ from sora_jax.generate.provenance import file_hash, marked, params_hash, write_m
 from sora_jax.generate.request import Request, check_request, read_keyframe, untrained_note
 from sora_jax.generate.schedule import FILE, Meter, read_drift, write_drift
 from sora_jax.generate.writer import VideoWriter
-from sora_jax.mesh import make_mesh, ways
-from sora_jax.settings import MeshSettings, SampleSettings
-from sora_jax.train.metrics import progress_bar
+from sora_jax.train.monitoring.metrics import progress_bar
 
 STRENGTH = 0.6  # of an edit, if none is said
 TEXT = Request()

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.errors import InputError
-from sora_jax.files import read_object, replacing
-from sora_jax.settings import SampleSettings, Settings
+from sora_jax.config.schema import SampleSettings, Settings
+from sora_jax.core.errors import InputError
+from sora_jax.core.storage import read_object, replacing
 
 FILE = "drift.json"  # in a workdir
 FIRST = 0.2  # of the steps, which are never skipped, as in arXiv 2506.09045: they decide what is to be seen

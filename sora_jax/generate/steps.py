@@ -6,16 +6,16 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sora_jax.data.masks import mask_kinds
+from sora_jax.config.schema import Settings
+from sora_jax.core.mesh import RULES, spec
+from sora_jax.core.patches import PatchBatch
+from sora_jax.data.loader.conditioning_masks import mask_kinds
 from sora_jax.diffusion.conditioning import hold_known, on_ring, renoised, start_from
 from sora_jax.diffusion.flow import levels_of, told_time
 from sora_jax.diffusion.guidance import first_of_pairs, guided, in_pairs
 from sora_jax.diffusion.solvers import Solver
-from sora_jax.mesh import RULES, spec
-from sora_jax.models.module import bind
+from sora_jax.models.layers.params import bind
 from sora_jax.models.video_model import VideoModel
-from sora_jax.patches import PatchBatch
-from sora_jax.settings import Settings
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from sora_jax.errors import InputError
-from sora_jax.generate.footage import Footage
-from sora_jax.generate.images import Given, give_images
-from sora_jax.models.streaming import decode_stream, encode_stream
-from sora_jax.settings import AutoencoderSettings
+from sora_jax.config.schema import AutoencoderSettings
+from sora_jax.core.errors import InputError
+from sora_jax.generate.conditioning_images import Given, give_images
+from sora_jax.generate.input_video import Footage
+from sora_jax.models.autoencoder.streaming import decode_stream, encode_stream
 
 STILL = 4  # latent frames of stillness: as many again change no latent by 0.1 %
 

@@ -13,8 +13,8 @@ import PIL.Image
 from av.video.reformatter import ColorRange, Colorspace
 
 import sora_jax
-from sora_jax.errors import InputError
-from sora_jax.files import replacing
+from sora_jax.core.errors import InputError
+from sora_jax.core.storage import replacing
 
 BT709 = 1  # primaries, transfer and matrix of HD video (ITU-T H.273, value 1 in each of its tables)
 EXIF_DESCRIPTION, EXIF_SOFTWARE = 0x010E, 0x0131

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sora_jax.mesh import platform, spec
-from sora_jax.models.attention import attention, merge_heads, rotary_angles, rotary_turns, rotate, split_heads
-from sora_jax.models.layers import (
+from sora_jax.config.schema import TransformerSettings
+from sora_jax.core.mesh import platform, spec
+from sora_jax.kernels.attention import attention, merge_heads, rotary_angles, rotary_turns, rotate, split_heads
+from sora_jax.models.layers.linear import (
     Mlp,
     layer_norm,
     linear,
@@ -26,7 +27,6 @@ from sora_jax.models.layers import (
     sinusoid,
     stack,
 )
-from sora_jax.settings import TransformerSettings
 
 EPSILON = 1e-6
 IMAGE_EPSILON = 1e-5

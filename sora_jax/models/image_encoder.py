@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sora_jax.mesh import spec
-from sora_jax.models.attention import attention, merge_heads, split_heads
-from sora_jax.models.layers import Mlp, layer_norm, linear, normal_002, run_stack, sharded, stack
-from sora_jax.models.module import bind
-from sora_jax.patches import patchify
-from sora_jax.settings import ImageSettings
+from sora_jax.config.schema import ImageSettings
+from sora_jax.core.mesh import spec
+from sora_jax.core.patches import patchify
+from sora_jax.kernels.attention import attention, merge_heads, split_heads
+from sora_jax.models.layers.linear import Mlp, layer_norm, linear, normal_002, run_stack, sharded, stack
+from sora_jax.models.layers.params import bind
 
 EPSILON = 1e-5
 

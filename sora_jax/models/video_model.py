@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 
+from sora_jax.config.schema import Settings
 from sora_jax.diffusion.flow import times_at, velocity_to
 from sora_jax.models.dit import DiT
-from sora_jax.models.module import abstract_params, init_params
-from sora_jax.models.text import TextEncoder
-from sora_jax.settings import Settings
+from sora_jax.models.layers.params import abstract_params, init_params
+from sora_jax.models.text_encoder import TextEncoder
 
 
 def init_trained(settings: Settings, key) -> dict:

@@ -1,6 +1,6 @@
 """What a step needs, by formulas: FLOPs exactly, memory and traffic roughly. Nothing is compiled.
 
-For chips without a compiler here, and to choose what to compile. `tests/test_plan.py` holds the FLOPs to those of
+For chips without a compiler here, and to choose what to compile. `tests/plan/test_plan.py` holds the FLOPs to those of
 compiled programs.
 """
 
@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.mesh import AXES, axes_of, ways
-from sora_jax.patches import PatchBatch
+from sora_jax.config.schema import Settings
+from sora_jax.core.mesh import AXES, axes_of, ways
+from sora_jax.core.patches import PatchBatch
 from sora_jax.plan.collectives import ring_bytes
 from sora_jax.plan.programs import abstract_frozen, chip_bytes
 from sora_jax.plan.topology import Topology
-from sora_jax.settings import Settings
-from sora_jax.train.flops import text_flops, train_flops, transformer_flops
-from sora_jax.train.objectives import make_objective
+from sora_jax.train.monitoring.flops import text_flops, train_flops, transformer_flops
+from sora_jax.train.objectives.flow import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import abstract_state
 

@@ -9,8 +9,9 @@ import time
 import jax
 import rich.console
 
-from sora_jax.errors import InputError, nearest
-from sora_jax.mesh import make_mesh
+from sora_jax.config.schema import Settings
+from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.mesh import make_mesh
 from sora_jax.plan import estimate
 from sora_jax.plan.estimate import Roofline
 from sora_jax.plan.gpus import compiling_for, make_gpus
@@ -19,7 +20,6 @@ from sora_jax.plan.programs import chip_bytes, make_program
 from sora_jax.plan.report import ranking, save, show
 from sora_jax.plan.search import TRIES, check, nearest_first, promising, sizes_in
 from sora_jax.plan.topology import GIB, INSTALL_CUDA, Topology, make_devices, rate
-from sora_jax.settings import Settings
 
 UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

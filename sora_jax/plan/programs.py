@@ -9,24 +9,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sora_jax.config import parse_size
-from sora_jax.data.given import given_frames, image_room
+from sora_jax.checkpoint.frozen_params import computing
+from sora_jax.checkpoint.reader import abstract_on_mesh
+from sora_jax.config.load import parse_size
+from sora_jax.config.schema import LoraSettings, Settings
+from sora_jax.core.mesh import spec, ways
+from sora_jax.core.patches import PatchBatch, patch_grid
+from sora_jax.data.conditioning_frames import given_frames, image_room
 from sora_jax.generate.pipeline import SOLVERS, latent_shape
 from sora_jax.generate.steps import begin, solver_step
-from sora_jax.mesh import spec, ways
-from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.module import abstract_params
-from sora_jax.models.streaming import decode_next, encode_next
+from sora_jax.interop.lpips import load_lpips
+from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.models.autoencoder.streaming import decode_next, encode_next
+from sora_jax.models.layers.params import abstract_params
 from sora_jax.models.video_model import VideoModel, abstract_trained
-from sora_jax.patches import PatchBatch, patch_grid
-from sora_jax.settings import LoraSettings, Settings
-from sora_jax.train.checkpoint import abstract_on_mesh
-from sora_jax.train.frozen import computing
-from sora_jax.train.objectives import make_objective
+from sora_jax.train.objectives.flow import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import abstract_state
 from sora_jax.train.step import make_step
-from sora_jax.weights.lpips import load_lpips
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import rich.console
 import rich.markup
 import rich.table
 
-from sora_jax.files import replacing
+from sora_jax.core.storage import replacing
 from sora_jax.plan.topology import GIB, INSTALL_CUDA
 
 ESTIMATE = "an estimate by roofline, not a measurement"

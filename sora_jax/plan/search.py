@@ -6,14 +6,14 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sora_jax.errors import InputError
-from sora_jax.mesh import AXES
-from sora_jax.models.cudnn import suits
-from sora_jax.models.layers import POLICIES
+from sora_jax.config.schema import MeshSettings, Settings
+from sora_jax.core.errors import InputError
+from sora_jax.core.mesh import AXES
+from sora_jax.kernels.cudnn_gpu import suits
+from sora_jax.models.layers.linear import POLICIES
 from sora_jax.plan import estimate
 from sora_jax.plan.gpus import compiling_for
 from sora_jax.plan.topology import GIB, Topology
-from sora_jax.settings import MeshSettings, Settings
 from sora_jax.train.loop import check_batch
 
 TRIES = 3  # that are compiled

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax._src.lib import cuda_versions
 
-from sora_jax.distributed import GPU_SHARE
-from sora_jax.errors import InputError, nearest
-from sora_jax.train.flops import PEAK_FLOPS
+from sora_jax.cluster.processes import GPU_SHARE
+from sora_jax.core.errors import InputError, nearest
+from sora_jax.train.monitoring.flops import PEAK_FLOPS
 
 INSTALL = "pip install 'sora_jax[plan]'"
 INSTALL_CUDA = "pip install 'sora_jax[cuda]'"

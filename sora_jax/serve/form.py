@@ -6,13 +6,13 @@ import random
 
 import gradio as gr
 
-from sora_jax.errors import InputError
+from sora_jax.cli.sample import SAMPLE_HELP
+from sora_jax.config.schema import SampleSettings
+from sora_jax.core.errors import InputError
 from sora_jax.generate.request import DIRECTIONS, TASKS, Request
 from sora_jax.generate.sample import STRENGTH
-from sora_jax.serve.studio import Wish
+from sora_jax.serve.job_queue import Wish
 from sora_jax.serve.uploads import admit
-from sora_jax.settings import SampleSettings
-from sora_jax.verbs_sample import SAMPLE_HELP
 
 KEYFRAMES = 3
 LOADED = ("dtype",)  # settings that the model was loaded with

@@ -6,11 +6,11 @@ import pathlib
 import fastapi
 import gradio as gr
 
-from sora_jax.errors import InputError
+from sora_jax.core.errors import InputError
 from sora_jax.generate.request import TASKS
 from sora_jax.serve.form import field_of, fill, make_fields, make_settings, read_wish, taken
-from sora_jax.serve.look import CARDS, LABELS, STYLE, UPLOADS, about_html, bad_html, cards_html, status_html
-from sora_jax.serve.studio import Job, Studio
+from sora_jax.serve.job_queue import Job, Studio
+from sora_jax.serve.rendering import CARDS, LABELS, STYLE, UPLOADS, about_html, bad_html, cards_html, status_html
 
 LONGEST_WAIT = 0.5  # seconds between two looks at a job
 EXPLAINED = {

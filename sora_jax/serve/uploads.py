@@ -6,8 +6,8 @@ import warnings
 
 from PIL import Image, UnidentifiedImageError
 
-from sora_jax.data.clips import probe
-from sora_jax.errors import InputError
+from sora_jax.core.errors import InputError
+from sora_jax.data.prepare.decode import probe
 
 
 @dataclasses.dataclass(frozen=True)

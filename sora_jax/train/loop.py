@@ -7,27 +7,27 @@ import time
 import jax
 import rich.console
 
-from sora_jax.config import to_json
-from sora_jax.data.mix import Mix
-from sora_jax.data.stream import train_crops, train_rows
-from sora_jax.distributed import agree, on_first
-from sora_jax.errors import InputError
-from sora_jax.files import copy_files, digest, replacing
-from sora_jax.mesh import axes_of, local_rows, make_mesh, ways
-from sora_jax.settings import AutoencoderSettings, Settings
-from sora_jax.train.checkpoint import FOLDER, abstract_on_mesh
-from sora_jax.train.export import export_autoencoder
-from sora_jax.train.guard import Guard
-from sora_jax.train.metrics import Metrics
-from sora_jax.train.objectives import make_objective
+from sora_jax.checkpoint.manager import Checkpoints
+from sora_jax.checkpoint.model_folder import load_settings, model_hash
+from sora_jax.checkpoint.reader import FOLDER, abstract_on_mesh
+from sora_jax.cluster.preemption import preemption
+from sora_jax.cluster.processes import agree, on_first
+from sora_jax.config.load import to_json
+from sora_jax.config.schema import AutoencoderSettings, Settings
+from sora_jax.core.errors import InputError
+from sora_jax.core.mesh import axes_of, local_rows, make_mesh, ways
+from sora_jax.core.storage import copy_files, digest, replacing
+from sora_jax.data.loader.mixture import Mix
+from sora_jax.data.loader.stream import train_crops, train_rows
+from sora_jax.train.autoencoder_statistics import export_autoencoder
+from sora_jax.train.init_from import autoencoder_of, begin_with, check_pretrained
+from sora_jax.train.monitoring.loss_monitor import Guard
+from sora_jax.train.monitoring.metrics import Metrics
+from sora_jax.train.monitoring.watch import Watch
+from sora_jax.train.objectives.flow import make_objective
 from sora_jax.train.optimizer import make_optimizer
-from sora_jax.train.preemption import preemption
-from sora_jax.train.pretrained import autoencoder_of, begin_with, check_pretrained
-from sora_jax.train.saving import Checkpoints
 from sora_jax.train.state import TrainState, abstract_state, init_state
 from sora_jax.train.step import make_step
-from sora_jax.train.watch import Watch
-from sora_jax.weights.store import load_settings, model_hash
 
 SPLIT = {"heads": "heads_all", "width": "embed", "mlp": "mlp"}  # what of a model lies over which chips
 STREAMS = {"flow": train_rows, "autoencoder": train_crops}

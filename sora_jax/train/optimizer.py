@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from sora_jax.settings import OptimizerSettings
+from sora_jax.config.schema import OptimizerSettings
 
 NORM_DECAY = 0.99  # of the running mean of the gradient's norm: it looks back on about 100 updates
 NORM_UPDATES = 10  # before the mean is one to clip by

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sora_jax.settings import Settings
+from sora_jax.config.schema import Settings
 from sora_jax.train.optimizer import learning_rate
 from sora_jax.train.state import TrainState
 

@@ -14,10 +14,10 @@ from diffusers_autoencoder import build_theirs, decode_theirs, encode_theirs, ma
 from diffusers_wan import shapes_of
 from wan_cases import CASES, autoencoder_params, random_latents, random_video
 
-from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.module import bind
-from sora_jax.weights.tables import foreign_shapes
-from sora_jax.weights.wan import WAN21_AUTOENCODER, WAN22_AUTOENCODER, autoencoder_table
+from sora_jax.interop.tables import foreign_shapes
+from sora_jax.interop.wan import WAN21_AUTOENCODER, WAN22_AUTOENCODER, autoencoder_table
+from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.models.layers.params import bind
 
 pytestmark = pytest.mark.parity
 LIMIT = 1e-5  # max abs error; 1e-4 would let an epsilon of the norm slip through

@@ -11,10 +11,10 @@ import tiny
 import torch
 import transformers
 
-from sora_jax.data.given import CLIP_MEAN, CLIP_STD
-from sora_jax.evaluate.clip_score import read, see
-from sora_jax.evaluate.video_distance import embed
-from sora_jax.weights.judges import load_clip, load_video_encoder
+from sora_jax.data.conditioning_frames import CLIP_MEAN, CLIP_STD
+from sora_jax.evaluate.suites.clip_score import read, see
+from sora_jax.evaluate.suites.fvd import embed
+from sora_jax.interop.metric_backbones import load_clip, load_video_encoder
 
 pytestmark = pytest.mark.parity
 

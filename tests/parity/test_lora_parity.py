@@ -13,9 +13,9 @@ from diffusers import UniPCMultistepScheduler, WanPipeline
 from diffusers_wan import build_transformer, their_velocity, with_random_weights
 from wan_cases import CASES, TEXT, TRANSFORMERS, our_velocity, transformer_params
 
+from sora_jax.config.schema import LoraSettings, Settings, TrainSettings
+from sora_jax.interop.adapters import adapter_tensors, merge
 from sora_jax.models.video_model import init_trained
-from sora_jax.settings import LoraSettings, Settings, TrainSettings
-from sora_jax.train.adapters import adapter_tensors, merge
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("one_device")]
 SETTINGS = Settings(

@@ -9,8 +9,8 @@ import safetensors.numpy
 import torch
 from perceptual_cases import LAYERS, pictures, random_lpips
 
-from sora_jax.models.perceptual import lpips
-from sora_jax.weights.lpips import load_lpips
+from sora_jax.interop.lpips import load_lpips
+from sora_jax.models.autoencoder.lpips import lpips
 
 pytestmark = pytest.mark.parity
 

@@ -25,13 +25,13 @@ from transformers import CLIPVisionModel, UMT5EncoderModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from wan_published import SHIFT, write_published
 
-from sora_jax.cli import main
+from sora_jax.cli.main import main
+from sora_jax.core.patches import patch_grid, patchify, unpatchify
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.generate.pipeline import latent_shape, load_generator, sample_latents
 from sora_jax.generate.tasks import animate
-from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.module import bind
-from sora_jax.patches import patch_grid, patchify, unpatchify
+from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.models.layers.params import bind
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("one_device")]
 PROMPTS, NEGATIVE = ["a rabbit", "a bird and a rabbit"], "two birds"

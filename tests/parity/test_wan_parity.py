@@ -19,12 +19,12 @@ from diffusers_wan import (
 )
 from wan_cases import TRANSFORMERS, our_image, our_text, our_velocity
 
+from sora_jax.config.schema import ImageSettings
+from sora_jax.interop import wan
+from sora_jax.interop.tables import foreign_shapes
 from sora_jax.models.dit import DiT
 from sora_jax.models.image_encoder import ImageEncoder
-from sora_jax.models.text import TextEncoder
-from sora_jax.settings import ImageSettings
-from sora_jax.weights import wan
-from sora_jax.weights.tables import foreign_shapes
+from sora_jax.models.text_encoder import TextEncoder
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("one_device")]
 LIMIT = 1e-5  # max abs error of outputs of about 1; the order of sums differs, and nothing else

@@ -29,12 +29,12 @@ import jax
 import numpy as np
 from tiny_run import CONFIG, SETTINGS, Disk, compiled_once, write_data
 
-from sora_jax.cli import main
-from sora_jax.mesh import make_mesh
-from sora_jax.settings import MeshSettings
+from sora_jax.checkpoint.reader import Broken, abstract_on_mesh, load_meta, read_state, steps_in
+from sora_jax.cli.main import main
+from sora_jax.config.schema import MeshSettings
+from sora_jax.core.mesh import make_mesh
 from sora_jax.train import loop
-from sora_jax.train.checkpoint import Broken, abstract_on_mesh, load_meta, read_state, steps_in
-from sora_jax.train.objectives import make_objective
+from sora_jax.train.objectives.flow import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import abstract_state
 from sora_jax.train.step import make_step

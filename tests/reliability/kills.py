@@ -25,11 +25,11 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from sora_jax.heartbeat import TRAINING, Beat, read_beat
+from sora_jax.cluster.heartbeat import TRAINING, Beat, read_beat
 
 CONFIG = """
 import tiny
-from sora_jax.config import to_config
+from sora_jax.config.load import to_config
 
 def get_config():
     return to_config(tiny.change(
@@ -92,7 +92,12 @@ class Training:
             "JAX_COMPILATION_CACHE_DIR": str(home.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        command = [sys.executable, "-c", "import sys; from sora_jax.cli import main; sys.exit(main())", "train"]
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; from sora_jax.cli.main import main; sys.exit(main())",
+            "train",
+        ]
         supervised = [sys.executable, ROOT / "launch/local.py", "--processes=2", "--devices=2", "--platform=cpu"]
         supervised += [f"--hang={HANG}", "--restarts=20", f"--logs={self.workdir}-logs"]
         with (home.folder / f"{name}.log").open("wb") as log:

@@ -31,16 +31,16 @@ import tiny
 from rich.console import Console
 from rich.table import Table
 
-from sora_jax.data.shapes import write_world
-from sora_jax.mesh import make_mesh
-from sora_jax.models.autoencoder import Autoencoder
-from sora_jax.models.module import init_params
-from sora_jax.settings import MeshSettings
-from sora_jax.weights.store import save_model
+from sora_jax.checkpoint.model_folder import save_model
+from sora_jax.config.schema import MeshSettings
+from sora_jax.core.mesh import make_mesh
+from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.models.layers.params import init_params
+from sora_jax.worlds.shapes.renderer import write_world
 
 CONFIG = """
 import tiny
-from sora_jax.config import to_config
+from sora_jax.config.load import to_config
 
 def get_config():
     return to_config(tiny.change(tiny.SETTINGS, text={"vocabulary": 600}, data={

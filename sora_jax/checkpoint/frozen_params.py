@@ -1,0 +1,77 @@
+"""What a model has besides what is trained: a published text encoder, the model that adapters adapt."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from sora_jax.checkpoint.reader import abstract_on_mesh, find_checkpoint, read_meta, restore_ema, restore_trained
+from sora_jax.config.schema import Settings
+from sora_jax.core.errors import InputError
+from sora_jax.interop.encoders import load_encoder
+from sora_jax.models.video_model import abstract_trained, join
+
+LOW_NOISE = "low_noise"  # in a workdir, that of the expert for the times below
+FLOAT32 = ("time_in", "time_out", "time_modulation")  # layers that compute in it, whatever the model's type
+
+
+def load_frozen(settings: Settings, *, have: dict | None = None, text: bool = True) -> dict:
+    """Parameters of a VideoModel that no training changes, on the current mesh, in the type that they compute in.
+
+    Args:
+      have: parameters of a model with the same text encoder, which is then not read again.
+      text: whether the text encoder is wanted.
+    Raises: InputError if what the settings name is not there, or is of another model.
+    """
+    frozen = {}
+    if settings.lora.rank:
+        frozen = load_base(pathlib.Path(settings.train.init_from))
+    if settings.text.weights and text:
+        if not have and not pathlib.Path(settings.text.weights).is_dir():
+            raise InputError(
+                f"config.text.weights: {settings.text.weights}: no such folder; it holds the text encoder that "
+                f"the model was trained with: put it there"
+            )
+        frozen["text_encoder"] = have["text_encoder"] if have else load_encoder(settings.text)
+    return frozen
+
+
+def load_base(workdir: pathlib.Path, *, as_computed: bool = True) -> dict:
+    """The parameters of the model that adapters adapt: in the type that they compute in, or in float32."""
+    folder, step = find_checkpoint(workdir)
+    settings, _ = read_meta(folder, step)
+    if settings.lora.rank:
+        raise InputError(f"{workdir}: holds adapters itself; merge them into their model with `convert` first")
+    return (restore_computing if as_computed else restore_trained)(folder, step, settings)
+
+
+def restore_computing(folder: pathlib.Path, step: int, settings: Settings) -> dict:
+    """The averaged parameters of a run, as `computing` says."""
+    abstract = abstract_on_mesh(abstract_trained(settings))
+    return restore_ema(folder, step, computing(abstract, settings))
+
+
+def computing(abstract: dict, settings: Settings) -> dict:
+    """Types of a VideoModel's parameters as their layers compute with them: the same results, half of the memory.
+
+    Args:
+      abstract: their types, float32.
+    """
+
+    def held(path, x):
+        names = [key.key for key in path]
+        if names[-1] != "kernel" or names[1] in FLOAT32:
+            return x
+        dtype = settings.text.dtype if names[0] == "text_encoder" else settings.transformer.dtype
+        return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding)
+
+    return jax.tree.map_with_path(held, abstract)
+
+
+def restore_model(folder: pathlib.Path, step: int, settings: Settings, *, text: bool = True) -> dict:
+    """All parameters of a VideoModel, to compute with: those of a checkpoint, and those that stay as they are.
+
+    Args:
+      text: False: those of a Denoiser, where the text encoder is none that was trained.
+    """
+    return join(restore_computing(folder, step, settings), load_frozen(settings, text=text))

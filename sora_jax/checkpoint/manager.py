@@ -1,0 +1,189 @@
+"""The checkpoints of a run: written in the background by Orbax, and gone on from."""
+
+import dataclasses
+import logging
+import pathlib
+import warnings
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint._src.metadata.array_metadata_store import Store
+
+from sora_jax.checkpoint.checksums import named_leaves
+from sora_jax.checkpoint.reader import (
+    BROKEN,
+    CONVERTED,
+    FOLDER,
+    MODELS,
+    Broken,
+    check_leaves,
+    check_models,
+    describe,
+    load_meta,
+    read_state,
+    reason_of,
+    sealed,
+    steps_in,
+    verify,
+)
+from sora_jax.cluster.processes import in_all, on_first
+from sora_jax.config.schema import Settings
+from sora_jax.core.errors import InputError
+from sora_jax.core.storage import mendable
+from sora_jax.train.state import Weights
+
+# Of an array that several chips hold alike, each writes a part if the parts are so large, in bytes. To cut a small
+# one takes longer than to write it: in the first save each cut is a program to compile.
+PART = 2**20
+ocp.type_handlers.register_type_handler(
+    jax.Array,
+    ocp.type_handlers.ArrayHandler(array_metadata_store=Store(), min_slice_bytes_for_replica_parallel=PART),
+    override=True,
+)
+
+
+class Checkpoints:
+    """The checkpoints of a workdir, for the run that writes them; a context manager that waits at its end.
+
+    Args:
+      keep, keep_every: the last so many are kept, and those whose step is a multiple of the second (0: none).
+    """
+
+    def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int = 0):
+        manager = ocp.checkpoint_managers
+        kept = [manager.LatestN(keep)] + ([manager.EveryNSteps(keep_every)] if keep_every else [])
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=manager.AnyPreservationPolicy(kept),
+            save_decision_policy=manager.FixedIntervalPolicy(1),  # the loop decides
+            cleanup_tmp_directories=True,
+        )
+        self.folder = pathlib.Path(workdir).resolve() / FOLDER
+        with mendable(self.folder):
+            self.manager = ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
+        # A write that fails is raised here, and told in one line: not by each of its tasks, with a traceback.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(is_news)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        try:
+            self._checked(self.manager.wait_until_finished)
+        finally:
+            self._checked(self.manager.close)
+
+    def latest(self) -> int | None:
+        """The newest complete step; None before the first.
+
+        Raises: InputError if there have been some, and all are set aside.
+        """
+        latest = self.manager.latest_step()
+        if latest is None and (aside := sorted(path.name for path in self.folder.glob(f"*{BROKEN}*"))):
+            raise InputError(
+                f"{self.folder}: holds no step that can be used, only {', '.join(aside)}; put a copy there, or "
+                f"take another --workdir to begin anew"
+            )
+        return latest
+
+    def save(self, state, settings: Settings, data_hash: str):
+        """Begin to write the state; it may be donated to the next step at once.
+
+        Raises: InputError if this save, or the one before it, can't be written.
+        """
+        step = int(state.step)
+        if step == self.manager.latest_step():
+            return
+        content = {"settings": dataclasses.asdict(settings), "data_hash": data_hash, "leaves": describe(state)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(sealed(content)))
+        self._checked(lambda: self.manager.save(step, args=args))
+
+    def restore(self, abstract_state, settings: Settings) -> tuple:
+        """The newest state that is whole, in the shardings of `abstract_state`.
+
+        Newer ones that are broken are set aside, so that they are kept for a look and never chosen again; if none
+        is whole, all is left as it is.
+        Returns: (the state, the hash of the data it was trained on, notes: what a person should know, lines).
+        Raises: InputError if it was made with other models than the settings say, or none is whole.
+        """
+        broken = {}
+        for step in reversed(steps_in(self.folder)):
+            try:
+                state, data_hash, notes = self._restore(step, abstract_state, settings)
+            except Broken as error:
+                broken[step] = f"{self.folder}/{step}: is broken, {error}"
+                continue
+            on_first(lambda: self._set_aside(broken))
+            self.manager.reload()
+            notes += [f"{why}; set aside as {n}{BROKEN}, step {step} is taken" for n, why in broken.items()]
+            return state, data_hash, notes
+        raise InputError("; ".join(broken.values()) + "; no step is left that can be used")
+
+    def _restore(self, step, abstract_state, settings):
+        where = f"{self.folder}/{step}"
+
+        def read():
+            meta = load_meta(self.folder, step)
+            if meta.data_hash == CONVERTED:
+                raise InputError(
+                    f"{self.folder.parent}: holds weights and no run; take another --workdir, with "
+                    f"--config.train.init_from={self.folder.parent}"
+                )
+            check_models(meta.settings, settings, where, (*MODELS, "lora"))
+            check_run(meta.settings, settings, where)
+            if meta.leaves:
+                check_leaves(named_leaves(abstract_state), meta.leaves, where)
+            return read_state(self.folder, step, abstract_state), meta
+
+        state, meta = in_all(read, (Broken, InputError))
+        verify(state, meta.leaves)
+        return (
+            state,
+            meta.data_hash,
+            [] if meta.leaves else [f"{where}: has no checksums, an early version wrote it: taken as it is"],
+        )
+
+    def _set_aside(self, broken):
+        with mendable(self.folder):
+            for step in broken:
+                before = len(list(self.folder.glob(f"{step}{BROKEN}*")))
+                name = f"{step}{BROKEN}" + (f".{before + 1}" if before else "")
+                (self.folder / str(step)).rename(self.folder / name)
+
+    def _checked(self, write):
+        try:
+            write()
+        except (OSError, ValueError) as error:
+            # Orbax gives up with tasks that it has not begun; Python warns of each when it is collected.
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            last = self.manager.latest_step()
+            kept = f"step {last} is complete" if last is not None else "there is none yet"
+            raise InputError(
+                f"{self.folder}: a checkpoint can't be written, {reason_of(error)}; {kept}"
+            ) from error
+
+
+def check_run(stored: Settings, wanted: Settings, where: str):
+    """Raise InputError for a setting that changes what a run carries along beside its model."""
+    for group, key in (("optimizer", "name"), ("loss", "adversarial"), ("loss", "discriminator_width")):
+        old, new = (getattr(getattr(settings, group), key) for settings in (stored, wanted))
+        if old != new and not (key == "adversarial" and old and new):  # its size may change
+            raise InputError(
+                f"{where}: made with config.{group}.{key}={old}, now {new}; change it back, or take a new "
+                f"--workdir with --config.train.init_from={pathlib.Path(where).parent.parent}"
+            )
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log tells more than the error that a failed write raises."""
+    return "/orbax/" not in record.pathname and "exception was never retrieved" not in record.getMessage()
+
+
+def save_weights(workdir: pathlib.Path, params: dict, settings: Settings):
+    """A checkpoint of parameters alone, to sample from and to begin runs with.
+
+    Raises: InputError if it can't be written.
+    """
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        checkpoints.save(Weights(jnp.zeros((), jnp.int32), params), settings, CONVERTED)

@@ -1,0 +1,84 @@
+"""Released models: the averaged parameters of a checkpoint as safetensors, to sample from and to train on.
+
+A folder like a workdir, with its `autoencoder/` and `tokenizer.model`, but `model/` in the place of checkpoints:
+what reads a run's weights reads these as well.
+"""
+
+import filecmp
+import pathlib
+import shutil
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import rich.console
+
+from sora_jax.checkpoint.model_folder import SETTINGS, WEIGHTS, save_model
+from sora_jax.checkpoint.reader import RELEASED, STEP, differing, find_checkpoint, read_meta, restore_trained
+from sora_jax.config.schema import Settings
+from sora_jax.core.errors import InputError
+from sora_jax.core.storage import replacing
+from sora_jax.models.video_model import VideoModel
+from sora_jax.train.loop import count_params
+
+BESIDE = ("tokenizer.model", f"autoencoder/{SETTINGS}", f"autoencoder/{WEIGHTS}")
+
+
+def release(workdirs: Sequence[pathlib.Path], out: pathlib.Path, *, dtype: str, console: rich.console.Console):
+    """Write the model of a workdir's newest checkpoint; of several, the mean of their weights.
+
+    The mean of models that began as one is often better than each: it keeps what the ends of their runs agree on.
+    Source: Wortsman et al. 2022 (arXiv 2203.05482), the uniform soup.
+
+    Args:
+      workdirs: of training runs, or released models; one that is named twice counts twice.
+      out: folder, made if it is absent.
+      dtype: of the transformer and its text encoder; the autoencoder stays as it is.
+    Raises: InputError if a checkpoint is none of a whole model of a transformer, models differ in more than their
+      weights, or `out` can't be written.
+    """
+    first, latest = workdirs[0], 0
+    settings, _ = read_meta(*find_checkpoint(first))
+    params = None
+    for workdir in workdirs:
+        folder, step = find_checkpoint(workdir)
+        found, _ = read_meta(folder, step)
+        check_whole(found, workdir)
+        check_same(workdir, found, first, settings)
+        part = jax.tree.map(lambda x: x / len(workdirs), restore_trained(folder, step, found))
+        params = part if params is None else jax.tree.map(jnp.add, params, part)
+        latest = max(latest, step)
+    save_model(out / RELEASED, VideoModel, settings, params, dtype=dtype, metadata={STEP: str(latest)})
+    for name in BESIDE:
+        with replacing(out / name) as path:
+            shutil.copyfile(first / name, path)
+    of = f", the mean of {len(workdirs)} models" if len(workdirs) > 1 else ""
+    told = f"{out}: {count_params(params):,} parameters after {latest:,} updates{of}, in {dtype}"
+    console.print(told, highlight=False, soft_wrap=True)
+
+
+def check_same(workdir: pathlib.Path, found: Settings, first: pathlib.Path, settings: Settings):
+    """Raise InputError if the models of two workdirs differ in more than their weights, or a file is absent."""
+    for key, here, there in differing(found, settings):
+        raise InputError(
+            f"{workdir}: has config.{key}={here}, {first} {there}; only models of one form have a mean"
+        )
+    for name in BESIDE:
+        if not (workdir / name).is_file():
+            raise InputError(f"{workdir / name}: no such file; it is needed beside the weights, copy it back")
+        if not filecmp.cmp(workdir / name, first / name, shallow=False):
+            raise InputError(
+                f"{workdir / name}: is another than {first / name}; only models with the same have a mean"
+            )
+
+
+def check_whole(settings: Settings, workdir: pathlib.Path):
+    """Raise InputError if a checkpoint with these settings does not hold a whole model of its own."""
+    if settings.objective != "flow":
+        raise InputError(f"{workdir}: holds an autoencoder, whose folder `autoencoder` is all that others need")
+    if settings.lora.rank:
+        raise InputError(f"{workdir}: holds adapters; merge them into their model with `convert` first")
+    if (settings.flow.time_min, settings.flow.time_max) != (0, 1):
+        raise InputError(f"{workdir}: holds one of two experts; `convert` writes both of them for others")
+    if settings.text.weights:
+        raise InputError(f"{workdir}: its text encoder is a published one; `convert` writes all of it for others")

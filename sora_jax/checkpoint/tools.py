@@ -1,0 +1,106 @@
+"""What people do with a workdir's checkpoints beside training: look at them, check them, throw some away."""
+
+import datetime
+import math
+import pathlib
+import shutil
+
+import rich.console
+import rich.table
+
+from sora_jax.checkpoint.reader import BROKEN, Broken, find_steps, load_meta, verify_step
+from sora_jax.config.schema import Settings
+from sora_jax.core.errors import InputError
+from sora_jax.core.storage import mendable
+
+DELETED = ".deleted"  # behind the name of what is being deleted
+
+
+def inspect(workdir: pathlib.Path, console: rich.console.Console):
+    """Print the steps of a workdir with their sizes, and what the newest of them was made with."""
+    folder, steps = find_steps(workdir)
+    table = rich.table.Table("step", "MB", "written", "parameters", "data", box=None, pad_edge=False)
+    newest = None
+    for step in steps:
+        try:
+            newest = load_meta(folder, step)
+            told = [f"{count_params(newest.leaves):,}", newest.data_hash]
+        except Broken as error:
+            told = ["", f"broken: {error}"]
+        table.add_row(str(step), *size_and_time(folder / str(step)), *told)
+    for path in sorted(folder.glob(f"*{BROKEN}*")):
+        table.add_row(path.name, *size_and_time(path), "", "set aside")
+    console.print(table)
+    if newest is None:
+        raise InputError(f"{folder}: no step in it can be used")
+    for line in summary(newest.settings):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def count_params(leaves) -> int:
+    """Of the averaged parameters, which every checkpoint has."""
+    return sum(math.prod(leaf["shape"]) for name, leaf in leaves.items() if name.startswith("ema."))
+
+
+def size_and_time(path: pathlib.Path) -> tuple[str, str]:
+    """Megabytes of a folder, and when it was last written to."""
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    when = datetime.datetime.fromtimestamp(path.stat().st_mtime)
+    return f"{size / 1e6:,.1f}", f"{when:%Y-%m-%d %H:%M}"
+
+
+def summary(settings: Settings) -> list[str]:
+    """The settings that say what a run is."""
+    model, optimizer, train = settings.transformer, settings.optimizer, settings.train
+    lines = [f"objective: {settings.objective}", f"data: {settings.data.path}, {settings.data.batch} rows a step"]
+    if settings.objective == "flow":
+        shape = f"width {model.width}, {model.layers} layers, {model.heads} heads"
+        lines.append(f"transformer: {shape}, patch {'x'.join(map(str, model.patch))}, {model.dtype}")
+    coder = settings.autoencoder
+    strides = f"strides {coder.temporal_stride}x{coder.spatial_stride}x{coder.spatial_stride}"
+    lines.append(f"autoencoder: width {coder.width}, {coder.latent_channels} channels, {strides}")
+    if settings.lora.rank:
+        lines.append(f"adapters: rank {settings.lora.rank} of {train.init_from}")
+    rate = f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule}"
+    lines.append(f"optimizer: {optimizer.name}, {rate}, average {optimizer.ema_decay:g}")
+    lines.append(f"seed: {train.seed}; {train.steps} steps, saved every {train.save_every}")
+    return lines
+
+
+def verify(workdir: pathlib.Path, console: rich.console.Console):
+    """Read all steps of a workdir and compare them with their checksums.
+
+    Raises: InputError that names the first leaf of each step that is broken.
+    """
+    folder, steps = find_steps(workdir)
+    broken = []
+    for step in steps:
+        try:
+            console.print(
+                f"{folder}/{step}: {verify_step(folder, step)} arrays are whole", highlight=False, soft_wrap=True
+            )
+        except Broken as error:
+            broken.append(f"{folder}/{step}: is broken, {error}")
+    if broken:
+        raise InputError("; ".join(broken))
+
+
+def prune(workdir: pathlib.Path, keep: int, keep_every: int, *, dry_run: bool, console: rich.console.Console):
+    """Delete the steps but for the last `keep` and the multiples of `keep_every` (0: none); print which.
+
+    What is set aside as broken goes, too. Raises: InputError if something can't be deleted.
+    """
+    folder, steps = find_steps(workdir)
+    stays = {*steps[-keep:], *(step for step in steps if keep_every and step % keep_every == 0)}
+    gone = [folder / str(step) for step in steps if step not in stays]
+    for path in (*gone, *sorted(folder.glob(f"*{BROKEN}*")), *folder.glob(f"*{DELETED}")):
+        size, _ = size_and_time(path)
+        if not dry_run:
+            with mendable(path):
+                # Out of sight first: a step that is deleted half-way must not look complete.
+                shutil.rmtree(path.rename(path.with_name(path.name.removesuffix(DELETED) + DELETED)))
+        console.print(
+            f"{path}: {'would go' if dry_run else 'deleted'}, {size} MB", highlight=False, soft_wrap=True
+        )
+    kept = ", ".join(map(str, sorted(stays)))
+    console.print(f"{folder}: {kept} {'would be' if dry_run else 'are'} kept", highlight=False, soft_wrap=True)

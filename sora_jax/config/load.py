@@ -1,0 +1,76 @@
+"""Settings from and to other forms: an ml_collections ConfigDict, plain dicts, JSON, text.
+
+A file in configs/ is a function of the defaults; `--config.train.steps=100` overrides one of them.
+"""
+
+import dataclasses
+import json
+import typing
+
+import ml_collections
+
+from sora_jax.config.schema import Settings
+from sora_jax.core.errors import InputError, nearest
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The defaults, for a file in configs/ to change; an unknown key raises and names the nearest."""
+    return to_config(Settings())
+
+
+def to_config(settings: Settings) -> ml_collections.ConfigDict:
+    """The same settings as a locked ConfigDict."""
+    return ml_collections.ConfigDict(dataclasses.asdict(settings)).lock()
+
+
+def from_config(config: ml_collections.ConfigDict) -> Settings:
+    """Typed settings.
+
+    Raises: InputError for an unknown key (names the nearest), a wrong type or a value out of its range.
+    """
+    return from_dict(Settings, config.to_dict(), "config")
+
+
+def to_json(settings) -> str:
+    return json.dumps(dataclasses.asdict(settings), indent=1)
+
+
+def from_dict(cls, values: dict, where: str):
+    """A settings dataclass from nested plain values; `where` names the place in errors."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    types = typing.get_type_hints(cls)
+    made = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise InputError(f"{where}.{key}: no such key, {nearest(key, fields)}")
+        made[key] = _typed(types[key], value, f"{where}.{key}")
+    return cls(**made)
+
+
+def _typed(kind, value, where):
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: a group of keys, not {value!r}")
+        return from_dict(kind, value, where)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{where}: a tuple such as (1, 2), not {value!r}")
+        of = typing.get_args(kind)
+        if of[-1] is not Ellipsis and len(of) != len(value):
+            raise InputError(f"{where}: {len(of)} values, not {len(value)}")
+        return tuple(_typed(of[0], item, where) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(f"{where}: a value of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def parse_size(size: str, where: str) -> tuple[int, int] | int:
+    """ "832x480" -> (480, 832), rows first as arrays have them; "256" -> 256, a side of any aspect ratio."""
+    parts = size.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"{where}: {size!r} is no size; write WIDTHxHEIGHT (832x480) or one side (256)")
+    if len(parts) == 1:
+        return int(parts[0])
+    return int(parts[1]), int(parts[0])

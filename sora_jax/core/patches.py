@@ -1,0 +1,94 @@
+"""Spacetime patches: what a video of any size, length and aspect ratio is to the rest of the system.
+
+Every patch knows where it is, which clip it belongs to, and whether it is given. `patchify`, `unpatchify` and
+`grid_positions` take numpy and JAX arrays alike: the stream cuts patches on the host, sampling on the device.
+"""
+
+import itertools
+import math
+
+import jax
+import numpy as np
+from flax import struct
+
+from sora_jax.core.errors import InputError
+
+
+@struct.dataclass
+class PatchBatch:
+    """Packed rows of patches and of the text that describes them.
+
+    patches: latent patches, [B, N, P] float, P = p_f * p_h * p_w * C in that order.
+    positions: (frame, row, column) of each patch in its own clip's grid, [B, N, 3] int32.
+    segments: which clip of its row a patch belongs to, 1 ... G; 0 = padding, [B, N] int32.
+    known: True = given, clean and without loss, [B, N] bool.
+    text: tokens [B, S] int32, or their embeddings [B, S, E].
+    text_segments: which clip of its row a token describes; 0 = padding, [B, S] int32.
+    levels: which of its row's times a patch has if it is not known, 1 ..., [B, N] int32; None: that of its clip.
+    condition: for image-to-video, patches of what is given beside the noise (data/given.py), [B, N, P_c] float.
+    image: what an image encoder sees in the given frames, [B, I, E] float; image_segments: whose, [B, I] int32.
+    echoes: what is added to clean patches before the noise (data/echoes.py), [B, N, P] float.
+    pixels: for clips that are not encoded yet, of one shape, [B, k, F, H, W, 3] uint8; then there are no patches.
+    """
+
+    patches: jax.Array | None
+    positions: jax.Array
+    segments: jax.Array
+    known: jax.Array
+    text: jax.Array
+    text_segments: jax.Array
+    levels: jax.Array | None = None
+    condition: jax.Array | None = None
+    image: jax.Array | None = None
+    image_segments: jax.Array | None = None
+    echoes: jax.Array | None = None
+    pixels: jax.Array | None = None
+
+
+def patch_grid(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Patches along (frames, rows, columns) of latents [F, H, W].
+
+    Raises: InputError if a side is no multiple of the patch.
+    """
+    if any(side % p for side, p in zip(shape, patch, strict=True)):
+        raise InputError(f"latents of {shape} (frames, rows, columns) are no multiple of the patch {patch}")
+    return tuple(side // p for side, p in zip(shape, patch, strict=True))
+
+
+def patchify(latents, patch: tuple[int, int, int]):
+    """Latents [..., F, H, W, C] -> patches [..., N, P]; columns run fastest, in the clip and in a patch."""
+    *batch, F, H, W, C = latents.shape
+    f, h, w = patch_grid((F, H, W), patch)
+    p_f, p_h, p_w = patch
+    x = latents.reshape(*batch, f, p_f, h, p_h, w, p_w, C)
+    x = x.transpose(*range(len(batch)), *(len(batch) + axis for axis in (0, 2, 4, 1, 3, 5, 6)))
+    return x.reshape(*batch, f * h * w, p_f * p_h * p_w * C)
+
+
+def put_patches(out: np.ndarray, latents: np.ndarray, patch: tuple[int, int, int]):
+    """Write the patches of latents [F, H, W, C] where they are to be, out [N, P]: `patchify` with a copy less."""
+    *shape, C = latents.shape
+    f, h, w = patch_grid(tuple(shape), patch)
+    p_f, p_h, p_w = patch
+    x = latents.reshape(f, p_f, h, p_h, w, p_w, C).transpose(0, 2, 4, 1, 3, 5, 6)
+    np.copyto(np.reshape(out, x.shape, copy=False), x)
+
+
+def unpatchify(patches, grid: tuple[int, int, int], patch: tuple[int, int, int]):
+    """Patches [..., N, P] of a clip of `grid` patches -> latents [..., F, H, W, C]; inverts `patchify`."""
+    *batch, _, P = patches.shape
+    (f, h, w), (p_f, p_h, p_w) = grid, patch
+    x = patches.reshape(*batch, f, h, w, p_f, p_h, p_w, P // math.prod(patch))
+    x = x.transpose(*range(len(batch)), *(len(batch) + axis for axis in (0, 3, 1, 4, 2, 5, 6)))
+    return x.reshape(*batch, f * p_f, h * p_h, w * p_w, -1)
+
+
+def clip_slices(segments: np.ndarray) -> list[slice]:
+    """Where the clips of a row are, one after another, of its segments [N]; padding follows them."""
+    ends = np.cumsum(np.bincount(segments)[1:]).tolist()
+    return [slice(*ends) for ends in itertools.pairwise([0, *ends])]
+
+
+def grid_positions(grid: tuple[int, int, int]) -> np.ndarray:
+    """(frame, row, column) of each patch of a clip, in the order of `patchify`, [N, 3] int32."""
+    return np.stack(np.indices(grid), axis=-1).reshape(-1, 3).astype(np.int32)

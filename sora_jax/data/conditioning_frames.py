@@ -1,0 +1,69 @@
+"""What an image-to-video transformer is given beside the noise: some frames, encoded without the others, and seen.
+
+Source: Wan 2025 (arXiv 2503.20314), section 5.1; for CLIP Radford et al. 2021 (arXiv 2103.00020).
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from sora_jax.config.schema import Settings, TransformerSettings
+
+# Of the pixels that CLIP was trained on, in [0, 1].
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def given_frames(settings: TransformerSettings, count: int) -> tuple[int, ...]:
+    """Which of a clip's frames the model learns to be given: the first, or the first and the last."""
+    return (0, count - 1) if settings.image_positions else (0,)
+
+
+def image_room(settings: Settings) -> int:
+    """Image tokens in a row of the stream: for as many clips as it may have, filled up for any mesh to divide."""
+    tokens = len(given_frames(settings.transformer, 1)) * settings.image.tokens
+    return -(-settings.data.row_clips * tokens // 128) * 128
+
+
+def grey_but(frames: Mapping[int, np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """A video of `count` frames that is grey but for those given, for the autoencoder.
+
+    Args:
+      frames: by their place in the video, [H, W, 3] uint8.
+    Yields: the next frame, [H, W, 3] float32 in [-1, 1].
+    """
+    grey = np.zeros_like(next(iter(frames.values())), np.float32)
+    for i in range(count):
+        yield frames[i].astype(np.float32) / 127.5 - 1 if i in frames else grey
+
+
+def with_mask(latents: np.ndarray, given: Collection[int], stride: int) -> np.ndarray:
+    """The condition channels: for each of a latent frame's frames whether it is given, then the latents.
+
+    Args:
+      latents: of the video that is grey but for those given, [f, h, w, C].
+      given: their places.
+      stride: frames in a latent frame; the first holds one, which counts so often.
+    Returns: [f, h, w, stride + C], in the type of the latents.
+    """
+    f, h, w, _ = latents.shape
+    of_frame = np.isin(np.arange((f - 1) * stride + 1), list(given))
+    mask = np.concatenate([np.repeat(of_frame[:1], stride), of_frame[1:]]).reshape(f, 1, 1, stride)
+    return np.concatenate([np.broadcast_to(mask, (f, h, w, stride)).astype(latents.dtype), latents], axis=-1)
+
+
+def clip_images(frames: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Frames, [H, W, 3] uint8, as CLIP is shown them: the shorter side scaled to `size`, the middle of the longer
+    cut out, normalised. Returns: [n, size, size, 3] float32.
+    """
+    return np.stack([_square(frame, size) for frame in frames])
+
+
+def _square(frame, size):
+    H, W, _ = frame.shape
+    height, width = (int(size * side / min(H, W)) for side in (H, W))
+    scaled = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+    top, left = (height - size) // 2, (width - size) // 2
+    middle = scaled[top : top + size, left : left + size].astype(np.float32) / 255
+    return (middle - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)

@@ -1,0 +1,171 @@
+"""Cut videos into clips: which spans, at which sizes, and their pixels."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from sora_jax.config.load import parse_size
+from sora_jax.config.schema import DataSettings
+from sora_jax.core.errors import InputError
+from sora_jax.data.prepare.captions import Source
+from sora_jax.data.prepare.decode import count_frames, probe, read_frames
+from sora_jax.data.records.records import Clip
+from sora_jax.data.tokenizer import Tokenizer
+
+# A clip may be this much larger than its source, so that a rounded side does not rule it out.
+_ENLARGED = 1.02
+
+
+def check_cuts(
+    sizes: Sequence[str], lengths: Sequence[int], *, multiple: tuple[int, int], stride: int, period: int
+) -> None:
+    """Check that the model can take the clips that are asked for.
+
+    Args:
+      sizes: "WIDTHxHEIGHT" or "SIDE".
+      lengths: numbers of frames.
+      multiple: of which rows and columns must be.
+      stride, period: frames must be `stride` n + 1, and n + 1 a multiple of `period`.
+    Raises: InputError with the nearest value that would do.
+    """
+    if not sizes or not lengths:
+        raise InputError("config.data: sizes and frames must each name one at least")
+    for size in sizes:
+        parsed = parse_size(size, "config.data.sizes")
+        if isinstance(parsed, int):
+            if parsed < min(multiple):
+                raise InputError(f"config.data.sizes: {size} is less than the model's smallest, {min(multiple)}")
+            continue
+        near = [_round(side, step) for side, step in zip(parsed, multiple, strict=True)]
+        if tuple(near) != parsed:
+            raise InputError(
+                f"config.data.sizes: {size} must be multiples of {multiple[1]}x{multiple[0]}; "
+                f"the nearest is {near[1]}x{near[0]}"
+            )
+    for length in lengths:
+        cycle = stride * period  # possible lengths are cycle n + first
+        first = stride * (period - 1) + 1
+        if length < first or (length - first) % cycle:
+            below = max(0, (length - first) // cycle) * cycle + first
+            near = f"the nearest are {below} and {below + cycle}"
+            raise InputError(f"config.data.frames: {length} must be {cycle} n + {first}; {near}")
+
+
+def fit_size(size: str, shown: tuple[int, int], *, multiple: tuple[int, int]) -> tuple[int, int] | None:
+    """Rows and columns of clips of this size, cut from a video; None if it would have to be enlarged.
+
+    Args:
+      size: "WIDTHxHEIGHT": just that; "SIDE": about SIDE * SIDE pixels at the video's own aspect ratio.
+      shown: (height, width) of the video.
+      multiple: of which rows and columns are.
+    """
+    parsed, (height, width) = parse_size(size, "config.data.sizes"), shown
+    if not isinstance(parsed, int):
+        return parsed if max(parsed[0] / height, parsed[1] / width) <= _ENLARGED else None
+    if parsed * parsed > height * width * _ENLARGED**2:
+        return None
+    made = []
+    for side, other, step in ((height, width, multiple[0]), (width, height, multiple[1])):
+        largest = int(side * _ENLARGED) // step * step
+        made.append(min(_round(parsed * math.sqrt(side / other), step), largest))
+    return (made[0], made[1]) if all(made) else None
+
+
+def _round(side, step):
+    return max(step, round(side / step) * step)
+
+
+def cut_lengths(frames: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(start, length) of the clips of a video: one after the other, each the longest that still fits.
+
+    What is left at the end becomes shorter clips, but only one of a single frame: pictures a sixteenth of a
+    second apart are one picture.
+    """
+    cuts, start = [], 0
+    for length in sorted(set(lengths), reverse=True):
+        while start + length <= frames:
+            cuts.append((start, length))
+            start += length
+            if length == 1:
+                break
+    return cuts
+
+
+class Cutter:
+    """Cut the sources of one shard; remember what was skipped and what is worth a note."""
+
+    def __init__(self, split, data: DataSettings, words: Tokenizer, multiple, advance: Callable[[], None]):
+        self._split, self._data, self._words = split, data, words
+        self._multiple, self._advance = multiple, advance
+        self.skipped: list[tuple[str, str]] = []
+        self.notes: Counter = Counter()
+
+    def clips(self, sources: list[Source]) -> Iterator[tuple[Clip, np.ndarray]]:
+        """Each clip with its pixels, uint8 [F, H, W, 3]."""
+        for source in sources:
+            kept = 0
+            try:
+                for clip, pixels in self._cut(source):
+                    yield clip, pixels
+                    kept += 1
+            except InputError as error:
+                reason = str(error).removeprefix(f"{source.path}: ")
+                self.skipped.append(
+                    (source.name, reason + (f"; {kept} clips before that are kept" if kept else ""))
+                )
+            self._advance()
+
+    def _cut(self, source):
+        data = self._data
+        video = probe(source.path)
+        sizes = {}  # rows and columns, without repetition
+        for size in data.sizes:
+            fitted = fit_size(size, (video.height, video.width), multiple=self._multiple)
+            if fitted is None:
+                self.notes[f"smaller than size {size}, not cut at it"] += 1
+            else:
+                sizes[fitted] = True
+        if not sizes:
+            raise InputError(f"{video.width}x{video.height} is smaller than every size asked for")
+        cuts = cut_lengths(count_frames(video, data.fps), data.frames)
+        if not cuts:
+            seconds = min(data.frames) / data.fps
+            raise InputError(f"{video.duration:.2f} s long; the shortest clip asked for lasts {seconds:.2f} s")
+        if 0 < video.fps < 0.9 * data.fps:
+            self.notes[f"fewer than {data.fps:g} frames a second, some shown twice"] += 1
+        if not source.captions:
+            self.notes["without a caption"] += 1
+        texts = source.captions or ("",)
+        tokens = tuple(len(self._words.encode(text)) for text in texts)
+        last_start, last_length = cuts[-1]
+        frames = read_frames(video, list(sizes), fps=data.fps, frames=last_start + last_length)
+        for start, length in cuts:
+            made = [next(frames) for _ in range(length)]
+            for i, (height, width) in enumerate(sizes):
+                pixels = np.stack([frame[i] for frame in made])
+                clip = Clip(
+                    split=self._split,
+                    source=source.name,
+                    start=round(start / data.fps, 4),
+                    end=round((start + length) / data.fps, 4),
+                    fps=data.fps,
+                    frames=length,
+                    height=height,
+                    width=width,
+                    shape=pixels.shape,
+                    captions=texts,
+                    tokens=tokens,
+                )
+                yield clip, pixels
+
+
+def one_ahead(items: Iterator) -> Iterator:
+    """The same items; one is made in a thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(next, items, None)
+        while (item := ahead.result()) is not None:
+            ahead = thread.submit(next, items, None)
+            yield item

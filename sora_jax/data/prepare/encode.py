@@ -1,0 +1,112 @@
+"""What frozen models make of clips, for `prepare` to write: the only place where data meets models."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from sora_jax.checkpoint.model_folder import autoencoder_folder, load_model, model_hash
+from sora_jax.config.schema import AutoencoderSettings, MeshSettings, Settings, TextSettings
+from sora_jax.core.mesh import make_mesh
+from sora_jax.core.storage import weights_digest
+from sora_jax.data.conditioning_frames import clip_images, given_frames, grey_but
+from sora_jax.data.tokenizer import Tokenizer
+from sora_jax.interop.encoders import load_encoder
+from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.models.autoencoder.streaming import encode_stream
+from sora_jax.models.image_encoder import see
+from sora_jax.models.text_encoder import embed
+
+
+class Encoder:
+    """Clips to what the records of a transformer hold, on one device: by an autoencoder's encoding half, and for
+    image-to-video by an image encoder.
+
+    Args:
+      folder: the autoencoder, or the workdir of a run that trained one.
+      settings: transformer.condition_channels and image_width say what is made besides latents.
+    Raises: InputError if there is no such autoencoder or image encoder.
+    """
+
+    PIECE = 4  # latent frames at a time
+
+    def __init__(self, folder: pathlib.Path, settings: Settings):
+        self.folder = autoencoder_folder(folder)
+        self._transformer, self._image = settings.transformer, settings.image
+        self._mesh = make_mesh(MeshSettings(), jax.local_devices()[:1])
+        with jax.set_mesh(self._mesh):
+            self.settings, self._params = load_model(self.folder, Autoencoder, AutoencoderSettings)
+            if self._transformer.image_width:
+                self._image_params = load_encoder(self._image)
+        self.digest = model_hash(self.folder)
+        self.image_digest = weights_digest(self._image.weights)
+
+    @property
+    def arrays(self) -> dict[str, tuple[int | None, ...]]:
+        """Shapes of what it makes, by name."""
+        shapes = {"latents": (None, None, None, self.settings.latent_channels)}
+        if self._transformer.condition_channels:
+            shapes["given"] = shapes["latents"]
+        if self._transformer.image_width:
+            shapes["image"] = (None, self._image.width)
+        return shapes
+
+    def __call__(self, frames: np.ndarray) -> dict[str, np.ndarray]:
+        """A clip, uint8 [F, H, W, 3], to bfloat16: its normalised latents [f, h, w, C]; for image-to-video also
+        those of the given frames alone, and what the image encoder sees in them [I, E].
+        """
+        F = len(frames)
+        at = given_frames(self._transformer, F)
+        videos, made = {"latents": frames}, {}
+        if self._transformer.condition_channels:
+            videos["given"] = grey_but({i: frames[i] for i in at}, F)
+        with jax.set_mesh(self._mesh):
+            for name, video in videos.items():
+                pieces = encode_stream(self._params, self.settings, video, piece=self.PIECE)
+                made[name] = np.concatenate(list(pieces))
+            if self._transformer.image_width:
+                images = clip_images([frames[i] for i in at], self._image.size)
+                made["image"] = see(self._image_params, self._image, images)
+        return {name: array.astype(ml_dtypes.bfloat16) for name, array in made.items()}
+
+
+class CaptionEncoder:
+    """Captions to their embeddings, on one device, each caption once.
+
+    Args:
+      folder: of transformers' UMT5.
+      settings: its sizes, and after how many tokens a caption is cut.
+    Raises: InputError if there is no such encoder.
+    """
+
+    def __init__(self, folder: pathlib.Path, settings: TextSettings):
+        self.settings = dataclasses.replace(settings, weights=str(folder))
+        self._mesh = make_mesh(MeshSettings(), jax.local_devices()[:1])
+        with jax.set_mesh(self._mesh):
+            self._params = load_encoder(self.settings)
+        self.digest = weights_digest(folder)
+        # The clips of a video share its captions.
+        self._embed = functools.lru_cache(maxsize=256)(self._embedded)
+
+    @property
+    def arrays(self) -> dict[str, tuple[int | None, ...]]:
+        """Shapes of what it makes, by name."""
+        return {"text": (None, self.settings.width)}
+
+    def __call__(self, captions: tuple[str, ...], words: Tokenizer) -> dict[str, np.ndarray]:
+        """Embeddings of the empty caption, then of each one, of true tokens alone, [tokens, E] bfloat16."""
+        return {"text": np.concatenate([self._embed(text, words) for text in ("", *captions)])}
+
+    def _embedded(self, text, words):
+        tokens = words.encode(text, self.settings.max_tokens)
+        # Few lengths, so that few programs are compiled.
+        length = min(self.settings.max_tokens, max(16, 1 << (len(tokens) - 1).bit_length()))
+        row = np.zeros((1, length), np.int32)
+        row[0, : len(tokens)] = tokens
+        segments = np.int32(np.arange(length) < len(tokens))[None]
+        with jax.set_mesh(self._mesh):
+            made = embed(self.settings, self._params, row, segments)
+        return np.asarray(made)[0, : len(tokens)].astype(ml_dtypes.bfloat16)

@@ -1,0 +1,120 @@
+"""CLIP score: how well each frame fits its prompt, by a network that was trained on pictures and their texts.
+
+Source: Hessel et al. 2021 (arXiv 2104.08718), without its factor of 2.5; the mean over a video's frames.
+"""
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.cluster.processes import on_first
+from sora_jax.config.schema import MeshSettings
+from sora_jax.core.errors import InputError
+from sora_jax.core.mesh import make_mesh
+from sora_jax.data.conditioning_frames import clip_images
+from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video
+from sora_jax.evaluate.samples import captions_of, cells, make_samples, take
+from sora_jax.interop.metric_backbones import load_clip
+from sora_jax.interop.safetensors_folder import tensors_in
+from sora_jax.models.layers.params import bind
+from sora_jax.models.metric_backbones import Clip, ClipSettings
+from sora_jax.report.page import Section, Table
+from sora_jax.train.monitoring.metrics import progress_bar
+
+SAMPLES = 64
+FEWEST = 50  # prompts; the score of one hangs on its wording
+FRAMES = 8  # of a video, at even distances
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def see(settings: ClipSettings, params: dict, images):
+    return bind(Clip, settings, params).see(images)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def read(settings: ClipSettings, params: dict, tokens, ends):
+    return bind(Clip, settings, params).read(tokens, ends)
+
+
+def load_tokenizer(folder: str, tokens: int):
+    """The tokenizer of a CLIP model. Raises: InputError if it, or what reads it, is not there."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise InputError("--suite=clip: its texts need a package more: pip install 'sora_jax[clip]'") from None
+    path = pathlib.Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; it comes with the model")
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(tokens)
+    return tokenizer
+
+
+def clip_score(settings: ClipSettings, params: dict, tokens: Sequence[int], video: np.ndarray) -> float:
+    """100 times the mean cosine between a prompt and frames of a video, [F, H, W, 3] uint8; below 0 counts as 0.
+
+    Args:
+      tokens: of the prompt, its end token last.
+    """
+    padded = np.full((1, settings.tokens), tokens[-1], np.int32)
+    padded[0, : len(tokens)] = tokens
+    text = read(settings, params, padded, np.array([len(tokens) - 1], np.int32))
+    chosen = np.linspace(0, len(video) - 1, FRAMES).astype(int)  # the same number always: one program
+    images = see(settings, params, clip_images(list(video[chosen]), settings.image.size))
+    return float(100 * jnp.mean(jnp.maximum(images @ text[0], 0)))
+
+
+def _check(subject: Subject, options: Options):
+    if not options.clip:
+        raise InputError("--suite=clip: --clip is missing, a folder with a CLIPModel of transformers")
+    tensors_in(options.clip)
+    load_tokenizer(options.clip, 77)
+    captions_of(subject, options)
+    cells(subject, options)
+
+
+def _measure(subject: Subject, options: Options, console) -> dict:
+    values: dict = {"by_cell": {}}
+    for cell in cells(subject, options):
+        prompts = take(captions_of(subject, options), options.samples or SAMPLES)
+        paths = make_samples(subject, options, prompts, cell, console)
+
+        def score(prompts=prompts, paths=paths, cell=cell):
+            with jax.set_mesh(make_mesh(MeshSettings(), jax.local_devices()[:1])), progress_bar(console) as bar:
+                settings, params = load_clip(options.clip)
+                tokenizer = load_tokenizer(options.clip, settings.tokens)
+                task = bar.add_task("CLIP score", total=len(paths), numbers="")
+                scores = [
+                    clip_score(settings, params, tokenizer.encode(prompt).ids, read_video(path))
+                    for prompt, path in bar.track(list(zip(prompts, paths, strict=True)), task_id=task)
+                ]
+            error = float(np.std(scores, ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else None
+            few = f"{len(set(prompts))} prompts are few: the score of one hangs on its wording"
+            found = {"score": float(np.mean(scores)), "error": error, "samples": len(scores)}
+            found["warning"] = few if len(set(prompts)) < FEWEST else ""
+            values["by_cell"][f"{cell.size}, {cell.frames} frames"] = found
+            line = f"{subject.name}: CLIP score {found['score']:.4g} of {len(scores)} samples of {cell.size}"
+            console.print(line, highlight=False)
+            if found["warning"]:
+                console.print(f"warning: {found['warning']}", highlight=False)
+
+        on_first(score)
+    return values
+
+
+def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> list[Section]:
+    rows, warnings = [], {}
+    for name, values in results.items():
+        for cell, found in values["by_cell"].items():
+            rows.append((name, cell, found["score"], found["error"], found["samples"]))
+            warnings |= {f"{found['warning']}.": None} if found["warning"] else {}
+    note = " ".join(["100 times the cosine of a prompt and a frame, the mean over frames and samples.", *warnings])
+    header = ("checkpoint", "size", "CLIP score", "standard error", "samples")
+    return [Section("CLIP score", note, [Table(header, rows)])]
+
+
+CLIP = Suite(("flow",), ("data", "samples", "prompts", "sizes", "frames", "seed", "clip"), _measure, _show, _check)

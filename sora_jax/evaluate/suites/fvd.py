@@ -1,0 +1,164 @@
+"""FVD: how far the samples are from real videos as a whole, by what a network that looks at videos sees in them.
+
+On the features of VideoMAE, which see motion beside content, unlike those of I3D: content-debiased FVD, Ge et al.
+2024 (arXiv 2404.12391). The Frechet distance is that of Dowson and Landau 1982, eq. 4.
+"""
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.config.schema import MeshSettings
+from sora_jax.core.errors import InputError
+from sora_jax.core.mesh import make_mesh
+from sora_jax.core.storage import replacing
+from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video
+from sora_jax.evaluate.samples import captions_of, cells, make_samples, real_videos, take
+from sora_jax.interop.metric_backbones import load_video_encoder
+from sora_jax.interop.safetensors_folder import tensors_in
+from sora_jax.models.layers.params import bind
+from sora_jax.models.metric_backbones import VideoEncoder, VideoEncoderSettings
+from sora_jax.report.page import Section, Table
+from sora_jax.train.monitoring.metrics import progress_bar
+
+SAMPLES = 256
+PUBLISHED = 2048  # samples that published numbers are of; more features than samples, and the distance is too long
+BATCH = 4
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The squared Frechet distance between Gaussians that are fitted to two sets of vectors.
+
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), in float64.
+
+    Args:
+      a, b: [n, D] and [m, D], at least two vectors each.
+    Raises: InputError for fewer.
+    """
+    if min(len(a), len(b)) < 2:
+        raise InputError(f"a distance between {len(a)} and {len(b)} videos: at least 2 of each are needed")
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    A, B = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    # tr (A B)^(1/2) by the symmetric A^(1/2) B A^(1/2), which has the same eigenvalues, none of them negative.
+    values, vectors = np.linalg.eigh(A)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ B @ root), 0)).sum()
+    mean = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
+    return float(mean + np.trace(A) + np.trace(B) - 2 * cross)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def embed(settings: VideoEncoderSettings, params: dict, videos):
+    """Features of videos, [B, F, H, W, 3] uint8 of the settings' length -> [B, E] float32.
+
+    Scaled to a square without regard to the aspect ratio, in [0, 1] without mean and deviation: as the published
+    measure does it.
+    """
+    B, F, *_ = videos.shape
+    x = videos.astype(jnp.float32) / 255
+    x = jax.image.resize(x, (B, F, settings.size, settings.size, 3), "bilinear", antialias=False)
+    return bind(VideoEncoder, settings, params)(x)
+
+
+def features(settings: VideoEncoderSettings, params: dict, videos: Iterable[np.ndarray], advance) -> np.ndarray:
+    """Features of the first frames of each video, [n, E]; on the current mesh, of one device.
+
+    Raises: InputError for a video that is shorter than the encoder wants.
+    """
+    made, batch = [], []
+    for video in [*videos, None]:
+        if video is not None:
+            if len(video) < settings.frames:
+                raise InputError(f"FVD is measured of {settings.frames} frames, not of {len(video)}; see --frames")
+            batch.append(video[: settings.frames])
+        if batch and (video is None or len(batch) == BATCH):
+            padded = np.stack(batch + [batch[-1]] * (BATCH - len(batch)))
+            made.append(np.asarray(embed(settings, params, padded))[: len(batch)])
+            advance(len(batch))
+            batch = []
+    return np.concatenate(made)
+
+
+def _check(subject: Subject, options: Options):
+    if not options.videomae:
+        raise InputError("--suite=fvd: --videomae is missing, a folder with a VideoMAE encoder's safetensors")
+    tensors_in(options.videomae)
+    captions_of(subject, options)
+    cells(subject, options)
+
+
+def _measure(subject: Subject, options: Options, console) -> dict:
+    values: dict = {"by_cell": {}}
+    with jax.set_mesh(_alone()):
+        settings, params = load_video_encoder(options.videomae)
+    for cell in cells(subject, options):
+        count = options.samples or SAMPLES
+        paths = make_samples(subject, options, take(captions_of(subject, options), count), cell, console)
+        name = f"{cell.size}-{cell.frames}"
+        about = f"{options.videomae} {options.data} {options.videos} {[path.name for path in paths]}"
+        kept = hashlib.sha256(about.encode()).hexdigest()[:8]
+        real = list(real_videos(subject, options, cell, count))  # on every process: all of them decode
+        if jax.process_index():
+            continue
+        sets = {}
+        for which, videos, total in (("samples", map(read_video, paths), count), ("real", real, len(real))):
+            path = subject.out / f"fvd-{name}-{which}-{kept}.npy"
+            if not path.exists():
+                with jax.set_mesh(_alone()), progress_bar(console) as bar:
+                    task = bar.add_task(f"features of {which}", total=total, numbers="")
+                    made = features(settings, params, videos, lambda n, bar=bar, task=task: bar.advance(task, n))
+                with replacing(path) as temporary:
+                    np.save(temporary, made)
+            sets[which] = np.load(path)
+        found = {"fvd": frechet_distance(sets["samples"], sets["real"]), "samples": count, "real": len(real)}
+        found["warning"] = warning(count, len(real), settings.width)
+        values["by_cell"][f"{cell.size}, {cell.frames} frames"] = found
+        line = (
+            f"{subject.name}: FVD {found['fvd']:.4g} of {count} samples and {len(real)} real videos of {cell.size}"
+        )
+        console.print(line, highlight=False)
+        if found["warning"]:
+            console.print(f"warning: {found['warning']}", highlight=False, soft_wrap=True)
+    return values
+
+
+def _alone():
+    """A mesh of one device of this process."""
+    return make_mesh(MeshSettings(), jax.local_devices()[:1])
+
+
+def warning(samples: int, real: int, width: int) -> str:
+    """What is to be said of a distance between so few videos; "" if they are enough."""
+    fewest = min(samples, real)
+    if fewest >= PUBLISHED:
+        return ""
+    if fewest <= width:
+        return (
+            f"{fewest} videos for {width} features: their covariance is singular and the distance too long. "
+            f"Compare it with that of as many videos alone; published numbers are of {PUBLISHED:,}"
+        )
+    return f"{fewest} videos, where published numbers are of {PUBLISHED:,}: the distance is too long"
+
+
+def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> list[Section]:
+    rows, warnings = [], {}
+    for name, values in results.items():
+        for cell, found in values["by_cell"].items():
+            rows.append((name, cell, found["fvd"], found["samples"], found["real"]))
+            warnings |= {f"{found['warning']}.": None} if found["warning"] else {}
+    note = " ".join(["Frechet distance on VideoMAE's features: less is nearer to the real videos.", *warnings])
+    return [Section("FVD", note, [Table(("checkpoint", "size", "FVD", "samples", "real videos"), rows)])]
+
+
+FVD = Suite(
+    ("flow",),
+    ("data", "samples", "prompts", "sizes", "frames", "seed", "videos", "videomae"),
+    _measure,
+    _show,
+    _check,
+)

@@ -1,0 +1,193 @@
+"""Validation loss of a transformer: at fixed times, with fixed noise, on the held-out sources."""
+
+import collections
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from sora_jax.checkpoint.frozen_params import restore_model
+from sora_jax.checkpoint.model_folder import load_model
+from sora_jax.config.schema import MASK_KINDS, AutoencoderSettings, Settings
+from sora_jax.core.mesh import local_rows, place, spec
+from sora_jax.core.patches import PatchBatch
+from sora_jax.data.loader.conditioning_masks import drawn_kind, mask_kinds, put_masks
+from sora_jax.data.loader.mixture import Mix
+from sora_jax.data.loader.stream import validation_rows
+from sora_jax.diffusion.flow import flow_errors
+from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, side_by_side, terminal_table
+from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.models.encode_packed import encode_rows, place_rows
+from sora_jax.models.layers.params import bind
+from sora_jax.models.video_model import trained_model
+from sora_jax.report.page import Section, Table
+from sora_jax.train.monitoring.metrics import progress_bar
+
+GROUPS = {"by_time": "time", "by_size": "size", "by_frames": "frames", "by_task": "given"}
+TIMES = tuple((n + 0.5) / 10 for n in range(10))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def errors_at(settings: Settings, params: dict, batch: PatchBatch, key, t):
+    """Squared error of the velocity at one time for all, and 1 where it counts, both [B, N] float32."""
+    model = bind(trained_model(settings), settings, params)
+    embedded = model.embed_text(batch)
+    noise = jax.random.normal(key, batch.patches.shape, out_sharding=spec("batch tokens ."))
+    times = jnp.full((len(batch.segments), settings.data.row_clips), t, jnp.float32, out_sharding=spec("batch ."))
+    velocity = functools.partial(model.velocity, embedded)
+    return flow_errors(velocity, batch, noise, times, known_time=settings.masks.noise)
+
+
+def validation_losses(
+    settings: Settings, params: dict, batches: Iterable[PatchBatch], advance, *, encode=None
+) -> dict:
+    """Mean loss by time, by size, by length, and by what is given of a clip.
+
+    All clips are made from text alone; then, if the model learned with masks, once more those of several frames,
+    each with one of its kinds of mask, drawn evenly. Only by_task holds these.
+
+    Args:
+      params: of the `trained_model`, on the current mesh.
+      batches: this process's rows of packed batches (numpy), in a fixed order.
+      advance: called with no argument after each batch and time.
+      encode: makes the patches of a batch of pixels.
+    Returns: {"loss": mean over all, "by_time": {"0.05": ...}, "by_size": {"64x64": ...}, "by_frames": {"17": ...},
+      "by_task": {"nothing": ..., "first": ...}, "clips": how many}.
+    """
+    means, tasks = _Means(), given_tasks(settings)
+    rows = local_rows(jax.sharding.get_mesh(), settings.data.batch)
+    clips = 0
+    for number, batch in enumerate(batches):
+        first = number * settings.data.batch
+        placed = place_rows(batch)
+        if batch.pixels is not None:
+            placed = encode(placed)
+        segments, positions = multihost_utils.process_allgather((placed.segments, placed.positions), tiled=True)
+        kinds = clip_kinds(settings, segments, positions)
+        clips += len(kinds)
+        rounds = [(placed, _groups_of_all)]
+        if tasks:
+            known = put_masks(batch, [first + row for row in rows], tasks).known
+            masked = placed.replace(known=place(known, "batch tokens"))
+            rounds.append((masked, functools.partial(_groups_of_given, tasks, first)))
+        key = jax.random.fold_in(jax.random.key(0), number)
+        for t in TIMES:
+            for placed, groups_of in rounds:
+                found = errors_at(settings, params, placed, key, jnp.float32(t))
+                errors, counted = multihost_utils.process_allgather(found, tiled=True)
+                for clip in kinds:
+                    mine = segments[clip.row] == clip.segment
+                    means.add(groups_of(clip, t), errors[clip.row][mine], counted[clip.row][mine])
+            advance()
+    result: dict = {"clips": clips}
+    for (name, *key), mean in means.items():
+        if key:
+            result.setdefault(name, {})[key[0]] = mean
+        else:
+            result[name] = mean
+    return result
+
+
+class _Means:
+    """Means of errors by group."""
+
+    def __init__(self):
+        self._sums, self._counts = collections.Counter(), collections.Counter()
+
+    def add(self, groups, errors, counted):
+        for group in groups:
+            self._sums[group] += float(np.sum(errors))
+            self._counts[group] += float(np.sum(counted))
+
+    def items(self):
+        return [(group, self._sums[group] / count) for group, count in self._counts.items() if count]
+
+
+def _groups_of_all(clip, t):
+    groups = [("loss",), ("by_time", f"{t:.2f}"), ("by_size", clip.size), ("by_frames", str(clip.frames))]
+    return groups + [("by_task", "nothing")] * (clip.frames > 1)
+
+
+def _groups_of_given(tasks, first, clip, t):
+    return [("by_task", drawn_kind(first + clip.row, clip.segment, tasks))] * (clip.frames > 1)
+
+
+def given_tasks(settings: Settings) -> Settings | None:
+    """The settings with the kinds of mask that were learned, evenly, without "nothing"; None: there are none."""
+    kinds = mask_kinds(settings.masks).keys() - {"nothing"}
+    weights = dict.fromkeys(MASK_KINDS, 0.0) | dict.fromkeys(kinds, 1.0)
+    masks = dataclasses.replace(settings.masks, **weights, forcing=0.0) if kinds else None
+    return masks and dataclasses.replace(settings, masks=masks)
+
+
+class ClipKind(NamedTuple):
+    """A clip of packed rows: where it lies, "WIDTHxHEIGHT" in pixels, and its frames."""
+
+    row: int
+    segment: int
+    size: str
+    frames: int
+
+
+def clip_kinds(settings: Settings, segments: np.ndarray, positions: np.ndarray) -> list[ClipKind]:
+    """Every clip of packed rows."""
+    p_f, p_h, p_w = settings.transformer.patch
+    stride, temporal = settings.autoencoder.spatial_stride, settings.autoencoder.temporal_stride
+    kinds = []
+    for row, of_row in enumerate(segments):
+        for segment in range(1, of_row.max() + 1):
+            f, h, w = positions[row][of_row == segment].max(axis=0) + 1
+            frames = (f * p_f - 1) * temporal + 1
+            kinds.append(ClipKind(row, segment, f"{w * p_w * stride}x{h * p_h * stride}", int(frames)))
+    return kinds
+
+
+def _check(subject: Subject, options: Options):
+    data = subject.settings.data
+    Mix(options.data or data.path, data.kind, where="--data" if options.data else "data.path")
+
+
+def _measure(subject: Subject, options: Options, console) -> dict:
+    settings = subject.settings
+    data = options.data or settings.data.path
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=data))
+    stream = validation_rows(settings, rows=local_rows(jax.sharding.get_mesh(), settings.data.batch))
+    params = restore_model(subject.folder, subject.step, settings, text=not settings.data.embeddings)
+    with progress_bar(console) as bar:
+        task = bar.add_task("validation loss", total=stream.batches * len(TIMES), numbers="")
+        values = validation_losses(
+            settings, params, stream.iterate(), lambda: bar.advance(task), encode=_encoder(subject)
+        )
+    for key, name in GROUPS.items():
+        if key in values:
+            console.print(terminal_table((name, "loss"), list(values[key].items())))
+    line = f"{subject.name}: loss {values['loss']:.4f} on {values['clips']} held-out clips"
+    console.print(line, highlight=False)
+    return {"data": data, **values}
+
+
+def _encoder(subject):
+    """Makes patches of a batch of pixels, by the autoencoder of the workdir; None if the data are latents."""
+    settings = subject.settings
+    if settings.data.kind == "latents":
+        return None
+    coder, params = load_model(subject.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
+    encode = jax.jit(functools.partial(encode_rows, coder, patch=settings.transformer.patch))
+    return functools.partial(encode, params)
+
+
+def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> list[Section]:
+    losses = [
+        f"{name} {v['loss']:.4f} on {v['clips']} held-out clips of {v['data']}" for name, v in results.items()
+    ]
+    tables = [Table((name, *results), side_by_side(results, key)) for key, name in GROUPS.items()]
+    return [Section("Validation loss", f"{'; '.join(losses)}. Time 0 is data, 1 is noise.", tables)]
+
+
+LOSS = Suite(("flow",), ("data",), _measure, _show, _check)

@@ -1,0 +1,135 @@
+"""How much of a video survives the autoencoder: PSNR, SSIM, MS-SSIM and LPIPS of its reconstruction."""
+
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.checkpoint.model_folder import load_model
+from sora_jax.config.schema import AutoencoderSettings
+from sora_jax.core.errors import InputError
+from sora_jax.data.loader.mixture import Mix
+from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, terminal_table
+from sora_jax.evaluate.metrics.image_quality import SCALE_WEIGHTS, WINDOW, ms_ssim, psnr, ssim
+from sora_jax.interop.lpips import load_lpips
+from sora_jax.models.autoencoder.lpips import lpips
+from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.models.autoencoder.streaming import decode_stream, encode_stream
+from sora_jax.report.figures import draw_reconstruction
+from sora_jax.report.page import Picture, Section, Table
+from sora_jax.train.monitoring.metrics import progress_bar
+
+BEST_PSNR = 100.0  # dB, of a frame that comes back exactly: its true value, infinity, would spoil every mean
+LEAST_MS_SSIM = WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)  # pixels of a side
+MEASURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "lpips": "LPIPS"}
+PICTURES = 8  # at most, in a report
+
+
+def reconstruct(params: dict, settings: AutoencoderSettings, video: np.ndarray) -> np.ndarray:
+    """Pixels through the autoencoder and back, as a stream: [F, H, W, 3] uint8 -> the same."""
+    latents = (frame for piece in encode_stream(params, settings, video) for frame in piece)
+    return np.concatenate(list(decode_stream(params, settings, latents)))
+
+
+def measure_reconstruction(
+    params: dict, settings: AutoencoderSettings, video: np.ndarray, lpips_params: dict | None = None
+) -> tuple[dict[str, float], np.ndarray]:
+    """({"psnr": dB, "ssim": up to 1, ...}, means over the frames; the reconstruction) of [F, H, W, 3] uint8.
+
+    MS-SSIM is there for frames of 176 pixels a side, LPIPS if there are weights for it.
+    """
+    made = reconstruct(params, settings, video)
+    values = {"psnr": jnp.minimum(psnr(video, made), BEST_PSNR), "ssim": ssim(video, made)}
+    if min(video.shape[1:3]) >= LEAST_MS_SSIM:
+        values["ms_ssim"] = ms_ssim(video, made)
+    if lpips_params is not None:
+        values["lpips"] = jnp.stack(
+            [_lpips(lpips_params, a[None], b[None]) for a, b in zip(video, made, strict=True)]
+        )
+    return {name: float(jnp.mean(value)) for name, value in values.items()}, made
+
+
+@jax.jit
+def _lpips(params, a, b):
+    return lpips(params, *(x.astype(jnp.float32) / 127.5 - 1 for x in (a, b)))
+
+
+def _check(subject: Subject, options: Options):
+    Mix(options.data or subject.settings.data.path, "pixels", where="--data" if options.data else "data.path")
+    if not (subject.workdir / "autoencoder").is_dir():
+        raise InputError(f"{subject.workdir}: its training has not ended: no folder `autoencoder` in it yet")
+    if options.lpips:
+        load_lpips(options.lpips)
+
+
+def _measure(subject: Subject, options: Options, console) -> dict:
+    data = options.data or subject.settings.data.path
+    records = Mix(data, "pixels")
+    split = "validation" if sum(records.counts("validation")) else "train"
+    clips = records.clips(split)
+    settings, params = load_model(subject.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
+    weights = load_lpips(options.lpips) if options.lpips else None
+    measured, pictured = [], {}
+    with progress_bar(console) as bar:
+        task = bar.add_task("reconstruction", total=len(clips), numbers="")
+        for index, clip in enumerate(bar.track(clips, task_id=task)):
+            video = records.read(split, index)
+            values, made = measure_reconstruction(params, settings, video, weights)
+            size = f"{clip.width}x{clip.height}"
+            about = {"source": clip.source, "start": clip.start, "size": size, "frames": clip.frames}
+            if len(pictured) < PICTURES and clip.source not in pictured:
+                name = f"reconstruction-{len(pictured)}.png"
+                if jax.process_index() == 0:
+                    draw_reconstruction(subject.out / name, video, made)
+                pictured[clip.source] = about = about | {"picture": name, "caption": clip.captions[0]}
+            measured.append(about | values)
+    header, rows = _table(measured[:40])
+    console.print(terminal_table(header, rows))
+    means = {}
+    for key in MEASURES:
+        if there := [values[key] for values in measured if key in values]:
+            means[key] = float(np.mean(there))
+    line = f"{subject.name}: {_words(means)} on {len(measured)} {split} clips"
+    console.print(line, highlight=False)
+    return {"data": data, "split": split, **means, "clips": measured}
+
+
+def _table(clips):
+    """(header, rows) of what was measured of each clip."""
+    keys = [key for key in MEASURES if any(key in clip for clip in clips)]
+    rows = [
+        (f"{clip['source']} at {clip['start']:.1f} s", clip["size"], clip["frames"], *(clip.get(k) for k in keys))
+        for clip in clips
+    ]
+    return ("clip", "size", "frames", *(MEASURES[key] for key in keys)), rows
+
+
+def _words(means):
+    return ", ".join(f"{MEASURES[key].removesuffix(', dB')} {means[key]:.4g}" for key in MEASURES if key in means)
+
+
+def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> list[Section]:
+    sections = []
+    if len(results) > 1:
+        keys = [key for key in MEASURES if any(key in values for values in results.values())]
+        rows = [(MEASURES[key], *(values.get(key) for values in results.values())) for key in keys]
+        note = "Means over the clips of each checkpoint's data."
+        sections.append(Section("Reconstruction, side by side", note, [Table(("measure", *results), rows)]))
+    for name, values in results.items():
+        header, rows = _table(values["clips"])
+        pictures = [
+            Picture(
+                folders[name] / clip["picture"],
+                f"{clip['source']}: {clip['psnr']:.1f} dB, SSIM {clip['ssim']:.3f}. {clip['caption']}",
+            )
+            for clip in values["clips"]
+            if "picture" in clip
+        ]
+        note = f"{_words(values)} on {len(values['clips'])} {values['split']} clips of {values['data']}."
+        sections.append(Section(f"Reconstruction by {name}", note, [*pictures, Table(header, rows)]))
+    return sections
+
+
+RECONSTRUCTION = Suite(("autoencoder",), ("data", "lpips"), _measure, _show, _check)

@@ -1,0 +1,196 @@
+"""Videos through the autoencoder as streams: any length, at the memory of one piece, and of one tile if asked.
+
+Two compiled programs, the beginning's and that of every piece after it, serve every length.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.config.schema import AutoencoderSettings
+from sora_jax.core.errors import InputError
+from sora_jax.core.mesh import spec, ways
+from sora_jax.models.autoencoder.model import Autoencoder, check_latents, check_video
+from sora_jax.models.layers.params import bind
+
+
+def decode_stream(
+    params: dict, settings: AutoencoderSettings, latents, *, piece: int = 1, tile: int = 0
+) -> Iterator[np.ndarray]:
+    """Decode a video as a stream.
+
+    Args:
+      latents: normalised, [F', H', W', C]: an array, or any iterable of frames [H', W', C].
+      piece: latent frames at a time.
+      tile: rows and columns of latents at a time, blended over a quarter of their side where they meet; for a
+        device that is too small for whole frames. 0: whole frames.
+    Yields: the next frames, [F, H, W, 3] uint8.
+    Raises: InputError if a frame does not fit or is not finite.
+    """
+    chunks = _chunks(latents, piece, functools.partial(_check_latents, settings))
+    step = functools.partial(_step, decode_next, settings, params, 1)
+    yield from _run(_tiled(step, tile, 1, settings.spatial_stride) if tile else step, chunks)
+
+
+def decode_more(params: dict, settings: AutoencoderSettings, latents, past=None):
+    """Decode the next latents of a video, for one whose latents are made while it is being decoded.
+
+    Args:
+      latents: normalised, [F', H', W', C]; past: what the call before it returned, None if the video begins.
+    Returns: frames, [F, H, W, 3] uint8; past.
+    """
+    made = []
+    for chunk in _chunks(latents, 1, functools.partial(_check_latents, settings)):
+        frames, past = _step(decode_next, settings, params, 1, chunk, past)
+        made.append(np.asarray(frames)[0])
+    return np.concatenate(made), past
+
+
+def encode_stream(
+    params: dict, settings: AutoencoderSettings, frames, *, piece: int = 1, tile: int = 0
+) -> Iterator[np.ndarray]:
+    """Encode a video as a stream.
+
+    Args:
+      frames: [F, H, W, 3] uint8, or float in [-1, 1]: an array, or any iterable of frames [H, W, 3].
+      piece: latent frames at a time.
+      tile: rows and columns of latents at a time, as for `decode_stream`. 0: whole frames.
+    Yields: the next normalised latents (the posterior's mean), [F', H', W', C] float32.
+    Raises: InputError if a frame does not fit or is not finite, or at the end if the number of frames does not.
+    """
+    side = settings.spatial_stride
+    chunks = _chunks(frames, piece * settings.temporal_stride, functools.partial(_check_frames, settings))
+    step = functools.partial(_step, encode_next, settings, params, side)
+    yield from _run(_tiled(step, tile, side, 1) if tile else step, chunks)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def decode_next(settings, params, latents, past):
+    """The next piece of a video and what the one after it needs: latents [B, f, h, w, C] -> uint8 frames."""
+    model = bind(Autoencoder, settings, params)
+    video, past = model.decode_piece(model.from_latents(latents), past)
+    return _whole(jnp.rint(jnp.clip(video * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)), past
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def encode_next(settings, params, frames, past):
+    """The next latents of a video, and what those after them need; frames uint8, or float in [-1, 1]."""
+    model = bind(Autoencoder, settings, params)
+    if frames.dtype == jnp.uint8:
+        frames = frames.astype(jnp.float32) / 127.5 - 1
+    (mean, _), past = model.encode_piece(frames, past)
+    return _whole(model.to_latents(mean)), past
+
+
+def _whole(x):
+    return x if jax.typeof(x).sharding.mesh.empty else jax.reshard(x, jax.P())
+
+
+def _step(program, settings, params, rows_per_latent, chunk, past):
+    """Run the program on the current mesh, rows over context if the latents' rows divide."""
+    mesh = jax.sharding.get_mesh()
+    if not mesh.empty:
+        divides = chunk.shape[2] % (ways("height", mesh.shape) * rows_per_latent) == 0
+        layout = ". . height . ." if divides else ". . . . ."
+        chunk = jax.device_put(chunk, jax.NamedSharding(mesh, spec(layout)))
+    return program(settings, params, chunk, past)
+
+
+def _run(step, chunks):
+    made, past = None, None
+    for chunk in chunks:
+        before, (made, past) = made, step(chunk, past)
+        if before is not None:  # fetched while the next is being made
+            yield np.asarray(before)[0]
+    if made is None:
+        raise InputError("a video of no frames: at least one is needed")
+    yield np.asarray(made)[0]
+
+
+def _tiled(step, tile, size_in, size_out):
+    """The step, tile by tile; what each tile remembers waits in the host's memory.
+
+    Args:
+      tile: side of a tile in latents; size_in, size_out: side of a latent in the step's input and output.
+    """
+    if tile < 4:
+        raise InputError(f"tile: {tile} latents are too few to blend; at least 4 are needed, 32 are usual")
+
+    def run(chunk, pasts):
+        H, W = (side // size_in for side in chunk.shape[2:4])
+        tiles = list(itertools.product(_spans(H, tile), _spans(W, tile)))
+        total, weight, kept = None, np.zeros((H * size_out, W * size_out, 1), np.float32), []
+        for (rows, columns), past in zip(tiles, pasts or [None] * len(tiles), strict=True):
+            made, past = step(chunk[:, :, _scaled(rows, size_in), _scaled(columns, size_in)], past)
+            kept.append(jax.device_get(past))
+            if total is None:
+                total = np.zeros((*made.shape[:2], *weight.shape[:2], made.shape[-1]), np.float32)
+            fade = _fade(rows, H, size_out)[:, None, None] * _fade(columns, W, size_out)[:, None]
+            place = np.s_[_scaled(rows, size_out), _scaled(columns, size_out)]
+            total[:, :, *place] += fade * np.asarray(made)
+            weight[place] += fade
+        blended = total / weight
+        return (np.rint(blended) if made.dtype == np.uint8 else blended).astype(made.dtype), kept
+
+    return run
+
+
+def _spans(side, tile):
+    """Where the tiles along a side lie: evenly, overlapping by at least a quarter."""
+    tile = min(tile, side)
+    overlap = tile // 4
+    count = max(1, math.ceil((side - overlap) / (tile - overlap)))
+    begins = [round(i * (side - tile) / max(1, count - 1)) for i in range(count)]
+    return [slice(begin, begin + tile) for begin in begins]
+
+
+def _scaled(span, size):
+    return slice(span.start * size, span.stop * size)
+
+
+def _fade(span, side, size):
+    """Weights of a tile's pixels: rising over a quarter from each end that is not the picture's own."""
+    n = (span.stop - span.start) * size
+    place, slope = np.arange(n) + 0.5, n / 4
+    rise = place / slope if span.start > 0 else np.ones(n)
+    fall = (n - place) / slope if span.stop < side else np.ones(n)
+    return np.minimum(np.minimum(rise, fall), 1).astype(np.float32)
+
+
+def _chunks(frames, size, check):
+    """The first frame, then `size` at a time, [1, F, H, W, C], checked."""
+    shape, count = None, 0
+    frames = iter(frames)
+    while chunk := [np.asarray(frame) for frame in itertools.islice(frames, size if count else 1)]:
+        for i, frame in enumerate(chunk):
+            if frame.shape != (shape := shape or frame.shape):
+                raise InputError(f"frame {count + i}: of shape {frame.shape} after frames of {shape}")
+        check(chunk, count)
+        count += len(chunk)
+        yield np.stack(chunk)[None]
+
+
+def _check_frames(settings, frames, before):
+    """`before` frames were good; are these that follow?"""
+    dtype = np.dtype(np.float32) if frames[0].dtype == np.uint8 else frames[0].dtype
+    check_video((1, before + len(frames), *frames[0].shape), dtype, settings)
+    _check_finite(frames, before, "frame")
+    # Wide of [-1, 1], so that a resize may overshoot; what it must catch is pixels of 0 to 255 kept as floats.
+    if frames[0].dtype != np.uint8 and max(np.abs(frame).max() for frame in frames) > 2:
+        raise InputError(f"frame {before}: values beyond 2; float in [-1, 1] is needed, or uint8")
+
+
+def _check_latents(settings, frames, before):
+    check_latents((1, len(frames), *frames[0].shape), frames[0].dtype, settings)
+    _check_finite(frames, before, "latent frame")
+
+
+def _check_finite(frames, before, name):
+    for i, frame in enumerate(frames):
+        if not np.isfinite(np.asarray(frame, np.float32)).all():
+            raise InputError(f"{name} {before + i}: holds NaN or infinity")

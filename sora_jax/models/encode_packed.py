@@ -1,0 +1,57 @@
+"""Packed rows whose clips are still pixels, encoded inside a program: an autoencoder that stays as it is."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from sora_jax.config.schema import AutoencoderSettings
+from sora_jax.core.mesh import over_gloo, place, spec, ways
+from sora_jax.core.patches import PatchBatch, patchify
+from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.models.layers.params import bind
+
+PIECE = 4  # latent frames at a time
+
+
+def place_rows(batch: PatchBatch) -> PatchBatch:
+    """`mesh.place` of packed rows: tokens over their axes; pixels by rows of the batch alone."""
+    placed = place(batch.replace(pixels=None), "batch tokens")
+    return placed if batch.pixels is None else placed.replace(pixels=place(batch.pixels, "batch"))
+
+
+def encode_rows(
+    settings: AutoencoderSettings, params: dict, batch: PatchBatch, patch: tuple[int, int, int]
+) -> PatchBatch:
+    """The batch with the patches of its pixels: as `prepare` encodes clips, and as the stream packs their latents.
+
+    One clip of each row at a time, in pieces, so memory does not grow with their number or length.
+
+    Args:
+      batch: with pixels; clip i of a row is its segment i + 1, and the clips lie one after the other.
+      patch: of the transformer.
+    Returns: with patches [B, N, P] bfloat16, 0 where no clip lies, and no pixels.
+    Raises: InputError for a clip that is no multiple of the autoencoder's strides or the patch.
+    """
+    model = bind(Autoencoder, settings, params)
+    B, _, _, H, _, _ = batch.pixels.shape
+    N = batch.segments.shape[1]
+    divides = H // settings.spatial_stride % ways("height", jax.sharding.get_abstract_mesh().shape) == 0
+    layout = spec("batch . height . ." if divides and not over_gloo() else "batch . . . .")
+
+    # How a reshape of an array on many chips lies, JAX would have to be told; each cuts its own clips instead.
+    cut = jax.shard_map(
+        functools.partial(patchify, patch=patch), in_specs=spec("batch . . . ."), out_specs=spec("batch . .")
+    )
+
+    def encoded(clip):  # [B, F, H, W, 3] -> [B, n, P]
+        video = jax.reshard(clip, layout).astype(jnp.float32) / 127.5 - 1
+        mean, _ = model.encode(video, piece=PIECE)
+        return cut(jax.reshard(model.to_latents(mean), spec("batch . . . .")).astype(jnp.bfloat16))
+
+    patches = jax.lax.map(encoded, jnp.moveaxis(batch.pixels, 1, 0))
+    shape = (B, -1, patches.shape[-1])
+    patches = jnp.reshape(jnp.moveaxis(patches, 0, 1), shape, out_sharding=spec("batch . ."))
+    patches = jnp.pad(patches, ((0, 0), (0, N - patches.shape[1]), (0, 0)))
+    patches = jax.reshard(patches, spec("batch tokens ."))
+    return batch.replace(patches=jnp.where(batch.segments[..., None] > 0, patches, 0), pixels=None)

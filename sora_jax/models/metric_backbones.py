@@ -1,0 +1,135 @@
+"""Networks that judge videos: CLIP's two towers, and the vision transformer that VideoMAE trains.
+
+Source: Radford et al. 2021 (arXiv 2103.00020); Tong et al. 2022 (arXiv 2203.12602), Wang et al. 2023 (2303.16727).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sora_jax.config.schema import ImageSettings
+from sora_jax.core.mesh import spec
+from sora_jax.core.patches import patchify
+from sora_jax.models.image_encoder import EPSILON, ImageBlock, ImageEncoder
+from sora_jax.models.layers.linear import Mlp, layer_norm, linear, normal_002, run_stack, sharded, stack
+
+
+class QuickMlp(Mlp):
+    """Linear, x sigmoid(1.702 x), linear: how CLIP was trained by its authors."""
+
+    def __call__(self, x):
+        h = self.up(x, out_sharding=spec("batch tokens mlp"))
+        return self.down(h * jax.nn.sigmoid(1.702 * h), out_sharding=spec("batch tokens ."))
+
+
+VIT_B_32 = ImageSettings(768, 12, 3072, 12, patch=32, size=224, dtype="float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSettings:
+    """Sizes of a CLIP model; the defaults are those of ViT-B/32."""
+
+    image: ImageSettings = VIT_B_32
+    width: int = 512  # of the text
+    heads: int = 8
+    mlp: int = 2048
+    layers: int = 12
+    vocabulary: int = 49408
+    tokens: int = 77
+    shared: int = 512  # width of what both towers end in
+    quick: bool = True
+    dtype: str = "float32"
+
+
+class Clip(nnx.Module):
+    """Images and texts to vectors of one space."""
+
+    def __init__(self, settings: ClipSettings, *, rngs):
+        E, dtype = settings.width, jnp.dtype(settings.dtype)
+        mlp = QuickMlp if settings.quick else Mlp
+        self.settings = settings
+        self.image = ImageEncoder(settings.image, mlp=mlp, rngs=rngs)
+        self.image_norm = layer_norm(settings.image.width, epsilon=EPSILON, affine=True, rngs=rngs)
+        self.image_out = linear(
+            settings.image.width, settings.shared, "embed .", dtype=dtype, use_bias=False, rngs=rngs
+        )
+        small = sharded(normal_002, ". .")
+        self.embedding = nnx.Param(small(rngs.params(), (settings.vocabulary, E)))
+        self.positions = nnx.Param(small(rngs.params(), (settings.tokens, E)))
+        self.blocks = stack(lambda rngs: ImageBlock(settings, mlp=mlp, rngs=rngs), settings.layers, rngs=rngs)
+        self.text_norm = layer_norm(E, epsilon=EPSILON, affine=True, rngs=rngs)
+        self.text_out = linear(E, settings.shared, "embed .", dtype=dtype, use_bias=False, rngs=rngs)
+
+    def see(self, images):
+        """Normalised images, [B, size, size, 3] float -> unit vectors, [B, shared] float32."""
+        whole = self.image_norm(self.image(images)[:, :1])
+        return _unit(self.image_out(whole, out_sharding=spec("batch . .")))
+
+    def read(self, tokens, ends):
+        """Texts -> unit vectors, [B, shared] float32.
+
+        Args:
+          tokens: [B, S] int32; what follows a text's end is seen by nobody.
+          ends: the place of its end token, [B] int32.
+        """
+        S = tokens.shape[1]
+        later = jnp.triu(jnp.ones((S, S), bool), k=1)
+        bias = jnp.broadcast_to(jnp.where(later, -jnp.inf, 0.0), (self.settings.heads, S, S))
+        x = self.embedding[...].at[tokens].get(out_sharding=spec("batch . .")) + self.positions[:S]
+        x = run_stack(self.blocks, x, lambda block, x: block(x, bias), remat="none")
+        end = jnp.take_along_axis(x, ends[:, None, None], axis=1)
+        return _unit(self.text_out(self.text_norm(end), out_sharding=spec("batch . .")))
+
+
+def _unit(x):
+    x = x[:, 0].astype(jnp.float32)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoEncoderSettings:
+    """Sizes of a VideoMAE encoder; the defaults are those of ViT-g/14, by which FVD's content bias is least."""
+
+    width: int = 1408
+    heads: int = 16
+    mlp: int = 6144
+    layers: int = 40
+    patch: tuple[int, int] = (2, 14)  # frames, and pixels of a side
+    frames: int = 16
+    size: int = 224
+    epsilon: float = 1e-6
+    last_epsilon: float = 1e-6
+    dtype: str = "float32"
+
+
+class VideoEncoder(nnx.Module):
+    """Videos to one vector each: the mean over all patches, normalised."""
+
+    def __init__(self, settings: VideoEncoderSettings, *, rngs):
+        E, (frames, side) = settings.width, settings.patch
+        self.settings = settings
+        self.patch_embedding = linear(
+            3 * frames * side**2, E, ". embed", dtype=jnp.dtype(settings.dtype), rngs=rngs
+        )
+        self.blocks = stack(
+            lambda rngs: ImageBlock(settings, epsilon=settings.epsilon, rngs=rngs), settings.layers, rngs=rngs
+        )
+        self.norm = layer_norm(E, epsilon=settings.last_epsilon, affine=True, rngs=rngs)
+
+    def __call__(self, videos):
+        """[B, frames, size, size, 3] float -> [B, E] float32."""
+        frames, side = self.settings.patch
+        x = patchify(jax.reshard(videos, spec("batch . . . .")), (frames, side, side))
+        x = self.patch_embedding(x, out_sharding=spec("batch . .")).astype(jnp.float32)
+        x = x + sinusoid_table(x.shape[1], self.settings.width)
+        x = run_stack(self.blocks, x, lambda block, x: block(x), remat="none")
+        return self.norm(jnp.mean(x, axis=1))
+
+
+def sinusoid_table(N: int, width: int) -> np.ndarray:
+    """Positions as VideoMAE has them: sines in the even columns, cosines in the odd ones, [N, width] float32."""
+    angles = np.arange(N)[:, None] / 10000 ** (2 * (np.arange(width) // 2) / width)
+    return np.where(np.arange(width) % 2 == 0, np.sin(angles), np.cos(angles)).astype(np.float32)

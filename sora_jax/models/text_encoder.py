@@ -1,0 +1,144 @@
+"""A text encoder in UMT5's form: relative positions, gated GELU, RMSNorm, no biases.
+
+Source: Raffel et al. 2019 (arXiv 1910.10683); UMT5 (arXiv 2304.09151) gives each layer its own relative bias.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sora_jax.config.schema import TextSettings
+from sora_jax.core.mesh import spec
+from sora_jax.kernels.attention import attention, merge_heads, split_heads
+from sora_jax.models.layers.linear import linear, rms_norm, run_stack, sharded, stack
+from sora_jax.models.layers.params import bind
+
+EPSILON = 1e-6
+PAD = 0  # the token
+LEAST_BIAS = -8.0  # at first: what is this far counts hardly, but can be learned to
+normal = jax.nn.initializers.normal
+
+
+class TextSelfAttention(nnx.Module):
+    def __init__(self, settings: TextSettings, *, rngs):
+        E, A, K = settings.width, settings.heads, settings.head_dim
+        self.settings = settings
+        dtype = jnp.dtype(settings.dtype)
+
+        def project(std):
+            return linear(E, A * K, "embed heads", dtype=dtype, init=normal(std), use_bias=False, rngs=rngs)
+
+        # T5 does not divide logits by sqrt(K), and makes q so small instead that Adam and Muon, whose steps are as
+        # large for all matrices, soon let one token take all the attention. Here q is as large as the others.
+        self.q, self.k, self.v = (project(E**-0.5) for _ in range(3))
+        out_init = normal((A * K) ** -0.5)
+        self.out = linear(A * K, E, "heads embed", dtype=dtype, init=out_init, use_bias=False, rngs=rngs)
+        bias_init = sharded(functools.partial(nearby, max_distance=settings.max_distance), ". heads")
+        self.relative_bias = nnx.Param(bias_init(rngs.params(), (settings.buckets, A)))
+
+    def __call__(self, x, segments):
+        S = x.shape[1]
+        q, k, v = (split_heads(f(x, out_sharding=spec("batch tokens heads")), self.settings.heads)
+                   for f in (self.q, self.k, self.v))  # fmt: skip
+        buckets = relative_buckets(S, self.settings.buckets, self.settings.max_distance)
+        bias = self.relative_bias[...].at[buckets].get(out_sharding=spec(". . heads")).transpose(2, 0, 1)
+        y = attention(q, k, v, segments, segments, bias=bias)
+        return self.out(merge_heads(y), out_sharding=spec("batch tokens ."))
+
+
+class GatedMlp(nnx.Module):
+    def __init__(self, settings: TextSettings, *, rngs):
+        E, M, dtype = settings.width, settings.mlp, jnp.dtype(settings.dtype)
+
+        def project(axes, d_in, d_out):
+            return linear(d_in, d_out, axes, dtype=dtype, init=normal(d_in**-0.5), use_bias=False, rngs=rngs)
+
+        self.gate, self.up = project("embed mlp", E, M), project("embed mlp", E, M)
+        self.down = project("mlp embed", M, E)
+
+    def __call__(self, x):
+        wide = spec("batch tokens mlp")
+        h = jax.nn.gelu(self.gate(x, out_sharding=wide), approximate=True) * self.up(x, out_sharding=wide)
+        return self.down(h, out_sharding=spec("batch tokens ."))
+
+
+class TextBlock(nnx.Module):
+    def __init__(self, settings: TextSettings, *, rngs):
+        self.attention_norm = rms_norm(settings.width, ".", epsilon=EPSILON, rngs=rngs)
+        self.attention = TextSelfAttention(settings, rngs=rngs)
+        self.mlp_norm = rms_norm(settings.width, ".", epsilon=EPSILON, rngs=rngs)
+        self.mlp = GatedMlp(settings, rngs=rngs)
+
+    def __call__(self, x, segments):  # [B, S, E] -> [B, S, E], float32
+        x = x + self.attention(self.attention_norm(x), segments).astype(jnp.float32)
+        return x + self.mlp(self.mlp_norm(x)).astype(jnp.float32)
+
+
+class TextEncoder(nnx.Module):
+    """Tokens to embeddings; captions packed into one row do not see each other."""
+
+    def __init__(self, settings: TextSettings, *, rngs):
+        self.settings = settings
+        table_init = sharded(normal(1.0), ". embed")
+        self.embedding = nnx.Param(table_init(rngs.params(), (settings.vocabulary, settings.width)))
+        self.blocks = stack(lambda rngs: TextBlock(settings, rngs=rngs), settings.layers, rngs=rngs)
+        self.norm = rms_norm(settings.width, ".", epsilon=EPSILON, rngs=rngs)
+
+    def __call__(self, tokens, segments):
+        """Embed tokens in the context of their segment.
+
+        Args:
+          tokens: [B, S] int32.
+          segments: which caption a token belongs to, 0 = padding, [B, S] int32.
+        Returns: [B, S, E] float32, the embeddings of padding 0.
+        """
+        tokens, segments = (jax.reshard(x, spec("batch tokens")) for x in (tokens, segments))
+        if self.settings.padded:  # what fills a caption up has a segment for the transformer, and none here
+            segments = jnp.where(tokens == PAD, 0, segments)
+        x = self.embedding[...].at[tokens].get(out_sharding=spec("batch tokens .")).astype(jnp.float32)
+        x = run_stack(self.blocks, x, lambda block, x: block(x, segments), remat="full")
+        return jnp.where(segments[..., None] > 0, self.norm(x), 0.0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def embed(settings: TextSettings, params: dict, tokens, segments):
+    """Embeddings of rows of tokens, as the encoder's `__call__` makes them."""
+    return bind(TextEncoder, settings, params)(tokens, segments)
+
+
+def nearby(key, shape, dtype, *, max_distance: int, out_sharding):
+    """Init of relative biases, [buckets, heads]: half of the heads look back, half ahead, and not equally far.
+
+    With T5's own, nearly 0, a caption is a bag of words: as long as the transformer is not told which word belongs
+    to which, it has no use for it and gives it no gradient. Slopes as of ALiBi (arXiv 2108.12409), from 1 to 1/8.
+    """
+    buckets, heads = shape
+    half, exact = buckets // 2, buckets // 4
+    bucket = jnp.arange(half)
+    far = exact * (max_distance / exact) ** ((bucket - exact) / (half - exact))
+    distance = jnp.where(bucket < exact, bucket, far)[:, None]
+    pair, ahead = jnp.divmod(jnp.arange(heads), 2)
+    slope = 2.0 ** (-3 * pair / max(heads // 2, 1))
+    # What lies on a head's other side counts as three times as far.
+    sides = [-slope * distance * jnp.where(ahead == side, 1, 3) for side in range(2)]
+    bias = jnp.maximum(jnp.concatenate(sides), LEAST_BIAS) + 0.1 * jax.random.normal(key, shape)
+    return jax.reshard(bias.astype(dtype), out_sharding)
+
+
+def relative_buckets(S: int, buckets: int, max_distance: int):
+    """Bucket of the distance key - query, both directions, [S, S] int32 (queries, keys).
+
+    Half of the buckets are for keys after the query; in each half the first half is exact and the rest grows
+    logarithmically up to `max_distance`.
+
+    Source: Raffel et al. 2019 (arXiv 1910.10683), section 2.1.
+    """
+    distance = jnp.arange(S)[None, :] - jnp.arange(S)[:, None]
+    half = buckets // 2
+    exact = half // 2
+    far = jnp.abs(distance)
+    ratio = jnp.log(jnp.maximum(far, 1) / exact) / jnp.log(max_distance / exact)
+    logarithmic = jnp.minimum(exact + (ratio * (half - exact)).astype(jnp.int32), half - 1)
+    return jnp.where(distance > 0, half, 0) + jnp.where(far < exact, far, logarithmic)

@@ -1,0 +1,296 @@
+"""Pages that show results: the demo's, and an evaluation's. One HTML file each, beside the media that it shows."""
+
+import dataclasses
+import html
+import math
+import os
+import pathlib
+import urllib.parse
+from collections.abc import Mapping, Sequence
+
+import PIL.Image
+
+from sora_jax.core.errors import InputError
+from sora_jax.core.storage import replacing
+
+STYLE = """
+:root { color-scheme: light dark;
+  --paper: light-dark(#f6f7f9, #14161b); --card: light-dark(#fff, #1d2027); --ink: light-dark(#1f2430, #e8eaef);
+  --faint: light-dark(#667085, #98a1b0); --line: light-dark(#e3e6ec, #2d323c);
+  --blue: light-dark(#3b5bdb, #7b96ff) }
+a { color: var(--blue); text-decoration: none }
+[hidden] { display: none !important }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
+main { max-width: 1120px; margin: 0 auto; padding: 48px 24px 64px }
+h1 { margin: 0 0 8px; font-size: 34px; line-height: 1.2; letter-spacing: -.02em }
+h2 { margin: 48px 0 4px; font-size: 21px; letter-spacing: -.01em }
+p { margin: 0; color: var(--faint); max-width: 72ch }
+.parts { margin-top: 16px; display: grid; gap: 16px; grid-template-columns: minmax(0, 1fr) }
+.gallery { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 244px), 1fr)) }
+figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 12px; overflow: hidden }
+figure video, figure img { display: block; width: 100%; height: auto }
+.pixels { image-rendering: pixelated }
+figcaption { padding: 12px 16px 14px; line-height: 1.4 }
+figcaption small { display: block; margin-top: 4px; color: var(--faint) }
+.scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 12px }
+table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: 9px 16px; text-align: left; border-top: 1px solid var(--line) }
+caption { padding: 12px 16px; text-align: left; color: var(--faint) }
+thead th { border-top: 0; color: var(--faint); font-weight: 500; font-size: 14px }
+tbody th { font-weight: 500 }
+.number { text-align: right }
+.sheet { table-layout: fixed }
+.sheet th, .sheet td { padding: 8px; vertical-align: top }
+.sheet thead th:first-child { width: 80px }
+.sheet img { display: block; width: 100%; height: auto }
+.time { width: 55% }
+.bar { height: 8px; min-width: 2px; border-radius: 4px; background: var(--blue) }
+footer { margin-top: 56px; color: var(--faint); font-size: 14px }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A video to play: an mp4, the WebP that stands in for it where mp4 does not play, and what it is."""
+
+    video: pathlib.Path
+    preview: pathlib.Path
+    caption: str
+    note: str = ""
+
+    def html(self, folder: pathlib.Path) -> str:
+        with PIL.Image.open(self.preview) as image:
+            width, height = image.size
+        size = f'width="{width}" height="{height}"' + (' class="pixels"' if width < 200 else "")
+        video, preview = link(self.video, folder), link(self.preview, folder)
+        # The error event comes where a browser lacks the codec: the hidden picture then takes the video's place.
+        return (
+            f'<figure><video {size} src="{video}" autoplay loop muted playsinline'
+            f' onerror="this.nextElementSibling.hidden = false; this.remove()"></video>'
+            f'<img {size} src="{preview}" alt="{html.escape(self.caption)}" loading="lazy" hidden>'
+            f"<figcaption>{html.escape(self.caption)}<small>{html.escape(self.note)}</small>"
+            f'<small><a href="{video}">mp4</a> · <a href="{preview}">WebP</a></small></figcaption></figure>'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """Videos side by side."""
+
+    clips: Sequence[Clip]
+
+    def html(self, folder: pathlib.Path) -> str:
+        return f'<div class="gallery">{"".join(clip.html(folder) for clip in self.clips)}</div>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """Many videos as pictures that move, which browsers load as they come into view; each leads to its mp4.
+
+    header: of the columns; rows: (name, a video for each column, None where there is none).
+    """
+
+    header: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Clip | None]]]
+
+    def html(self, folder: pathlib.Path) -> str:
+        def shown(clip: Clip | None) -> str:
+            if clip is None:
+                return "<td>–</td>"
+            with PIL.Image.open(clip.preview) as image:
+                width, height = image.size
+            size = f'width="{width}" height="{height}"' + (' class="pixels"' if width < 200 else "")
+            return (
+                f'<td><a href="{link(clip.video, folder)}"><img {size} src="{link(clip.preview, folder)}" '
+                f'alt="{html.escape(clip.caption)}" loading="lazy"></a></td>'
+            )
+
+        names = "".join(f"<th>{html.escape(name)}</th>" for name in self.header)
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th>{''.join(shown(clip) for clip in clips)}</tr>"
+            for name, clips in self.rows
+        )
+        head = f"<thead><tr><th>step</th>{names}</tr></thead>"
+        least = 80 + 160 * len(self.header)  # pixels; a narrow window scrolls
+        table = f'<table class="sheet" style="min-width: {least}px">{head}<tbody>{rows}</tbody></table>'
+        return f'<div class="scroll">{table}</div>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture over the whole width, and what it shows."""
+
+    file: pathlib.Path
+    caption: str
+
+    def html(self, folder: pathlib.Path) -> str:
+        caption = html.escape(self.caption)
+        source = link(self.file, folder)
+        return (
+            f'<figure><a href="{source}"><img src="{source}" alt="{caption}"></a>'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of names and numbers; the first cell of a row is its name, None is a number that is not there."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | float | None]]
+    caption: str = ""
+
+    def html(self, folder: pathlib.Path) -> str:
+        columns = list(zip(*self.rows, strict=True))
+        numeric = [any(isinstance(cell, int | float) for cell in column) for column in columns]
+        names = "".join(cell("th", name, right) for name, right in zip(self.header, numeric, strict=True))
+        rows = "".join(
+            "<tr>"
+            + "".join(
+                cell("td" if index else "th", shown(value), numeric[index]) for index, value in enumerate(row)
+            )
+            + "</tr>"
+            for row in self.rows
+        )
+        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        body = f"{caption}<thead><tr>{names}</tr></thead><tbody>{rows}</tbody>"
+        return f'<div class="scroll"><table>{body}</table></div>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Durations:
+    """What took how long, as bars: name -> seconds."""
+
+    seconds: Mapping[str, float]
+
+    def html(self, folder: pathlib.Path) -> str:
+        longest = max(self.seconds.values()) or 1
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th>{cell('td', duration(value), True)}"
+            f'<td class="time"><div class="bar" style="width: {value / longest:.1%}"></div></td></tr>'
+            for name, value in self.seconds.items()
+        )
+        total = f"<tr><th>in all</th>{cell('td', duration(sum(self.seconds.values())), True)}<td></td></tr>"
+        return f'<div class="scroll"><table><tbody>{rows}{total}</tbody></table></div>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading, a line on what to see, and the parts below it."""
+
+    title: str
+    note: str
+    parts: Sequence[Gallery | Sheet | Picture | Table | Durations]
+
+    def html(self, folder: pathlib.Path) -> str:
+        parts = "".join(part.html(folder) for part in self.parts)
+        return (
+            f"<section><h2>{html.escape(self.title)}</h2><p>{html.escape(self.note)}</p>"
+            f'<div class="parts">{parts}</div></section>'
+        )
+
+
+def write_page(path: str | os.PathLike, title: str, summary: str, sections: Sequence[Section]) -> None:
+    """Write a page as one HTML file; media are linked relative to it, so that its folder can be moved or zipped.
+
+    Raises: InputError if a file that the page shows is not there.
+    """
+    path = pathlib.Path(path)
+    body = "".join(section.html(path.parent) for section in sections)
+    with replacing(path) as temporary:
+        temporary.write_text(
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>"
+            f"<header><h1>{html.escape(title)}</h1><p>{html.escape(summary)}</p></header>{body}"
+            "<footer>Written by sora_jax. The videos are AI-generated.</footer></main></body></html>\n",
+            encoding="utf-8",
+        )
+
+
+def write_demo_page(
+    path: str | os.PathLike,
+    *,
+    before: Sequence[Clip],
+    after: Sequence[Clip],
+    reconstructions: Sequence[Picture],
+    curves: Picture,
+    seconds: Mapping[str, float],
+    facts: Mapping[str, str | float],
+) -> None:
+    """Write the demo's index.html.
+
+    Args:
+      before, after: a video per prompt, of the model that ships and of what it was trained to.
+      reconstructions: sheets by `draw_reconstruction`.
+      curves: the picture by `draw_loss_curves`.
+      seconds: what the demo did -> how long it took.
+      facts: name -> value, of the machine, the data and the models.
+    Raises: InputError if a file that the page shows is not there.
+    """
+    write_page(
+        path,
+        "sora_jax: the demo",
+        "One command made all of this on this machine: captioned videos of a small world, an autoencoder that "
+        "compresses them and a transformer that makes new ones from text, both trained a little further on them.",
+        [
+            Section(
+                "Samples before",
+                "Each video was made from the text below it, starting from noise, by the model as it ships.",
+                [Gallery(before)],
+            ),
+            Section(
+                "Samples after", "From the same noise, by the model as it was trained here.", [Gallery(after)]
+            ),
+            Section(
+                "The autoencoder",
+                "Videos that it was not trained on, what is left of them after compression, and the difference.",
+                reconstructions,
+            ),
+            Section("Training", "Every logged loss, pale, and its running mean.", [curves]),
+            Section("Time", "By the clock on the wall, installing not counted.", [Durations(seconds)]),
+            Section("Numbers", "What was trained, and where.", [Table(("", "value"), list(facts.items()))]),
+        ],
+    )
+
+
+def link(file: str | os.PathLike, folder: pathlib.Path) -> str:
+    """The relative address of a file, for an attribute."""
+    if not pathlib.Path(file).is_file():
+        raise InputError(f"{file}: no such file, and the page in {folder} is to show it")
+    relative = os.path.relpath(pathlib.Path(file).resolve(), folder.resolve())
+    return html.escape(urllib.parse.quote(pathlib.PurePath(relative).as_posix()))
+
+
+def cell(tag: str, text: str, right: bool) -> str:
+    kind = ' class="number"' if right else ""
+    return f"<{tag}{kind}>{html.escape(text)}</{tag}>"
+
+
+def shown(value: str | float | None) -> str:
+    """A value as a reader wants it: four digits that count, thousands apart."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the units that suit them: 0.4 s, 42 s, 3 min 05 s, 1 h 02 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"

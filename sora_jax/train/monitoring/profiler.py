@@ -1,0 +1,146 @@
+"""A profile of some steps, for xprof and TensorBoard, and as a table: which operations the time went into."""
+
+import collections
+import pathlib
+from collections.abc import Iterable
+
+import jax
+import rich.console
+import rich.table
+
+from sora_jax.core.storage import mendable, replacing
+
+ASKED = "profile"  # a file of that name in the workdir asks for a profile of the next steps
+STEPS = 5  # of a profile that is asked for so
+ROWS = 20  # of the table
+
+
+class Profiler:
+    """Traces steps of the first process: those of `train.profile`, and the next few when a file asks for it."""
+
+    def __init__(self, workdir: pathlib.Path, span: str, every: int, console: rich.console.Console):
+        """
+        Args:
+          span: "a:b", the steps from a to b, or "".
+          every: how many steps lie between two looks for the file: on a network's disk a look takes its time.
+        """
+        self.workdir, self.every, self.console = workdir, every, console
+        self.span = tuple(map(int, span.split(":"))) if span else (0, -1)
+        self.folder: pathlib.Path | None = None  # of the trace that is on
+
+    def before(self, step: int):
+        """Begin to trace, if this is the first step to do so."""
+        if jax.process_index() or self.folder:
+            return
+        asked = self.workdir / ASKED
+        if step % self.every == 0 and asked.exists():
+            asked.unlink()
+            self.span = (step, step + STEPS - 1)
+        if self.span[0] <= step <= self.span[1]:
+            self.span = (step, self.span[1])
+            self.folder = self.workdir / "profiles" / f"{step}-{self.span[1]}"
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # half of the time would be its own
+            with mendable(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            jax.profiler.start_trace(self.folder, profiler_options=options)
+
+    def after(self, step: int, state, *, last: bool):
+        """End the trace, if this was its last step, and tell what it shows."""
+        if not self.folder or (step < self.span[1] and not last):
+            return
+        jax.block_until_ready(state)
+        folder, self.folder = self.folder, None
+        jax.profiler.stop_trace()
+        file = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+        steps = step - self.span[0] + 1
+        table = top_operations(jax.profiler.ProfileData.from_file(str(file)), steps)
+        self.console.print(table)
+        with replacing(folder / "operations.txt") as temporary, temporary.open("w") as text:
+            rich.console.Console(file=text, width=120).print(table)
+        self.console.print(f"profile of steps {self.span[0]} to {step}: {folder}", highlight=False)
+
+    def close(self):
+        """End a trace that an error has cut short."""
+        if self.folder:
+            jax.profiler.stop_trace()
+
+
+def top_operations(profile, steps: int) -> rich.table.Table:
+    """The operations that took most time of their own, that of what they contain left out.
+
+    Args:
+      profile: a jax.profiler.ProfileData.
+      steps: how many it shows.
+    """
+    own, counts, busy, span = collections.Counter(), collections.Counter(), 0.0, 0.0
+    devices = collections.defaultdict(list)
+    for device, events in operations(profile):
+        devices[device] += events
+        for name, nanoseconds in own_times(events):
+            own[name] += nanoseconds
+            counts[name] += 1
+    for events in devices.values():
+        busy += covered(events)
+        span += max(end for _, end, _ in events) - min(start for start, _, _ in events)
+    total, each = sum(own.values()), 1e6 * steps * max(len(devices), 1)
+    share = f", busy {busy / span:.0%} of the time" if span else ""
+    table = rich.table.Table(
+        title=f"{len(devices)} devices{share}; {total / each:,.2f} ms of operations a step", title_justify="left"
+    )
+    table.add_column("operation", overflow="fold")
+    for name in ("times a step", "own ms a step", "share"):
+        table.add_column(name, justify="right")
+    for name, nanoseconds in own.most_common(ROWS):
+        times = counts[name] / steps / len(devices)
+        table.add_row(name, f"{times:,.4g}", f"{nanoseconds / each:,.3f}", f"{nanoseconds / total:.1%}")
+    return table
+
+
+def operations(profile) -> Iterable[tuple[str, list[tuple[float, float, str]]]]:
+    """(device, its (start, end, name)s, in which those of one thread or stream may lie within each other).
+
+    An accelerator has a plane of its own: a TPU's has all operations in one line, a GPU's a line for each stream.
+    A CPU's operations lie among all else that its threads do, and are known by the name that XLA gives them.
+    """
+    planes = list(profile.planes)
+    accelerators = [plane for plane in planes if plane.name.startswith(("/device:TPU", "/device:GPU"))]
+    for plane in accelerators or [plane for plane in planes if plane.name.startswith("/host:CPU")]:
+        for line in plane.lines:
+            if accelerators and line.name != "XLA Ops" and not line.name.startswith("Stream"):
+                continue
+            of = collections.defaultdict(list)
+            for event in line.events:
+                stats = dict(event.stats)
+                name = stats.get("hlo_op", "" if not accelerators else event.name.split(" = ")[0].lstrip("%"))
+                if name:
+                    device = plane.name if accelerators else f"CPU {stats.get('device_ordinal', 0)}"
+                    of[device].append((event.start_ns, event.start_ns + event.duration_ns, name))
+            yield from of.items()
+
+
+def own_times(events: list[tuple[float, float, str]]) -> list[tuple[str, float]]:
+    """(name, nanoseconds without those of the events within it) of each."""
+    found, open_ = [], []  # of those still open: their end, name, own time
+
+    def close(until: float):
+        while open_ and open_[-1][0] <= until:
+            _, name, own = open_.pop()
+            found.append((name, own))
+
+    for start, end, name in sorted(events, key=lambda event: (event[0], -event[1])):
+        close(start)
+        if open_:
+            open_[-1][2] -= min(end, open_[-1][0]) - start
+        open_.append([end, name, end - start])
+    close(float("inf"))
+    return found
+
+
+def covered(events: list[tuple[float, float, str]]) -> float:
+    """Nanoseconds in which there is any event."""
+    total, until = 0.0, float("-inf")
+    for start, end, _ in sorted(events):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total

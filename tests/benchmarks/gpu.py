@@ -1,0 +1,168 @@
+"""Time training steps of the 1.3B preset on one GPU: ours, and diffusers' model in torch (SDPA, torch.compile).
+
+Run where nothing else does: python tests/benchmarks/gpu.py [--layers=30] [--grid=21x30x52] [--out=gpu]
+(needs sora_jax[cuda], and diffusers 0.42.1 with a CUDA build of torch 2.13). One after the other, each in a
+process of its own, for each takes the memory of the whole GPU. Both get one row of 832 x 480 pixels and 81 frames,
+32,760 patches, and the embedding of a text of 512 tokens; noise and time are drawn anew. Ours is the step that
+`train` runs: weights, their average and AdamW's moments in float32, bfloat16 compute, segments. Theirs has weights
+and moments in bfloat16, no average, no segments, and nothing computed again; where the memory is too small for it,
+cut --layers for both. Written into --out: a profile of our last steps and its top operations.
+On a CPU it runs too: --layers=1 --grid=1x8x8 --steps=2.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+TESTS = pathlib.Path(__file__).parent.parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "parity")]
+
+from sora_jax.cluster.processes import GPU_SHARE
+
+TOKENS = 512
+
+
+def settings_for(options):
+    from test_configs import CONFIGS, load
+
+    config = next(path for path in CONFIGS if path.stem == "t2v_1_3b")
+    keys = {
+        "data.batch": 1,
+        "data.embeddings": True,
+        "data.row_clips": 1,
+        "data.row_patches": math.prod(options.grid),
+        "data.row_tokens": TOKENS,
+        "mesh.fsdp": 1,
+        "mesh.context": 1,
+        "train.accumulate": 1,
+        "transformer.layers": options.layers,
+        "transformer.remat": options.remat,
+    }
+    return load(config, *(f"--config.{key}={value}" for key, value in keys.items()))
+
+
+def ours(options):
+    import jax
+    import numpy as np
+    import rich.console
+
+    from sora_jax.core.mesh import make_mesh
+    from sora_jax.core.patches import grid_positions
+    from sora_jax.plan.programs import abstract_batch
+    from sora_jax.train.monitoring.flops import PEAK_FLOPS, train_flops
+    from sora_jax.train.monitoring.profiler import Profiler
+    from sora_jax.train.objectives.flow import make_objective
+    from sora_jax.train.optimizer import make_optimizer
+    from sora_jax.train.state import init_state
+    from sora_jax.train.step import make_step
+
+    settings, device, random = settings_for(options), jax.devices()[0], np.random.default_rng(0)
+    objective = make_objective(settings)
+    optimizer = make_optimizer(settings.optimizer, settings.train.steps)
+    step = make_step(objective, optimizer, settings)
+    profiler = Profiler(options.out, f"{options.steps - 1}:{options.steps}", 1, rich.console.Console(stderr=True))
+    with jax.set_mesh(make_mesh(settings.mesh, [device])):
+        types = abstract_batch(settings)
+        batch = types.replace(
+            patches=random.normal(size=types.patches.shape).astype(types.patches.dtype),
+            positions=grid_positions(options.grid)[None].astype(np.int32),
+            segments=np.ones(types.segments.shape, np.int32),
+            known=np.zeros(types.known.shape, bool),
+            text=random.normal(size=types.text.shape).astype(types.text.dtype),
+            text_segments=np.ones(types.text_segments.shape, np.int32),
+        )
+        flops, state = train_flops(settings, batch), init_state(objective, optimizer, jax.random.key(0))
+        batch, seconds = objective.place(batch), []
+        for n in range(options.steps + 1):  # the first compiles
+            profiler.before(n)
+            start = time.perf_counter()
+            state, metrics = jax.block_until_ready(step(state, {}, batch))
+            seconds.append(time.perf_counter() - start)
+            profiler.after(n, state, last=n == options.steps)
+        assert np.isfinite(metrics["loss"])
+    # A step that is traced is slower: the two last don't count.
+    fastest, peak = statistics.median(seconds[1:-2] or seconds[1:]), PEAK_FLOPS.get(device.device_kind)
+    return {
+        "device": device.device_kind,
+        "seconds": fastest,
+        "compiled in": seconds[0],
+        "peak GiB": (device.memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**30,
+        "TFLOP/s": flops / fastest / 1e12,
+        "MFU": peak and flops / fastest / peak,
+    }
+
+
+def diffusers(options):
+    import torch
+    from diffusers_wan import build_transformer
+
+    model_settings = settings_for(options).transformer
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    model = build_transformer(model_settings).to(device, torch.bfloat16).train()
+    velocity = torch.compile(model) if device == "cuda" else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device == "cuda")
+    frames, rows, columns = options.grid
+    shape = (1, model_settings.channels, frames, 2 * rows, 2 * columns)
+    data = torch.randn(shape, device=device, dtype=torch.bfloat16)
+    text = torch.randn((1, TOKENS, model_settings.text_width), device=device, dtype=torch.bfloat16)
+
+    def step():
+        noise, t = torch.randn_like(data), torch.rand(1, device=device)
+        noisy = ((1 - t) * data + t * noise).to(torch.bfloat16)
+        optimizer.zero_grad()
+        error = velocity(noisy, 1000 * t, text).sample.float() - (noise - data).float()
+        error.square().mean().backward()
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    seconds = []
+    for _ in range(options.steps + 1):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
+    return {"seconds": statistics.median(seconds[1:]), "compiled in": seconds[0], "peak GiB": peak}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--grid", default="21x30x52", type=lambda text: tuple(map(int, text.split("x"))))
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--remat", default="save_products")
+    parser.add_argument("--out", default="gpu", type=pathlib.Path, help="folder for the profile")
+    parser.add_argument("--only", choices=("ours", "diffusers"), help="in this process, told as JSON")
+    options = parser.parse_args()
+    if options.only:
+        print(json.dumps({"ours": ours, "diffusers": diffusers}[options.only](options)))
+        return
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": str(GPU_SHARE)} | os.environ
+    found = {}
+    for who in ("ours", "diffusers"):
+        command = [sys.executable, __file__, *sys.argv[1:], f"--only={who}"]
+        told = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+        if told.returncode:
+            sys.exit(f"{who}: failed; what it says is above")
+        found[who] = json.loads(told.stdout.splitlines()[-1])
+    patches = math.prod(options.grid)
+    print(f"\n{found['ours']['device']}, {options.layers} layers, {patches:,} patches, remat {options.remat}\n")
+    print("| | s a step | patches/s | peak GiB | first step, s |\n|---|---|---|---|---|")
+    for who, of in found.items():
+        speed, memory = f"{patches / of['seconds']:,.0f}", f"{of['peak GiB']:.1f}"
+        print(f"| {who} | {of['seconds']:.3f} | {speed} | {memory} | {of['compiled in']:.0f} |")
+    our = found["ours"]
+    mfu = f", MFU {our['MFU']:.1%}" if our["MFU"] else ""
+    print(f"\nours: {our['TFLOP/s']:.2f} TFLOP/s of the model's own{mfu}; ", end="")
+    print(f"{found['diffusers']['seconds'] / our['seconds']:.2f} times diffusers' speed")
+
+
+if __name__ == "__main__":
+    main()

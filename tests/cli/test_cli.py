@@ -1,0 +1,233 @@
+"""The command line as people meet it: help, and each mistake told in one line before anything is written."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import sora_jax
+from sora_jax.cli.main import VERBS, main
+from sora_jax.config.load import to_config
+from sora_jax.config.schema import Settings
+
+PROGRAM = pathlib.Path(sys.executable).with_name("sora-jax")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty folder to be in, so that what a mistake writes is seen."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def told(capsys, *argv: str) -> str:
+    """The one line that a mistake is told in."""
+    assert main(list(argv)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith(f"sora-jax {argv[0]}"), err
+    return err
+
+
+def files_in(folder: pathlib.Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
+def test_the_overview_names_every_verb(capsys, argv):
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and all(f"  {name} " in out and verb.summary in out for name, verb in VERBS.items())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_names_its_flags_and_every_key_of_the_config(capsys, here, verb):
+    assert main([verb, "--help", "--nonsense"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.startswith(f"usage: sora-jax {verb} ") and VERBS[verb].summary in out
+    keys = [f"--config.{group}.{key}=" for group, keys in groups() for key in keys]
+    assert all((key in out) == VERBS[verb].config for key in keys)
+    assert ("--workdir" in out) == (verb == "train" or verb.startswith("checkpoint ")) and (
+        "--checkpoint" in out
+    ) == (verb in ("sample", "evaluate", "serve"))
+    assert not list(here.iterdir())
+
+
+def groups():
+    return [(name, keys) for name, keys in to_config(Settings()).to_dict().items() if isinstance(keys, dict)]
+
+
+def test_help_may_be_cut_off_by_its_reader():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [PROGRAM, "train", "--help"], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    os.close(writer)
+    assert done.stderr == "" and done.returncode == 0
+
+
+def test_the_installed_program_tells_a_mistake_and_exits_with_2(here):
+    done = subprocess.run([PROGRAM, "trian"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "did you mean 'train'?" in done.stderr
+    assert not list(here.iterdir())
+
+
+# Mistakes of writing ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        ("trian", "no such verb, did you mean 'train'?"),
+        (
+            "xyz",
+            "no such verb, known: caption, checkpoint inspect, checkpoint prune, checkpoint release,",
+        ),
+        ("checkpoint verfy", "no such verb, did you mean 'checkpoint verify'?"),
+        ("checkpoint prune --workdir=run --keep=0", "flag --keep=0"),
+        ("checkpoint verify", "--workdir is missing"),
+        ("train --workdir=run --config.optimizer.spike=0.5", "config.optimizer.spike: 0.5 must be above 1"),
+        ("train --workdri=run", "Unknown command line flag 'workdri'. Did you mean: workdir"),
+        ("sample --promt=cat", "Unknown command line flag 'promt'. Did you mean: prompt"),
+        ("evaluate --config.train.steps=3", "Unknown command line flag 'config.train.steps'"),
+        ("train run", "'run': flags begin with --"),
+        ("train", "--workdir is missing"),
+        ("prepare --out=data", "--videos is missing"),
+        ("sample --checkpoint=run --out=a.mp4", "--prompt is missing"),
+        ("sample --prompt", "Missing value for flag --prompt"),
+        ("sample --steps=many", "--steps=many"),
+        ("sample --frames=2.5", "--frames=2.5"),
+        ("train --config.trian.steps=3", "--config.trian: no such key, did you mean 'train'?"),
+        ("train --config.train.step=3", "--config.train.step: no such key, did you mean 'steps'?"),
+        ("train --config.train.steps.now=3", "--config.train.steps.now: no such key"),
+        ("train --config.train=3", "--config.train: a group; its keys are accumulate, bad_steps, init_from"),
+        ("train --workdir=run --config.train.steps=abc", "--config.train.steps=abc"),
+        ("train --workdir=run --config.train.steps=0", "config.train.steps: 0, but at least 1"),
+        ("train --workdir=run --config.optimizer.learning_rate=nan", "config.optimizer.learning_rate: nan"),
+        ("train --workdir=run --config.data.validation=2", "config.data.validation: 2.0 is no share"),
+        (
+            "train --workdir=run --config.text.dtype=flaot32",
+            "config.text.dtype: 'flaot32'? did you mean 'float32'?",
+        ),
+        ("train --workdir=run --config.objective=flwo", "config.objective: 'flwo'? did you mean 'flow'?"),
+        ("train --workdir=run --config.transformer.width=100", "config.transformer.heads: must divide the width"),
+        (
+            "train --workdir=run --config.transformer.channels=3",
+            "config.transformer.channels: must be config.auto",
+        ),
+        ("train --workdir=run --config.mesh.data=7", "config.mesh: data 7 x fsdp 1"),
+        ("train --workdir=run --config.data.batch=3", "config.data.batch: 3 must be a multiple of"),
+        (
+            "sample --checkpoint=. --prompt=cat --out=a.mp4 --mesh=dat=2",
+            "--mesh: no axis 'dat', did you mean 'data'?",
+        ),
+        ("sample --checkpoint=. --prompt=cat --out=a.mp4 --mesh=data=x", "--mesh: 'data=x' is not AXIS=SIZE"),
+    ],
+)
+def test_a_mistyped_command_is_told_with_what_would_be_right(capsys, here, command, words):
+    assert words in told(capsys, *command.split())
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{", "settings.json: no JSON"),
+        ("[1]", "settings.json: an object is needed, not list"),
+        ('{"train": {"step": 3}}', "settings.json.train.step: no such key, did you mean 'steps'?"),
+        ('{"transformer": {"image_width": 8}}', "image_width: 8, but only 0 or 1280 can be: config.image.width"),
+        ('{"transformer": {"image_width": 1280}}', "image_width and config.image.weights: set both or neither"),
+        ('{"transformer": {"condition_channels": 7}}', "condition_channels: 7, but only 0 or 20 can be"),
+        ('{"transformer": {"image_positions": 514}}', "image_positions: of which image? image_width is 0"),
+        ('{"lora": {"rank": 4}}', "config.lora.rank: adapters of what? config.train.init_from names"),
+        ('{"lora": {"targets": "("}}', "config.lora.targets: '(' is no regular expression"),
+        ('{"flow": {"time_min": 0.9, "time_max": 0.5}}', "config.flow.time_min: must be below"),
+    ],
+)
+def test_settings_that_cannot_be_are_told(capsys, here, text, words):
+    (here / "settings.json").write_text(text)
+    assert words in told(capsys, "train", "--config=settings.json", "--workdir=run")
+    assert [path.name for path in here.iterdir()] == ["settings.json"]
+
+
+def test_a_config_file_is_found_by_its_nearest_name(capsys, here):
+    (here / "configs").mkdir()
+    (here / "configs/clips.py").write_text("")
+    for flag in (["--config=configs/clip.py"], ["--config", "configs/clip.py"]):
+        assert "no file configs/clip.py, did you mean 'configs/clips.py'?" in told(capsys, "train", *flag)
+    assert "name a file" in told(capsys, "train", "--config=")
+
+
+START = "from sora_jax.config.load import default_config\n\ndef get_config():\n    config = default_config()\n"
+
+
+@pytest.mark.parametrize(
+    "program, words",
+    [
+        (START + "    config.train.stpes = 3\n", 'mine.py:5: AttributeError: Key "stpes" does not exist'),
+        (START + "    config.train.update(stpes=3)\n", "mine.py:5: "),
+        (START + "    config.train.steps = 'ten'\n", "mine.py:5: TypeError: "),
+        (START + "    config.train.steps = (\n", "mine.py:5: '(' was never closed"),
+        ("import no_such_module\n", "mine.py:1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def get_config():\n    return 3\n", "mine.py: get_config(), which returns a ConfigDict, is needed"),
+        ("settings = 3\n", "mine.py: get_config(), which returns a ConfigDict, is needed"),
+        (START + "    config.train.steps = -1\n    return config\n", "config.train.steps: -1, but at least 1"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_told_with_its_line(capsys, here, program, words):
+    (here / "mine.py").write_text(program)
+    line = told(capsys, "train", "--config=mine.py", "--workdir=run")
+    assert words in line
+    if "stpes" in program:
+        assert 'Did you mean "steps"' in line
+    assert [path.name for path in here.iterdir()] == ["mine.py"]
+
+
+def test_a_config_file_may_take_an_argument_and_read_its_siblings(capsys, here):
+    (here / "base.py").write_text(START + "    config.train.steps = 7\n    return config\n")
+    (here / "mine.py").write_text(
+        "import pathlib, runpy\n\nbase = runpy.run_path(pathlib.Path(__file__).with_name('base.py'))\n\n"
+        "def get_config(objective='flow'):\n    config = base['get_config']()\n"
+        "    config.objective = objective\n    return config\n"
+    )
+    assert "config.objective: 'flwo'?" in told(capsys, "train", "--config=mine.py:flwo", "--workdir=run")
+    assert "config.data.path: name the folder" in told(capsys, "train", "--config=mine.py", "--workdir=run")
+
+
+# Missing and empty data ------------------------------------------------------------------------------------------
+
+
+def test_videos_that_are_not_there_are_told(capsys, here):
+    (here / "videos").mkdir()
+    assert "no such folder, did you mean 'videos'?" in told(capsys, "prepare", "--videos=video", "--out=data")
+    assert "videos: no video" in told(capsys, "prepare", "--videos=videos", "--out=data")
+    assert [path.name for path in here.iterdir()] == ["videos"]
+
+
+@pytest.mark.parametrize("objective", ["flow", "autoencoder"])
+def test_data_that_are_not_there_are_told(capsys, here, objective):
+    (here / "latents").mkdir()
+    flags = [f"--config.objective={objective}", "--workdir=run"]
+    assert "did you mean 'latents'?" in told(capsys, "train", "--config.data.path=latent", *flags)
+    assert "latents is no finished data set" in told(capsys, "train", "--config.data.path=latents", *flags)
+    assert [path.name for path in here.iterdir()] == ["latents"]
+
+
+def test_a_checkpoint_that_is_not_there_is_told(capsys, here):
+    (here / "runs/first").mkdir(parents=True)
+    asked = ["--prompt=a cat", "--out=cat.mp4"]
+    for verb, flags in (("sample", asked), ("evaluate", [])):
+        assert "did you mean 'first'?" in told(capsys, verb, "--checkpoint=runs/frist", *flags)
+        assert "runs/first: no checkpoint in it" in told(capsys, verb, "--checkpoint=runs/first", *flags)
+    assert files_in(here) == {}
+
+
+def test_the_version_is_the_package_s_own(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sora_jax {sora_jax.__version__}\n"

@@ -1,0 +1,367 @@
+"""Suites of measures: on videos whose truth is known, from the renderer in place of a model."""
+
+import dataclasses
+import io
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+import rich.console
+import scipy.stats
+import tiny
+
+from sora_jax.checkpoint.manager import Checkpoints
+from sora_jax.cli.main import main
+from sora_jax.config.schema import MeshSettings
+from sora_jax.core.errors import InputError
+from sora_jax.data.prepare.decode import probe, write_clip
+from sora_jax.evaluate.checkpoint_under_test import Options, terminal_table
+from sora_jax.evaluate.evaluate import evaluate
+from sora_jax.evaluate.suites.loss import validation_losses
+from sora_jax.evaluate.suites.temporal import MEASURES, measure_motion
+from sora_jax.generate.writer import read_metadata
+from sora_jax.models.layers.params import init_params
+from sora_jax.models.video_model import VideoModel
+from sora_jax.train.state import TrainState
+from sora_jax.worlds.shapes.captions import caption
+from sora_jax.worlds.shapes.long_suite import measure_spans
+from sora_jax.worlds.shapes.prompt_suite import ALL, ATTRIBUTES, SEED, agreement, judge, make_prompts, wilson
+from sora_jax.worlds.shapes.renderer import render, sample_scene
+
+SAMPLES = 32
+SETTINGS = tiny.change(tiny.SETTINGS, sample={"size": "64x64", "frames": 17, "steps": 2})
+QUIET = rich.console.Console(file=io.StringIO(), width=200)
+
+
+def checkpoint(folder: pathlib.Path, step: int = 3) -> pathlib.Path:
+    """A workdir with a checkpoint; what makes the videos stands in for its parameters."""
+    state = TrainState(jnp.asarray(step), {"x": jnp.ones(2)}, {"x": jnp.ones(2)}, ())
+    with Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(state, SETTINGS, "")
+    return folder
+
+
+class Model:
+    """Makes videos by the renderer: `scene(n)` is what it shows for prompt n. Counts them."""
+
+    def __init__(self, scene, change=lambda video: video):
+        self.scene, self.change, self.made = scene, change, []
+
+    def __call__(self, prompts, cell, first):
+        width, height = map(int, cell.size.split("x"))
+        for number in range(first, first + len(prompts)):
+            self.made.append(number)
+            yield self.change(render(self.scene(number), frames=cell.frames, size=(height, width)))
+
+
+def asked(number):
+    return sample_scene(SEED, number, held_out=True)
+
+
+def another(number):
+    """A scene of nobody's asking, as a model shows that does not hear its text."""
+    return sample_scene(SEED + 1, number, held_out=True)
+
+
+def never_denoised(video):
+    """What a model leaves whose times are all one: noise, in which something may be guessed."""
+    noise = np.random.default_rng(int(video[0, 0, 0, 0])).normal(0, 90, video.shape)
+    return np.clip(video * 0.3 + 90 + noise, 0, 255).astype(np.uint8)
+
+
+def run(folder, out, model, *suites, samples=SAMPLES, **options):
+    wishes = Options(samples=samples, sampler=model, **options)
+    folders = folder if isinstance(folder, list) else [folder]
+    return evaluate(folders, out, suites=suites, options=wishes, mesh=MeshSettings(2, context=4), console=QUIET)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Two checkpoints, the first evaluated with a model that obeys."""
+    home = tmp_path_factory.mktemp("home")
+    checkpoint(home / "good")
+    checkpoint(home / "other")
+    model = Model(asked)
+    values = run(home / "good", home / "report", model, "shapes")
+    assert model.made == list(range(SAMPLES))
+    return home, values["checkpoints"][0]["shapes"]
+
+
+# Loss ------------------------------------------------------------------------------------------------------------
+
+
+def test_loss_by_task_leaves_out_what_is_given():
+    settings = tiny.change(tiny.SETTINGS, masks={"first": 1.0, "last": 1.0})
+    batch = tiny.random_batch(0, settings)
+    batch.patches[(batch.positions[:, :, 0] == 0) & (batch.segments > 0)] += 100.0
+    with jax.set_mesh(tiny.mesh_of(2)):
+        params = init_params(VideoModel, settings, jax.random.key(0))
+        values = validation_losses(settings, params, [batch], lambda: None)
+    # A fresh model predicts nothing: where a first frame is not given, its 100 stays in the error.
+    assert set(values["by_task"]) == {"nothing", "first", "last"} and values["loss"] > 1000
+    assert values["by_task"]["first"] < 10 < 1000 < min(values["by_task"]["nothing"], values["by_task"]["last"])
+
+
+# Shapes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_obeys_is_found_to_do_so(home):
+    _, values = home
+    assert values["faults"] == [] and values["no_scene"] == 0
+    for name in (*ATTRIBUTES, ALL):
+        found = values["adherence"][name]
+        assert found["share"] == 1.0 and found["low"] > values["shuffled"][name], name
+    assert values["adherence"]["background"]["of"] == SAMPLES > values["adherence"]["speed"]["of"] > 0
+
+
+def test_the_control_is_at_chance(home):
+    """Of what is drawn evenly from few options, about one in so many agrees; two things agree less."""
+    _, values = home
+    for name, least, most in (
+        ("colour", 0.03, 0.25),
+        ("shape", 0.1, 0.4),
+        ("background", 0.1, 0.3),
+        (ALL, 0, 0.03),
+    ):
+        assert least <= values["shuffled"][name] <= most, name
+
+
+def test_other_processes_need_not_have_read_the_samples(home, tmp_path, monkeypatch):
+    """What a second process is: all that the first one does alone is left out."""
+    for name in ("evaluate", "shapes", "subject"):
+        monkeypatch.setattr(f"sora_jax.evaluate.{name}.on_first", lambda work: None)
+    values = run(home[0] / "good", tmp_path, Model(asked), "shapes", samples=2)
+    assert values["checkpoints"][0]["shapes"] == {} and not (tmp_path / "index.html").exists()
+
+
+def test_tasks_and_long_videos_are_those_of_the_verb(home, tmp_path):
+    with pytest.raises(InputError, match="takes no other sampler"):
+        run(home[0] / "good", tmp_path, Model(asked), "tasks")
+    with pytest.raises(InputError, match="takes no other sampler"):
+        run(home[0] / "good", tmp_path, Model(asked), "long")
+
+
+@pytest.mark.parametrize(
+    ("model", "samples", "at_fault"),
+    [
+        # Attention to the text is cut; the embedding of time is frozen.
+        pytest.param(
+            Model(another), 60, "no better than with captions shuffled: shape, colour", marks=pytest.mark.slow
+        ),
+        pytest.param(Model(asked, never_denoised), 8, "in 8 of 8 samples no scene is seen"),
+    ],
+    ids=["deaf", "frozen"],
+)
+def test_a_broken_model_fails_loudly(home, tmp_path, model, samples, at_fault):
+    with pytest.raises(InputError) as told:
+        run(home[0] / "good", tmp_path, model, "shapes", samples=samples)
+    assert at_fault in str(told.value) and "\n" not in str(told.value)
+    values = json.loads((tmp_path / "evaluation.json").read_text())["checkpoints"][0]["shapes"]
+    assert values["adherence"][ALL]["share"] < 0.3
+    assert "FAULT" in (tmp_path / "index.html").read_text() and "FAULT" in QUIET.file.getvalue()
+
+
+def test_a_model_that_does_not_hear_its_text_is_at_chance_in_everything():
+    prompts = make_prompts(200, size=(64, 64), frames=17, fps=16.0)
+    (fault,) = judge(prompts, [another(number) for number in range(len(prompts))])["faults"]
+    assert fault == f"shapes: no better than with captions shuffled: {', '.join((*ATTRIBUTES, ALL))}"
+
+
+def test_one_attribute_that_is_not_heard_is_named_alone():
+    prompts = make_prompts(120, size=(64, 64), frames=17, fps=16.0)
+    draw = np.random.default_rng(0)
+
+    def with_a_way_of_its_own(number):
+        scene = asked(number)
+        ways = ("left", "right", "still")
+        things = tuple(dataclasses.replace(thing, motion=str(draw.choice(ways))) for thing in scene.things)
+        return dataclasses.replace(scene, things=things)
+
+    reads = [with_a_way_of_its_own(number) for number in range(len(prompts))]
+    (fault,) = judge(prompts, reads)["faults"]
+    assert fault == "shapes: no better than with captions shuffled: motion"
+
+
+def test_only_what_a_prompt_says_is_judged():
+    prompt = "a small red circle moves left on a black background"
+    scene = next(s for s in map(asked, range(2000)) if s.background == "black" and len(s.things) == 1)
+    thing = dataclasses.replace(scene.things[0], shape="circle", colour="red", size="small", motion="left")
+    for speed in ("slow", "fast"):
+        read = dataclasses.replace(scene, things=(dataclasses.replace(thing, speed=speed),))
+        found = agreement(prompt, read)
+        assert all(found.values()) and "speed" not in found
+    found = agreement(prompt.replace("moves", "moves slowly"), read)
+    assert [name for name, right in found.items() if not right] == ["speed"]
+    assert not any(agreement(prompt, None).values())
+
+
+def test_intervals_are_those_of_scipy():
+    for right, count in ((0, 10), (8, 10), (97, 100), (500, 500), (250, 500)):
+        low, high = scipy.stats.binomtest(right, count).proportion_ci(0.95, method="wilson")
+        np.testing.assert_allclose(wilson(right, count), (low, high), atol=1e-4)
+    assert wilson(0, 0) == (0, 1)
+
+
+def test_what_is_done_is_not_done_again_and_more_samples_add_to_it(home, tmp_path):
+    model = Model(asked)
+    run(home[0] / "other", tmp_path, model, "shapes", samples=4)
+    assert model.made == [0, 1, 2, 3]
+    videos = sorted(tmp_path.rglob("*.mp4"))
+    assert read_metadata(videos[2])["prompt"] == make_prompts(4, size=(64, 64), frames=17, fps=16.0)[2]
+    before = {path: path.read_bytes() for path in videos}
+    run(home[0] / "other", tmp_path, model, "shapes", samples=4)  # the values are there
+    (tmp_path / "other/shapes.json").unlink()
+    videos[1].unlink()  # as if a kill had come between
+    run(home[0] / "other", tmp_path, model, "shapes", samples=6)
+    assert model.made == [0, 1, 2, 3, 0, 1, 4, 5]  # in groups of two
+    del before[videos[1]]
+    assert before.items() <= {path: path.read_bytes() for path in tmp_path.rglob("*.mp4")}.items()
+    # Another checkpoint has samples of its own.
+    checkpoint(home[0] / "other", step=4)
+    values = run(home[0] / "other", tmp_path, Model(another), "shapes", samples=4)["checkpoints"][0]["shapes"]
+    assert values["adherence"][ALL]["share"] == 0
+
+
+@pytest.mark.slow
+def test_checkpoints_stand_side_by_side_by_size_and_length(home, tmp_path):
+    folders = [home[0] / "good", checkpoint(tmp_path / "second")]
+    model = Model(asked)
+    options = {"samples": 6, "sizes": ("64x64", "96x64"), "frames": (5, 17)}
+    values = run(folders, tmp_path / "report", model, "shapes", **options)
+    assert [found["name"] for found in values["checkpoints"]] == ["good", "second"]
+    shapes = values["checkpoints"][1]["shapes"]
+    assert set(shapes["by_size"]) == {"64x64", "96x64"} and set(shapes["by_frames"]) == {"5", "17"}
+    assert shapes["by_aspect"]["3:2"][ALL]["of"] == 12
+    page = (tmp_path / "report/index.html").read_text()
+    assert "Shapes by good" in page and "Shapes by second" in page and page.count("<video") == 16
+    with PIL.Image.open(tmp_path / "report/second/shapes.png") as sheet:
+        assert min(sheet.size) > 500
+
+
+# Motion ----------------------------------------------------------------------------------------------------------
+
+
+def test_motion_is_measured_of_videos_that_are_known():
+    still = np.full((17, 32, 32, 3), 90, np.uint8)
+    still[:, 8:16, 8:16] = 200
+    found = measure_motion(still, 4)
+    assert found["motion"] == found["flicker"] == found["drift"] == 0
+    assert found["seam"] is None and found["sharpness"] == 1
+    flickering = still.copy()
+    flickering[::2] += 10
+    assert measure_motion(flickering, 4)["flicker"] == pytest.approx(10)
+    brighter = still + (2 * np.arange(17, dtype=np.uint8))[:, None, None, None]
+    found = measure_motion(brighter, 4)
+    assert found["flicker"] == 0 and found["motion"] == pytest.approx(2) and found["seam"] == pytest.approx(1)
+    # From the middle of the first four frames to that of the last four: 13 frames, 2 levels in 3 channels.
+    assert found["drift"] == pytest.approx(13 * 2 * 3**0.5, rel=1e-4)
+    jumping = still.astype(int)
+    steps = np.where(np.arange(16) % 4 == 0, 6, 2)
+    jumping = (jumping + np.concatenate([[0], np.cumsum(steps)])[:, None, None, None]).astype(np.uint8)
+    assert measure_motion(jumping, 4)["seam"] == pytest.approx(3)
+    blurred = still.astype(float)
+    blurred[8:] = 90 + (blurred[8:] - 90) / 2
+    assert measure_motion(blurred.astype(np.uint8), 4)["sharpness"] == pytest.approx(0.5, rel=0.05)
+    with pytest.raises(InputError, match="3 frames or more"):
+        measure_motion(still[:2], 4)
+
+
+def test_the_temporal_suite_measures_samples_beside_real_videos(home, tmp_path):
+    (tmp_path / "real").mkdir()
+    for number in range(3):
+        write_clip(tmp_path / f"real/{number}.mp4", render(asked(number), frames=34, size=(64, 64)), fps=16.0)
+    (tmp_path / "real/short.mp4").write_bytes((tmp_path / "real/0.mp4").read_bytes())
+    flicker = np.where(np.arange(17) % 2, 12, 0).astype(np.uint8)[:, None, None, None]
+    model = Model(asked, lambda video: np.minimum(video, 240) + flicker)
+    values = run(
+        home[0] / "good",
+        tmp_path / "out",
+        model,
+        "temporal",
+        samples=4,
+        prompts=("a", "b"),
+        videos=str(tmp_path / "real"),
+    )
+    (found,) = values["checkpoints"][0]["temporal"]["by_cell"].values()
+    assert found["samples"]["videos"] == found["real"]["videos"] == 4
+    assert found["samples"]["flicker"] > 8 > 1 > found["real"]["flicker"]
+    assert set(MEASURES) < set(found["real"]) and "Motion" in (tmp_path / "out/index.html").read_text()
+
+
+# Long videos -----------------------------------------------------------------------------------------------------
+
+
+def test_what_becomes_of_a_long_video_is_told_span_by_span():
+    scene = dataclasses.replace(asked(0), things=asked(0).things[:1])
+    prompt = caption(scene, "plain", moving=True, turned=[False])
+    video = render(scene, frames=90, size=(64, 64)).astype(float)
+    video[30:60] = np.minimum(video[30:60] + 20, 255)
+    video[60:] = video[60:].mean(axis=(1, 2), keepdims=True)
+    spans = [part.astype(np.uint8) for part in np.split(video, 3)]
+    first, brighter, flat = measure_spans(spans, prompt, window=17, fps=16.0)
+    assert first == {"colour": 0, "sharpness": 1, "motion": 1, "as asked": 1}
+    assert brighter["colour"] == pytest.approx(20 * 3**0.5, rel=0.2) and brighter["sharpness"] > 0.9
+    assert flat["sharpness"] < 0.05 and flat["as asked"] == 0
+    ((*_, still),) = [measure_spans([spans[0], spans[0][-1:].repeat(17, 0)], "a cat", window=17, fps=16.0)]
+    assert still["motion"] == 0 and still["as asked"] is None
+
+
+def test_a_value_that_is_not_there_leaves_its_cell_empty():
+    console = rich.console.Console(file=io.StringIO(), width=80)
+    console.print(terminal_table(("task", "join"), [("loop", None), ("connect", 1.21512)]))
+    printed = console.file.getvalue()
+    assert "None" not in printed and "1.215 " in printed
+
+
+# VBench ----------------------------------------------------------------------------------------------------------
+
+
+def test_samples_for_vbench_are_named_as_its_tool_reads_them(home, tmp_path):
+    prompts = ("a cat, in the style of Ukiyo", "a dog", "a cat, in the style of Ukiyo")
+    model = Model(asked)
+    values = run(home[0] / "good", tmp_path, model, "vbench", samples=2, prompts=prompts)
+    folder = pathlib.Path(values["checkpoints"][0]["vbench"]["folder"])
+    names = [f"{prompt}-{n}.mp4" for prompt in prompts[:2] for n in range(2)]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    assert probe(folder / names[0]).frames == 17 and model.made == [0, 1, 2, 3]
+    assert read_metadata(folder / names[3])["prompt"] == "a dog"
+    with pytest.raises(InputError, match=r"number 1\) can't be the name of a file"):
+        run(home[0] / "good", tmp_path, model, "vbench", prompts=("either/or",))
+
+
+# Mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--suite=shape"], "no suite 'shape', did you mean 'shapes'?"),
+        (["--suite=reconstruction"], "can't be measured of good, a flow; loss, shapes"),
+        (["--suite=shapes", "--size=60x64"], "the width 60 is no multiple of 16"),
+        (["--suite=shapes", "--frames=16"], "must be 4 n + 1"),
+        (["--suite=shapes", "--frames=many"], "whole numbers are wanted"),
+        (["--suite=shapes", "--samples=-1"], "--samples=-1"),
+        (["--suite=vbench"], "--prompts is missing"),
+        (["--suite=fvd"], "--videomae is missing"),
+        (["--suite=fvd", "--videomae=nowhere"], "nowhere: no such folder"),
+        (["--suite=clip"], "--clip is missing"),
+        (["--suite=temporal", "--frames=1", "--prompts=p.txt"], "1 frames do not move"),
+        (["--suite=long", "--frames=5", "--prompts=p.txt"], "5 frames at once; 9 will do"),
+        (["--suite=long", "--seconds=0", "--prompts=p.txt"], "--seconds=0: must be above 0"),
+        (["--suite=long", "--seconds=1", "--prompts=p.txt"], "6 spans of 3 frames or more"),
+        (["--suite=temporal", "--data=nowhere"], "--data: no folder nowhere"),
+        (["--checkpoint=good", "--out=x"], "is named twice"),
+        (["--checkpoint=other"], "--out is missing"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_computed(home, monkeypatch, capsys, flags, words):
+    monkeypatch.chdir(home[0])
+    pathlib.Path("p.txt").write_text("a cat\n")
+    assert main(["evaluate", "--checkpoint=good", "--mesh=data=8", *flags]) == 2
+    err = capsys.readouterr().err
+    assert words in err.splitlines()[-1] and "Traceback" not in err
+    assert not (home[0] / "good/evaluation").exists()
