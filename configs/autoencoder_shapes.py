@@ -10,7 +10,8 @@
 
 Devices: 2, the cores of a laptop's CPU. 1,818,064 parameters.
 Result: these commands, from a clean clone on two cores of an AMD EPYC, trained for 1 h 13 min and reached 35.2 dB
-and SSIM 0.973 on 198 held-out clips. The weights in sora_jax/worlds/shapes/weights/autoencoder, in float16, are of an
+and SSIM 0.973 on 198 held-out clips. The weights in sora_jax/worlds/shapes/weights/autoencoder, in float16,
+are of an
 earlier run: 35.1 dB and 0.972 on the same clips; after 3,600 updates it had 33.3 dB and 0.962.
 """
 

@@ -10,7 +10,8 @@ captions.jsonl, captions.csv, or a .txt beside each video.
 
 To scale it up, override: `--config.transformer.width=768 --config.transformer.heads=12
 --config.transformer.mlp=3072 --config.transformer.dtype=bfloat16 --config.transformer.remat=full`, with
-`'--config.data.sizes=("256","128")' '--config.data.frames=(33,17,1)' --config.data.row_patches=4096` for larger
+`'--config.data.sizes=("256","128")' '--config.data.frames=(33,17,1)' --config.data.sequence_length=4096` for
+larger
 and longer videos (in `prepare` and `train` alike), and `--config.mesh.fsdp=8` for a machine with eight chips.
 
 Devices: 1, a laptop's CPU. 13,844,528 parameters.
@@ -46,9 +47,9 @@ def get_config():
         sizes=("128",),
         frames=(17, 1),
         batch=4,
-        row_patches=1024,  # about three videos of 5 frames of 64 patches
-        row_tokens=512,
-        row_clips=8,
+        sequence_length=1024,  # about three videos of 5 frames of 64 patches
+        text_length=512,
+        clips_per_sequence=8,
     )
     config.optimizer.update(learning_rate=5e-4, warmup_steps=500, ema_decay=0.999)
     config.train.update(

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """A transformer for the shapes world: "a small red circle moves left on a blue background", 64x64, 17 frames.
 
 The latents are those of `autoencoder_shapes.py`, or of the same autoencoder as it ships; its tokenizer is
@@ -106,42 +107,42 @@ and that, the ninth with the mean of the eighth's and what it began with. So was
     as seventh to 669                                                         eighth to 700   (6) 160 (31) (34)
     the same with across3:8,along3:8,across2:3,along2:3,pairs2:9              ninth to 620    (6) 160 (31) (35)
 
-    (1) config.data.row_tokens=200, in the two stages after them 128
-    (2) config.masks: nothing=45 first=30 last=5 both=3 prefix=6 suffix=3 ends=1 random=3 outside=2 inside=2
-    (3) the same with nothing=55 first=22 prefix=5 random=2: ways are learned from a frame that is given
+    (1) config.data.text_length=200, in the two stages after them 128
+    (2) config.masks: text=45 first_frame=30 last_frame=5 first_last=3 prefix=6 suffix=3 prefix_suffix=1 random_frames=3 inpaint=2 outpaint=2
+    (3) the same with text=55 first_frame=22 prefix=5 random_frames=2: ways are learned from a frame that is given
     (4) config.optimizer.schedule=cosine, final_fraction=0.01, config.train.steps as behind it
-    (5) in config.data batch=16, row_patches=288, row_clips=18, row_tokens=160, in the second run 192, at 5,800 224
+    (5) in config.data batch=16, sequence_length=288, clips_per_sequence=18, text_length=160, in the second run 192, at 5,800 224
         and then 256; config.transformer.attention=xla
-    (6) config.data.row_tokens as behind it
-    (7) config.masks: nothing=55 first=14 last=2 both=2 prefix=5 suffix=4 ends=3 random=2 outside=1 inside=1
-    (8) the same with first=20
+    (6) config.data.text_length as behind it
+    (7) config.masks: text=55 first_frame=14 last_frame=2 first_last=2 prefix=5 suffix=4 prefix_suffix=3 random_frames=2 inpaint=1 outpaint=1
+    (8) the same with first_frame=20
     (9) 1700 as before to 741, 1500 to 814, then 1800
-    (10) nothing=50 first=20 last=5 both=2 prefix=4 suffix=9 ends=5 random=2 outside=1 inside=1
-    (11) the same with nothing=42 first=30 suffix=8
-    (12) the same with nothing=52 first=18 prefix=5 suffix=9 ends=6 random=3 outside=1.5 inside=1.5
+    (10) text=50 first_frame=20 last_frame=5 first_last=2 prefix=4 suffix=9 prefix_suffix=5 random_frames=2 inpaint=1 outpaint=1
+    (11) the same with text=42 first_frame=30 suffix=8
+    (12) the same with text=52 first_frame=18 prefix=5 suffix=9 prefix_suffix=6 random_frames=3 inpaint=1.5 outpaint=1.5
     (13) (4) 5800 with learning_rate=0.0156 and final_fraction=0.0005, which is 2e-3 at 4,403 and falls from there
-    (14) nothing=48 first=24 last=4 both=2 prefix=4 suffix=9 ends=6 random=2 outside=.5 inside=.5
-    (15) the same with nothing=54 first=18 last=5 prefix=5 suffix=7 ends=5 random=3 outside=1.5 inside=1.5
+    (14) text=48 first_frame=24 last_frame=4 first_last=2 prefix=4 suffix=9 prefix_suffix=6 random_frames=2 inpaint=.5 outpaint=.5
+    (15) the same with text=54 first_frame=18 last_frame=5 prefix=5 suffix=7 prefix_suffix=5 random_frames=3 inpaint=1.5 outpaint=1.5
     (16) (4) 9200 with learning_rate=0.0356 and final_fraction=0.0005, which is 2e-3 at 7,803
-    (17) nothing=44 first=20 last=4 both=2 prefix=4 suffix=14 ends=9 random=2 outside=.5 inside=.5
-    (18) nothing=48 first=16 last=5 both=2 prefix=5 suffix=12 ends=7 random=3 outside=1 inside=1
+    (17) text=44 first_frame=20 last_frame=4 first_last=2 prefix=4 suffix=14 prefix_suffix=9 random_frames=2 inpaint=.5 outpaint=.5
+    (18) text=48 first_frame=16 last_frame=5 first_last=2 prefix=5 suffix=12 prefix_suffix=7 random_frames=3 inpaint=1 outpaint=1
     (19) (4) 12000 with learning_rate=0.05255 and final_fraction=0.0005, which is 2e-3 at 10,500
-    (20) nothing=40 first=15 last=3 both=2 prefix=4 suffix=26 ends=8 random=1 outside=.5 inside=.5
-    (21) nothing=44 first=14 last=4 both=2 prefix=5 suffix=20 ends=7 random=2 outside=1 inside=1
+    (20) text=40 first_frame=15 last_frame=3 first_last=2 prefix=4 suffix=26 prefix_suffix=8 random_frames=1 inpaint=.5 outpaint=.5
+    (21) text=44 first_frame=14 last_frame=4 first_last=2 prefix=5 suffix=20 prefix_suffix=7 random_frames=2 inpaint=1 outpaint=1
     (22) (4) 15300 with learning_rate=0.08625 and final_fraction=0.0005, which is 2e-3 at 13,811
-    (23) nothing=50 first=15 last=4 both=2 prefix=4 suffix=15 ends=6 random=2 outside=1 inside=1
+    (23) text=50 first_frame=15 last_frame=4 first_last=2 prefix=4 suffix=15 prefix_suffix=6 random_frames=2 inpaint=1 outpaint=1
     (24) (4) 15880 with learning_rate=0.24332 and final_fraction=0.0005, which is 8e-4 at 15,300
     (25) from 16,872 on (4) 18372 with learning_rate=0.12227 and final_fraction=0.0005, which is 2e-3 at 16,872
-    (26) nothing=54 first=14 last=4 both=2 prefix=4 suffix=13 ends=5 random=2 outside=1 inside=1
+    (26) text=54 first_frame=14 last_frame=4 first_last=2 prefix=4 suffix=13 prefix_suffix=5 random_frames=2 inpaint=1 outpaint=1
     (27) (4) 2000 with final_fraction=0.0005; `--count` of videos 4000, across2 and along2 3500, short3 5000,
         pairs2 14000, warmpairs2 and images2 8000, aspects 1000, long 500
     (28) the same with 1800, and `--count` of warmshort2 6000; so are the sets of all runs after it
-    (29) the same with 500, learning_rate=1e-3 and, in (5), row_tokens=256
-    (30) the same with 1300, learning_rate=1.5e-3 and, in (5), row_tokens=256
-    (31) nothing=75 first=8 last=2 both=1 prefix=3 suffix=6 ends=3 random=1 outside=.5 inside=.5
+    (29) the same with 500, learning_rate=1e-3 and, in (5), text_length=256
+    (30) the same with 1300, learning_rate=1.5e-3 and, in (5), text_length=256
+    (31) text=75 first_frame=8 last_frame=2 first_last=1 prefix=3 suffix=6 prefix_suffix=3 random_frames=1 inpaint=.5 outpaint=.5
     (32) (26) to 108; (4) 960 with final_fraction=0.0005
-    (33) the same with 900 and, in (5), row_tokens=256
-    (34) (4) 700 with final_fraction=0.0005; config.flow.echoes=0.5, drawn for each row by a trial of that option
+    (33) the same with 900 and, in (5), text_length=256
+    (34) (4) 700 with final_fraction=0.0005; config.flow.ghosts=0.5, drawn for each row by a trial of that option
     (35) the same with 620 and echoes=0.35
 
 Devices: 1, a laptop's CPU. 9,656,704 parameters; up to the sixth run layers=6 and unroll=6, 7,546,752.
@@ -182,25 +183,25 @@ def get_config():
         sizes=("64x64",),
         frames=(17, 5, 1),
         batch=32,
-        row_patches=144,  # a video of 9 x 4 x 4 patches, three of 3 x 4 x 4, or nine pictures
-        row_tokens=80,  # 200 for pictures alone
-        row_clips=9,
+        sequence_length=144,  # a video of 9 x 4 x 4 patches, three of 3 x 4 x 4, or nine pictures
+        text_length=80,  # 200 for pictures alone
+        clips_per_sequence=9,
         threads=1,
     )
     # Latents of 64 channels show through much noise: where things are is decided between t = 0.7 and 0.95.
     config.flow.shift_scale = 7.0
     # Most clips are made from text alone; the others learn every task of docs/tasks.md.
     config.masks.update(
-        nothing=40,
-        first=2,
-        last=1,
-        both=1,
+        text=40,
+        first_frame=2,
+        last_frame=1,
+        first_last=1,
         prefix=2,
         suffix=1,
-        ends=1,
-        random=1,
-        outside=0.5,
-        inside=0.5,
+        prefix_suffix=1,
+        random_frames=1,
+        inpaint=0.5,
+        outpaint=0.5,
     )
     # AdamW's part has spikes at 3e-3; the matrices learn faster than with it at three times AdamW's pace.
     config.optimizer.update(

@@ -12,7 +12,7 @@ explained.
 
 With `--config=configs/t2v_14b.py:480p` rows are of one clip of 832x480, 16 of them a step, for 64 devices.
 
-Devices: 512 (fsdp 64, context 8).
+Devices: 512 (fsdp 64, ulysses 8).
 Result: not trained. The step type-checks on 512 and on 4,096 devices; what it needs on which chips, told by the
 compiler for chips that are not here, is in docs/scaling.md.
 Source of the sizes: Wan 2025 (arXiv 2503.20314) and its published configurations.
@@ -30,15 +30,17 @@ def get_config(size="720p"):
     config.data.update(
         sizes=("960", "632", "256"),  # 960 x 960 pixels are as many as 1280 x 720
         batch=256,
-        row_patches=77_824,  # the largest clip, 21 x 45 x 80 patches at 1280x720, with room for other shapes
+        sequence_length=77_824,  # the largest clip, 21 x 45 x 80 patches at 1280x720, with room for other shapes
     )
-    config.mesh.update(fsdp=64, context=8)
+    config.mesh.update(fsdp=64, ulysses=8)
     config.train.update(accumulate=2)
     config.sample.update(size="1280x720", guidance=5.0, shift=5.0)
     if size == "480p":
         # A clip's 32,760 patches, filled up to a multiple of what a kernel takes at once.
-        config.data.update(sizes=("832x480",), batch=16, row_patches=32_768, row_tokens=512, row_clips=1)
-        config.mesh.update(fsdp=16, context=4)
+        config.data.update(
+            sizes=("832x480",), batch=16, sequence_length=32_768, text_length=512, clips_per_sequence=1
+        )
+        config.mesh.update(fsdp=16, ulysses=4)
         config.train.update(accumulate=1)
         # For chips of 16 GiB, too; where there are 95, save_products takes a fifth off a step (docs/scaling.md).
         config.transformer.remat = "full"

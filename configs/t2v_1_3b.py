@@ -11,7 +11,7 @@ encoder as transformers keeps it, which stays as it is, and `spiece.model` its t
     sora-jax sample --checkpoint=runs/t2v_1_3b --prompt="a boat on a lake at dawn" --out=boat.mp4
     sora-jax evaluate --checkpoint=runs/t2v_1_3b
 
-Devices: 64 (fsdp 16, context 4; 12 heads divide by no more than 4).
+Devices: 64 (fsdp 16, ulysses 4; 12 heads divide by no more than 4).
 Result: not trained. The step type-checks on 64 and on 4,096 devices; what it needs on which chips, told by the
 compiler for chips that are not here, is in docs/scaling.md.
 Source of the sizes: Wan 2025 (arXiv 2503.20314) and its published configurations.
@@ -53,11 +53,11 @@ def get_config():
         sizes=("632", "256"),  # 632 x 632 pixels are as many as 832 x 480
         frames=(81, 17, 1),
         batch=64,
-        row_patches=34_816,  # the largest clip, 21 x 30 x 52 patches at 832x480, with room for other shapes
-        row_tokens=2048,
-        row_clips=16,
+        sequence_length=34_816,  # the largest clip, 21 x 30 x 52 patches at 832x480, with room for other shapes
+        text_length=2048,
+        clips_per_sequence=16,
     )
-    config.mesh.update(fsdp=16, context=4)
+    config.mesh.update(fsdp=16, ulysses=4)
     config.train.update(steps=200_000, accumulate=4)
     config.sample.update(size="832x480", frames=81, fps=16.0, steps=50, guidance=6.0, shift=8.0)
     return config

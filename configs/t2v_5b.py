@@ -14,7 +14,7 @@ encoder as transformers keeps it, which stays as it is, and `spiece.model` its t
 With `--config=configs/t2v_5b.py:minute` a row is a minute of video, 1,441 frames or 317,680 patches, and a step
 has 64 of them, for 512 devices.
 
-Devices: 256 (fsdp 32, context 8).
+Devices: 256 (fsdp 32, ulysses 8).
 Result: not trained. The step type-checks on 256 and on 4,096 devices; what it needs on which chips, told by the
 compiler for chips that are not here, is in docs/scaling.md.
 Source of the sizes: Wan 2025 (arXiv 2503.20314) and the published configurations of Wan 2.2.
@@ -60,11 +60,11 @@ def get_config(length="5s"):
         sizes=("949", "480"),  # 949 x 949 pixels are as many as 1280 x 704
         frames=(121, 17, 1),
         batch=128,
-        row_patches=28_672,  # the largest clip, 31 x 22 x 40 patches at 1280x704, with room for other shapes
-        row_tokens=2048,
-        row_clips=16,
+        sequence_length=28_672,  # the largest clip, 31 x 22 x 40 patches at 1280x704, with room for other shapes
+        text_length=2048,
+        clips_per_sequence=16,
     )
-    config.mesh.update(fsdp=32, context=8)
+    config.mesh.update(fsdp=32, ulysses=8)
     config.train.update(steps=200_000, accumulate=4)
     config.sample.update(size="1280x704", frames=121, fps=24.0, steps=50, guidance=5.0, shift=5.0)
     if length == "minute":
@@ -72,10 +72,10 @@ def get_config(length="5s"):
             sizes=("1280x704",),
             frames=(1441, 121, 17, 1),
             batch=64,
-            row_patches=317_952,  # the largest clip, 361 x 22 x 40 patches, filled up to a kernel's blocks
-            row_clips=32,
+            sequence_length=317_952,  # the largest clip, 361 x 22 x 40 patches, filled up to a kernel's blocks
+            clips_per_sequence=32,
         )
-        config.mesh.update(fsdp=64, context=8)
+        config.mesh.update(fsdp=64, ulysses=8)
         config.transformer.remat = "save_attention"  # nine tenths of the work
         config.train.update(accumulate=1)
         config.sample.update(frames=1441)

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # From a checkout, with nothing installed.
 sys.path.insert(0, str(ROOT))
 
-from sora_jax.core.errors import InputError, nearest  # noqa: E402
+from sora_jax.core.errors import InputError, did_you_mean  # noqa: E402
 
 CHIPS = tomllib.loads((ROOT / "launch/chips.toml").read_text())
 FLAGS = tomllib.loads((ROOT / "launch/xla_flags.toml").read_text())
@@ -49,7 +49,7 @@ class Pod:
 
     def __post_init__(self):
         if self.chip not in CHIPS:
-            raise InputError(f"--chip={self.chip}: no such chip, {nearest(self.chip, CHIPS)}")
+            raise InputError(f"--chip={self.chip}: no such chip, {did_you_mean(self.chip, CHIPS)}")
         if self.tpu:
             if self.gpu_hosts > 1:
                 raise InputError(f"--hosts: those of a {self.chip} slice follow from its --topology")
@@ -141,7 +141,7 @@ class Parser(argparse.ArgumentParser):
         known = {name for action in self._actions for name in action.option_strings}
         for word in arguments[:at]:
             if word.startswith("--") and word.partition("=")[0] not in known:
-                raise InputError(f"{word}: no such option, {nearest(word.partition('=')[0], known)}")
+                raise InputError(f"{word}: no such option, {did_you_mean(word.partition('=')[0], known)}")
         options, left = self.parse_known_args(arguments[:at])
         if left:
             raise InputError(f"{left[0]!r}: what is this? the command of the run comes after --")
@@ -213,7 +213,9 @@ def run(command: list[str], *, dry: bool, text: str = "") -> None:
 def act(actions: Mapping[str, Callable], arguments: Sequence[str]):
     """The action that the first argument names, on the others."""
     if not arguments or arguments[0] not in actions:
-        given = f"{arguments[0]}: no such action, {nearest(arguments[0], actions)}" if arguments else "no action"
+        given = (
+            f"{arguments[0]}: no such action, {did_you_mean(arguments[0], actions)}" if arguments else "no action"
+        )
         raise InputError(f"{given}; one of {', '.join(actions)}")
     return actions[arguments[0]](arguments[1:])
 

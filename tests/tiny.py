@@ -22,7 +22,9 @@ from sora_jax.core.patches import PatchBatch, grid_positions
 from sora_jax.models.layers.params import abstract_params
 
 SETTINGS = Settings(
-    data=DataSettings(batch=8, row_patches=32, row_tokens=12, row_clips=3, crop_frames=5, crop_size="16x16"),
+    data=DataSettings(
+        batch=8, sequence_length=32, text_length=12, clips_per_sequence=3, crop_frames=5, crop_size="16x16"
+    ),
     autoencoder=AutoencoderSettings(
         width=8, decoder_width=8, multipliers=(1, 1, 2, 2), blocks=1, latent_channels=4, dtype="float32"
     ),
@@ -59,15 +61,15 @@ def change(settings: Settings, **groups) -> Settings:
 
 def pack(rows, settings: Settings) -> PatchBatch:
     """Rows of clips as numpy; a clip is (grid, patches [N, P], tokens)."""
-    N, S = settings.data.row_patches, settings.data.row_tokens
+    N, S = settings.data.sequence_length, settings.data.text_length
     B, P = len(rows), rows[0][0][1].shape[-1]
     batch = PatchBatch(
         patches=np.zeros((B, N, P), np.float32),
         positions=np.zeros((B, N, 3), np.int32),
-        segments=np.zeros((B, N), np.int32),
-        known=np.zeros((B, N), bool),
+        segment_ids=np.zeros((B, N), np.int32),
+        conditioning_mask=np.zeros((B, N), bool),
         text=np.zeros((B, S), np.int32),
-        text_segments=np.zeros((B, S), np.int32),
+        text_segment_ids=np.zeros((B, S), np.int32),
     )
     for b, clips in enumerate(rows):
         n = s = 0
@@ -75,9 +77,9 @@ def pack(rows, settings: Settings) -> PatchBatch:
             count = len(patches)
             batch.patches[b, n : n + count] = patches
             batch.positions[b, n : n + count] = grid_positions(grid)
-            batch.segments[b, n : n + count] = segment
+            batch.segment_ids[b, n : n + count] = segment
             batch.text[b, s : s + len(tokens)] = tokens
-            batch.text_segments[b, s : s + len(tokens)] = segment
+            batch.text_segment_ids[b, s : s + len(tokens)] = segment
             n, s = n + count, s + len(tokens)
     return batch
 

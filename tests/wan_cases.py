@@ -120,12 +120,12 @@ def our_velocity(case: str, params: dict | None = None) -> np.ndarray:
     grid = tuple(side // p for side, p in zip(LATENT_GRID, settings.patch, strict=True))
     N = math.prod(grid)
     positions = np.broadcast_to(grid_positions(grid), (2, N, 3))
-    segments = np.ones((2, N), np.int32)
+    segment_ids = np.ones((2, N), np.int32)
     given = {}
     if "condition" in inputs:
         given["condition"] = patchify(inputs["condition"], settings.patch)
     if "image" in inputs:
-        given |= {"image": inputs["image"], "image_segments": np.ones(inputs["image"].shape[:2], np.int32)}
+        given |= {"image": inputs["image"], "image_segment_ids": np.ones(inputs["image"].shape[:2], np.int32)}
 
     @jax.jit
     def velocity(params):
@@ -134,7 +134,7 @@ def our_velocity(case: str, params: dict | None = None) -> np.ndarray:
             inputs["times"],
             positions[..., 0],  # each frame's own level
             positions,
-            segments,
+            segment_ids,
             inputs["text"],
             np.ones((2, TEXT_TOKENS), np.int32),
             **given,

@@ -8,7 +8,7 @@ import pathlib
 import threading
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import mendable
+from sora_jax.core.storage import explain_os_errors
 
 
 def key_of(**parts) -> str:
@@ -29,7 +29,7 @@ class Cache:
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Cache":
-        with mendable(self.path):
+        with explain_os_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+b")
         try:
@@ -65,7 +65,7 @@ class Cache:
     def put(self, key: str, answer, **notes):
         """Keep an answer; it is on the disk when this returns."""
         line = json.dumps({"key": key, **notes, "answer": answer}, ensure_ascii=False) + "\n"
-        with self._lock, mendable(self.path):
+        with self._lock, explain_os_errors(self.path):
             self._file.write(line.encode())
             self._file.flush()
             os.fsync(self._file.fileno())

@@ -15,7 +15,7 @@ from sora_jax.captioning.cache import Cache, key_of
 from sora_jax.captioning.chat import BudgetSpentError, Chat, NoAnswerError
 from sora_jax.captioning.questions import DESCRIBE, EXPAND, describe, expansion, read_captions, read_expansion
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 from sora_jax.data.prepare.captions import CAPTION_FILES, find_sources
 from sora_jax.train.monitoring.metrics import progress_bar
 from sora_jax.worlds.shapes.prompts import write_out
@@ -206,7 +206,7 @@ def _ask_all(
 
 
 def _write_lines(out, lines):
-    with replacing(out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 

@@ -21,7 +21,7 @@ from sora_jax.core.errors import InputError
 CONNECT_SECONDS = 10
 LONGEST_PAUSE = 60.0  # seconds, of what is chosen here; a server that asks for longer is waited for
 LONGEST_ASKED = 900.0
-AGAIN = (408, 409, 425, 429)  # and whatever the server itself is to blame for, 500 and up
+RETRIED = (408, 409, 425, 429)  # and whatever the server itself is to blame for, 500 and up
 LETTERS = 300  # of a server's own message that are shown
 
 
@@ -198,7 +198,7 @@ class Chat:
             what = f"no model {self.endpoint.model!r} there, or no chat: {text}"
             what = f"{what} {response.headers.get('Location', '')}".strip()
             return InputError(f"--{self.endpoint.flag}={self.endpoint.url}: {what}")
-        if status in AGAIN or status >= 500:
+        if status in RETRIED or status >= 500:
             return _Again(text, seconds_of(response.headers.get("Retry-After")))
         return NoAnswerError(text)
 

@@ -27,10 +27,10 @@ from sora_jax.checkpoint.reader import (
     steps_in,
     verify,
 )
-from sora_jax.cluster.processes import in_all, on_first
+from sora_jax.cluster.processes import raise_on_all_hosts, run_on_first_host
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import mendable
+from sora_jax.core.storage import explain_os_errors
 from sora_jax.train.state import Weights
 
 # Of an array that several chips hold alike, each writes a part if the parts are so large, in bytes. To cut a small
@@ -59,7 +59,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self.folder = pathlib.Path(workdir).resolve() / FOLDER
-        with mendable(self.folder):
+        with explain_os_errors(self.folder):
             self.manager = ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
         # A write that fails is raised here, and told in one line: not by each of its tasks, with a traceback.
         for name in ("absl", "asyncio"):
@@ -114,7 +114,7 @@ class Checkpoints:
             except Broken as error:
                 broken[step] = f"{self.folder}/{step}: is broken, {error}"
                 continue
-            on_first(lambda: self._set_aside(broken))
+            run_on_first_host(lambda: self._set_aside(broken))
             self.manager.reload()
             notes += [f"{why}; set aside as {n}{BROKEN}, step {step} is taken" for n, why in broken.items()]
             return state, data_hash, notes
@@ -136,7 +136,7 @@ class Checkpoints:
                 check_leaves(named_leaves(abstract_state), meta.leaves, where)
             return read_state(self.folder, step, abstract_state), meta
 
-        state, meta = in_all(read, (Broken, InputError))
+        state, meta = raise_on_all_hosts(read, (Broken, InputError))
         verify(state, meta.leaves)
         return (
             state,
@@ -145,7 +145,7 @@ class Checkpoints:
         )
 
     def _set_aside(self, broken):
-        with mendable(self.folder):
+        with explain_os_errors(self.folder):
             for step in broken:
                 before = len(list(self.folder.glob(f"{step}{BROKEN}*")))
                 name = f"{step}{BROKEN}" + (f".{before + 1}" if before else "")

@@ -17,10 +17,10 @@ import safetensors
 import safetensors.numpy
 from jax.experimental import multihost_utils
 
-from sora_jax.cluster.processes import on_first
+from sora_jax.cluster.processes import run_on_first_host
 from sora_jax.config.load import from_dict, to_json
-from sora_jax.core.errors import InputError, nearest
-from sora_jax.core.storage import read_object, replacing
+from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.storage import atomic_write, read_object
 from sora_jax.models.layers.params import abstract_params
 
 SHIPPED = pathlib.Path(__file__).parent.parent / "worlds/shapes/weights"  # a released model, of configs/shapes.py
@@ -51,12 +51,12 @@ def save_model(folder, module_class, settings, params: dict, *, dtype=None, meta
         tensors = {name: array.astype(jnp.dtype(dtype)) for name, array in tensors.items()}
 
     def write():
-        with replacing(folder / WEIGHTS) as path:
+        with atomic_write(folder / WEIGHTS) as path:
             _write_tensors(tensors, path, metadata)
-        with replacing(folder / SETTINGS) as path:
+        with atomic_write(folder / SETTINGS) as path:
             path.write_text(to_json(settings) + "\n")
 
-    on_first(write)
+    run_on_first_host(write)
 
 
 def load_model(folder, module_class, settings_class):
@@ -126,7 +126,7 @@ def _check_shapes(where, found: dict[str, tuple], expected: dict[str, jax.ShapeD
         raise InputError(f"{where}: tensor {missing[0]!r}{more} missing{hint}")
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        hint = nearest(extra[0], expected)
+        hint = did_you_mean(extra[0], expected)
         raise InputError(f"{where}: tensor {extra[0]!r}{more} is not in the model; {hint}")
     for name, shape in found.items():
         if tuple(shape) != expected[name].shape:
@@ -152,7 +152,7 @@ def _existing(folder, name: str) -> pathlib.Path:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; a model is a folder with {WEIGHTS} and {SETTINGS}")
     there = sorted(item.name for item in folder.iterdir())
-    hint = nearest(name, there) if there else "the folder is empty"
+    hint = did_you_mean(name, there) if there else "the folder is empty"
     raise InputError(f"{path}: no such file; {hint}")
 
 

@@ -4,7 +4,8 @@ A workdir's `checkpoints/<step>/` holds `state` (a TrainState) and `meta` (JSON:
 data, and of each leaf of the state its shape, its type and its checksum). Nothing is used that is not what was
 written. A step that is not whole is set aside as `<step>.broken`, where nothing looks for it.
 
-A folder with a released model (see sora_jax.checkpoint.release) is read in the place of a workdir by whatever needs
+A folder with a released model (see sora_jax.checkpoint.release) is read in the place of a workdir by whatever
+needs
 no more than the weights.
 """
 
@@ -28,8 +29,8 @@ from sora_jax.checkpoint.checksums import checksums, leaf_name, named_leaves
 from sora_jax.checkpoint.model_folder import WEIGHTS, load_model, load_settings, open_tensors
 from sora_jax.config.load import from_dict
 from sora_jax.config.schema import Settings
-from sora_jax.core.errors import InputError, nearest
-from sora_jax.core.storage import MENDABLE
+from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.storage import USER_ERRORS
 from sora_jax.models.video_model import VideoModel, abstract_trained
 
 FOLDER = "checkpoints"
@@ -95,7 +96,9 @@ def find_steps(workdir: pathlib.Path) -> tuple[pathlib.Path, list[int]]:
         near = folder.parent.parent
         there = [path.name for path in near.iterdir() if path.is_dir()] if near.is_dir() else []
         hint = (
-            nearest(folder.parent.name, there) if there else "--checkpoint takes the --workdir of a training run"
+            did_you_mean(folder.parent.name, there)
+            if there
+            else "--checkpoint takes the --workdir of a training run"
         )
         raise InputError(f"{workdir}: no such folder, {hint}")
     if not (steps := steps_in(folder)):
@@ -267,7 +270,7 @@ def reason_of(error: OSError | ValueError) -> str:
     """Why a write failed; TensorStore tells the system's reason only in the text of a ValueError."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     number = int(code[1]) if code else getattr(error, "errno", None)
-    return MENDABLE.get(number) or str(error).splitlines()[0][:300]
+    return USER_ERRORS.get(number) or str(error).splitlines()[0][:300]
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from sora_jax.checkpoint.model_folder import SETTINGS, WEIGHTS, save_model
 from sora_jax.checkpoint.reader import RELEASED, STEP, differing, find_checkpoint, read_meta, restore_trained
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 from sora_jax.models.video_model import VideoModel
 from sora_jax.train.loop import count_params
 
@@ -50,7 +50,7 @@ def release(workdirs: Sequence[pathlib.Path], out: pathlib.Path, *, dtype: str, 
         latest = max(latest, step)
     save_model(out / RELEASED, VideoModel, settings, params, dtype=dtype, metadata={STEP: str(latest)})
     for name in BESIDE:
-        with replacing(out / name) as path:
+        with atomic_write(out / name) as path:
             shutil.copyfile(first / name, path)
     of = f", the mean of {len(workdirs)} models" if len(workdirs) > 1 else ""
     told = f"{out}: {count_params(params):,} parameters after {latest:,} updates{of}, in {dtype}"

@@ -11,7 +11,7 @@ import rich.table
 from sora_jax.checkpoint.reader import BROKEN, Broken, find_steps, load_meta, verify_step
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import mendable
+from sora_jax.core.storage import explain_os_errors
 
 DELETED = ".deleted"  # behind the name of what is being deleted
 
@@ -96,7 +96,7 @@ def prune(workdir: pathlib.Path, keep: int, keep_every: int, *, dry_run: bool, c
     for path in (*gone, *sorted(folder.glob(f"*{BROKEN}*")), *folder.glob(f"*{DELETED}")):
         size, _ = size_and_time(path)
         if not dry_run:
-            with mendable(path):
+            with explain_os_errors(path):
                 # Out of sight first: a step that is deleted half-way must not look complete.
                 shutil.rmtree(path.rename(path.with_name(path.name.removesuffix(DELETED) + DELETED)))
         console.print(

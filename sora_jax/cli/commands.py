@@ -11,7 +11,7 @@ from absl import flags
 
 from sora_jax.config.load import from_config
 from sora_jax.config.schema import Settings
-from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.errors import InputError, did_you_mean
 
 
 def settings_of(values: flags.FlagValues) -> Settings:
@@ -87,12 +87,12 @@ def run_train(values, console):
 
 def define_mesh(values):
     flags.DEFINE_string(
-        "mesh", "data=-1", "Axes of the mesh, e.g. data=2,context=4; -1 is what is left.", flag_values=values
+        "mesh", "data=-1", "Axes of the mesh, e.g. data=2,ulysses=4; -1 is what is left.", flag_values=values
     )
 
 
 def mesh_of(values):
-    """MeshSettings from --mesh=data=2,context=4; an axis that is not named has one device."""
+    """MeshSettings from --mesh=data=2,ulysses=4; an axis that is not named has one device."""
     from sora_jax.config.schema import MeshSettings
 
     sizes = {"data": 1}
@@ -100,7 +100,7 @@ def mesh_of(values):
     for part in values["mesh"].value.split(","):
         axis, _, size = part.partition("=")
         if axis not in known:
-            raise InputError(f"--mesh: no axis {axis!r}, {nearest(axis, known)}")
+            raise InputError(f"--mesh: no axis {axis!r}, {did_you_mean(axis, known)}")
         try:
             sizes[axis] = int(size)
         except ValueError:
@@ -291,7 +291,7 @@ def define_plan(values):
             None,
             "Chips: v5e:16x16, v6e:16x16, v5p:4x4x4, tpu7x:4x4x4; estimated only: h100:8, h200:64.",
         ),
-        ("mesh", None, "Axes of the mesh, e.g. fsdp=16,context=4; default: the config's."),
+        ("mesh", None, "Axes of the mesh, e.g. fsdp=16,ulysses=4; default: the config's."),
         ("what", "train", "The step of train, sample, decode or encode."),
         ("out", "plan", "Folder for plan.json and plan.png."),
     ):

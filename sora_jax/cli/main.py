@@ -20,7 +20,7 @@ from sora_jax.cli import sample as verbs_sample
 from sora_jax.cli import serve as verbs_serve
 from sora_jax.config.load import from_dict, to_config
 from sora_jax.config.schema import Settings
-from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.storage import read_object
 
 SWITCH = "--"
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name, rest = f"{name} {rest[0]}", rest[1:]  # such as `data verify`
     try:
         if name not in VERBS:
-            raise InputError(f"{name}: no such verb, {nearest(name, VERBS)}; `sora-jax --help` lists them")
+            raise InputError(f"{name}: no such verb, {did_you_mean(name, VERBS)}; `sora-jax --help` lists them")
         values = flags.FlagValues()
         verb = VERBS[name]
         rest = [underscored(argument) for argument in rest]
@@ -143,7 +143,7 @@ def read_config(named: str) -> ConfigDict:
     file = pathlib.Path(name)
     if not file.is_file():
         there = [str(path) for path in file.parent.glob("*.py")]
-        raise InputError(f"--config: no file {file}" + (f", {nearest(str(file), there)}" if there else ""))
+        raise InputError(f"--config: no file {file}" + (f", {did_you_mean(str(file), there)}" if there else ""))
     if file.suffix == ".json":
         if argument:
             raise InputError(f"--config={named}: settings take no argument {argument!r}, a Python file does")
@@ -169,7 +169,7 @@ def check_key(path: list[str], keys: dict, where: str):
     """Raise InputError if the path leads to no key, and name the nearest."""
     first, *rest = path
     if first not in keys:
-        raise InputError(f"--{where}.{first}: no such key, {nearest(first, keys)}")
+        raise InputError(f"--{where}.{first}: no such key, {did_you_mean(first, keys)}")
     if isinstance(keys[first], dict):
         if not rest:
             raise InputError(f"--{where}.{first}: a group; its keys are {', '.join(keys[first])}")

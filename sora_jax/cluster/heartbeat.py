@@ -8,13 +8,13 @@ import json
 import os
 import pathlib
 
-from sora_jax.core.storage import mendable
+from sora_jax.core.storage import explain_os_errors
 
 VARIABLE = "SORA_JAX_HEARTBEAT"
 
 STARTING = "starting"  # joining, reading, compiling: not two updates are done yet
 TRAINING = "training"  # the next sign comes with the next update
-BESIDE = "beside"  # something else that may take as long as a start: sample videos, the last checkpoint
+BUSY = "beside"  # something else that may take as long as a start: sample videos, the last checkpoint
 DONE = "done"  # all updates are done
 PREEMPTED = "preempted"  # told to end by SIGTERM, and the state is saved
 
@@ -47,7 +47,7 @@ class Heartbeat:
         text = json.dumps(dataclasses.asdict(Beat(os.getpid(), doing, self.start, self.step)))
         # Replaced, so that no reader finds half of it; not synced, as it means nothing after a crash.
         temporary = self._path.with_suffix(".new")
-        with mendable(self._path):
+        with explain_os_errors(self._path):
             temporary.write_text(text)
             temporary.replace(self._path)
 

@@ -41,7 +41,7 @@ from jax._src import clusters
 from jax._src.distributed import global_state
 
 import sora_jax
-from sora_jax.core.errors import AGAIN, AbsentError, InputError
+from sora_jax.core.errors import EXIT_RETRY, AbsentError, InputError
 
 PREFIX = "SORA_JAX_"
 VARIABLES = tuple(
@@ -77,7 +77,7 @@ def started(asked: Mapping, console: rich.console.Console, *, hears_sigterm: boo
         start(asked)
         console.quiet = _many() and global_state.process_id > 0
         yield
-        wait_for_all()  # JAX's own end gives the slower ones five minutes
+        barrier()  # JAX's own end gives the slower ones five minutes
     except BaseException as error:
         if _many():
             code = (
@@ -110,7 +110,7 @@ def start(asked: Mapping):
     if not jax.distributed.is_initialized() and (found := _arguments(wanted)) is not None:
         _initialize(found, wanted.get(START_SECONDS, START))
     if _many():
-        agree(versions() | environment() | flat(asked))
+        assert_equal_across_hosts(versions() | environment() | flat(asked))
     if jax.distributed.is_initialized() or NUM_DEVICES in wanted:
         check_devices(wanted)
 
@@ -201,7 +201,7 @@ def _give_up(arguments: dict, seconds: int):
     else:
         reason = f"nothing listens at {address}; is process 0 running, and does a firewall let its port through?"
     print(f"sora-jax: {name} waited {seconds} s for the others: {reason}", file=sys.stderr, flush=True)
-    os._exit(AGAIN)
+    os._exit(EXIT_RETRY)
 
 
 def _listens(address: str) -> bool:
@@ -248,7 +248,7 @@ def flat(values: Mapping, prefix: str = "") -> dict[str, str]:
     return named
 
 
-def agree(values: Mapping[str, str]):
+def assert_equal_across_hosts(values: Mapping[str, str]):
     """Make sure that every process has the same values. Must be called by all of them, in the same order.
 
     Raises: InputError, in every process, that names the first value that differs, and the host.
@@ -262,13 +262,13 @@ def agree(values: Mapping[str, str]):
             verdict(_difference(dict(values), digest, read))
 
 
-def wait_for_all():
+def barrier():
     """Wait until every process has come here. Must be called by all of them, in the same order."""
     if _many():
         global_state.client.wait_at_barrier(f"sora_jax/{next(_rounds)}", DAY * 1000)
 
 
-def on_first(work: Callable[[], None]):
+def run_on_first_host(work: Callable[[], None]):
     """Do work on process 0 alone while the others wait. Must be called by all of them, in the same order.
 
     Raises: InputError, in every process, if the work does.
@@ -284,7 +284,7 @@ def on_first(work: Callable[[], None]):
             verdict("")
 
 
-def in_all(work: Callable[[], Made], kinds: tuple[type[Exception], ...]) -> Made:
+def raise_on_all_hosts(work: Callable[[], Made], kinds: tuple[type[Exception], ...]) -> Made:
     """Do work in every process; if it fails in one with an error of these kinds, all raise it.
 
     Must be called by all of them, in the same order.

@@ -1,6 +1,7 @@
 """Processes that live and die together: started, watched, stopped as one fails, and started again.
 
-A process that trains says at every update that it is alive (`sora_jax.cluster.heartbeat`). One that dies, or says nothing
+A process that trains says at every update that it is alive (`sora_jax.cluster.heartbeat`). One that dies, or
+says nothing
 for too long, ends all of them, and all begin again from the last good checkpoint: no state of a process is worth
 saving, so there is one way to go on, and it is tried at every start.
 
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from sora_jax.cluster.heartbeat import PREEMPTED, TRAINING, VARIABLE, Beat, read_beat
-from sora_jax.core.errors import AGAIN, InputError
+from sora_jax.core.errors import EXIT_RETRY, InputError
 
 BROKEN = 2  # seconds to end in after SIGTERM, where one has failed: the others can do nothing more together
 POLL = 0.2  # seconds
@@ -267,7 +268,7 @@ def supervise(commands: Callable[[], Commands], logs: pathlib.Path | None, rules
             left = rules.restarts - tries
             tell(f"{words}; all begin again in {pause} s, {left} times more while no checkpoint comes of it")
             if taken.wait(pause):
-                return AGAIN
+                return EXIT_RETRY
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -275,7 +276,7 @@ def supervise(commands: Callable[[], Commands], logs: pathlib.Path | None, rules
 def ended(run: Run, failure: Failure | None) -> tuple[int, str]:
     """The exit code of a try that did not finish, and a line on it."""
     if failure is None:
-        return AGAIN, f"told to end, and saved after step {run.step}"
+        return EXIT_RETRY, f"told to end, and saved after step {run.step}"
     if failure.number and run.logs:  # the first one's is on the terminal
         lines = run.logs[failure.number].read_text(errors="replace").splitlines()[-TAIL:]
         print("\n".join(f"process {failure.number}: {line}" for line in lines), file=sys.stderr)
@@ -289,7 +290,7 @@ def ended(run: Run, failure: Failure | None) -> tuple[int, str]:
 
 def mendable_by_restart(run: Run, failure: Failure | None) -> bool:
     """Whether another try may go further: not after a mistake of input, nor if none has come to train."""
-    if failure is None or failure.code is None or failure.code == AGAIN:
+    if failure is None or failure.code is None or failure.code == EXIT_RETRY:
         return True
     return failure.code != BY_INPUT and (failure.code < 0 or run.start is not None)
 

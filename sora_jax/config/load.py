@@ -10,7 +10,29 @@ import typing
 import ml_collections
 
 from sora_jax.config.schema import Settings
-from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.errors import InputError, did_you_mean
+
+# Keys as earlier versions wrote them into settings.json, by the group that has them.
+RENAMED = {
+    "MeshSettings": {"context": "ulysses"},
+    "DataSettings": {
+        "row_patches": "sequence_length",
+        "row_tokens": "text_length",
+        "row_clips": "clips_per_sequence",
+    },
+    "MaskSettings": {
+        "nothing": "text",
+        "first": "first_frame",
+        "last": "last_frame",
+        "both": "first_last",
+        "ends": "prefix_suffix",
+        "random": "random_frames",
+        "outside": "inpaint",
+        "inside": "outpaint",
+        "row_levels": "times_per_sequence",
+    },
+    "FlowSettings": {"echoes": "ghosts", "whole_times": "time_quantization"},
+}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -41,8 +63,9 @@ def from_dict(cls, values: dict, where: str):
     types = typing.get_type_hints(cls)
     made = {}
     for key, value in values.items():
+        key = RENAMED.get(cls.__name__, {}).get(key, key)
         if key not in fields:
-            raise InputError(f"{where}.{key}: no such key, {nearest(key, fields)}")
+            raise InputError(f"{where}.{key}: no such key, {did_you_mean(key, fields)}")
         made[key] = _typed(types[key], value, f"{where}.{key}")
     return cls(**made)
 

@@ -8,15 +8,15 @@ import dataclasses
 import math
 import re
 
-from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.errors import InputError, did_you_mean
 
 # The least of each whole number, where it is not 1; then what is from 0 to 1, what is above 0, what is 0 or more.
-_LEAST = {"data": -1, "fsdp": -1, "context": -1, "tensor": -1, "ring": -1}
-_LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions", "whole_times", "rank"), 0)
-_LEAST |= dict.fromkeys(("row_levels", "shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
+_LEAST = {"data": -1, "fsdp": -1, "ulysses": -1, "tensor": -1, "ring": -1}
+_LEAST |= dict.fromkeys(("condition_channels", "image_width", "image_positions", "time_quantization", "rank"), 0)
+_LEAST |= dict.fromkeys(("times_per_sequence", "shuffle_seed", "seed", "warmup_steps", "adversarial_start"), 0)
 _LEAST |= dict.fromkeys(("keep_every", "sample_every", "sample_seed"), 0)
 _SHARES = ("caption_dropout", "image_share", "validation", "final_fraction", "b1", "b2", "ema_decay")
-_SHARES += ("time_min", "time_max", "echoes", "forcing", "noise", "guidance_min", "guidance_max")
+_SHARES += ("time_min", "time_max", "ghosts", "forcing", "noise", "guidance_min", "guidance_max")
 _POSITIVE = ("fps", "epsilon", "clip_norm", "muon_rms", "shift_scale", "rotary_base")
 _NOT_NEGATIVE = (
     "shift",
@@ -31,8 +31,19 @@ _NOT_NEGATIVE = (
     "weight_decay",
     "spike",
 )
-MASK_KINDS = ("nothing", "first", "last", "both", "prefix", "suffix", "ends", "random", "outside", "inside")
-_NOT_NEGATIVE += MASK_KINDS
+CONDITIONING_TASKS = (
+    "text",
+    "first_frame",
+    "last_frame",
+    "first_last",
+    "prefix",
+    "suffix",
+    "prefix_suffix",
+    "random_frames",
+    "inpaint",
+    "outpaint",
+)
+_NOT_NEGATIVE += CONDITIONING_TASKS
 _DTYPES = ("bfloat16", "float32")
 
 
@@ -52,7 +63,7 @@ def _check_ranges(settings, where):
             raise InputError(f"{where}.{key}: {value} is below 0")
         # Where the default is none of them, it stands for a type that is named elsewhere.
         if key == "dtype" and value not in (*_DTYPES, type(settings).dtype):
-            raise InputError(f"{where}.dtype: {value!r}? {nearest(value, _DTYPES)}")
+            raise InputError(f"{where}.dtype: {value!r}? {did_you_mean(value, _DTYPES)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +72,9 @@ class MeshSettings:
 
     data: int = -1
     fsdp: int = 1
-    context: int = 1  # Ulysses: context x tensor divides the heads
+    ulysses: int = 1  # Ulysses: ulysses x tensor divides the heads
     tensor: int = 1
-    ring: int = 1  # ring attention: no limit; tokens lie over ring x context
+    ring: int = 1  # ring attention: no limit; tokens lie over ring x ulysses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +86,9 @@ class DataSettings:
     sizes: tuple[str, ...] = ("256",)  # every clip is cut at each of them
     frames: tuple[int, ...] = (81, 17, 1)  # lengths, the longest that fits first; each 4n + 1
     batch: int = 8  # rows (transformer) or clips (autoencoder) a step, over all hosts
-    row_patches: int = 8192  # N, patches in a row
-    row_tokens: int = 1024  # S, text tokens in a row
-    row_clips: int = 16  # at most this many clips in a row
+    sequence_length: int = 8192  # N, patches in a row
+    text_length: int = 1024  # S, text tokens in a row
+    clips_per_sequence: int = 16  # at most this many clips in a row
     autoencoder: str = ""  # its folder or workdir: `path` holds pixels, which the training step encodes with it
     embeddings: bool = False  # take the captions as `prepare --text-encoder` embedded them: no encoder in the step
     caption_dropout: float = 0.1  # share of captions emptied, for guidance
@@ -98,26 +109,26 @@ class DataSettings:
 class MaskSettings:
     """What of a clip is given in training: a weight for each kind of mask, and how noisy what is given is."""
 
-    nothing: float = 1.0
-    first: float = 0.0  # frame
-    last: float = 0.0
-    both: float = 0.0  # the first and the last frame
+    text: float = 1.0
+    first_frame: float = 0.0  # frame
+    last_frame: float = 0.0
+    first_last: float = 0.0  # the first and the last frame
     prefix: float = 0.0  # any number of frames
     suffix: float = 0.0
-    ends: float = 0.0  # a prefix and a suffix
-    random: float = 0.0  # any frames
-    outside: float = 0.0  # of a rectangle, in all frames: inpainting
-    inside: float = 0.0  # of a rectangle: outpainting
+    prefix_suffix: float = 0.0  # a prefix and a suffix
+    random_frames: float = 0.0  # any frames
+    inpaint: float = 0.0  # of a rectangle, in all frames: inpainting
+    outpaint: float = 0.0  # of a rectangle: outpainting
     noise: float = 0.0  # time of what is given, in training and sampling
     forcing: float = 0.0  # share of the clips whose frames have a time each (diffusion forcing)
-    row_levels: int = 0  # times of a row for such frames; a clip for which too few are left has one time
+    times_per_sequence: int = 0  # times of a row for such frames; a clip for which too few are left has one time
     guided: bool = True  # in sampling: guidance strengthens what is given beside the prompt, not the prompt alone
 
     def __post_init__(self):
-        if not any(getattr(self, kind) for kind in MASK_KINDS):
-            raise InputError("config.masks: all weights are 0; config.masks.nothing=1 is text to video")
-        if self.forcing and not self.row_levels:
-            raise InputError("config.masks.forcing: needs times for the frames, config.masks.row_levels")
+        if not any(getattr(self, kind) for kind in CONDITIONING_TASKS):
+            raise InputError("config.masks: all weights are 0; config.masks.text=1 is text to video")
+        if self.forcing and not self.times_per_sequence:
+            raise InputError("config.masks.forcing: needs times for the frames, config.masks.times_per_sequence")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,8 +255,10 @@ class FlowSettings:
     shift_scale: float = 1.0  # of the shift by size: latents with more channels show through more noise
     time_min: float = 0.0  # an expert learns the times from here
     time_max: float = 1.0  # to here
-    echoes: float = 0.0  # share of clips that show themselves twice through the noise (see data.echoes)
-    whole_times: int = 0  # when sampling, the model is told whole 1/n of the time, as it was trained (Wan: 1000)
+    ghosts: float = 0.0  # share of clips that show themselves twice through the noise (see data.echoes)
+    time_quantization: int = (
+        0  # when sampling, the model is told whole 1/n of the time, as it was trained (Wan: 1000)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -415,4 +428,4 @@ class Settings:
             ("sample.solver", self.sample.solver, ("euler", "heun", "ancestral", "dpm", "unipc")),
         ):
             if value not in known:
-                raise InputError(f"config.{where}: {value!r}? {nearest(value, known)}")
+                raise InputError(f"config.{where}: {value!r}? {did_you_mean(value, known)}")

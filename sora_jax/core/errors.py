@@ -3,7 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
-AGAIN = 75  # the exit code of what went wrong by chance, or was told to end early: start it again (sysexits.h)
+EXIT_RETRY = (
+    75  # the exit code of what went wrong by chance, or was told to end early: start it again (sysexits.h)
+)
 
 
 class InputError(Exception):
@@ -19,10 +21,10 @@ class InputError(Exception):
 class AbsentError(InputError):
     """Other processes of the run are not there, which the same command may find better when it is tried again."""
 
-    code = AGAIN
+    code = EXIT_RETRY
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint to append to "unknown ...": the nearest of the known names, or all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)

@@ -13,19 +13,19 @@ from jax.experimental import mesh_utils
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 
-AXES = ("data", "fsdp", "ring", "context", "tensor")
+AXES = ("data", "fsdp", "ring", "ulysses", "tensor")
 
 # Logical name of an array's dimension -> mesh axes it is split over.
 RULES = {
     ".": None,  # on every chip
     "batch": ("data", "fsdp"),
     "few": "data",  # rows that go where a weight lies, instead of the weight to them
-    "tokens": ("ring", "context"),  # a sequence dimension of activations
-    "height": ("ring", "context"),  # rows of pixels or of latents in the autoencoder
-    "embed": ("fsdp", "ring", "context"),  # the model width of a weight
+    "tokens": ("ring", "ulysses"),  # a sequence dimension of activations
+    "height": ("ring", "ulysses"),  # rows of pixels or of latents in the autoencoder
+    "embed": ("fsdp", "ring", "ulysses"),  # the model width of a weight
     "mlp": "tensor",
     "heads": "tensor",
-    "heads_all": ("context", "tensor"),  # inside attention: few heads (Ulysses) of
+    "heads_all": ("ulysses", "tensor"),  # inside attention: few heads (Ulysses) of
     "ring": "ring",  # the tokens that a chip of the ring holds
 }
 
@@ -41,7 +41,7 @@ def axes_of(name: str) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else axes
 
 
-def ways(name: str, sizes: Mapping[str, int]) -> int:
+def num_shards(name: str, sizes: Mapping[str, int]) -> int:
     """Over how many chips a logical dimension is split, on a mesh of these sizes of its axes."""
     return math.prod(sizes[axis] for axis in axes_of(name))
 

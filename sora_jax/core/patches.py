@@ -23,25 +23,25 @@ class PatchBatch:
     segments: which clip of its row a patch belongs to, 1 ... G; 0 = padding, [B, N] int32.
     known: True = given, clean and without loss, [B, N] bool.
     text: tokens [B, S] int32, or their embeddings [B, S, E].
-    text_segments: which clip of its row a token describes; 0 = padding, [B, S] int32.
+    text_segment_ids: which clip of its row a token describes; 0 = padding, [B, S] int32.
     levels: which of its row's times a patch has if it is not known, 1 ..., [B, N] int32; None: that of its clip.
     condition: for image-to-video, patches of what is given beside the noise (data/given.py), [B, N, P_c] float.
-    image: what an image encoder sees in the given frames, [B, I, E] float; image_segments: whose, [B, I] int32.
+    image: what an image encoder sees in the given frames, [B, I, E] float; image_segment_ids: whose, [B, I] int32.
     echoes: what is added to clean patches before the noise (data/echoes.py), [B, N, P] float.
     pixels: for clips that are not encoded yet, of one shape, [B, k, F, H, W, 3] uint8; then there are no patches.
     """
 
     patches: jax.Array | None
     positions: jax.Array
-    segments: jax.Array
-    known: jax.Array
+    segment_ids: jax.Array
+    conditioning_mask: jax.Array
     text: jax.Array
-    text_segments: jax.Array
-    levels: jax.Array | None = None
+    text_segment_ids: jax.Array
+    time_index: jax.Array | None = None
     condition: jax.Array | None = None
     image: jax.Array | None = None
-    image_segments: jax.Array | None = None
-    echoes: jax.Array | None = None
+    image_segment_ids: jax.Array | None = None
+    ghosts: jax.Array | None = None
     pixels: jax.Array | None = None
 
 
@@ -83,9 +83,9 @@ def unpatchify(patches, grid: tuple[int, int, int], patch: tuple[int, int, int])
     return x.reshape(*batch, f * p_f, h * p_h, w * p_w, -1)
 
 
-def clip_slices(segments: np.ndarray) -> list[slice]:
+def clip_slices(segment_ids: np.ndarray) -> list[slice]:
     """Where the clips of a row are, one after another, of its segments [N]; padding follows them."""
-    ends = np.cumsum(np.bincount(segments)[1:]).tolist()
+    ends = np.cumsum(np.bincount(segment_ids)[1:]).tolist()
     return [slice(*ends) for ends in itertools.pairwise([0, *ends])]
 
 

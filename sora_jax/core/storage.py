@@ -10,10 +10,10 @@ import re
 import shutil
 from collections.abc import Iterator
 
-from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.errors import InputError, did_you_mean
 
 # What the user can mend; any other OSError is a bug and keeps its traceback.
-MENDABLE = {
+USER_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file would be larger than is allowed here",
@@ -29,18 +29,18 @@ _ENDS = 2**16  # bytes at both ends of a file by which its content is known
 
 
 @contextlib.contextmanager
-def mendable(path: str | os.PathLike) -> Iterator[None]:
+def explain_os_errors(path: str | os.PathLike) -> Iterator[None]:
     """Tell in one line what the user can mend of the system's errors while `path` is being written."""
     try:
         yield
     except OSError as error:
-        if error.errno not in MENDABLE:
+        if error.errno not in USER_ERRORS:
             raise
-        raise InputError(f"{path}: can't be written, {MENDABLE[error.errno]}") from error
+        raise InputError(f"{path}: can't be written, {USER_ERRORS[error.errno]}") from error
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A temporary file to write, which takes the place of `path` at the end, or vanishes if an error comes first.
 
     Args:
@@ -54,7 +54,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     # Hidden, and with the suffix kept: writers choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        with mendable(path):
+        with explain_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.touch()
             mode = temporary.stat().st_mode
@@ -68,7 +68,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: pathlib.Path):
+def remove_stale_temporaries(folder: pathlib.Path):
     """Remove the temporary files that `replacing` has left in a folder because its process was killed."""
     for path in folder.glob(".*"):
         if path.is_file() and re.fullmatch(r"\..+\.\d+(\.\w+)?", path.name):
@@ -80,7 +80,7 @@ def sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def identity(path: str | os.PathLike) -> str:
+def content_hash(path: str | os.PathLike) -> str:
     """A hash of a file's size and both its ends: quick, and another for any video that is not a copy."""
     path = pathlib.Path(path)
     if not path.is_file():
@@ -95,7 +95,7 @@ def identity(path: str | os.PathLike) -> str:
 def weights_digest(folder: str | os.PathLike) -> str:
     """A hash of a folder's safetensors, by their `identity`; of no folder, "", it is that of no files."""
     files = sorted(pathlib.Path(folder).glob("*.safetensors")) if folder else []
-    return digest([identity(file) for file in files])
+    return digest([content_hash(file) for file in files])
 
 
 def digest(value) -> str:
@@ -107,7 +107,7 @@ def read_object(path: pathlib.Path) -> dict:
     """The object in a JSON file. Raises: InputError if it is absent, no JSON or no object."""
     if not path.is_file():
         there = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise InputError(f"{path}: no such file" + (f", {nearest(path.name, there)}" if there else ""))
+        raise InputError(f"{path}: no such file" + (f", {did_you_mean(path.name, there)}" if there else ""))
     try:
         values = json.loads(path.read_text())
     except ValueError as error:
@@ -123,5 +123,5 @@ def copy_files(source: pathlib.Path, target: pathlib.Path):
     Raises: InputError if one can't be written, e.g. because the disk is full.
     """
     for file in sorted(path for path in source.iterdir() if path.is_file()):
-        with replacing(target / file.name) as temporary:
+        with atomic_write(target / file.name) as temporary:
             shutil.copyfile(file, temporary)

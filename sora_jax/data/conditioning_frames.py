@@ -23,7 +23,7 @@ def given_frames(settings: TransformerSettings, count: int) -> tuple[int, ...]:
 def image_room(settings: Settings) -> int:
     """Image tokens in a row of the stream: for as many clips as it may have, filled up for any mesh to divide."""
     tokens = len(given_frames(settings.transformer, 1)) * settings.image.tokens
-    return -(-settings.data.row_clips * tokens // 128) * 128
+    return -(-settings.data.clips_per_sequence * tokens // 128) * 128
 
 
 def grey_but(frames: Mapping[int, np.ndarray], count: int) -> Iterator[np.ndarray]:

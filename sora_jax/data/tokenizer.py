@@ -9,7 +9,7 @@ import ftfy
 import sentencepiece
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 
@@ -93,6 +93,6 @@ def train_tokenizer(captions: Iterable[str], path: pathlib.Path, *, vocabulary: 
         bos_id=-1,
         minloglevel=2,
     )
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(model.getvalue())
     return Tokenizer(path)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from sora_jax.core.mesh import spec
 
 
-def hold_known(velocity_fn, known):
+def freeze_conditioning(velocity_fn, conditioning_mask):
     """A velocity function that leaves known patches where they are.
 
     Args:
@@ -15,28 +15,29 @@ def hold_known(velocity_fn, known):
     """
 
     def velocity(x, t):
-        return jnp.where(known[..., None], 0.0, velocity_fn(x, t))
+        return jnp.where(conditioning_mask[..., None], 0.0, velocity_fn(x, t))
 
     return velocity
 
 
-def start_from(noise, batch, *, time=1.0, known_time: float = 0.0):
-    """What a solver starts from, [B, N, P]: the batch's patches, known ones at known_time, the others at `time`.
+def start_from(noise, batch, *, time=1.0, conditioning_time: float = 0.0):
+    """What a solver starts from, [B, N, P]: the batch's patches, known ones at conditioning_time, the others
+    at `time`.
 
     time 1 is noise alone; below it the solver edits what the patches show.
     Source: Meng et al. 2021 (arXiv 2108.01073), SDEdit, on a straight path.
     """
-    t = jnp.where(batch.known, known_time, time)[..., None]
+    t = jnp.where(batch.conditioning_mask, conditioning_time, time)[..., None]
     return (1 - t) * batch.patches + t * noise
 
 
-def renoised(x, noise, known_time: float, time):
-    """Patches [B, N, P] that `start_from` put at known_time, taken on along the same path to `time`."""
-    keep = (1 - time) / (1 - known_time)
-    return keep * x + (time - keep * known_time) * noise
+def renoised(x, noise, conditioning_time: float, time):
+    """Patches [B, N, P] that `start_from` put at conditioning_time, taken on along the same path to `time`."""
+    keep = (1 - time) / (1 - conditioning_time)
+    return keep * x + (time - keep * conditioning_time) * noise
 
 
-def on_ring(velocity_fn, frames: int, turn):
+def on_loop(velocity_fn, frames: int, turn):
     """The velocity of a video that is a ring: its last frame comes before its first one.
 
     The state's frame 0 is no part of the ring and stays as it is, as it is of another kind (a causal autoencoder's
@@ -53,8 +54,8 @@ def on_ring(velocity_fn, frames: int, turn):
         return jax.reshard(x, spec("batch . .")).reshape(x.shape[0], frames, -1, x.shape[-1])
 
     def velocity(x, t):
-        ring = jnp.roll(split(x)[:, 1:], -turn, axis=1)
-        seen = jnp.concatenate([ring[:, -1:], ring], axis=1).reshape(x.shape)
+        loop = jnp.roll(split(x)[:, 1:], -turn, axis=1)
+        seen = jnp.concatenate([loop[:, -1:], loop], axis=1).reshape(x.shape)
         found = split(velocity_fn(jax.reshard(seen, spec("batch tokens .")), t))[:, 1:]
         found = jnp.pad(jnp.roll(found, turn, axis=1), ((0, 0), (1, 0), (0, 0), (0, 0)))
         return jax.reshard(found.reshape(x.shape), spec("batch tokens ."))

@@ -14,10 +14,10 @@ from jax.experimental import multihost_utils
 
 from sora_jax.checkpoint.model_folder import model_hash
 from sora_jax.checkpoint.reader import find_checkpoint, read_meta
-from sora_jax.cluster.processes import on_first
+from sora_jax.cluster.processes import run_on_first_host
 from sora_jax.config.load import to_json
 from sora_jax.config.schema import SampleSettings, Settings
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 from sora_jax.data.prepare.decode import probe, read_clip
 from sora_jax.generate.pipeline import Generator, load_generator
 from sora_jax.report.page import Section
@@ -117,10 +117,10 @@ def measured(name: str, suite: Suite, subject: Subject, options: Options, consol
     values = suite.measure(subject, options, console)
 
     def write():
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps({"asked": asked, "values": values}, indent=1))
 
-    on_first(write)
+    run_on_first_host(write)
     return values
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import jax
 import rich.console
 
-from sora_jax.cluster.processes import on_first
+from sora_jax.cluster.processes import run_on_first_host
 from sora_jax.config.schema import MeshSettings
-from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.mesh import make_mesh
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject, measured, open_subject
 from sora_jax.evaluate.suites.clip_score import CLIP
 from sora_jax.evaluate.suites.fvd import FVD
@@ -86,7 +86,7 @@ def evaluate(
     def tell():
         # By the first process alone, which has read the samples; what it raises, all raise.
         sections = [section for name in results for section in SUITES[name].show(results[name], folders)]
-        with replacing(out / "evaluation.json") as temporary:
+        with atomic_write(out / "evaluation.json") as temporary:
             temporary.write_text(json.dumps(result, indent=1))
         summary = "; ".join(f"{s.name}: {s.settings.objective} after {s.step:,} updates" for s in subjects)
         write_page(out / "index.html", f"Evaluation of {', '.join(folders)}", summary, sections)
@@ -99,7 +99,7 @@ def evaluate(
         if faults:
             raise InputError(f"{'; '.join(faults)}. All that was measured is in {out / 'index.html'}")
 
-    on_first(tell)
+    run_on_first_host(tell)
     return result
 
 
@@ -123,7 +123,7 @@ def choose(subject: Subject, suites: Sequence[str]) -> tuple[str, ...]:
     objective = subject.settings.objective
     for name in suites:
         if name not in SUITES:
-            raise InputError(f"--suite: no suite {name!r}, {nearest(name, SUITES)}")
+            raise InputError(f"--suite: no suite {name!r}, {did_you_mean(name, SUITES)}")
         if objective not in SUITES[name].objectives:
             fit = ", ".join(n for n, suite in SUITES.items() if objective in suite.objectives)
             raise InputError(f"--suite={name}: can't be measured of {subject.workdir}, a {objective}; {fit} can")

@@ -33,7 +33,7 @@ class Given:
     """
 
     latents: np.ndarray | None = None
-    known: np.ndarray | None = None
+    conditioning_mask: np.ndarray | None = None
     strength: float = 1.0
     condition: np.ndarray | None = None
     image: np.ndarray | None = None
@@ -86,7 +86,7 @@ def give_images(generator, images: list[np.ndarray], frames: int) -> Given:
     return Given(condition=condition, image=seen)
 
 
-def put_given(batch: PatchBatch, given: Given, patch: tuple[int, int, int]) -> PatchBatch:
+def put_conditioning(batch: PatchBatch, given: Given, patch: tuple[int, int, int]) -> PatchBatch:
     """The batch (numpy) with the same given to each of its rows."""
     B = len(batch.patches)
 
@@ -95,10 +95,10 @@ def put_given(batch: PatchBatch, given: Given, patch: tuple[int, int, int]) -> P
 
     if given.latents is not None:
         batch = batch.replace(patches=rows(patchify(given.latents, patch).astype(np.float32)))
-    if given.known is not None:
-        batch = batch.replace(known=rows(given.known.reshape(-1)))
+    if given.conditioning_mask is not None:
+        batch = batch.replace(conditioning_mask=rows(given.conditioning_mask.reshape(-1)))
     if given.condition is not None:
         batch = batch.replace(condition=rows(patchify(given.condition, patch)))
     if given.image is not None:
-        batch = batch.replace(image=rows(given.image), image_segments=np.ones((B, len(given.image)), np.int32))
+        batch = batch.replace(image=rows(given.image), image_segment_ids=np.ones((B, len(given.image)), np.int32))
     return batch

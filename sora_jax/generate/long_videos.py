@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import rich.console
 
-from sora_jax.cluster.processes import on_first
-from sora_jax.core.storage import replacing
+from sora_jax.cluster.processes import run_on_first_host
+from sora_jax.core.storage import atomic_write
 from sora_jax.generate.conditioning_images import Given
 from sora_jax.generate.input_video import Footage
 from sora_jax.generate.tasks import Coder, beginning, ending, hold
@@ -48,10 +48,10 @@ class Windows:
         def prepare():
             if not same:
                 shutil.rmtree(self.folder, ignore_errors=True)
-                with replacing(note) as temporary:
+                with atomic_write(note) as temporary:
                     temporary.write_text(wanted)
 
-        on_first(prepare)
+        run_on_first_host(prepare)
 
     def get(self, number: int, make: Callable[[], np.ndarray]) -> np.ndarray:
         """The latents of a window: as they were saved, or made and saved, whole or not at all."""
@@ -60,14 +60,14 @@ class Windows:
             latents = make()
 
             def write():
-                with replacing(path) as temporary:
+                with atomic_write(path) as temporary:
                     np.save(temporary, latents)
 
-            on_first(write)
+            run_on_first_host(write)
         return np.load(path)
 
     def remove(self):
-        on_first(lambda: shutil.rmtree(self.folder))
+        run_on_first_host(lambda: shutil.rmtree(self.folder))
 
 
 def context_of(latents: int) -> int:

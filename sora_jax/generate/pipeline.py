@@ -17,12 +17,12 @@ from sora_jax.checkpoint.model_folder import load_model
 from sora_jax.checkpoint.reader import check_models, find_checkpoint, read_meta
 from sora_jax.config.schema import AutoencoderSettings, SampleSettings, Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.mesh import spec, ways
+from sora_jax.core.mesh import num_shards, spec
 from sora_jax.core.patches import PatchBatch, grid_positions, patch_grid, unpatchify
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.diffusion.flow import shift_of
 from sora_jax.diffusion.solvers import ancestral, dpm, euler, heun, time_grid, unipc
-from sora_jax.generate.conditioning_images import Given, put_given, video_size
+from sora_jax.generate.conditioning_images import Given, put_conditioning, video_size
 from sora_jax.generate.schedule import FILE, Drift, Meter, Step, read_drift, schedule
 from sora_jax.generate.steps import begin, solver_step, step_again
 from sora_jax.models.autoencoder.model import Autoencoder
@@ -163,12 +163,12 @@ def tokenize(generator: Generator, prompts: list[str]) -> tuple[np.ndarray, np.n
     """Prompts -> tokens and their segments (1, padding 0), both [B, S] int32; what is too long is cut."""
     limit = generator.settings.text.max_tokens
     tokens = np.zeros((len(prompts), limit), np.int32)
-    segments = np.zeros((len(prompts), limit), np.int32)
+    segment_ids = np.zeros((len(prompts), limit), np.int32)
     for row, prompt in enumerate(prompts):
         ids = generator.tokenizer.encode(prompt, limit)
         tokens[row, : len(ids)] = ids
-        segments[row, : limit if generator.settings.text.padded else len(ids)] = 1
-    return tokens, segments
+        segment_ids[row, : limit if generator.settings.text.padded else len(ids)] = 1
+    return tokens, segment_ids
 
 
 def rows_at_once(prompts: int, guidance: float) -> int:
@@ -177,7 +177,7 @@ def rows_at_once(prompts: int, guidance: float) -> int:
     One on each part of the mesh that holds whole rows; or, if half as many are enough, one on two of them, which
     take the conditional and the unconditional half of each guided step.
     """
-    parts = ways("batch", jax.sharding.get_mesh().shape)
+    parts = num_shards("batch", jax.sharding.get_mesh().shape)
     return parts // 2 if guidance != 1 and parts % 2 == 0 and prompts <= parts // 2 else parts
 
 
@@ -191,7 +191,7 @@ def plan_steps(
     settings = generator.settings
     grid = patch_grid(latent_shape(settings, sample), settings.transformer.patch)
     shift = sample.shift or settings.flow.shift_scale * float(shift_of(int(np.prod(grid)), grid[0]))
-    whole = settings.flow.whole_times
+    whole = settings.flow.time_quantization
     end = min(1 / whole, strength) if whole else 0.0
     times = np.asarray(time_grid(max(1, round(sample.steps * strength)), shift, strength, end=end))
     if generator.low:
@@ -209,7 +209,7 @@ def sample_latents(
     negative_prompt: str = "",
     low_guidance: float = 0.0,
     given: Given | None = None,
-    ring: bool = False,
+    loop: bool = False,
     window: int = 0,
     meter: Meter | None = None,
     advance: Callable[[], None] = lambda: None,
@@ -241,25 +241,25 @@ def sample_latents(
     data = None
     for i, step in enumerate(steps):
         if step.skipped:
-            state = step_again(solver, data, batch.known, state, times, jnp.int32(i))
+            state = step_again(solver, data, batch.conditioning_mask, state, times, jnp.int32(i))
         else:
             state, velocity, data = solver_step(
                 settings,
                 solver,
                 generator.low[0] if step.low else generator.params,
                 pairs,
-                batch.known,
+                batch.conditioning_mask,
                 state,
                 times,
                 jnp.int32(i),
                 jnp.float32(step.guidance) if split or step.guidance != 1 else None,
-                ring=grid[0] if ring else 0,
+                loop=grid[0] if loop else 0,
             )
             if meter:
                 meter(times[i], velocity)
         jax.block_until_ready(state)
         advance()
-    made = jnp.where(batch.known[..., None], batch.patches, state[0])
+    made = jnp.where(batch.conditioning_mask[..., None], batch.patches, state[0])
     return unpatchify(multihost_utils.process_allgather(made, tiled=True), grid, settings.transformer.patch)
 
 
@@ -279,15 +279,15 @@ def open_batch(
     batch = PatchBatch(
         patches=np.zeros((B, N, C * int(np.prod(patch))), np.float32),
         positions=np.broadcast_to(grid_positions(grid), (B, N, 3)),
-        segments=np.ones((B, N), np.int32),
-        known=np.zeros((B, N), bool),
+        segment_ids=np.ones((B, N), np.int32),
+        conditioning_mask=np.zeros((B, N), bool),
         text=both,
-        text_segments=both_segments,
+        text_segment_ids=both_segments,
     )
     if given is not None:
-        batch = put_given(batch, given, patch)
+        batch = put_conditioning(batch, given, patch)
     # Of fewer videos than parts of the mesh every part holds all, and of each pair one half is its own.
-    split = B % ways("batch", jax.sharding.get_mesh().shape) != 0
+    split = B % num_shards("batch", jax.sharding.get_mesh().shape) != 0
 
     def put(x):
         return jax.device_put(x, spec(("." if split and len(x) == B else "batch") + " ." * (x.ndim - 1)))

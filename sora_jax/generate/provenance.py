@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import sora_jax
 from sora_jax.checkpoint.checksums import checksums
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 
 # Of IPTC's vocabulary, which C2PA names.
 SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -55,7 +55,7 @@ def write_manifest(path: pathlib.Path, metadata: Mapping, ingredients: list[path
             for item in ingredients
         ],
     }
-    with replacing(path.with_suffix(".c2pa.json")) as temporary:
+    with atomic_write(path.with_suffix(".c2pa.json")) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")
 
 

@@ -4,8 +4,8 @@ import dataclasses
 import pathlib
 
 from sora_jax.config.schema import Settings
-from sora_jax.core.errors import InputError, nearest
-from sora_jax.data.loader.conditioning_masks import mask_kinds
+from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.data.loader.conditioning_masks import conditioning_tasks
 
 LONGEST = 600.0  # seconds; more is a mistake
 # What each task must be given, and what it may be.
@@ -80,7 +80,7 @@ def check_request(request: Request):
     """Raise InputError if the task is none, or what is given is too little, too much or out of its range."""
     name = request.name
     if name not in TASKS:
-        raise InputError(f"--task={name}: {nearest(name, TASKS)}")
+        raise InputError(f"--task={name}: {did_you_mean(name, TASKS)}")
     needed, taken = TASKS[name]
     for field in dataclasses.fields(Request):
         key, flag = field.name, FLAGS.get(field.name, field.name)
@@ -105,7 +105,7 @@ def check_request(request: Request):
     if request.strength is not None and not 0 <= request.strength <= 1:
         raise InputError(f"--strength={request.strength:g}: must be from 0, the video itself, to 1, another one")
     if request.direction and request.direction not in DIRECTIONS:
-        raise InputError(f"--direction={request.direction}: {nearest(request.direction, DIRECTIONS)}")
+        raise InputError(f"--direction={request.direction}: {did_you_mean(request.direction, DIRECTIONS)}")
 
 
 def read_keyframe(text: str, fps: float) -> tuple[int, pathlib.Path]:
@@ -126,16 +126,18 @@ def untrained_note(request: Request, settings: Settings) -> str:
     if settings.transformer.condition_channels and name == "image":
         return ""
     kinds = {
-        "image": ("both" if request.image else "last",) if request.last_image else ("first", "prefix", "both"),
-        "keyframes": ("random",),
-        "extend": ("suffix", "ends") if request.backward else ("prefix", "ends"),
-        "text": ("prefix", "ends") if request.long else (),
-        "loop": ("ends",) if request.videos else (),
-        "connect": ("ends",),
-        "inpaint": ("outside",),
-        "outpaint": ("inside",),
+        "image": ("first_last" if request.image else "last_frame",)
+        if request.last_image
+        else ("first_frame", "prefix", "first_last"),
+        "keyframes": ("random_frames",),
+        "extend": ("suffix", "prefix_suffix") if request.backward else ("prefix", "prefix_suffix"),
+        "text": ("prefix", "prefix_suffix") if request.long else (),
+        "loop": ("prefix_suffix",) if request.videos else (),
+        "connect": ("prefix_suffix",),
+        "inpaint": ("inpaint",),
+        "outpaint": ("outpaint",),
     }.get(name, ())
-    known = mask_kinds(settings.masks)
+    known = conditioning_tasks(settings.masks)
     if request.rolling and not settings.masks.forcing:
         return "--rolling: this model has not learned frames with a time each (config.masks.forcing is 0)"
     if not kinds or set(kinds) & set(known):

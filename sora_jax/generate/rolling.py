@@ -97,7 +97,7 @@ def roll(
     """
     settings, patch = generator.settings, generator.settings.transformer.patch
     batch, grid, _ = open_batch(generator, prompts, sample, negative_prompt, given)
-    known = int(given.known.all(axis=(1, 2)).sum()) if given else 0
+    known = int(given.conditioning_mask.all(axis=(1, 2)).sum()) if given else 0
     times, steps = plan_steps(generator, dataclasses.replace(sample, steps=clock.steps))
     # What is finished is at the time after the last step, and stays there.
     times, scales = np.append(times, times[-1]), np.array([*(step.guidance for step in steps), 1.0], np.float32)
@@ -119,7 +119,7 @@ def roll(
             solver,
             generator.params,
             pairs,
-            batch.known,
+            batch.conditioning_mask,
             state,
             times,
             jnp.asarray(at, jnp.int32),
@@ -128,5 +128,5 @@ def roll(
         )
         jax.block_until_ready(state)
         advance()
-    made = jnp.where(batch.known[..., None], batch.patches, state[0])
+    made = jnp.where(batch.conditioning_mask[..., None], batch.patches, state[0])
     return unpatchify(multihost_utils.process_allgather(made, tiled=True), grid, patch)

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import rich.console
 
-from sora_jax.cluster.processes import on_first
+from sora_jax.cluster.processes import run_on_first_host
 from sora_jax.config.schema import MeshSettings, SampleSettings
-from sora_jax.core.errors import InputError, nearest
-from sora_jax.core.mesh import make_mesh, ways
+from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.mesh import make_mesh, num_shards
 from sora_jax.generate import long_videos as long
 from sora_jax.generate import rolling, tasks
 from sora_jax.generate.conditioning_images import check_images, video_size
@@ -82,7 +82,7 @@ def sample(
     trained = generator.settings if generator else read_run(checkpoint)[2]
     settings: SampleSettings = dataclasses.replace(trained.sample, **changes)
     if settings.solver not in SOLVERS:
-        raise InputError(f"--solver={settings.solver}: {nearest(settings.solver, SOLVERS)}")
+        raise InputError(f"--solver={settings.solver}: {did_you_mean(settings.solver, SOLVERS)}")
     if request.rolling:
         rolling.check_rolling(trained, settings)
     inputs = Inputs(request, settings, trained, "frames" in changes, console)
@@ -178,7 +178,7 @@ def measured(maker: "Maker", prompts: list[str], given, path: pathlib.Path, cons
     maker.watch(lambda done, total: None)
     maker(prompts[: maker.rows], given, frames=maker.settings.frames, first=0, meter=meter)
     drift = meter.drift(maker.generator.step)
-    on_first(lambda: write_drift(path, drift))
+    run_on_first_host(lambda: write_drift(path, drift))
     return dataclasses.replace(maker.generator, drift=drift)
 
 
@@ -307,7 +307,7 @@ class Maker:
     def __init__(self, generator, settings: SampleSettings, seed: int, negative_prompt: str, low_guidance: float):
         self.generator, self.settings, self.seed = generator, settings, seed
         self.negative_prompt, self.low_guidance = negative_prompt, low_guidance
-        self.rows = ways("batch", jax.sharding.get_mesh().shape)  # at most so many videos at a time
+        self.rows = num_shards("batch", jax.sharding.get_mesh().shape)  # at most so many videos at a time
         self.windows: long.Windows | None = None
         self.done = 0
 
@@ -342,7 +342,7 @@ def short_videos(maker: Maker, task: tasks.Task, prompts: list[str]) -> Iterator
     total = -(-len(prompts) // maker.rows) * maker.settings.steps
     for first in range(0, len(prompts), maker.rows):
         group = prompts[first : first + maker.rows]
-        made = maker(group, task.given, frames=task.frames, first=first, ring=task.ring, total=total)
+        made = maker(group, task.given, frames=task.frames, first=first, loop=task.loop, total=total)
         for latents in made[: len(group)]:
             yield tasks.render(
                 maker.generator.autoencoder_params, maker.generator.autoencoder, task.parts(latents)

@@ -18,7 +18,7 @@ import numpy as np
 
 from sora_jax.config.schema import SampleSettings, Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import read_object, replacing
+from sora_jax.core.storage import atomic_write, read_object
 
 FILE = "drift.json"  # in a workdir
 FIRST = 0.2  # of the steps, which are never skipped, as in arXiv 2506.09045: they decide what is to be seen
@@ -105,7 +105,7 @@ def _change(velocity, before):
 
 
 def write_drift(path: pathlib.Path, drift: Drift):
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(drift), indent=1) + "\n")
 
 

@@ -87,7 +87,7 @@ class Task:
     frames: int
     given: Given | None = None
     parts: Callable[[np.ndarray], Iterable[Part]] = lambda latents: [Part(latents)]
-    ring: bool = False
+    loop: bool = False
 
 
 def render(params: dict, settings: AutoencoderSettings, parts: Iterable[Part]) -> Iterator[np.ndarray]:
@@ -114,7 +114,7 @@ def hold(coder: Coder, frames: int, spans: Mapping[int, np.ndarray]) -> Given:
         latents[start : start + len(span)] = span
         known[start : start + len(span)] = True
     grid = (frames, h // coder.patch[0], w // coder.patch[1])
-    return Given(latents=latents, known=np.broadcast_to(known[:, None, None], grid))
+    return Given(latents=latents, conditioning_mask=np.broadcast_to(known[:, None, None], grid))
 
 
 def keyframes(coder: Coder, frames: int, pictures: Mapping[int, np.ndarray]) -> Task:
@@ -167,7 +167,7 @@ def repaint(coder: Coder, video: np.ndarray, known: np.ndarray) -> Task:
     if whole.all() or not whole.any():
         what = "everything" if whole.all() else "nothing"
         raise InputError(f"{what} is known of the video in whole patches of {sides[1]}x{sides[0]} pixels")
-    given = Given(latents=latents, known=np.broadcast_to(whole, (len(latents), *whole.shape)))
+    given = Given(latents=latents, conditioning_mask=np.broadcast_to(whole, (len(latents), *whole.shape)))
     own = dict(enumerate(coder.decode(latents)))
     return Task(len(video), given, lambda made: [Part(made, own=own, where=known)])
 
@@ -197,11 +197,11 @@ def loop(coder: Coder, frames: int) -> Task:
     """
 
     def parts(latents):
-        ring = latents[1:]
-        before = np.take(ring, np.arange(-2 * STILL, 0), axis=0, mode="wrap")
-        return [Part(np.concatenate([before, ring]), skip=1 + coder.stride * (2 * STILL - 1))]
+        loop = latents[1:]
+        before = np.take(loop, np.arange(-2 * STILL, 0), axis=0, mode="wrap")
+        return [Part(np.concatenate([before, loop]), skip=1 + coder.stride * (2 * STILL - 1))]
 
-    return Task(frames, ring=True, parts=parts)
+    return Task(frames, loop=True, parts=parts)
 
 
 def connect(coder: Coder, frames: int, first: Footage, second: Footage, between: int, *, close=False) -> Task:

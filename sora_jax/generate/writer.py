@@ -14,7 +14,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 import sora_jax
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 
 BT709 = 1  # primaries, transfer and matrix of HD video (ITU-T H.273, value 1 in each of its tables)
 EXIF_DESCRIPTION, EXIF_SOFTWARE = 0x010E, 0x0131
@@ -85,7 +85,7 @@ class VideoWriter:
         # faststart: the index comes first, so that browsers play while they load.
         options = {"movflags": "+faststart"}
         with (
-            replacing(self.path) as temporary,
+            atomic_write(self.path) as temporary,
             av.open(temporary, "w", format="mp4", options=options) as container,
         ):
             self._container = container
@@ -136,7 +136,7 @@ def write_webp(
     exif[EXIF_DESCRIPTION] = json.dumps(described(metadata))
     exif[EXIF_SOFTWARE] = "sora_jax: AI-generated video"
     first, *rest = (PIL.Image.fromarray(frame) for frame in frames)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         first.save(
             temporary,
             save_all=True,

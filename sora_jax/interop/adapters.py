@@ -17,7 +17,7 @@ from sora_jax.checkpoint.reader import find_checkpoint, read_meta, restore_train
 from sora_jax.config.load import to_json
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import copy_files, replacing
+from sora_jax.core.storage import atomic_write, copy_files
 from sora_jax.interop.lora import lora_settings, lora_table, normalised
 from sora_jax.interop.tables import load_tensors, to_foreign
 from sora_jax.models.video_model import abstract_trained
@@ -65,7 +65,7 @@ def export_adapters(source: pathlib.Path, target: pathlib.Path, console: rich.co
     if not settings.lora.rank:
         raise InputError(f"{source}: has no adapters; to write its whole model, name a folder with --to")
     tensors = adapter_tensors(restore_trained(folder, step, settings)["transformer"], settings)
-    with replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         safetensors.numpy.save_file(tensors, temporary, metadata={"format": "pt"})
     console.print(f"{target}: {len(tensors)} tensors, for diffusers' load_lora_weights", highlight=False)
 
@@ -90,7 +90,7 @@ def import_adapters(
         ("tokenizer.model", (base / "tokenizer.model").read_bytes()),
         ("settings.json", to_json(settings).encode()),
     ):
-        with replacing(target / name) as temporary:
+        with atomic_write(target / name) as temporary:
             temporary.write_bytes(content)
     save_weights(target, {"transformer": adapters}, settings)
     console.print(f"{target}: rank {lora.rank}, {len(tensors)} tensors; sample from it", highlight=False)

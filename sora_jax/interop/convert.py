@@ -30,7 +30,7 @@ from sora_jax.config.schema import (
 )
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
-from sora_jax.core.storage import copy_files, read_object, replacing
+from sora_jax.core.storage import atomic_write, copy_files, read_object
 from sora_jax.interop import wan_configs
 from sora_jax.interop.adapters import export_adapters, import_adapters, restore_merged
 from sora_jax.interop.encoders import check_encoder
@@ -135,7 +135,7 @@ def import_model(
         text=wan_configs.text_settings(rest / "text_encoder" / "config.json", str(target / "text_encoder")),
         image=image,
         transformer=transformer,
-        flow=FlowSettings(whole_times=1000),
+        flow=FlowSettings(time_quantization=1000),
         # Wan 2.2 TI2V, which has times for each patch, has learned to be given a first frame.
         masks=MaskSettings(first=float(bool(index.get("expand_timesteps"))), guided=False),  # as published
         sample=SampleSettings(solver="unipc", shift=float(scheduler.get("flow_shift", 0.0))),
@@ -154,13 +154,13 @@ def import_model(
     # Until here nothing is written.
     for part in parts:
         copy_files(rest / part, target / part)
-    with replacing(target / INDEX_FILE) as temporary:
+    with atomic_write(target / INDEX_FILE) as temporary:
         shutil.copyfile(rest / INDEX_FILE, temporary)
     for folder, workdir, (low, high) in experts:
         params = load_foreign(found[folder], table, DiT, transformer, where=str(folder))
         console.print(f"{folder}: {sum(x.size for x in jax.tree.leaves(params)):,} parameters", highlight=False)
         save_model(workdir / "autoencoder", Autoencoder, autoencoder, pixels)
-        with replacing(workdir / "tokenizer.model") as temporary:
+        with atomic_write(workdir / "tokenizer.model") as temporary:
             shutil.copyfile(tokenizer, temporary)
         flow = dataclasses.replace(settings.flow, time_min=low, time_max=high)
         expert = dataclasses.replace(settings, flow=flow)
@@ -169,7 +169,7 @@ def import_model(
             for part, tensors in (("transformer", found[folder]), ("vae", vae))
         }
         for name, text in (("settings.json", to_json(expert)), (DTYPES, json.dumps(dtypes))):
-            with replacing(workdir / name) as temporary:
+            with atomic_write(workdir / name) as temporary:
                 temporary.write_text(text)
         save_weights(workdir, {"transformer": params}, expert)
     console.print(f"{target}: sample from it, or train on from it with --config.train.init_from={target}")
@@ -199,7 +199,7 @@ def export_model(source: pathlib.Path, target: pathlib.Path, console: rich.conso
     text = pathlib.Path(settings.text.weights)
     for part in [*PUBLISHED, *IMAGE_PARTS] if settings.image.weights else PUBLISHED:
         copy_files(text.parent / part, target / part)
-    with replacing(target / INDEX_FILE) as temporary:
+    with atomic_write(target / INDEX_FILE) as temporary:
         shutil.copyfile(text.parent / INDEX_FILE, temporary)
     name = read_object(target / INDEX_FILE).get("_class_name", "DiffusionPipeline")
     console.print(f"{target}: for diffusers' {name}.from_pretrained", highlight=False)
@@ -221,7 +221,7 @@ def write_weights(folder: pathlib.Path, table, params: dict, config: dict, dtype
     def flush():
         number = len(shards)
         path = folder / f"{WEIGHTS_NAME}-{number:05}.safetensors"
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             safetensors.numpy.save_file(held, temporary, metadata={"format": "pt"})
         shards.append(list(held))
         held.clear()
@@ -244,7 +244,7 @@ def write_weights(folder: pathlib.Path, table, params: dict, config: dict, dtype
         path.rename(folder / f"{WEIGHTS_NAME}{final}.safetensors")
         files |= dict.fromkeys(names, f"{WEIGHTS_NAME}{final}.safetensors")
     if not single:
-        with replacing(folder / f"{WEIGHTS_NAME}{INDEX}") as temporary:
+        with atomic_write(folder / f"{WEIGHTS_NAME}{INDEX}") as temporary:
             temporary.write_text(json.dumps({"metadata": {"total_size": sum(sizes)}, "weight_map": files}))
-    with replacing(folder / "config.json") as temporary:
+    with atomic_write(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2))

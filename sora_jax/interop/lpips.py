@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from sora_jax.checkpoint.model_folder import open_tensors
-from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.models.autoencoder.lpips import STAGES, lpips_shapes
 
 
@@ -24,11 +24,11 @@ def load_lpips(path: str | pathlib.Path) -> dict:
     for name in sorted(tensors):
         # The package holds its last layers twice; the shift and scale of pixels are constants.
         if name not in used and not name.startswith(("lins.", "scaling_layer.")):
-            raise InputError(f"{path}: tensor {name!r} is not of LPIPS with VGG-16; {nearest(name, used)}")
+            raise InputError(f"{path}: tensor {name!r} is not of LPIPS with VGG-16; {did_you_mean(name, used)}")
 
     def take(name, shape):
         if name not in tensors:
-            raise InputError(f"{path}: tensor {name!r} is missing; {nearest(name, tensors)}")
+            raise InputError(f"{path}: tensor {name!r} is missing; {did_you_mean(name, tensors)}")
         tensor = np.asarray(tensors[name], np.float32)
         turned = tensor.transpose(2, 3, 1, 0) if len(shape) == 4 else tensor
         if turned.shape != shape and turned.shape != (1, *shape, 1, 1):

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from sora_jax.checkpoint.model_folder import open_tensors
-from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.errors import InputError, did_you_mean
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 INDEX = ".safetensors.index.json"
@@ -51,7 +51,7 @@ def _files(folder: pathlib.Path) -> dict[pathlib.Path, list[str] | None]:
     """Its files, and which tensors to take of each; None: all."""
     if not folder.is_dir():
         there = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise InputError(f"{folder}: no such folder" + (f", {nearest(folder.name, there)}" if there else ""))
+        raise InputError(f"{folder}: no such folder" + (f", {did_you_mean(folder.name, there)}" if there else ""))
     indices = sorted(folder.glob(f"*{INDEX}"))
     if len(indices) > 1:
         names = ", ".join(path.name for path in indices)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.checkpoint.model_folder import named
-from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.models.layers.params import abstract_params
 
 
@@ -122,12 +122,12 @@ def check_tensors(tensors: Mapping, shapes: Mapping[str, tuple[int, ...]], where
     """Raise InputError for the first tensor that is missing, extra or not of the shape that it should have."""
     for name, shape in shapes.items():
         if name not in tensors:
-            raise InputError(f"{where}: tensor {name!r} is missing; {nearest(name, tensors)}")
+            raise InputError(f"{where}: tensor {name!r} is missing; {did_you_mean(name, tensors)}")
         if (found := tuple(tensors[name].shape)) != shape:
             raise InputError(f"{where}: tensor {name!r} has shape {list(found)}, the model asks for {list(shape)}")
     unused = set(unused)
     for extra in sorted(name for name in tensors if name not in shapes and name not in unused):
-        raise InputError(f"{where}: tensor {extra!r} has no place in the model; {nearest(extra, shapes)}")
+        raise InputError(f"{where}: tensor {extra!r} has no place in the model; {did_you_mean(extra, shapes)}")
 
 
 def _load(tensors, tensor: Tensor, leaf: jax.ShapeDtypeStruct, dtype) -> jax.Array:

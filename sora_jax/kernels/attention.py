@@ -16,13 +16,13 @@ SMALL = 2**20  # queries x keys: up to here the logits may as well be held
 SMALL_ON_CPU = 2**16
 
 
-def attention(q, k, v, q_segments, kv_segments, *, bias=None, kernel="auto", clips=None):
+def attention(q, k, v, q_segment_ids, kv_segment_ids, *, bias=None, kernel="auto", clips=None):
     """Softmax attention within segments: a query sees the keys of its own segment.
 
     Args:
-      q: queries, [B, N, A, K], tokens over `ring` and `context`, heads over `tensor`.
+      q: queries, [B, N, A, K], tokens over `ring` and `ulysses`, heads over `tensor`.
       k, v: keys and values, [B, M, A, K].
-      q_segments, kv_segments: [B, N] and [B, M] int32.
+      q_segment_ids, kv_segment_ids: [B, N] and [B, M] int32.
       bias: added to the logits before the softmax, [A, N, M] float32.
       kernel: "xla" holds all logits, and is the only one with a bias; "chunked", "splash" and "cudnn" hold a block
         of them; "auto" takes what suits the platform and the size.
@@ -39,9 +39,9 @@ def attention(q, k, v, q_segments, kv_segments, *, bias=None, kernel="auto", cli
     q_axes, kv_axes = "batch ring heads_all .", f"batch {'ring' if goes_round else '.'} heads_all ."
     q, k, v = jax.reshard(q, spec(q_axes)), *(jax.reshard(x, spec(kv_axes)) for x in (k, v))
     rows = [spec(" ".join(axes.split()[:2])) for axes in (q_axes, kv_axes)]
-    q_segments, kv_segments = map(jax.reshard, (q_segments, kv_segments), rows)
+    q_segment_ids, kv_segment_ids = map(jax.reshard, (q_segment_ids, kv_segment_ids), rows)
     if name == "xla":
-        mask = (q_segments[:, :, None] == kv_segments[:, None, :])[:, None]
+        mask = (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :])[:, None]
         if bias is not None:
             bias = jax.reshard(bias[None], spec(". heads_all ring ."))
         y = jax.nn.dot_product_attention(q, k, v, bias, mask)
@@ -57,7 +57,7 @@ def attention(q, k, v, q_segments, kv_segments, *, bias=None, kernel="auto", cli
             out_specs=spec(q_axes),
             # Each array is split over all axes or is of integers: there is nothing that a check could find.
             check_vma=False,
-        )(q, k, v, q_segments, kv_segments)
+        )(q, k, v, q_segment_ids, kv_segment_ids)
     return jax.reshard(y, spec("batch tokens heads ."))
 
 
@@ -92,7 +92,7 @@ def merge_heads(x):
     return jnp.reshape(x, (B, N, -1), out_sharding=spec("batch tokens heads"))
 
 
-def rotary_angles(positions, K: int, base: float = 10000.0):
+def rope_angles(positions, K: int, base: float = 10000.0):
     """Angles of 3-D rotary positions, one for each pair of head elements.
 
     The K / 2 pairs are shared out to (frame, row, column): rows and columns take K // 6 each, frames the
@@ -113,7 +113,7 @@ def rotary_angles(positions, K: int, base: float = 10000.0):
     return jnp.concatenate(angles, axis=-1)
 
 
-def rotary_turns(angles):
+def rope_cos_sin(angles):
     """(cosines, sines) of the angles, each in float32, for `rotate`.
 
     By a loop of two turns: XLA's CPU backend would make them part of every rotation, anew for each layer, head and
@@ -123,15 +123,15 @@ def rotary_turns(angles):
     return cos, sin
 
 
-def rotate(x, turns):
+def apply_rope(x, rope):
     """Rotate the pairs (i, i + K / 2) of each head; float32 inside.
 
     Args:
       x: [B, N, A, K].
-      turns: of `rotary_turns`, [B, N, K / 2] each.
+      turns: of `rope_cos_sin`, [B, N, K / 2] each.
     Returns: like x.
     """
-    cos, sin = (turn[:, :, None] for turn in turns)
+    cos, sin = (turn[:, :, None] for turn in rope)
     first, second = (half.astype(jnp.float32) for half in jnp.split(x, 2, axis=-1))
     turned = first * cos - second * sin, first * sin + second * cos
     # A half at a time is cast, here and in the gradient: all of x as float32 would be written to memory.

@@ -19,11 +19,13 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from sora_jax.core.mesh import platform
 
 CHUNK = 256  # queries at a time where there are many; of fewer, as many as give LOGITS
-MOST = 1152  # but no more: beyond, it is no faster
+MAX_CHUNK = 1152  # but no more: beyond, it is no faster
 STEP = 64  # where there are several chunks, each is a multiple of it
 LOGITS = 2**22  # of a head, as many as a chunk of more queries may have
-HIDDEN = -0.7 * float(np.finfo(np.float32).max)  # the logit of a key of another segment
-MODEST = 40.0  # logits up to here, either way, are exponentiated as they are: no maximum is taken off first
+MASK_VALUE = -0.7 * float(np.finfo(np.float32).max)  # the logit of a key of another segment
+SAFE_EXP_LOGIT = (
+    40.0  # logits up to here, either way, are exponentiated as they are: no maximum is taken off first
+)
 LANES = 128  # of a TPU's vector registers: widths and blocks are multiples
 BLOCK = 512
 
@@ -31,7 +33,8 @@ BLOCK = 512
 class Kernel(NamedTuple):
     """Softmax attention within segments; heads come first, q is scaled already.
 
-    forward: (q [B, A, N, K], k, v [B, A, M, K], q_segments [B, N], kv_segments [B, M]) -> (y [B, A, N, K] in q's
+    forward: (q [B, A, N, K], k, v [B, A, M, K], q_segment_ids [B, N], kv_segment_ids [B, M]) -> (y [B, A, N,
+      K] in q's
       type, log of the softmax's sum [B, A, N] float32). Where a query sees no key, y is any finite number and the
       log is about HIDDEN.
     backward: (the same arguments, y, log_total, dy) -> (dq, dk, dv). y and log_total may be of more keys than k.
@@ -45,15 +48,15 @@ class Kernel(NamedTuple):
     width: int
 
 
-def _chunked_forward(q, k, v, q_segments, kv_segments):
-    return _by_heads(_head_forward, (q_segments, kv_segments), q, k, v)
+def _chunked_forward(q, k, v, q_segment_ids, kv_segment_ids):
+    return _by_heads(_head_forward, (q_segment_ids, kv_segment_ids), q, k, v)
 
 
-def _chunked_backward(q, k, v, q_segments, kv_segments, y, log_total, dy):
-    return _by_heads(_head_backward, (q_segments, kv_segments), q, k, v, y, log_total, dy)
+def _chunked_backward(q, k, v, q_segment_ids, kv_segment_ids, y, log_total, dy):
+    return _by_heads(_head_backward, (q_segment_ids, kv_segment_ids), q, k, v, y, log_total, dy)
 
 
-def _by_heads(function, segments, *arrays):
+def _by_heads(function, segment_ids, *arrays):
     """function(segments, *arrays) of each head of each row; a CPU takes one or two at a time.
 
     Args:
@@ -63,17 +66,17 @@ def _by_heads(function, segments, *arrays):
     # Known before the queries are, the mask of all chunks would be made ahead and kept: N x M for each head.
     hold = jax.lax.optimization_barrier
     if platform() != "cpu":
-        segments, arrays = hold((segments, arrays))
+        segment_ids, arrays = hold((segment_ids, arrays))
         heads = jax.vmap(function, in_axes=(None, *(0 for _ in arrays)))
-        return jax.vmap(heads)(segments, *arrays)
+        return jax.vmap(heads)(segment_ids, *arrays)
     B, A = arrays[0].shape[:2]
     # Heads within tokens, as the layers before made them, and as those after take them: to cut a head out or put
     # it in is cheap; to transpose all would become a part of what they are computed by, and make it several times
     # as slow.
-    segments, arrays = hold((segments, [_as_bits(jnp.swapaxes(x, 1, 2)) for x in arrays]))
+    segment_ids, arrays = hold((segment_ids, [_as_bits(jnp.swapaxes(x, 1, 2)) for x in arrays]))
 
     def attend(b, a):
-        results = function([x[b] for x in segments], *(_from_bits(x[b, :, a]) for x in arrays))
+        results = function([x[b] for x in segment_ids], *(_from_bits(x[b, :, a]) for x in arrays))
         return jax.tree.map(_as_bits, results)
 
     one = jax.eval_shape(attend, 0, 0)
@@ -108,44 +111,44 @@ def _from_bits(x):
     return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
-def _head_forward(segments, q, k, v):
+def _head_forward(segment_ids, q, k, v):
     """q [N, K], k, v [M, K] -> y [N, K] in q's type, log_total [N] float32."""
-    q_segments, kv_segments = segments
+    q_segment_ids, kv_segment_ids = segment_ids
     longest_key = _longest(k)  # |q k| <= |q| |k|
 
     def attend(_, chunk):
-        q, segments = map(_from_bits, chunk)
+        q, segment_ids = map(_from_bits, chunk)
         logits = _logits(q, k)
 
         def seen():  # each time anew: a mask that is kept would be written to memory
-            return jnp.where(segments[:, None] == kv_segments, logits, HIDDEN)
+            return jnp.where(segment_ids[:, None] == kv_segment_ids, logits, MASK_VALUE)
 
         most = jax.lax.cond(
-            _longest(q) * longest_key < MODEST,
+            _longest(q) * longest_key < SAFE_EXP_LOGIT,
             lambda: jnp.zeros_like(logits[:, :1]),
             lambda: jnp.max(seen(), axis=-1, keepdims=True),
         )
         weights = _rounded(jnp.exp(seen() - most), v.dtype)
         total = jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.float32)
         sees, total = total > 0, jnp.where(total > 0, total, 1)
-        log_total = jnp.where(sees, most + jnp.log(total), HIDDEN)
+        log_total = jnp.where(sees, most + jnp.log(total), MASK_VALUE)
         y = _rounded(_product(weights, v) / total, q.dtype)
         return None, (_as_bits(y), log_total[:, 0])
 
-    _, (y, log_total) = jax.lax.scan(attend, None, _chunks(k, q, q_segments))
+    _, (y, log_total) = jax.lax.scan(attend, None, _chunks(k, q, q_segment_ids))
     return _from_bits(_join(y)), _join(log_total)
 
 
-def _head_backward(segments, q, k, v, y, log_total, dy):
+def _head_backward(segment_ids, q, k, v, y, log_total, dy):
     """-> dq [N, K], dk, dv [M, K], float32; dy [N, K]."""
-    q_segments, kv_segments = segments
+    q_segment_ids, kv_segment_ids = segment_ids
     # Of each query: what the softmax takes off every weight's gradient.
     mean = jnp.sum(dy.astype(jnp.float32) * y.astype(jnp.float32), axis=-1)
 
     def attend(carry, chunk):
         dk, dv = carry
-        q, segments, log_total, dy, mean = map(_from_bits, chunk)
-        logits = jnp.where(segments[:, None] == kv_segments, _logits(q, k), HIDDEN)
+        q, segment_ids, log_total, dy, mean = map(_from_bits, chunk)
+        logits = jnp.where(segment_ids[:, None] == kv_segment_ids, _logits(q, k), MASK_VALUE)
         weights = _rounded(jnp.exp(logits - log_total[:, None]), dy.dtype)
         dlogits = _rounded(weights * (_logits(dy, v) - mean[:, None]), q.dtype)
         dv += _sum_over_queries(dy, weights)
@@ -153,7 +156,7 @@ def _head_backward(segments, q, k, v, y, log_total, dy):
         return (dk, dv), _product(dlogits, k)
 
     zeros = tuple(jnp.zeros_like(x.T, jnp.float32) for x in (k, v))
-    (dk, dv), dq = jax.lax.scan(attend, zeros, _chunks(k, q, q_segments, log_total, dy, mean))
+    (dk, dv), dq = jax.lax.scan(attend, zeros, _chunks(k, q, q_segment_ids, log_total, dy, mean))
     return _join(dq), dk.T, dv.T
 
 
@@ -200,7 +203,7 @@ def _chunk(N, M):
 
 def _chunked_block(length):
     """Chunks as even as whole STEPs are: 1,200 are twice 640, not 768."""
-    chunks = -(-length // min(max(LOGITS // length, CHUNK), MOST))
+    chunks = -(-length // min(max(LOGITS // length, CHUNK), MAX_CHUNK))
     return -(-length // (chunks * STEP)) * STEP if chunks > 1 else length
 
 
@@ -235,7 +238,7 @@ def splash(*, interpret=False) -> Kernel:
         )  # fmt: skip
 
     options = {
-        "mask_value": HIDDEN,
+        "mask_value": MASK_VALUE,
         "is_mqa": False,
         "residual_checkpoint_name": None,
         "save_residuals": True,
@@ -247,21 +250,21 @@ def splash(*, interpret=False) -> Kernel:
     # JAX drops a jitted function whose results are not used, as under jax.checkpoint where they are kept; a Pallas
     # call alone it would run again.
     @jax.jit
-    def forward(q, k, v, q_segments, kv_segments):
+    def forward(q, k, v, q_segment_ids, kv_segment_ids):
         run = functools.partial(pallas._splash_attention_forward, block_sizes=blocks(q, k), sinks=None, **options)
         y, (log_total,) = jax.vmap(lambda *arrays: run(mask, *arrays))(
-            q, k, v, SegmentIds(q_segments, kv_segments)
+            q, k, v, SegmentIds(q_segment_ids, kv_segment_ids)
         )
         return y, log_total
 
-    def backward(q, k, v, q_segments, kv_segments, y, log_total, dy):
+    def backward(q, k, v, q_segment_ids, kv_segment_ids, y, log_total, dy):
         run = functools.partial(pallas._splash_attention_bwd, block_sizes=blocks(q, k), **options)
 
-        def row(q, k, v, segments, y, log_total, dy):
-            *_, dq, dk, dv, _, _ = run(res=(q, k, v, segments, None, y, log_total, mask, mask), do=dy)
+        def row(q, k, v, segment_ids, y, log_total, dy):
+            *_, dq, dk, dv, _, _ = run(res=(q, k, v, segment_ids, None, y, log_total, mask, mask), do=dy)
             return dq, dk, dv
 
-        return jax.vmap(row)(q, k, v, SegmentIds(q_segments, kv_segments), y, log_total, dy)
+        return jax.vmap(row)(q, k, v, SegmentIds(q_segment_ids, kv_segment_ids), y, log_total, dy)
 
     return Kernel(forward, backward, block=_splash_block, width=LANES)
 

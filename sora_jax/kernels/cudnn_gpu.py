@@ -9,19 +9,20 @@ from jax._src.cudnn import fused_attention_stablehlo as stablehlo
 from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
 
-def cudnn(q, k, v, q_segments, kv_segments, *, clips: int):
+def cudnn(q, k, v, q_segment_ids, kv_segment_ids, *, clips: int):
     """Softmax attention within segments by cuDNN, forward and backward, of whole sequences and few heads.
 
     Args:
       q: [B, N, A, K], bfloat16 or float16. k, v: [B, M, A, K], the same.
-      q_segments, kv_segments: [B, N], [B, M] int32; 1 ... clips, each one run, the first at the row's beginning.
+      q_segment_ids, kv_segment_ids: [B, N], [B, M] int32; 1 ... clips, each one run, the first at the row's
+        beginning.
         What is in none of them is padding: it sees nothing and nothing sees it.
       clips: in a row at most.
     Returns: [B, N, A, K]; padding gets 0.
     """
     scale = q.shape[-1] ** -0.5
     numbers = jnp.arange(1, clips + 1)
-    q_mine, kv_mine = (x[:, :, None] == numbers for x in (q_segments, kv_segments))
+    q_mine, kv_mine = (x[:, :, None] == numbers for x in (q_segment_ids, kv_segment_ids))
     both = jnp.any(q_mine, axis=1) & jnp.any(kv_mine, axis=1)  # [B, clips]
     q_mine, kv_mine = q_mine & both[:, None], kv_mine & both[:, None]
     q_real, kv_real = (jnp.any(mine, axis=2)[:, :, None, None] for mine in (q_mine, kv_mine))

@@ -14,7 +14,7 @@ from flax import nnx
 
 from sora_jax.config.schema import TransformerSettings
 from sora_jax.core.mesh import platform, spec
-from sora_jax.kernels.attention import attention, merge_heads, rotary_angles, rotary_turns, rotate, split_heads
+from sora_jax.kernels.attention import apply_rope, attention, merge_heads, rope_angles, rope_cos_sin, split_heads
 from sora_jax.models.layers.linear import (
     Mlp,
     layer_norm,
@@ -56,7 +56,7 @@ class Attention(nnx.Module):
             self.image_k, self.image_v = (project(name, "embed heads") for name in ("image_k", "image_v"))
             self.image_k_norm = rms_norm(D, "heads", epsilon=EPSILON, rngs=rngs)
 
-    def __call__(self, x, context, x_segments, context_segments, *, clips, turns=None, image=None):
+    def __call__(self, x, context, x_segment_ids, context_segment_ids, *, clips, rope=None, image=None):
         """x [B, N, D], context [B, M, D]; clips: in a row at most; image: as context, and its segments."""
         wide = spec("batch tokens heads")
 
@@ -67,20 +67,20 @@ class Attention(nnx.Module):
         q = heads(self.q_norm(self.q(x, out_sharding=wide)))
         k = heads(self.k_norm(self.k(context, out_sharding=wide)))
         v = heads(self.v(context, out_sharding=wide))
-        if turns is not None:
-            q, k = rotate(q, turns), rotate(k, turns)
-        y = attention(q, k, v, x_segments, context_segments, kernel=self.kernel, clips=clips)
+        if rope is not None:
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
+        y = attention(q, k, v, x_segment_ids, context_segment_ids, kernel=self.kernel, clips=clips)
         if image is not None:
-            image, image_segments = image
+            image, image_segment_ids = image
             # An image's tokens, an odd number, are whole on every chip.
             wide, layout = spec("batch . heads"), "batch . heads ."
             k = heads(self.image_k_norm(self.image_k(image, out_sharding=wide)), layout)
             v = heads(self.image_v(image, out_sharding=wide), layout)
-            y += attention(q, k, v, x_segments, image_segments, kernel=self.kernel, clips=clips)
+            y += attention(q, k, v, x_segment_ids, image_segment_ids, kernel=self.kernel, clips=clips)
         return self.out(merge_heads(y), out_sharding=residual).astype(jnp.float32)
 
 
-def pick(table, one_hot):
+def select_modulation(table, one_hot):
     """For each patch the row of its level: table [B, T, D], one_hot [B, N, T] -> [B, N, D] float32, exact.
 
     A matrix product rather than a gather: its transpose is one too, where a gather's is a scatter. Of few levels
@@ -108,7 +108,7 @@ _pick_of_few = jax.custom_vjp(_sum_of_levels)
 _pick_of_few.defvjp(lambda *saved: (_sum_of_levels(*saved), saved), _levels_backward)
 
 
-def of_few(layer, x):
+def replicated_linear(layer, x):
     """A layer of x [B, T, D] over "few": so few rows that they move, and the weight stays, a part on each chip."""
     return jax.reshard(layer(x, out_sharding=spec("few . embed")), spec("few . ."))
 
@@ -132,7 +132,7 @@ class TransformerBlock(nnx.Module):
         self.mlp_norm = layer_norm(D, epsilon=EPSILON, affine=False, rngs=rngs)
         self.mlp = Mlp(D, settings.mlp, dtype=jnp.dtype(settings.dtype), adapter_of=adapter_of, rngs=rngs)
 
-    def __call__(self, x, modulation, one_hot, turns, segments, text, text_segments, image=None):
+    def __call__(self, x, modulation, one_hot, rope, segment_ids, text, text_segment_ids, image=None):
         """x [B, N, D]; modulation [B, T, 6, D] float32, one row for each level of one_hot [B, N, T].
 
         What comes out is of x's dtype: it is summed in float32, and rounded once.
@@ -140,11 +140,13 @@ class TransformerBlock(nnx.Module):
         x, dtype = x.astype(jnp.float32), x.dtype
         m = modulation + self.modulation[...]
         clips = max(modulation.shape[1] - 1, 1)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (pick(m[:, :, i], one_hot) for i in range(6))
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (
+            select_modulation(m[:, :, i], one_hot) for i in range(6)
+        )
         h = self.self_attention_norm(x) * (1 + scale) + shift
-        x = x + gate * self.self_attention(h, h, segments, segments, turns=turns, clips=clips)
+        x = x + gate * self.self_attention(h, h, segment_ids, segment_ids, rope=rope, clips=clips)
         h = self.cross_attention_norm(x)
-        x = x + self.cross_attention(h, text, segments, text_segments, image=image, clips=clips)
+        x = x + self.cross_attention(h, text, segment_ids, text_segment_ids, image=image, clips=clips)
         h = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
         return (x + mlp_gate * self.mlp(h).astype(jnp.float32)).astype(dtype)
 
@@ -213,15 +215,15 @@ class DiT(nnx.Module):
         self,
         patches,
         times,
-        levels,
+        time_index,
         positions,
-        segments,
+        segment_ids,
         text,
-        text_segments,
+        text_segment_ids,
         *,
         condition=None,
         image=None,
-        image_segments=None,
+        image_segment_ids=None,
     ):
         """Velocity (noise - data) of each patch.
 
@@ -233,7 +235,7 @@ class DiT(nnx.Module):
           positions: (frame, row, column), [B, N, 3].
           segments: [B, N] int32; a patch attends to patches and text of its own segment.
           text: [B, S, E].
-          text_segments: [B, S] int32.
+          text_segment_ids: [B, S] int32.
           condition: patches of what is given beside the noise, [B, N, P_c]; None if there are no such channels.
           image: of an image encoder, [B, I, image_width], and its segments, [B, I] int32; None if it is not taken.
         Returns: [B, N, P] float32.
@@ -241,20 +243,20 @@ class DiT(nnx.Module):
         D, T = self.settings.width, times.shape[1]
         B = len(text)
         patches, positions, text = (jax.reshard(a, residual) for a in (patches, positions, text))
-        levels, segments, text_segments = (
-            jax.reshard(a, spec("batch tokens")) for a in (levels, segments, text_segments)
+        time_index, segment_ids, text_segment_ids = (
+            jax.reshard(a, spec("batch tokens")) for a in (time_index, segment_ids, text_segment_ids)
         )
         times = jax.reshard(times, spec("few ."))
         e = sinusoid(times * TIME_SCALE, self.settings.frequencies)
-        e = of_few(self.time_out, jax.nn.silu(of_few(self.time_in, e)))
-        modulation = of_few(self.time_modulation, jax.nn.silu(e))
+        e = replicated_linear(self.time_out, jax.nn.silu(replicated_linear(self.time_in, e)))
+        modulation = replicated_linear(self.time_modulation, jax.nn.silu(e))
         e, modulation = (jax.reshard(y, spec("batch . .")) for y in (e, modulation))
         modulation = modulation.reshape(B, T, 6, D)
         text = self.text_out(
             jax.nn.gelu(self.text_in(text, out_sharding=residual), approximate=True), out_sharding=residual
         )
-        one_hot = jax.nn.one_hot(levels, T, dtype=jnp.float32)
-        turns = rotary_turns(rotary_angles(positions, D // self.settings.heads, self.settings.rotary_base))
+        one_hot = jax.nn.one_hot(time_index, T, dtype=jnp.float32)
+        rope = rope_cos_sin(rope_angles(positions, D // self.settings.heads, self.settings.rotary_base))
         x = self.patch_embedding(patches, out_sharding=residual).astype(jnp.float32)
         if condition is not None:
             condition = jax.reshard(condition, residual)
@@ -262,15 +264,15 @@ class DiT(nnx.Module):
         if image is not None:
             image = (
                 self.image_in(jax.reshard(image, spec("batch . ."))),
-                jax.reshard(image_segments, spec("batch .")),
+                jax.reshard(image_segment_ids, spec("batch .")),
             )
         x = run_stack(
             self.blocks,
             x.astype(self.settings.dtype),  # what each layer keeps for the backward pass
-            lambda block, x: block(x, modulation, one_hot, turns, segments, text, text_segments, image),
+            lambda block, x: block(x, modulation, one_hot, rope, segment_ids, text, text_segment_ids, image),
             remat=self.settings.remat,
             unroll=self.settings.unroll,
         )
-        shift, scale = (pick(e + self.head_modulation[i], one_hot) for i in range(2))
+        shift, scale = (select_modulation(e + self.head_modulation[i], one_hot) for i in range(2))
         x = self.head_norm(x.astype(jnp.float32)) * (1 + scale) + shift
         return self.head(x, out_sharding=residual).astype(jnp.float32)

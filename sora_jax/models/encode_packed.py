@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.config.schema import AutoencoderSettings
-from sora_jax.core.mesh import over_gloo, place, spec, ways
+from sora_jax.core.mesh import num_shards, over_gloo, place, spec
 from sora_jax.core.patches import PatchBatch, patchify
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import bind
@@ -35,8 +35,8 @@ def encode_rows(
     """
     model = bind(Autoencoder, settings, params)
     B, _, _, H, _, _ = batch.pixels.shape
-    N = batch.segments.shape[1]
-    divides = H // settings.spatial_stride % ways("height", jax.sharding.get_abstract_mesh().shape) == 0
+    N = batch.segment_ids.shape[1]
+    divides = H // settings.spatial_stride % num_shards("height", jax.sharding.get_abstract_mesh().shape) == 0
     layout = spec("batch . height . ." if divides and not over_gloo() else "batch . . . .")
 
     # How a reshape of an array on many chips lies, JAX would have to be told; each cuts its own clips instead.
@@ -54,4 +54,4 @@ def encode_rows(
     patches = jnp.reshape(jnp.moveaxis(patches, 0, 1), shape, out_sharding=spec("batch . ."))
     patches = jnp.pad(patches, ((0, 0), (0, N - patches.shape[1]), (0, 0)))
     patches = jax.reshard(patches, spec("batch tokens ."))
-    return batch.replace(patches=jnp.where(batch.segments[..., None] > 0, patches, 0), pixels=None)
+    return batch.replace(patches=jnp.where(batch.segment_ids[..., None] > 0, patches, 0), pixels=None)

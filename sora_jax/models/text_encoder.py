@@ -38,13 +38,13 @@ class TextSelfAttention(nnx.Module):
         bias_init = sharded(functools.partial(nearby, max_distance=settings.max_distance), ". heads")
         self.relative_bias = nnx.Param(bias_init(rngs.params(), (settings.buckets, A)))
 
-    def __call__(self, x, segments):
+    def __call__(self, x, segment_ids):
         S = x.shape[1]
         q, k, v = (split_heads(f(x, out_sharding=spec("batch tokens heads")), self.settings.heads)
                    for f in (self.q, self.k, self.v))  # fmt: skip
         buckets = relative_buckets(S, self.settings.buckets, self.settings.max_distance)
         bias = self.relative_bias[...].at[buckets].get(out_sharding=spec(". . heads")).transpose(2, 0, 1)
-        y = attention(q, k, v, segments, segments, bias=bias)
+        y = attention(q, k, v, segment_ids, segment_ids, bias=bias)
         return self.out(merge_heads(y), out_sharding=spec("batch tokens ."))
 
 
@@ -71,8 +71,8 @@ class TextBlock(nnx.Module):
         self.mlp_norm = rms_norm(settings.width, ".", epsilon=EPSILON, rngs=rngs)
         self.mlp = GatedMlp(settings, rngs=rngs)
 
-    def __call__(self, x, segments):  # [B, S, E] -> [B, S, E], float32
-        x = x + self.attention(self.attention_norm(x), segments).astype(jnp.float32)
+    def __call__(self, x, segment_ids):  # [B, S, E] -> [B, S, E], float32
+        x = x + self.attention(self.attention_norm(x), segment_ids).astype(jnp.float32)
         return x + self.mlp(self.mlp_norm(x)).astype(jnp.float32)
 
 
@@ -86,7 +86,7 @@ class TextEncoder(nnx.Module):
         self.blocks = stack(lambda rngs: TextBlock(settings, rngs=rngs), settings.layers, rngs=rngs)
         self.norm = rms_norm(settings.width, ".", epsilon=EPSILON, rngs=rngs)
 
-    def __call__(self, tokens, segments):
+    def __call__(self, tokens, segment_ids):
         """Embed tokens in the context of their segment.
 
         Args:
@@ -94,18 +94,18 @@ class TextEncoder(nnx.Module):
           segments: which caption a token belongs to, 0 = padding, [B, S] int32.
         Returns: [B, S, E] float32, the embeddings of padding 0.
         """
-        tokens, segments = (jax.reshard(x, spec("batch tokens")) for x in (tokens, segments))
+        tokens, segment_ids = (jax.reshard(x, spec("batch tokens")) for x in (tokens, segment_ids))
         if self.settings.padded:  # what fills a caption up has a segment for the transformer, and none here
-            segments = jnp.where(tokens == PAD, 0, segments)
+            segment_ids = jnp.where(tokens == PAD, 0, segment_ids)
         x = self.embedding[...].at[tokens].get(out_sharding=spec("batch tokens .")).astype(jnp.float32)
-        x = run_stack(self.blocks, x, lambda block, x: block(x, segments), remat="full")
-        return jnp.where(segments[..., None] > 0, self.norm(x), 0.0)
+        x = run_stack(self.blocks, x, lambda block, x: block(x, segment_ids), remat="full")
+        return jnp.where(segment_ids[..., None] > 0, self.norm(x), 0.0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def embed(settings: TextSettings, params: dict, tokens, segments):
+def embed(settings: TextSettings, params: dict, tokens, segment_ids):
     """Embeddings of rows of tokens, as the encoder's `__call__` makes them."""
-    return bind(TextEncoder, settings, params)(tokens, segments)
+    return bind(TextEncoder, settings, params)(tokens, segment_ids)
 
 
 def nearby(key, shape, dtype, *, max_distance: int, out_sharding):

@@ -49,7 +49,7 @@ class Denoiser(nnx.Module):
         """The batch with its embeddings, [B, S, E], in float32."""
         return batch.replace(text=batch.text.astype(jnp.float32))
 
-    def velocity(self, batch, patches, times, levels):
+    def velocity(self, batch, patches, times, time_index):
         """Velocity of `patches`, which lie and are described as the batch (with embedded text) says.
 
         Args:
@@ -61,16 +61,16 @@ class Denoiser(nnx.Module):
         out = self.transformer(
             patches,
             times,
-            levels,
+            time_index,
             batch.positions,
-            batch.segments,
+            batch.segment_ids,
             batch.text,
-            batch.text_segments,
+            batch.text_segment_ids,
             condition=batch.condition,
             image=batch.image,
-            image_segments=batch.image_segments,
+            image_segment_ids=batch.image_segment_ids,
         )
-        return out if self.predicts == "velocity" else velocity_to(out, patches, times_at(times, levels))
+        return out if self.predicts == "velocity" else velocity_to(out, patches, times_at(times, time_index))
 
 
 class VideoModel(Denoiser):
@@ -82,7 +82,7 @@ class VideoModel(Denoiser):
 
     def embed_text(self, batch):
         """The batch with embeddings, [B, S, E] float32, in the place of its tokens."""
-        return batch.replace(text=self.text_encoder(batch.text, batch.text_segments))
+        return batch.replace(text=self.text_encoder(batch.text, batch.text_segment_ids))
 
 
 def trained_model(settings: Settings) -> type[Denoiser]:

@@ -1,6 +1,7 @@
 """What a step needs, by formulas: FLOPs exactly, memory and traffic roughly. Nothing is compiled.
 
-For chips without a compiler here, and to choose what to compile. `tests/plan/test_plan.py` holds the FLOPs to those of
+For chips without a compiler here, and to choose what to compile. `tests/plan/test_plan.py` holds the FLOPs to
+those of
 compiled programs.
 """
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.config.schema import Settings
-from sora_jax.core.mesh import AXES, axes_of, ways
+from sora_jax.core.mesh import AXES, axes_of, num_shards
 from sora_jax.core.patches import PatchBatch
 from sora_jax.plan.collectives import ring_bytes
 from sora_jax.plan.programs import abstract_frozen, chip_bytes
@@ -143,7 +144,7 @@ def _divides(settings, sizes):
 def peak_memory(settings: Settings, sizes: dict[str, int]) -> float:
     """Bytes on one device at the peak of a training step, roughly."""
     model, parts = settings.transformer, held(settings, sizes)
-    D, M, L = model.width, model.mlp / ways("mlp", sizes), model.layers
+    D, M, L = model.width, model.mlp / num_shards("mlp", sizes), model.layers
     block = WIDTHS * D + MLPS * M
     # Of a layer, per token: its input, unless that goes to the host; and its attention's output.
     kept_input = jnp.dtype(model.dtype).itemsize * D
@@ -157,24 +158,24 @@ def peak_memory(settings: Settings, sizes: dict[str, int]) -> float:
     tokens = tokens_at_once(settings, sizes)
     gradients = parts["weights"] * (2 if settings.train.accumulate > 1 else 1)
     # A layer's weights in bfloat16, one in use and the next on its way.
-    gathered = 2 * 2 * (8 * D * D + 2 * D * model.mlp) / ways("mlp", sizes)
+    gathered = 2 * 2 * (8 * D * D + 2 * D * model.mlp) / num_shards("mlp", sizes)
     return sum(parts.values()) + gradients + tokens * (L * kept + block) + gathered
 
 
 def tokens_at_once(settings: Settings, sizes: dict[str, int]) -> float:
     """Patches on one device in a micro-batch."""
     data = settings.data
-    rows = data.batch / settings.train.accumulate / ways("batch", sizes)
-    return rows * data.row_patches / ways("tokens", sizes)
+    rows = data.batch / settings.train.accumulate / num_shards("batch", sizes)
+    return rows * data.sequence_length / num_shards("tokens", sizes)
 
 
 def traffic(settings: Settings, sizes: dict[str, int], topology: Topology) -> dict[tuple[str, str], float]:
     """Bytes that a device sends in a training step, by (mesh axis, link)."""
     model, micro, weights = settings.transformer, settings.train.accumulate, held(settings, sizes)["weights"]
     # Float32 weights, as they lie on a device; whole, in bfloat16.
-    whole = weights * ways("embed", sizes) / 2
+    whole = weights * num_shards("embed", sizes) / 2
     tokens = tokens_at_once(settings, sizes) * micro
-    activation = tokens * model.width * 2 * model.layers / ways("heads", sizes)
+    activation = tokens * model.width * 2 * model.layers / num_shards("heads", sizes)
     passes = 3 if model.remat == "none" else 4  # forward, again, and twice as much backward
     sent, inner = {}, 1
     for axis, n in reversed(sizes.items()):

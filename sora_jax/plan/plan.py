@@ -10,7 +10,7 @@ import jax
 import rich.console
 
 from sora_jax.config.schema import Settings
-from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.mesh import make_mesh
 from sora_jax.plan import estimate
 from sora_jax.plan.estimate import Roofline
@@ -87,7 +87,7 @@ class Planner:
         settings = check(settings, self.topology, self.what)
         sizes = sizes_in(settings)
         data = settings.data
-        shape = (data.batch, data.row_patches, data.row_tokens)
+        shape = (data.batch, data.sequence_length, data.text_length)
         executed = estimate.executed_flops(settings, "train", shape)
         return Plan(
             settings,
@@ -181,7 +181,7 @@ def plan(
       does not fit into the chips' memory.
     """
     if what not in ("train", "sample", "decode", "encode"):
-        raise InputError(f"--what={what}: {nearest(what, ('train', 'sample', 'decode', 'encode'))}")
+        raise InputError(f"--what={what}: {did_you_mean(what, ('train', 'sample', 'decode', 'encode'))}")
     if what == "train" and settings.data.autoencoder:
         raise InputError(
             "config.data.autoencoder: no autoencoder in the step is planned; leave it empty, and see --what=encode"

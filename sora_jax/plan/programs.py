@@ -13,7 +13,7 @@ from sora_jax.checkpoint.frozen_params import computing
 from sora_jax.checkpoint.reader import abstract_on_mesh
 from sora_jax.config.load import parse_size
 from sora_jax.config.schema import LoraSettings, Settings
-from sora_jax.core.mesh import spec, ways
+from sora_jax.core.mesh import num_shards, spec
 from sora_jax.core.patches import PatchBatch, patch_grid
 from sora_jax.data.conditioning_frames import given_frames, image_room
 from sora_jax.generate.pipeline import SOLVERS, latent_shape
@@ -60,7 +60,7 @@ def train(settings: Settings) -> Program:
         "train",
         lambda: make_step(objective, optimizer, settings).lower(state, frozen, batch),
         parts | {"batch": batch},
-        (data.batch, data.row_patches, data.row_tokens) if settings.objective == "flow" else None,
+        (data.batch, data.sequence_length, data.text_length) if settings.objective == "flow" else None,
     )
 
 
@@ -82,7 +82,9 @@ def sample(settings: Settings) -> Program:
     guidance = jax.ShapeDtypeStruct((), jnp.float32)
     return Program(
         "sample",
-        lambda: solver_step.lower(settings, solver, params, pairs, batch.known, state, times, number, guidance),
+        lambda: solver_step.lower(
+            settings, solver, params, pairs, batch.conditioning_mask, state, times, number, guidance
+        ),
         {"weights": params, "autoencoder": abstract_autoencoder(settings), "batch": (pairs, state)},
         # With and without the prompt; Heun's second velocity is a part of the same step.
         (2 * rows * (2 if made.solver == "heun" else 1), N, text.max_tokens),
@@ -108,7 +110,7 @@ def encode(settings: Settings) -> Program:
 def _stream(settings, what, step, first, then, dtype, *, rows):
     """A step of the autoencoder's stream that is not the first; `rows` of its input are one of the latents."""
     mesh, model = jax.sharding.get_mesh(), settings.autoencoder
-    divides = then[2] % (ways("height", mesh.shape) * rows) == 0
+    divides = then[2] % (num_shards("height", mesh.shape) * rows) == 0
     layout = jax.NamedSharding(mesh, spec(". . height . ." if divides else ". . . . ."))
     params = abstract_autoencoder(settings)
     first, then = (jax.ShapeDtypeStruct(shape, dtype, sharding=layout) for shape in (first, then))
@@ -158,14 +160,14 @@ def abstract_batch(settings: Settings):
     if settings.objective == "autoencoder":
         H, W = parse_size(data.crop_size, "config.data.crop_size")
         return typed((data.batch, data.crop_frames, H, W, 3), jnp.uint8, make_objective(settings).axes)
-    B, N, S, I = data.batch, data.row_patches, data.row_tokens, image_room(settings)
+    B, N, S, I = data.batch, data.sequence_length, data.text_length, image_room(settings)
     axes = make_objective(settings).axes
     rows = _rows(settings, B, N, B, S, I, jnp.bfloat16, axes)
     if data.embeddings:
         rows = rows.replace(text=typed((B, S, settings.text.width), jnp.bfloat16, axes))
-    if settings.flow.echoes:
-        rows = rows.replace(echoes=rows.patches)
-    return rows.replace(levels=typed((B, N), jnp.int32, axes)) if settings.masks.forcing else rows
+    if settings.flow.ghosts:
+        rows = rows.replace(ghosts=rows.patches)
+    return rows.replace(time_index=typed((B, N), jnp.int32, axes)) if settings.masks.forcing else rows
 
 
 def _rows(settings, B, N, texts, S, I, dtype, axes):
@@ -176,14 +178,14 @@ def _rows(settings, B, N, texts, S, I, dtype, axes):
         more["condition"] = typed((B, N, cut * transformer.condition_channels), dtype, axes)
     if transformer.image_width:
         more["image"] = typed((B, I, transformer.image_width), dtype, axes)
-        more["image_segments"] = typed((B, I), jnp.int32, axes)
+        more["image_segment_ids"] = typed((B, I), jnp.int32, axes)
     return PatchBatch(
         patches=typed((B, N, cut * transformer.channels), dtype, axes),
         positions=typed((B, N, 3), jnp.int32, axes),
-        segments=typed((B, N), jnp.int32, axes),
-        known=typed((B, N), jnp.bool_, axes),
+        segment_ids=typed((B, N), jnp.int32, axes),
+        conditioning_mask=typed((B, N), jnp.bool_, axes),
         text=typed((texts, S), jnp.int32, axes),
-        text_segments=typed((texts, S), jnp.int32, axes),
+        text_segment_ids=typed((texts, S), jnp.int32, axes),
         **more,
     )
 

@@ -12,7 +12,7 @@ import rich.console
 import rich.markup
 import rich.table
 
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 from sora_jax.plan.topology import GIB, INSTALL_CUDA
 
 ESTIMATE = "an estimate by roofline, not a measurement"
@@ -127,7 +127,7 @@ def save(plan, change, out: pathlib.Path):
     made = as_dict(plan)
     if change:
         made["instead"] = {"flags": change.flags, **as_dict(change)}
-    with replacing(out / "plan.json") as temporary:
+    with atomic_write(out / "plan.json") as temporary:
         temporary.write_text(json.dumps(made, indent=1))
     bars = [plan, *([change] if change else [])]
     figure, axis = plt.subplots(figsize=(9, 1.8 + len(bars)), layout="constrained")
@@ -145,6 +145,6 @@ def save(plan, change, out: pathlib.Path):
     axis.set_xlabel("GiB on each device at the peak" + ("" if plan.compiled else " (estimate)"))
     axis.set_title(f"{plan.what} on {plan.topology}: {plan.flags}", fontsize=8)
     figure.legend(ncols=len(names) + 1, fontsize=7, loc="outside lower center")
-    with replacing(out / "plan.png") as temporary:
+    with atomic_write(out / "plan.png") as temporary:
         figure.savefig(temporary, dpi=120)
     plt.close(figure)

@@ -34,7 +34,7 @@ def check(settings: Settings, topology: Topology, what: str) -> Settings:
     if what == "train":
         check_batch(settings, mesh)
     elif what == "sample":  # which fills up rows; text and heads must divide as in training
-        rows = dataclasses.replace(data, batch=sizes["data"] * sizes["fsdp"], row_tokens=settings.text.max_tokens)
+        rows = dataclasses.replace(data, batch=sizes["data"] * sizes["fsdp"], text_length=settings.text.max_tokens)
         train = dataclasses.replace(settings.train, accumulate=1)
         check_batch(dataclasses.replace(settings, data=rows, train=train), mesh)
     if not estimate.divides(settings, sizes):
@@ -47,7 +47,7 @@ def _kernel(settings: Settings, topology: Topology, sizes: dict[str, int], what:
         return "splash"
     model = settings.transformer
     with compiling_for(topology.chip):
-        clips = settings.data.row_clips if what == "train" else 1
+        clips = settings.data.clips_per_sequence if what == "train" else 1
         suited = sizes["ring"] == 1 and suits(jnp.dtype(model.dtype), model.width // model.heads, clips)
     return "cudnn" if suited else "chunked"
 
@@ -116,7 +116,7 @@ def promising(settings: Settings, topology: Topology) -> list[Settings]:
 def seconds(settings: Settings, topology: Topology) -> float:
     """Of a step, estimated, nothing overlapped."""
     data = settings.data
-    flops = estimate.executed_flops(settings, "train", (data.batch, data.row_patches, data.row_tokens))
+    flops = estimate.executed_flops(settings, "train", (data.batch, data.sequence_length, data.text_length))
     return estimate.roofline(settings, sizes_in(settings), topology, flops).most
 
 

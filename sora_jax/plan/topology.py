@@ -9,7 +9,7 @@ import numpy as np
 from jax._src.lib import cuda_versions
 
 from sora_jax.cluster.processes import GPU_SHARE
-from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.train.monitoring.flops import PEAK_FLOPS
 
 INSTALL = "pip install 'sora_jax[plan]'"
@@ -89,7 +89,7 @@ def read_topology(text: str, slices: int = 1) -> Topology:
     """Topology of "v5p:4x4x4" or "h100:8". Raises: InputError for one that does not exist."""
     name, _, shape = text.partition(":")
     if name not in CHIPS:
-        raise InputError(f"--topology={text}: no chip {name!r}, {nearest(name, CHIPS)} (e.g. {EXAMPLES})")
+        raise InputError(f"--topology={text}: no chip {name!r}, {did_you_mean(name, CHIPS)} (e.g. {EXAMPLES})")
     chip, wanted = CHIPS[name], CHIPS[name].dims or 1
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") != wanted - 1:
         how = {1: "their number", 2: "ROWSxCOLUMNS", 3: "three sides"}[wanted]

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 
 INK, FAINT, PAPER, LINE, ACCENT = "#1f2430", "#6b7280", "#ffffff", "#d8dce3", "#3b5bdb"
 COLOURS = (ACCENT, "#f08c00", "#2f9e44", "#ae3ec9", "#e03131", "#1098ad")  # of what is side by side
@@ -66,7 +66,7 @@ def draw_loss_curves(path: str | os.PathLike, runs: Mapping[str, str | os.PathLi
         if "loss" not in metrics:
             raise InputError(f"{file}: no line of it has a loss")
         _draw_curve(panel, title, metrics["step"], metrics["loss"])
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=144, format="png")
 
 
@@ -209,7 +209,7 @@ def wrapped(text: str, font: PIL.ImageFont.FreeTypeFont, width: int) -> list[str
 
 
 def save_png(path, image):
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", optimize=True)
 
 
@@ -246,7 +246,7 @@ def draw_shares(
     _quieten(panel, axis="y")
     if len(results) > 1:
         panel.legend(loc="upper left", bbox_to_anchor=(0, 1.14), ncols=len(results), frameon=False)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=144, format="png")
 
 
@@ -272,7 +272,7 @@ def draw_courses(
         _quieten(panel)
     if len(courses) > 1:
         figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", frameon=False)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=144, format="png")
 
 

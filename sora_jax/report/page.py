@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import PIL.Image
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -199,7 +199,7 @@ def write_page(path: str | os.PathLike, title: str, summary: str, sections: Sequ
     """
     path = pathlib.Path(path)
     body = "".join(section.html(path.parent) for section in sections)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'

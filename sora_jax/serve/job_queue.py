@@ -20,7 +20,7 @@ from sora_jax.config.load import parse_size
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
-from sora_jax.core.storage import identity, replacing
+from sora_jax.core.storage import atomic_write, content_hash
 from sora_jax.generate.pipeline import check_prompts, load_generator
 from sora_jax.generate.request import Request, check_request
 from sora_jax.generate.sample import sample
@@ -153,9 +153,9 @@ class Studio:
 
     def keep(self, path: pathlib.Path) -> pathlib.Path:
         """A copy of a given file that stays as long as what was made of it, named by its content."""
-        kept = self.out / "inputs" / f"{identity(path)}-{path.name}"
+        kept = self.out / "inputs" / f"{content_hash(path)}-{path.name}"
         if not kept.is_file():
-            with replacing(kept) as temporary:
+            with atomic_write(kept) as temporary:
                 shutil.copyfile(path, temporary)
         return kept
 

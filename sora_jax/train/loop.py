@@ -11,12 +11,12 @@ from sora_jax.checkpoint.manager import Checkpoints
 from sora_jax.checkpoint.model_folder import load_settings, model_hash
 from sora_jax.checkpoint.reader import FOLDER, abstract_on_mesh
 from sora_jax.cluster.preemption import preemption
-from sora_jax.cluster.processes import agree, on_first
+from sora_jax.cluster.processes import assert_equal_across_hosts, run_on_first_host
 from sora_jax.config.load import to_json
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.mesh import axes_of, local_rows, make_mesh, ways
-from sora_jax.core.storage import copy_files, digest, replacing
+from sora_jax.core.mesh import axes_of, local_rows, make_mesh, num_shards
+from sora_jax.core.storage import atomic_write, copy_files, digest
 from sora_jax.data.loader.mixture import Mix
 from sora_jax.data.loader.stream import train_crops, train_rows
 from sora_jax.train.autoencoder_statistics import export_autoencoder
@@ -55,7 +55,7 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
         folder = autoencoder_of(settings, records)
         check_same(workdir, folder)
         data_hash = digest([data_hash, model_hash(folder)])
-    agree({f"the data set {settings.data.path}": data_hash})
+    assert_equal_across_hosts({f"the data set {settings.data.path}": data_hash})
     objective = make_objective(settings)
     optimizer = make_optimizer(settings.optimizer, settings.train.steps)
     step = make_step(objective, optimizer, settings)
@@ -70,11 +70,11 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
         Checkpoints(workdir, settings.train.keep, settings.train.keep_every) as checkpoints,
         preemption(checkpoints.latest() or 0) as told_to_end,
     ):
-        agree({f"the last checkpoint in {workdir}": str(checkpoints.latest())})
+        assert_equal_across_hosts({f"the last checkpoint in {workdir}": str(checkpoints.latest())})
         if checkpoints.latest() is None:
-            on_first(lambda: start_workdir(workdir, records, settings))
+            run_on_first_host(lambda: start_workdir(workdir, records, settings))
             # Checkpoints of many processes need one disk.
-            agree(
+            assert_equal_across_hosts(
                 {f"settings.json in {workdir}": "there" if (workdir / "settings.json").exists() else "not there"}
             )
             state = init_state(objective, optimizer, jax.random.key(settings.train.seed))
@@ -150,10 +150,10 @@ def check_batch(settings: Settings, mesh: jax.sharding.Mesh):
         )
     if settings.objective != "flow":
         return
-    of_data = [("data", key, "tokens") for key in ("row_patches", "row_tokens")]
+    of_data = [("data", key, "tokens") for key in ("sequence_length", "text_length")]
     of_models = [(group, key, name) for group in ("transformer", "text") for key, name in SPLIT.items()]
     for group, key, name in of_data + of_models:
-        size, degree = getattr(getattr(settings, group), key), ways(name, mesh.shape)
+        size, degree = getattr(getattr(settings, group), key), num_shards(name, mesh.shape)
         if size % degree:
             axes = " x ".join(axes_of(name))
             message = f"config.{group}.{key}: {size} must be a multiple of {axes} = {degree}"
@@ -195,11 +195,11 @@ def check_same(workdir: pathlib.Path, autoencoder: pathlib.Path):
 
 def start_workdir(workdir: pathlib.Path, records: Mix, settings: Settings):
     """Lay down what makes a workdir self-contained: settings, and for latents their autoencoder and tokenizer."""
-    with replacing(workdir / "settings.json") as temporary:
+    with atomic_write(workdir / "settings.json") as temporary:
         temporary.write_text(to_json(settings))
     if settings.objective == "flow":
         copy_files(autoencoder_of(settings, records), workdir / "autoencoder")
-        with replacing(workdir / "tokenizer.model") as temporary:
+        with atomic_write(workdir / "tokenizer.model") as temporary:
             shutil.copyfile(records.tokenizer, temporary)
 
 

@@ -1,6 +1,7 @@
 """Time our autoencoder against diffusers' AutoencoderKLWan: the same weights, the same machine, taking turns.
 
-Run on a quiet machine: python tests/benchmarks/autoencoder.py [--case=wan21] [--rounds=5]   (needs sora_jax[parity])
+Run on a quiet machine: python tests/benchmarks/autoencoder.py [--case=wan21] [--rounds=5]   (needs
+sora_jax[parity])
 17 frames of 128x128, base width 32, float32. Prints seconds (median and range) of each and the ratio.
 """
 

@@ -77,9 +77,9 @@ def measure(settings, batches: int):
         clips = patches = 0
         with contextlib.closing(stream.iterate()) as made:
             for _ in range(batches):
-                segments = next(made).segments
-                clips += int(segments.max(axis=1).sum())
-                patches += int(np.count_nonzero(segments))
+                segment_ids = next(made).segment_ids
+                clips += int(segment_ids.max(axis=1).sum())
+                patches += int(np.count_nonzero(segment_ids))
         return clips, patches
 
     clips, patches = packed()

@@ -35,11 +35,11 @@ def settings_for(options):
     keys = {
         "data.batch": 1,
         "data.embeddings": True,
-        "data.row_clips": 1,
-        "data.row_patches": math.prod(options.grid),
-        "data.row_tokens": TOKENS,
+        "data.clips_per_sequence": 1,
+        "data.sequence_length": math.prod(options.grid),
+        "data.text_length": TOKENS,
         "mesh.fsdp": 1,
-        "mesh.context": 1,
+        "mesh.ulysses": 1,
         "train.accumulate": 1,
         "transformer.layers": options.layers,
         "transformer.remat": options.remat,
@@ -72,10 +72,10 @@ def ours(options):
         batch = types.replace(
             patches=random.normal(size=types.patches.shape).astype(types.patches.dtype),
             positions=grid_positions(options.grid)[None].astype(np.int32),
-            segments=np.ones(types.segments.shape, np.int32),
-            known=np.zeros(types.known.shape, bool),
+            segment_ids=np.ones(types.segment_ids.shape, np.int32),
+            conditioning_mask=np.zeros(types.conditioning_mask.shape, bool),
             text=random.normal(size=types.text.shape).astype(types.text.dtype),
-            text_segments=np.ones(types.text_segments.shape, np.int32),
+            text_segment_ids=np.ones(types.text_segment_ids.shape, np.int32),
         )
         flops, state = train_flops(settings, batch), init_state(objective, optimizer, jax.random.key(0))
         batch, seconds = objective.place(batch), []

@@ -45,11 +45,11 @@ def ours(settings, params, latents, text):
     N = positions.shape[1]
     fixed = {
         "times": np.full((1, 1), TIME, np.float32),
-        "levels": np.zeros((1, N), np.int32),
+        "time_index": np.zeros((1, N), np.int32),
         "positions": positions,
-        "segments": np.ones((1, N), np.int32),
+        "segment_ids": np.ones((1, N), np.int32),
         "text": text,
-        "text_segments": np.ones((1, TOKENS), np.int32),
+        "text_segment_ids": np.ones((1, TOKENS), np.int32),
     }
     patches = patchify(latents, settings.patch)
     optimizer = optax.adamw(RATE)

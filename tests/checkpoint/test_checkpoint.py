@@ -292,7 +292,7 @@ def test_eight_four_and_one_devices_go_on_with_the_same_loss(tmp_path):
     straight = go(6, {"data": 1}, tmp_path / "straight")
     moved = [
         loss
-        for steps, sizes in ((2, {"data": 2, "fsdp": 4}), (4, {"data": 2, "context": 2}), (6, {"data": 1}))
+        for steps, sizes in ((2, {"data": 2, "fsdp": 4}), (4, {"data": 2, "ulysses": 2}), (6, {"data": 1}))
         for loss in go(steps, sizes, tmp_path / "moved")
     ]
     np.testing.assert_allclose(moved, straight, rtol=1e-5)

@@ -24,7 +24,7 @@ from sora_jax.cli.main import main
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
-from sora_jax.diffusion.flow import levels_of
+from sora_jax.diffusion.flow import time_table
 from sora_jax.evaluate.checkpoint_under_test import open_subject
 from sora_jax.generate.pipeline import load_generator
 from sora_jax.models.layers.params import bind
@@ -150,7 +150,7 @@ def test_a_grown_model_makes_what_it_made(one_device):
 
     def velocity(settings, params):
         model = bind(VideoModel, settings, jax.tree.map(jnp.asarray, params))
-        return model.velocity(model.embed_text(batch), noise, *levels_of(batch, jnp.full((8, 3), 0.7)))
+        return model.velocity(model.embed_text(batch), noise, *time_table(batch, jnp.full((8, 3), 0.7)))
 
     before = velocity(tiny.SETTINGS, params)
     np.testing.assert_allclose(velocity(settings, grown), before, rtol=1e-5, atol=1e-5)  # fused otherwise

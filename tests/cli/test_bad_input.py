@@ -99,7 +99,7 @@ def averages(workdir: pathlib.Path, step: int) -> dict:
         (["--prompt=a", "--prompt=b"], "is one file for 2 prompts; name a folder"),
         (
             ["--prompt=a", "--mesh=data=3"],
-            "data 3 x fsdp 1 x ring 1 x context 1 x tensor 1 = 3 devices, but 8 are there",
+            "data 3 x fsdp 1 x ring 1 x ulysses 1 x tensor 1 = 3 devices, but 8 are there",
         ),
     ],
     ids=lambda value: value[-1][:20] if isinstance(value, list) else "",
@@ -148,7 +148,10 @@ def test_data_that_have_moved_are_told(home, here, capsys):
     [
         (["--config.transformer.width=96"], "made with config.transformer.width=48, now 96"),
         (["--config.text.layers=3"], "made with config.text.layers=2, now 3"),
-        (["--config.data.row_patches=3"], "config.data.row_patches: 3 patches are too few for 8 of 8 clips"),
+        (
+            ["--config.data.sequence_length=3"],
+            "config.data.sequence_length: 3 patches are too few for 8 of 8 clips",
+        ),
         (["--config.text.vocabulary=100"], "config.text.vocabulary: 100 is less than"),
         (["--config.objective=autoencoder"], "holds latents, not pixels; run `prepare` without --autoencoder"),
         (["--config.autoencoder.temporal=(True,True,True)"], "its temporal_stride is 8, but that of"),

@@ -26,16 +26,16 @@ from sora_jax.config.load import to_config
 def get_config():
     return to_config(tiny.change(
         tiny.SETTINGS,
-        data={"fps": 16.0, "sizes": ("32",), "frames": (9, 1), "validation": 0.3, "row_patches": 64,
-              "row_tokens": 64, "row_clips": 4, "crop_size": "32x32", "crop_frames": 5},
+        data={"fps": 16.0, "sizes": ("32",), "frames": (9, 1), "validation": 0.3, "sequence_length": 64,
+              "text_length": 64, "clips_per_sequence": 4, "crop_size": "32x32", "crop_frames": 5},
         text={"vocabulary": 400, "max_tokens": 16, "heads": 8},
         transformer={"heads": 8, "width": 96},
         train={"steps": 2, "save_every": 1, "log_every": 1},
     ))
 """
-WITHIN = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.context=2"]
+WITHIN = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.ulysses=2"]
 # Each process holds every row, and half of the tokens.
-ACROSS = ["--config.mesh.data=1", "--config.mesh.context=4", "--config.mesh.tensor=2"]
+ACROSS = ["--config.mesh.data=1", "--config.mesh.ulysses=4", "--config.mesh.tensor=2"]
 
 
 class Home:
@@ -70,11 +70,11 @@ class Home:
             f"--checkpoint={folder}/model",
             f"--out={folder}/videos",
             *wish,
-            "--mesh=data=2,context=4",
+            "--mesh=data=2,ulysses=4",
         ]
 
     def evaluate(self, run):
-        return ["evaluate", f"--checkpoint={self.folder}/{run}/model", "--mesh=data=4,context=2"]
+        return ["evaluate", f"--checkpoint={self.folder}/{run}/model", "--mesh=data=4,ulysses=2"]
 
     def latents_of_one(self):
         """A data set that this process has prepared, once."""
@@ -103,7 +103,7 @@ def test_two_processes_learn_what_one_does_from_videos_that_are_encoded_in_the_s
     assert main(home.prepare("pair")) == 0
     shutil.copytree(home.folder / "pair", home.folder / "alone")
     encode = f"--config.data.autoencoder={home.folder}/autoencoder"
-    flags = [encode, "--config.train.accumulate=2", "--config.mesh.data=4", "--config.mesh.context=2"]
+    flags = [encode, "--config.train.accumulate=2", "--config.mesh.data=4", "--config.mesh.ulysses=2"]
     (code, first), (other_code, other) = processes.run(home.train("pair", 3, *flags))
     assert (code, other_code) == (0, 0), first + other
     assert "step 3/3" in first and "step" not in other

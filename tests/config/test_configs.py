@@ -140,7 +140,7 @@ def test_every_clip_that_prepare_may_cut_fits_into_a_row(path):
                 continue
             rows, columns = (side // model.spatial_stride for side in made)
             clip = math.prod(patch_grid((latent_frames, rows, columns), transformer.patch))
-            assert clip <= data.row_patches, (width, height, size)
+            assert clip <= data.sequence_length, (width, height, size)
 
 
 @each_config

@@ -47,7 +47,7 @@ def slices_of(mesh):
 
 @pytest.mark.parametrize(
     "sizes, outer",
-    [({"data": 2, "fsdp": 4}, 0), ({"data": 4, "context": 2}, 0), ({"data": 1, "fsdp": 4, "ring": 2}, 1)],
+    [({"data": 2, "fsdp": 4}, 0), ({"data": 4, "ulysses": 2}, 0), ({"data": 1, "fsdp": 4, "ring": 2}, 1)],
     ids=["data", "part-of-data", "fsdp"],
 )
 def test_slices_differ_along_the_outermost_axis_alone(sizes, outer):
@@ -63,7 +63,7 @@ def test_slices_differ_along_the_outermost_axis_alone(sizes, outer):
     "sizes, message",
     [
         ({"data": 2, "fsdp": 6}, "config.mesh.data: 2, but there are 3 slices: data, or fsdp where data is 1"),
-        ({"data": 1, "context": 12}, "config.mesh.context: 12, but there are 3 slices"),
+        ({"data": 1, "ulysses": 12}, "config.mesh.ulysses: 12, but there are 3 slices"),
     ],
 )
 def test_an_outermost_axis_that_slices_do_not_divide_is_refused(sizes, message):
@@ -76,7 +76,7 @@ def test_a_mesh_over_two_slices_of_a_compiled_topology():
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4", num_slices=2)
-    found = slices_of(make_mesh(MeshSettings(data=2, fsdp=4, ring=2, context=2), topology.devices))
+    found = slices_of(make_mesh(MeshSettings(data=2, fsdp=4, ring=2, ulysses=2), topology.devices))
     assert (found[0] == 0).all() and (found[1] == 1).all()
 
 
@@ -84,13 +84,17 @@ def test_a_mesh_over_two_slices_of_a_compiled_topology():
     "sizes, changes, message",
     [
         (
-            {"context": 8},
-            {"row_tokens": 16},
-            "config.transformer.heads: 4 must be a multiple of context x tensor = 8; 1, 2, 4 would do, and "
+            {"ulysses": 8},
+            {"text_length": 16},
+            "config.transformer.heads: 4 must be a multiple of ulysses x tensor = 8; 1, 2, 4 would do, and "
             "config.mesh.ring splits",
         ),
-        ({"ring": 8}, {}, "config.data.row_tokens: 12 must be a multiple of ring x context = 8"),
-        ({"ring": 2, "context": 2}, {"row_patches": 30}, "config.data.row_patches: 30 must be a multiple of ring"),
+        ({"ring": 8}, {}, "config.data.text_length: 12 must be a multiple of ring x ulysses = 8"),
+        (
+            {"ring": 2, "ulysses": 2},
+            {"sequence_length": 30},
+            "config.data.sequence_length: 30 must be a multiple of ring",
+        ),
         ({"fsdp": 8, "data": 1}, {"batch": 4}, "config.data.batch: 4 must be a multiple of"),
     ],
 )
@@ -101,7 +105,7 @@ def test_sizes_that_do_not_divide_are_told_with_what_would(sizes, changes, messa
 
 
 def test_a_ring_has_no_limit_by_the_heads():
-    settings = tiny.change(tiny.SETTINGS, data={"row_tokens": 16}, transformer={"heads": 3}, text={"heads": 3})
+    settings = tiny.change(tiny.SETTINGS, data={"text_length": 16}, transformer={"heads": 3}, text={"heads": 3})
     check_batch(settings, tiny.mesh_of(ring=8))
 
 

@@ -7,14 +7,14 @@ import pytest
 import tiny
 
 from sora_jax.core.patches import unpatchify
-from sora_jax.data.loader.conditioning_masks import put_masks
+from sora_jax.data.loader.conditioning_masks import draw_conditioning_masks
 from sora_jax.data.loader.ghosts import STRONGEST, echo_of, put_echoes
 from sora_jax.diffusion.flow import flow_errors
 from sora_jax.plan.programs import abstract_batch
 from sora_jax.train.objectives.flow import make_objective
 
-SETTINGS = tiny.change(tiny.SETTINGS, flow={"echoes": 0.5})
-ALL = tiny.change(tiny.SETTINGS, flow={"echoes": 1.0})
+SETTINGS = tiny.change(tiny.SETTINGS, flow={"ghosts": 0.5})
+ALL = tiny.change(tiny.SETTINGS, flow={"ghosts": 1.0})
 KEY = jax.random.key(0)
 
 
@@ -41,25 +41,25 @@ def test_echoes_are_of_a_share_of_the_clips_and_of_nothing_else():
     assert put_echoes(batch, range(8), tiny.SETTINGS) is batch
     echoed = clips = 0
     for first in range(0, 400, 8):
-        echoes = put_echoes(batch, range(first, first + 8), SETTINGS).echoes
-        assert not echoes[batch.segments == 0].any()
+        ghosts = put_echoes(batch, range(first, first + 8), SETTINGS).ghosts
+        assert not ghosts[batch.segment_ids == 0].any()
         for b in range(8):
-            for segment in range(1, batch.segments[b].max() + 1):
-                mine = batch.segments[b] == segment
+            for segment in range(1, batch.segment_ids[b].max() + 1):
+                mine = batch.segment_ids[b] == segment
                 clips += 1
-                echoed += bool(echoes[b, mine].any())
+                echoed += bool(ghosts[b, mine].any())
     assert 0.4 < echoed / clips < 0.6
 
 
 def test_an_echo_is_moved_by_the_same_in_all_frames_and_weaker_than_its_clip():
     batch = tiny.random_batch(0)
     patch = ALL.transformer.patch
-    echoes = put_echoes(batch, range(8), ALL).echoes
+    ghosts = put_echoes(batch, range(8), ALL).ghosts
     for b in range(8):
-        for segment in range(1, batch.segments[b].max() + 1):
-            mine = batch.segments[b] == segment
+        for segment in range(1, batch.segment_ids[b].max() + 1):
+            mine = batch.segment_ids[b] == segment
             grid = tuple(batch.positions[b, mine].max(axis=0) + 1)
-            latents, echo = (unpatchify(x[b, mine], grid, patch) for x in (batch.patches, echoes))
+            latents, echo = (unpatchify(x[b, mine], grid, patch) for x in (batch.patches, ghosts))
             H, W = latents.shape[1:3]
             things = latents - np.median(latents, axis=2, keepdims=True)
             moved = [np.roll(things, divmod(place, W), axis=(1, 2)) for place in range(1, H * W)]
@@ -70,18 +70,20 @@ def test_an_echo_is_moved_by_the_same_in_all_frames_and_weaker_than_its_clip():
 
 def test_echoes_depend_on_seed_row_and_place_alone():
     batch = tiny.random_batch(0)
-    whole = put_echoes(batch, range(8, 16), SETTINGS).echoes
-    part = put_echoes(jax.tree.map(lambda x: x[[5, 2]], batch), [13, 10], SETTINGS).echoes
+    whole = put_echoes(batch, range(8, 16), SETTINGS).ghosts
+    part = put_echoes(jax.tree.map(lambda x: x[[5, 2]], batch), [13, 10], SETTINGS).ghosts
     np.testing.assert_array_equal(part, whole[[5, 2]])
     other = tiny.change(SETTINGS, data={"shuffle_seed": 1})
     for changed in (put_echoes(batch, range(16, 24), SETTINGS), put_echoes(batch, range(8, 16), other)):
-        assert not np.array_equal(changed.echoes, whole)
+        assert not np.array_equal(changed.ghosts, whole)
 
 
 def test_what_is_given_has_no_echo():
-    settings = tiny.change(ALL, masks={"first": 1.0, "nothing": 0.0})
-    batch = put_echoes(put_masks(tiny.random_batch(0, settings), range(8), settings), range(8), settings)
-    assert batch.known.any() and not batch.echoes[batch.known].any() and batch.echoes.any()
+    settings = tiny.change(ALL, masks={"first_frame": 1.0, "text": 0.0})
+    batch = put_echoes(
+        draw_conditioning_masks(tiny.random_batch(0, settings), range(8), settings), range(8), settings
+    )
+    assert batch.conditioning_mask.any() and not batch.ghosts[batch.conditioning_mask].any() and batch.ghosts.any()
 
 
 @pytest.mark.parametrize("time", [0.4, 0.8])
@@ -91,13 +93,13 @@ def test_the_velocity_leads_away_from_an_echo_at_times_when_places_are_decided(o
     clean = (1 - time) * batch.patches + time * noise
     seen = {}
 
-    def velocity(patches, table, levels):
+    def velocity(patches, table, time_index):
         seen["patches"] = patches
         return (patches - batch.patches) / time  # of a model that knows the data
 
     errors, counts = flow_errors(velocity, batch, noise, jnp.full((8, 3), time))
     assert jnp.max(errors) < 1e-8 and jnp.sum(counts) > 0
-    added = (1 - time) * batch.echoes if time > 0.5 else jnp.zeros_like(noise)
+    added = (1 - time) * batch.ghosts if time > 0.5 else jnp.zeros_like(noise)
     np.testing.assert_allclose(seen["patches"] * counts[..., None], (clean + added) * counts[..., None], atol=1e-6)
 
 
@@ -119,6 +121,6 @@ def test_sharded_loss_with_echoes_equals_unsharded():
             return float(total / weight)
 
     unsharded = loss(batch)
-    for sizes in ({"data": 2, "context": 2}, {"fsdp": 4}):
+    for sizes in ({"data": 2, "ulysses": 2}, {"fsdp": 4}):
         assert loss(batch, **sizes) == pytest.approx(unsharded, rel=1e-5), sizes
-    assert unsharded != pytest.approx(loss(batch.replace(echoes=None)), rel=1e-4)
+    assert unsharded != pytest.approx(loss(batch.replace(ghosts=None)), rel=1e-4)

@@ -55,8 +55,8 @@ class Home:
                 "frames": (5,),
                 "validation": 0.3,
                 "batch": 2,
-                "row_patches": 112,
-                "row_tokens": 24,
+                "sequence_length": 112,
+                "text_length": 24,
                 "caption_dropout": 0.3,
             },
             train={"steps": 2, "save_every": 2},
@@ -138,7 +138,7 @@ def test_captions_are_filled_up_and_dropped_as_tokens_are(home):
     dropped = 0
     for step in range(4):
         tokens, embedded = (train_rows(kind).batch_at(step) for kind in settings)
-        np.testing.assert_array_equal(tokens.text_segments, embedded.text_segments)
+        np.testing.assert_array_equal(tokens.text_segment_ids, embedded.text_segment_ids)
         np.testing.assert_array_equal(tokens.text == PAD, ~embedded.text.any(axis=-1))
         lengths = (tokens.text != PAD).reshape(2, 3, -1).sum(axis=-1)
         dropped += np.count_nonzero(lengths == 1)

@@ -143,7 +143,9 @@ def test_every_source_is_cut_at_every_size_without_stretching(real, clips):
 def test_rows_of_the_real_clips_are_full(real):
     lines = [clip for clips in every_clip(real).values() for clip in clips]
     patches = np.array([((c.frames - 1) // 4 + 1) * (c.height // 8) * (c.width // 8) for c in lines])
-    plan = PackPlan(patches, [c.tokens for c in lines], row_patches=4096, row_tokens=1024, row_clips=32)
+    plan = PackPlan(
+        patches, [c.tokens for c in lines], sequence_length=4096, text_length=1024, clips_per_sequence=32
+    )
     assert plan.fill > 0.95
 
 
@@ -187,7 +189,7 @@ def test_latents_are_the_encoded_clips(world, autoencoder, tmp_path):
 
 def test_training_streams_read_what_was_prepared(world, autoencoder, tmp_path):
     settings = settings_of(
-        sizes=("32x32",), frames=(17, 1), row_patches=2400, crop_frames=17, crop_size="32x32", validation=0.2
+        sizes=("32x32",), frames=(17, 1), sequence_length=2400, crop_frames=17, crop_size="32x32", validation=0.2
     )
     for kind, open_stream in [("pixels", train_crops), ("latents", train_rows)]:
         out = tmp_path / kind
@@ -199,7 +201,7 @@ def test_training_streams_read_what_was_prepared(world, autoencoder, tmp_path):
         else:
             assert batch.patches.shape == (2, 2400, 16)
             assert stream.fill > 0.8
-            assert np.abs(batch.patches[batch.segments > 0].astype(np.float32)).mean() > 0.1
+            assert np.abs(batch.patches[batch.segment_ids > 0].astype(np.float32)).mean() > 0.1
 
 
 def contents(folder):

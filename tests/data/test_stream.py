@@ -87,9 +87,9 @@ def settings_of(folder, kind, *, masks=Settings.masks, flow=Settings.flow, **cha
     data = DataSettings(
         path=str(folder / kind),
         batch=4,
-        row_patches=64,
-        row_tokens=32,
-        row_clips=4,
+        sequence_length=64,
+        text_length=32,
+        clips_per_sequence=4,
         caption_dropout=0.25,
         crop_frames=9,
         crop_size="32x40",
@@ -154,23 +154,25 @@ def test_processes_make_their_rows_of_the_global_batch(data_sets, open_stream, k
 
 
 def test_masks_and_echoes_are_those_of_the_row_and_of_training_alone(data_sets):
-    masks = MaskSettings(first=1, ends=1, outside=1, forcing=0.5, row_levels=8)
-    settings = settings_of(data_sets, "latents", masks=masks, flow=FlowSettings(echoes=0.5))
+    masks = MaskSettings(first_frame=1, prefix_suffix=1, inpaint=1, forcing=0.5, times_per_sequence=8)
+    settings = settings_of(data_sets, "latents", masks=masks, flow=FlowSettings(ghosts=0.5))
     whole, plain = train_rows(settings), train_rows(settings_of(data_sets, "latents"))
     halves = [train_rows(settings, rows=rows) for rows in ([0, 1], [2, 3])]
     for step in range(4):
         batch = whole.batch_at(step)
-        for name in ("known", "levels", "echoes"):
+        for name in ("conditioning_mask", "time_index", "ghosts"):
             parts = [getattr(half.batch_at(step), name) for half in halves]
             assert np.array_equal(np.concatenate(parts), getattr(batch, name))
-        assert batch.known.any() and not batch.known[batch.segments == 0].any()
-        assert batch.echoes.any() and batch.echoes.dtype == batch.patches.dtype
-        bare = batch.replace(known=np.zeros_like(batch.known), levels=None, echoes=None)
+        assert batch.conditioning_mask.any() and not batch.conditioning_mask[batch.segment_ids == 0].any()
+        assert batch.ghosts.any() and batch.ghosts.dtype == batch.patches.dtype
+        bare = batch.replace(
+            conditioning_mask=np.zeros_like(batch.conditioning_mask), time_index=None, ghosts=None
+        )
         assert_same(bare, plain.batch_at(step))
     held_out = validation_rows(settings).batch_at(0)
-    assert not held_out.known.any() and held_out.levels is None and held_out.echoes is None
-    masks = dataclasses.replace(masks, row_levels=4)
-    with pytest.raises(InputError, match="row_levels: 4, but the longest clip has 5 frames of patches"):
+    assert not held_out.conditioning_mask.any() and held_out.time_index is None and held_out.ghosts is None
+    masks = dataclasses.replace(masks, times_per_sequence=4)
+    with pytest.raises(InputError, match="times_per_sequence: 4, but the longest clip has 5 frames of patches"):
         train_rows(settings_of(data_sets, "latents", masks=masks))
 
 
@@ -179,30 +181,30 @@ def test_rows_hold_the_clips_and_captions_of_the_records(data_sets):
     tokenizer = Tokenizer(data_sets / "latents/tokenizer.model")
     seen, dropped = collections.Counter(), 0
     for batch in take(train_rows(settings), 20):
-        assert not batch.known.any()
+        assert not batch.conditioning_mask.any()
         assert batch.patches.dtype == ml_dtypes.bfloat16
         assert batch.text.max() < 600
         for b in range(4):
-            last = batch.segments[b].max()
+            last = batch.segment_ids[b].max()
             assert 1 <= last <= 4
             for segment in range(1, last + 1):
-                mine = batch.segments[b] == segment
+                mine = batch.segment_ids[b] == segment
                 grid = tuple(batch.positions[b][mine].max(axis=0) + 1)
                 latents = unpatchify(batch.patches[b][mine], grid, PATCH)
                 index = int(latents[0, 0, 0, 0])
                 assert np.array_equal(latents, array_of("latents", index))
-                text = tokenizer.decode(batch.text[b][batch.text_segments[b] == segment].tolist())
+                text = tokenizer.decode(batch.text[b][batch.text_segment_ids[b] == segment].tolist())
                 if text:
                     words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
                     tens, ones = words[index // 10], words[index % 10]
                     assert text in (f"clip {tens} {ones}", f"number {ones}")
                 else:
-                    assert batch.text[b][batch.text_segments[b] == segment].tolist() == [EOS]
+                    assert batch.text[b][batch.text_segment_ids[b] == segment].tolist() == [EOS]
                     dropped += 1
                 seen[index] += 1
-            padding = batch.segments[b] == 0
+            padding = batch.segment_ids[b] == 0
             assert not batch.patches[b][padding].any()
-            assert not batch.text[b][batch.text_segments[b] == 0].any()
+            assert not batch.text[b][batch.text_segment_ids[b] == 0].any()
     assert set(seen) <= set(range(40))
     assert dropped / sum(seen.values()) == pytest.approx(0.25, abs=0.08)
 
@@ -212,15 +214,15 @@ def test_only_the_records_of_its_own_rows_are_read(data_sets, monkeypatch):
     read, read_all = [], Records.read_all
     monkeypatch.setattr(Records, "read_all", lambda self, *which: read.append(which) or read_all(self, *which))
     batch = stream.batch_at(3)
-    first = (batch.segments[0] > 0) & ~batch.positions[0].any(axis=-1)
+    first = (batch.segment_ids[0] > 0) & ~batch.positions[0].any(axis=-1)
     held = batch.patches[0][first][:, 0].astype(int).tolist()  # a record's first channel is its number
     assert read == [("train", index) for index in held]
-    assert len(held) == batch.segments.max()
+    assert len(held) == batch.segment_ids.max()
 
 
 def test_the_fill_is_what_the_rows_show(data_sets):
     stream = train_rows(settings_of(data_sets, "latents"))
-    shown = np.mean([(batch.segments > 0).mean() for batch in take(stream, 60)])
+    shown = np.mean([(batch.segment_ids > 0).mean() for batch in take(stream, 60)])
     assert stream.fill == pytest.approx(shown, abs=0.02)
     assert stream.fill > 0.8
 
@@ -233,8 +235,8 @@ def test_validation_rows_come_once_without_dropout_and_end(data_sets):
     assert len(batches) == stream.batches
     found = []
     for batch in batches:
-        assert batch.segments.shape == (4, 64)
-        for row, text, words in zip(batch.segments, batch.text_segments, batch.text, strict=True):
+        assert batch.segment_ids.shape == (4, 64)
+        for row, text, words in zip(batch.segment_ids, batch.text_segment_ids, batch.text, strict=True):
             found += [tokenizer.decode(words[text == segment].tolist()) for segment in range(1, row.max() + 1)]
     expected = ["four zero", "four one", "four two", "four three", "four four", "four five", "four six"]
     assert sorted(found) == sorted(f"clip {name}" for name in expected)
@@ -326,7 +328,7 @@ def test_a_damaged_record_stops_the_run_with_its_shard(data_sets, tmp_path):
 
 def test_bad_settings_are_told(data_sets):
     for changes, kind, reason in [
-        ({"row_patches": 20}, "latents", "20 patches are too few .* needs 32"),
+        ({"sequence_length": 20}, "latents", "20 patches are too few .* needs 32"),
         ({"crop_size": "40"}, "pixels", "must be WIDTHxHEIGHT"),
         ({"crop_size": "36x40"}, "pixels", "must be a multiple of the autoencoder's 8"),
         ({"crop_frames": 8}, "pixels", r"8 must be 4 n \+ 1"),
@@ -351,7 +353,7 @@ def test_captions_longer_than_the_limit_are_cut_with_a_note(data_sets):
     stream = train_rows(settings)
     assert stream.notes == ("40 captions of the train split are cut to 3 tokens",)
     batch = stream.batch_at(0)
-    lengths = [np.sum(row == s) for row in batch.text_segments for s in range(1, row.max() + 1)]
+    lengths = [np.sum(row == s) for row in batch.text_segment_ids for s in range(1, row.max() + 1)]
     assert set(lengths) <= {1, 3}
 
 
@@ -370,8 +372,8 @@ def test_a_mix_has_the_shares_of_its_weights(data_sets, open_stream, kind, tmp_p
         if kind == "pixels":
             seen.update(int(crop[0, 0, 0, 0]) for crop in batch)
             continue
-        for row, segments, places in zip(batch.patches, batch.segments, batch.positions, strict=True):
-            first = (segments > 0) & ~places.any(axis=-1)
+        for row, segment_ids, places in zip(batch.patches, batch.segment_ids, batch.positions, strict=True):
+            first = (segment_ids > 0) & ~places.any(axis=-1)
             seen.update(int(patch[0]) for patch in row[first].astype(np.float32))
     of_second = {index: times for index, times in seen.items() if index >= 60}
     assert sum(of_second.values()) / seen.total() == pytest.approx(0.25, abs=0.02)

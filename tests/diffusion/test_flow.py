@@ -5,15 +5,15 @@ import pytest
 import tiny
 
 from sora_jax.config.schema import FlowSettings
-from sora_jax.diffusion.conditioning import hold_known, start_from
+from sora_jax.diffusion.conditioning import freeze_conditioning, start_from
 from sora_jax.diffusion.flow import (
     LEAST_TIME,
     clip_shifts,
     flow_errors,
-    levels_of,
     sample_times,
     shift_of,
     shift_times,
+    time_table,
     times_at,
     velocity_to,
 )
@@ -128,21 +128,21 @@ def test_rows_share_the_times_out_evenly(one_device):
 
 def test_known_patches_are_clean_and_carry_no_loss(one_device):
     batch = tiny.random_batch(0)
-    batch.known[:, :4] = True
+    batch.conditioning_mask[:, :4] = True
     batch = tiny.on_mesh(batch)
     noise = jax.random.normal(jax.random.key(0), batch.patches.shape)
     times = jnp.full((8, 3), 0.6)
     seen = {}
 
-    def velocity(patches, table, levels):
-        seen.update(patches=patches, levels=levels, table=table)
+    def velocity(patches, table, time_index):
+        seen.update(patches=patches, time_index=time_index, table=table)
         return jnp.zeros_like(patches)
 
     errors, counts = flow_errors(velocity, batch, noise, times)
     np.testing.assert_array_equal(seen["patches"][:, :4], batch.patches[:, :4])
-    np.testing.assert_array_equal(seen["levels"][:, :4], 0)
+    np.testing.assert_array_equal(seen["time_index"][:, :4], 0)
     np.testing.assert_array_equal(seen["table"][:, 0], 0)
-    np.testing.assert_array_equal(counts, (batch.segments > 0) & ~batch.known)
+    np.testing.assert_array_equal(counts, (batch.segment_ids > 0) & ~batch.conditioning_mask)
     target = jnp.mean(jnp.square(noise - batch.patches), axis=-1)
     np.testing.assert_allclose(errors, target * counts, rtol=1e-6)
 
@@ -151,8 +151,8 @@ def test_a_perfect_velocity_has_no_error(one_device):
     batch = tiny.on_mesh(tiny.random_batch(1))
     noise = jax.random.normal(jax.random.key(1), batch.patches.shape)
 
-    def velocity(patches, table, levels):
-        t = jnp.take_along_axis(table, levels, axis=1)[..., None]
+    def velocity(patches, table, time_index):
+        t = jnp.take_along_axis(table, time_index, axis=1)[..., None]
         # Solve the path for the noise: x = (1 - t) data + t noise.
         return jnp.where(t > 0, (patches - batch.patches) / jnp.maximum(t, 1e-6), noise - batch.patches)
 
@@ -165,8 +165,8 @@ def test_a_model_that_predicts_the_data_has_its_velocity(one_device):
     batch = tiny.on_mesh(tiny.random_batch(1))
     noise = jax.random.normal(jax.random.key(1), batch.patches.shape)
 
-    def velocity(patches, table, levels):
-        return velocity_to(batch.patches, patches, times_at(table, levels))
+    def velocity(patches, table, time_index):
+        return velocity_to(batch.patches, patches, times_at(table, time_index))
 
     for t, least in ((0.5, 0.0), (LEAST_TIME / 2, 0.1)):
         errors, counts = flow_errors(velocity, batch, noise, jnp.full((8, 3), t))
@@ -179,35 +179,35 @@ def test_what_the_transformer_predicts_changes_only_what_its_output_means(one_de
     batch = tiny.on_mesh(tiny.random_batch(1))
     params = init_params(VideoModel, settings, jax.random.key(0))
     params["transformer"]["head"]["kernel"] += 0.1
-    table, levels = levels_of(batch, jnp.full((8, 3), 0.5))
+    table, time_index = time_table(batch, jnp.full((8, 3), 0.5))
 
     def velocity(settings):
         model = bind(VideoModel, settings, params)
-        return model.velocity(model.embed_text(batch), batch.patches, table, levels)
+        return model.velocity(model.embed_text(batch), batch.patches, table, time_index)
 
-    there, used = 2 * (batch.patches - velocity(tiny.SETTINGS)), batch.segments > 0
+    there, used = 2 * (batch.patches - velocity(tiny.SETTINGS)), batch.segment_ids > 0
     np.testing.assert_allclose(velocity(settings)[used], there[used], atol=1e-5)
 
 
 def test_solving_leaves_known_patches_untouched(one_device):
     batch = tiny.random_batch(2)
-    batch.known[:, ::2] = True
+    batch.conditioning_mask[:, ::2] = True
     batch = tiny.on_mesh(batch)
     start = start_from(jax.random.normal(jax.random.key(0), batch.patches.shape), batch)
-    end = heun(hold_known(lambda x, t: x + t, batch.known), start, time_grid(3))
+    end = heun(freeze_conditioning(lambda x, t: x + t, batch.conditioning_mask), start, time_grid(3))
     np.testing.assert_array_equal(end[:, ::2], batch.patches[:, ::2])
     assert not np.allclose(end[:, 1], start[:, 1])
 
 
 def test_levels_put_known_patches_and_padding_at_level_zero():
     batch = tiny.random_batch(0)
-    batch.known[0, 0] = True
-    table, levels = levels_of(batch, jnp.asarray(np.full((8, 3), 0.3, np.float32)))
-    assert table.shape == (8, 4) and levels[0, 0] == 0 and levels[0, 1] == 1
-    np.testing.assert_array_equal(levels[batch.segments == 0], 0)
+    batch.conditioning_mask[0, 0] = True
+    table, time_index = time_table(batch, jnp.asarray(np.full((8, 3), 0.3, np.float32)))
+    assert table.shape == (8, 4) and time_index[0, 0] == 0 and time_index[0, 1] == 1
+    np.testing.assert_array_equal(time_index[batch.segment_ids == 0], 0)
 
 
-@pytest.mark.parametrize("mesh", [{}, {"data": 2, "context": 2}])
+@pytest.mark.parametrize("mesh", [{}, {"data": 2, "ulysses": 2}])
 def test_guidance_extrapolates_from_the_unconditional_velocity(mesh):
     with jax.set_mesh(tiny.mesh_of(**mesh)):
         x = tiny.on_mesh(tiny.random_batch(0)).patches

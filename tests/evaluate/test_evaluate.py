@@ -76,7 +76,7 @@ def never_denoised(video):
 def run(folder, out, model, *suites, samples=SAMPLES, **options):
     wishes = Options(samples=samples, sampler=model, **options)
     folders = folder if isinstance(folder, list) else [folder]
-    return evaluate(folders, out, suites=suites, options=wishes, mesh=MeshSettings(2, context=4), console=QUIET)
+    return evaluate(folders, out, suites=suites, options=wishes, mesh=MeshSettings(2, ulysses=4), console=QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +95,20 @@ def home(tmp_path_factory):
 
 
 def test_loss_by_task_leaves_out_what_is_given():
-    settings = tiny.change(tiny.SETTINGS, masks={"first": 1.0, "last": 1.0})
+    settings = tiny.change(tiny.SETTINGS, masks={"first_frame": 1.0, "last_frame": 1.0})
     batch = tiny.random_batch(0, settings)
-    batch.patches[(batch.positions[:, :, 0] == 0) & (batch.segments > 0)] += 100.0
+    batch.patches[(batch.positions[:, :, 0] == 0) & (batch.segment_ids > 0)] += 100.0
     with jax.set_mesh(tiny.mesh_of(2)):
         params = init_params(VideoModel, settings, jax.random.key(0))
         values = validation_losses(settings, params, [batch], lambda: None)
     # A fresh model predicts nothing: where a first frame is not given, its 100 stays in the error.
-    assert set(values["by_task"]) == {"nothing", "first", "last"} and values["loss"] > 1000
-    assert values["by_task"]["first"] < 10 < 1000 < min(values["by_task"]["nothing"], values["by_task"]["last"])
+    assert set(values["by_task"]) == {"text", "first_frame", "last_frame"} and values["loss"] > 1000
+    assert (
+        values["by_task"]["first_frame"]
+        < 10
+        < 1000
+        < min(values["by_task"]["text"], values["by_task"]["last_frame"])
+    )
 
 
 # Shapes ----------------------------------------------------------------------------------------------------------
@@ -133,7 +138,7 @@ def test_the_control_is_at_chance(home):
 def test_other_processes_need_not_have_read_the_samples(home, tmp_path, monkeypatch):
     """What a second process is: all that the first one does alone is left out."""
     for name in ("evaluate", "shapes", "subject"):
-        monkeypatch.setattr(f"sora_jax.evaluate.{name}.on_first", lambda work: None)
+        monkeypatch.setattr(f"sora_jax.evaluate.{name}.run_on_first_host", lambda work: None)
     values = run(home[0] / "good", tmp_path, Model(asked), "shapes", samples=2)
     assert values["checkpoints"][0]["shapes"] == {} and not (tmp_path / "index.html").exists()
 

@@ -70,7 +70,7 @@ def test_a_picture_becomes_a_video(home, capsys):
 def test_the_picture_matters_and_the_mesh_does_not(home):
     sample = SampleSettings(size="64x64", frames=5, steps=3, solver="unipc", guidance=5.0, shift=5.0)
     red, blue = (np.full((64, 64, 3), color, np.uint8) for color in ((255, 0, 0), (0, 0, 255)))
-    split = {"data": 2, "fsdp": 2} if home.case == "ti2v" else {"data": 2, "context": 2}  # of 3 heads, and of 4
+    split = {"data": 2, "fsdp": 2} if home.case == "ti2v" else {"data": 2, "ulysses": 2}  # of 3 heads, and of 4
     latents = []
     for mesh, images in (({}, [red]), (split, [red]), ({}, [blue])):
         images = [*images, blue] if home.case == "flf2v" else images

@@ -30,7 +30,7 @@ server = chat_server.server  # that speaks the protocol of chat models
 def home(tmp_path_factory):
     """A workdir, two videos of other sizes and rates than the model's, pictures, a mask and a story."""
     folder = tmp_path_factory.mktemp("home")
-    write_run(folder / "run", nothing=1.0, first=1.0)
+    write_run(folder / "run", text=1.0, first_frame=1.0)
     write_clip(folder / "wide.mp4", render(sample_scene(3, 1), frames=40, size=(96, 128), fps=24), fps=24)
     write_clip(folder / "tall.mp4", render(sample_scene(3, 2), frames=20, size=(80, 64)), fps=16)
     write_clip(folder / "small.mp4", render(sample_scene(3, 3), frames=11, size=(32, 48)), fps=16)

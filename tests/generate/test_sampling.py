@@ -93,10 +93,13 @@ def test_a_step_without_guidance_costs_half(alone):
     x = jnp.zeros((1, 2 * 4, 4 * 4), jnp.float32)
     batch = tiny.pack([[((2, 2, 2), np.asarray(x[0]), np.ones(3, np.int32))]], SETTINGS)
     batch = batch.replace(
-        **{name: getattr(batch, name)[:, :8] for name in ("patches", "positions", "segments", "known")}
+        **{
+            name: getattr(batch, name)[:, :8]
+            for name in ("patches", "positions", "segment_ids", "conditioning_mask")
+        }
     )
     both = np.ones((2, SETTINGS.text.max_tokens), np.int32)
-    batch = jax.tree.map(jnp.asarray, batch.replace(text=both, text_segments=both))
+    batch = jax.tree.map(jnp.asarray, batch.replace(text=both, text_segment_ids=both))
     solver = pipeline.SOLVERS["euler"]
     pairs, state = jax.eval_shape(
         lambda params, batch: pipeline.begin(
@@ -111,7 +114,7 @@ def test_a_step_without_guidance_costs_half(alone):
             solver,
             generator.params,
             pairs,
-            batch.known,
+            batch.conditioning_mask,
             state,
             jnp.linspace(1, 0, 5),
             jnp.int32(0),
@@ -146,30 +149,38 @@ def test_guidance_strengthens_what_is_given_where_the_model_has_learned_to_be_gi
     generator, _ = alone
     draw = np.random.default_rng(1)
     pictures = draw.normal(size=(2, 2, 4, 4, 4)).astype(np.float32)
-    known = np.broadcast_to(np.array([True, False])[:, None, None], (2, 2, 2))  # of two frames the first
+    conditioning_mask = np.broadcast_to(
+        np.array([True, False])[:, None, None], (2, 2, 2)
+    )  # of two frames the first
 
     def differ(guidance, **masks):
         """How far the frame that is made, in one step, depends on the one that is given."""
         settings = tiny.change(SETTINGS, masks=masks, sample={"guidance": guidance, "steps": 1})
         ours = dataclasses.replace(generator, settings=settings)
         made = [
-            sample_latents(ours, ["a bird"], settings.sample, seed=3, given=Given(latents=given, known=known))
+            sample_latents(
+                ours,
+                ["a bird"],
+                settings.sample,
+                seed=3,
+                given=Given(latents=given, conditioning_mask=conditioning_mask),
+            )
             for given in pictures
         ]
         return np.abs(made[0][0, 1] - made[1][0, 1]).max()
 
-    assert differ(1.0, first=1) > 1e-3
-    assert differ(0.0, first=1) == 0  # the unconditional row alone, in which it is noise
+    assert differ(1.0, first_frame=1) > 1e-3
+    assert differ(0.0, first_frame=1) == 0  # the unconditional row alone, in which it is noise
     # Models that have learned nothing but that, or have never learned it, or are sampled as the published ones.
-    for masks in ({"first": 1, "nothing": 0.0}, {}, {"first": 1, "guided": False}):
+    for masks in ({"first_frame": 1, "text": 0.0}, {}, {"first_frame": 1, "guided": False}):
         assert differ(0.0, **masks) > 1e-3
 
 
 def test_what_the_unconditional_row_lacks_lies_on_the_path_to_noise():
     draw = np.random.default_rng(0)
     data, noise = draw.normal(size=(2, 1, 3, 4)).astype(np.float32)
-    batch = PatchBatch(*[None] * 6).replace(patches=data, known=np.ones((1, 3), bool))
-    held = start_from(noise, batch, known_time=0.1)
+    batch = PatchBatch(*[None] * 6).replace(patches=data, conditioning_mask=np.ones((1, 3), bool))
+    held = start_from(noise, batch, conditioning_time=0.1)
     for time in (0.05, 0.1, 0.6, 1.0):
         np.testing.assert_allclose(renoised(held, noise, 0.1, time), (1 - time) * data + time * noise, atol=1e-6)
 

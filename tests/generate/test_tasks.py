@@ -16,7 +16,7 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.patches import patchify, unpatchify
 from sora_jax.core.storage import copy_files
 from sora_jax.data.tokenizer import train_tokenizer
-from sora_jax.diffusion.conditioning import on_ring, start_from
+from sora_jax.diffusion.conditioning import on_loop, start_from
 from sora_jax.diffusion.flow import times_at
 from sora_jax.diffusion.solvers import time_grid, unipc
 from sora_jax.generate import long_videos as long
@@ -94,7 +94,7 @@ def shown(generator, task, made):
 
 def run(generator, task, seed=0):
     sample = dataclasses.replace(generator.settings.sample, frames=task.frames)
-    made = sample_latents(generator, ["a bird"], sample, seed=seed, given=task.given, ring=task.ring)[0]
+    made = sample_latents(generator, ["a bird"], sample, seed=seed, given=task.given, loop=task.loop)[0]
     return made, shown(generator, task, made)
 
 
@@ -129,7 +129,7 @@ def test_what_is_not_painted_comes_back(generator, coder):
     known[16:37, 20:50] = False
     video = clip(6)[:FRAMES]
     task = tasks.repaint(coder, video, known)
-    assert task.given.known.sum() == 5 * (16 - 2 * 3)  # patches of 16 x 16 with no pixel of the region
+    assert task.given.conditioning_mask.sum() == 5 * (16 - 2 * 3)  # patches of 16 x 16 with no pixel of the region
     _, made = run(generator, task)
     assert_comes_back(coder, video, np.where(known[..., None], made, coder.decode(coder.encode(video))))
     assert psnr(made[:, ~known], video[:, ~known]) < 20
@@ -165,10 +165,10 @@ def test_an_edit_of_strength_0_is_the_video_and_of_strength_1_another(generator,
 
 def test_a_solver_starts_at_the_time_asked_for_and_known_patches_at_their_own(one_device):
     batch = tiny.random_batch(0)
-    batch.known[:, :3] = True
+    batch.conditioning_mask[:, :3] = True
     batch = tiny.on_mesh(batch)
     noise = jax.random.normal(jax.random.key(0), batch.patches.shape)
-    start = start_from(noise, batch, time=0.75, known_time=0.125)
+    start = start_from(noise, batch, time=0.75, conditioning_time=0.125)
     np.testing.assert_allclose(start[:, :3], 0.875 * batch.patches[:, :3] + 0.125 * noise[:, :3], rtol=1e-6)
     np.testing.assert_allclose(start[:, 3:], 0.25 * batch.patches[:, 3:] + 0.75 * noise[:, 3:], rtol=1e-6)
     np.testing.assert_array_equal(start_from(noise, batch)[:, 3:], noise[:, 3:])
@@ -182,9 +182,9 @@ def ring_video():
 def test_a_loop_has_no_seam(coder):
     video = ring_video()
     thrice = coder.encode(np.concatenate([*[video] * 3, video[:1]]))
-    ring = thrice[9:17]  # of frames 17 to 32, the second time round
+    loop = thrice[9:17]  # of frames 17 to 32, the second time round
     grid = (9, 4, 4)
-    star = patchify(np.concatenate([np.zeros_like(ring[:1]), ring]), (1, 2, 2))[None]
+    star = patchify(np.concatenate([np.zeros_like(loop[:1]), loop]), (1, 2, 2))[None]
     frames = star.reshape(1, 9, 16, -1)[:, 1:]
     seams = set()
 
@@ -205,7 +205,7 @@ def test_a_loop_has_no_seam(coder):
     for i in range(8):
         turn = (5 * i) % 8
         seams.add(turn)
-        state = unipc.step(on_ring(oracle(turn), grid[0], turn), state, times, i)
+        state = unipc.step(on_loop(oracle(turn), grid[0], turn), state, times, i)
     assert seams == set(range(8))
     found = np.asarray(state[0]).reshape(1, 9, 16, -1)[:, 1:]
     np.testing.assert_allclose(found, frames, atol=1e-4)
@@ -243,9 +243,9 @@ def windows_of(coder, truth, begins):
     def make(number, share, give, rest):
         given = give()
         latents = coder.encode(truth[begins[number] : begins[number] + FRAMES])
-        seen.append((share, None if given is None else given.known[:, 0, 0].tolist()))
+        seen.append((share, None if given is None else given.conditioning_mask[:, 0, 0].tolist()))
         if given is not None:
-            held = given.known.any(axis=(1, 2))
+            held = given.conditioning_mask.any(axis=(1, 2))
             assert np.abs(given.latents[held] - latents[held]).mean() < 0.2 * np.abs(latents[held]).mean()
             latents = np.where(held[:, None, None, None], given.latents, latents)
         return latents
@@ -311,8 +311,8 @@ def test_a_rolling_video_of_a_perfect_model_has_no_seam(generator, coder, truth,
     clock, n = clock_of(5, long.context_of(5), sample.steps), 5
     left, stars = [], {}
 
-    def oracle(self, batch, x, table, levels):
-        return (x - stars["now"]) / jnp.maximum(times_at(table, levels), 1e-6)
+    def oracle(self, batch, x, table, time_index):
+        return (x - stars["now"]) / jnp.maximum(times_at(table, time_index), 1e-6)
 
     monkeypatch.setattr(VideoModel, "velocity", oracle)
 
@@ -346,7 +346,16 @@ def test_frames_at_the_same_step_are_a_window(generator, solver):
     def step(i, guidance, **options):
         pairs, state = begin(settings, solver, generator.params, batch, jax.random.key(0), jnp.int32(0))
         return solver_step(
-            settings, solver, generator.params, pairs, batch.known, state, times, i, guidance, **options
+            settings,
+            solver,
+            generator.params,
+            pairs,
+            batch.conditioning_mask,
+            state,
+            times,
+            i,
+            guidance,
+            **options,
         )[0][0]
 
     whole = step(jnp.int32(1), jnp.float32(2))
@@ -365,7 +374,7 @@ def test_a_rolling_window_is_the_same_on_any_mesh(generator, tmp_path):
     wanted = roll(generator, ["a bird"], sample, clock, np.zeros((0,), np.float32), seed=1)
     assert np.abs(wanted[0, 2] - wanted[0, 3]).max() > 0.1  # finished, and not
     run_of = write_run(tmp_path / "run")
-    with jax.set_mesh(tiny.mesh_of(2, context=2)):
+    with jax.set_mesh(tiny.mesh_of(2, ulysses=2)):
         other = load_generator(run_of)
         found = roll(other, ["a bird"] * 2, sample, clock, np.zeros((0,), np.float32), seed=1)
     np.testing.assert_allclose(found[:1], wanted, atol=1e-4)

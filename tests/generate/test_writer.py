@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 from sora_jax.generate.writer import VideoWriter, read_metadata, write_webp
 
 COLOURS = np.array(
@@ -241,7 +241,7 @@ def test_files_that_are_not_ours_say_so(tmp_path):
 
 def test_replacing_shows_the_file_only_when_complete(tmp_path):
     path = tmp_path / "a.txt"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("all of it")
         assert not path.exists()
     assert path.read_text() == "all of it"

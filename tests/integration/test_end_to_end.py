@@ -27,7 +27,8 @@ def get_config():
     return to_config(tiny.change(
         tiny.SETTINGS,
         data={"fps": 8.0, "sizes": ("48", "80x32"), "frames": (9, 5, 1), "validation": 0.2,
-              "row_patches": 48, "row_tokens": 32, "row_clips": 4, "crop_size": "32x32", "crop_frames": 5},
+              "sequence_length": 48, "text_length": 32, "clips_per_sequence": 4, "crop_size": "32x32",
+              "crop_frames": 5},
         text={"vocabulary": 400, "max_tokens": 16},
         train={"steps": 4, "save_every": 2, "log_every": 1},
     ))

@@ -178,7 +178,7 @@ def test_a_seed_makes_the_same_video_on_any_mesh_and_in_any_company(converted):
     latents = []
     for mesh, prompts, first in (
         ({}, ["a bird"], 1),
-        ({"data": 2, "context": 2, "tensor": 2}, ["a rabbit", "a bird"], 0),
+        ({"data": 2, "ulysses": 2, "tensor": 2}, ["a rabbit", "a bird"], 0),
     ):
         with jax.set_mesh(tiny.mesh_of(**mesh)):
             generator = load_generator(converted, dtype="float32")

@@ -49,8 +49,8 @@ def velocity(settings: Settings, params: dict) -> np.ndarray:
     def run(params, batch):
         model = bind(VideoModel, settings, params)
         times = jax.numpy.full((8, 1), 0.5)
-        levels = jax.numpy.zeros_like(batch.segments)
-        return model.velocity(model.embed_text(batch), batch.patches, times, levels)
+        time_index = jax.numpy.zeros_like(batch.segment_ids)
+        return model.velocity(model.embed_text(batch), batch.patches, times, time_index)
 
     return np.asarray(run(params, batch))
 
@@ -78,7 +78,7 @@ def test_merged_equals_adapted_and_can_be_taken_out_again(one_device):
 
 def test_adapted_is_the_same_on_a_mesh(one_device):
     alone = velocity(SETTINGS, join(random_adapters(SETTINGS), base_params()))
-    with jax.set_mesh(tiny.mesh_of(fsdp=2, context=2, tensor=2)):
+    with jax.set_mesh(tiny.mesh_of(fsdp=2, ulysses=2, tensor=2)):
         np.testing.assert_allclose(
             velocity(SETTINGS, join(random_adapters(SETTINGS), base_params())), alone, atol=1e-5
         )

@@ -76,7 +76,7 @@ def test_weights_go_in_and_out_bit_by_bit(module_class, table, settings, one_dev
 
 def test_velocity_is_the_same_on_a_mesh(one_device):
     alone = our_velocity("flf2v")
-    with jax.set_mesh(tiny.mesh_of(fsdp=2, context=2, tensor=2)):
+    with jax.set_mesh(tiny.mesh_of(fsdp=2, ulysses=2, tensor=2)):
         kernel = transformer_params("flf2v")["blocks"]["mlp"]["up"]["kernel"]
         assert kernel.addressable_shards[0].data.size * 8 == kernel.size
         np.testing.assert_allclose(our_velocity("flf2v"), alone, atol=1e-5)

@@ -24,31 +24,31 @@ def interpreted(monkeypatch):
 
 def packed(rng, length, rows=2):
     """Segments of three clips of random lengths and padding at the end, [rows, length] int32."""
-    segments = np.zeros((rows, length), np.int32)
-    for row in segments:
+    segment_ids = np.zeros((rows, length), np.int32)
+    for row in segment_ids:
         ends = np.sort(rng.choice(np.arange(1, length), 3, replace=False))
         for segment, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True), 1):
             row[start:end] = segment
-    return segments
+    return segment_ids
 
 
 def inputs(shape, heads=2):
     N, M, K = SHAPES.get(shape, shape)
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, n, heads, K)).astype(np.float32) for n in (N, M, M))
-    q_segments = packed(rng, N)
-    kv_segments = q_segments if N == M else packed(rng, M)
-    return (q, k, v), (q_segments, kv_segments)
+    q_segment_ids = packed(rng, N)
+    kv_segment_ids = q_segment_ids if N == M else packed(rng, M)
+    return (q, k, v), (q_segment_ids, kv_segment_ids)
 
 
-def run(kernel, arrays, segments):
+def run(kernel, arrays, segment_ids):
     """Outputs, and the gradients of a loss on them."""
     weights = np.random.default_rng(1).normal(size=arrays[0].shape).astype(np.float32)
 
     @jax.jit
     def both(arrays):
         def loss(arrays):
-            y = attention(*arrays, *segments, kernel=kernel)
+            y = attention(*arrays, *segment_ids, kernel=kernel)
             return jnp.sum(y * weights), y
 
         return jax.value_and_grad(loss, has_aux=True)(arrays)
@@ -67,27 +67,27 @@ def assert_same(found, expected, tolerance=1e-5):
 @pytest.mark.parametrize("kernel", ["chunked", "splash"])
 def test_kernel_equals_the_reference_with_its_gradient(one_device, kernel, shape, monkeypatch):
     monkeypatch.setattr(kernels, "MOST", 512)
-    arrays, segments = inputs(shape)
-    assert_same(run(kernel, arrays, segments), run("xla", arrays, segments))
+    arrays, segment_ids = inputs(shape)
+    assert_same(run(kernel, arrays, segment_ids), run("xla", arrays, segment_ids))
 
 
 def test_heads_of_two_loops_side_by_side_come_out_in_their_order(one_device, monkeypatch):
-    arrays, segments = inputs((300, 300, 16), heads=6)
+    arrays, segment_ids = inputs((300, 300, 16), heads=6)
     assert kernels._loops(6, 300 * 300) == 1
     monkeypatch.setattr(kernels, "LOGITS", 300 * 300)
     assert kernels._loops(6, 300 * 300) == 2
-    assert_same(run("chunked", arrays, segments), run("xla", arrays, segments))
+    assert_same(run("chunked", arrays, segment_ids), run("xla", arrays, segment_ids))
 
 
 @pytest.mark.parametrize("kernel", ["xla", "chunked", "splash"])
 def test_a_query_that_sees_no_key_gets_nothing_and_moves_nothing(one_device, kernel):
-    arrays, (q_segments, kv_segments) = inputs("cross")
-    lonely = np.where(q_segments == 2, 9, q_segments)
-    y, *gradients = run(kernel, arrays, (lonely, kv_segments))
+    arrays, (q_segment_ids, kv_segment_ids) = inputs("cross")
+    lonely = np.where(q_segment_ids == 2, 9, q_segment_ids)
+    y, *gradients = run(kernel, arrays, (lonely, kv_segment_ids))
     np.testing.assert_array_equal(y[lonely == 9], 0)
     np.testing.assert_array_equal(gradients[0][lonely == 9], 0)
     for gradient in gradients[1:]:  # the keys that nobody sees any more
-        np.testing.assert_array_equal(gradient[kv_segments == 2], 0)
+        np.testing.assert_array_equal(gradient[kv_segment_ids == 2], 0)
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0.1
 
 
@@ -95,14 +95,14 @@ def test_a_query_that_sees_no_key_gets_nothing_and_moves_nothing(one_device, ker
 @pytest.mark.parametrize("times", [1, 10])
 def test_keys_of_others_do_not_matter_however_long(one_device, times, layout):
     """Their logits are up to a thousand times as large, those that count modest or ten times as large."""
-    (q, k, v), (segments, _) = inputs((256, 256, 16))
+    (q, k, v), (segment_ids, _) = inputs((256, 256, 16))
     q = times * q
-    other = segments == 2
-    hidden = np.where(other, 9, segments)  # from every query
-    expected = run("xla", (q, k, v), (segments, hidden))
+    other = segment_ids == 2
+    hidden = np.where(other, 9, segment_ids)  # from every query
+    expected = run("xla", (q, k, v), (segment_ids, hidden))
     k = np.where(other[..., None, None], 1000 * k, k)
     with jax.set_mesh(tiny.mesh_of(**layout)):
-        found = run("chunked", (q, k, v), (segments, hidden))
+        found = run("chunked", (q, k, v), (segment_ids, hidden))
     # Logits that are ten times as large are rounded ten times as coarsely.
     assert_same(found, expected, tolerance=times * 1e-5)
 
@@ -111,10 +111,10 @@ def test_keys_of_others_do_not_matter_however_long(one_device, times, layout):
 def test_bfloat16_is_rounded_a_few_times_and_no_more(one_device, shape):
     """Of one head and one chunk, too: without a loop around them the compiler turns products around, and XLA's CPU
     backend can't run all that come out."""
-    arrays, segments = inputs(shape, heads=1)
-    arrays, segments = [x[:1] for x in arrays], [x[:1] for x in segments]
-    expected = run("xla", [jnp.asarray(x, jnp.bfloat16).astype(jnp.float32) for x in arrays], segments)
-    found = run("chunked", [jnp.asarray(x, jnp.bfloat16) for x in arrays], segments)
+    arrays, segment_ids = inputs(shape, heads=1)
+    arrays, segment_ids = [x[:1] for x in arrays], [x[:1] for x in segment_ids]
+    expected = run("xla", [jnp.asarray(x, jnp.bfloat16).astype(jnp.float32) for x in arrays], segment_ids)
+    found = run("chunked", [jnp.asarray(x, jnp.bfloat16) for x in arrays], segment_ids)
     for ours, reference in zip(found, expected, strict=True):
         assert ours.dtype == jnp.bfloat16
         assert np.abs(ours.astype(np.float32) - reference).max() < 0.01 * np.abs(reference).max()
@@ -128,16 +128,16 @@ def test_bfloat16_rounded_by_bits_is_the_nearest(one_device):
 
 # Every way to lie on 8 devices that has a sequence to share; 8 heads.
 LAYOUTS = [
-    {"context": 2},
-    {"context": 4},
-    {"context": 8},
+    {"ulysses": 2},
+    {"ulysses": 4},
+    {"ulysses": 8},
     {"ring": 2},
     {"ring": 4},
     {"ring": 8},
-    {"context": 2, "ring": 2},
-    {"context": 2, "ring": 4},
-    {"context": 4, "ring": 2},
-    {"data": 2, "context": 2, "tensor": 2},
+    {"ulysses": 2, "ring": 2},
+    {"ulysses": 2, "ring": 4},
+    {"ulysses": 4, "ring": 2},
+    {"data": 2, "ulysses": 2, "tensor": 2},
     {"data": 2, "ring": 2, "tensor": 2},
 ]
 NAMES = ["-".join(f"{axis}{size}" for axis, size in layout.items()) for layout in LAYOUTS]
@@ -149,8 +149,8 @@ def alone():
     cases = []
     with jax.set_mesh(tiny.mesh_of()):
         for shape in ((304, 304, 16), (304, 40, 16)):
-            arrays, segments = inputs(shape, heads=8)
-            cases.append((arrays, segments, run("xla", arrays, segments)))
+            arrays, segment_ids = inputs(shape, heads=8)
+            cases.append((arrays, segment_ids, run("xla", arrays, segment_ids)))
     return cases
 
 
@@ -158,33 +158,33 @@ def alone():
 def test_attention_of_many_devices_equals_that_of_one(alone, layout, monkeypatch):
     monkeypatch.setattr(kernels, "MOST", 64)  # several chunks on each
     with jax.set_mesh(tiny.mesh_of(**layout)):
-        for arrays, segments, expected in alone:
-            assert_same(run("chunked", arrays, segments), expected)
+        for arrays, segment_ids, expected in alone:
+            assert_same(run("chunked", arrays, segment_ids), expected)
 
 
-@pytest.mark.parametrize("layout", [{"ring": 3}, {"context": 2, "ring": 2}], ids=["ring3", "context2-ring2"])
+@pytest.mark.parametrize("layout", [{"ring": 3}, {"ulysses": 2, "ring": 2}], ids=["ring3", "context2-ring2"])
 def test_the_kernel_for_tpu_goes_round_the_ring(one_device, layout):
-    arrays, segments = inputs((312, 312, 64), heads=2)
-    expected = run("xla", arrays, segments)
+    arrays, segment_ids = inputs((312, 312, 64), heads=2)
+    expected = run("xla", arrays, segment_ids)
     with jax.set_mesh(tiny.mesh_of(**layout)):
-        assert_same(run("splash", arrays, segments), expected)
+        assert_same(run("splash", arrays, segment_ids), expected)
 
 
 def test_the_reference_lies_on_a_ring_as_well(alone):
-    arrays, segments, expected = alone[0]
-    with jax.set_mesh(tiny.mesh_of(ring=2, context=2, tensor=2)):
-        assert_same(run("xla", arrays, segments), expected)
+    arrays, segment_ids, expected = alone[0]
+    with jax.set_mesh(tiny.mesh_of(ring=2, ulysses=2, tensor=2)):
+        assert_same(run("xla", arrays, segment_ids), expected)
 
 
 def test_keys_go_round_as_often_as_they_must(one_device):
     """Keys, values and segments to all others; gradients of keys and values too, and one step more: home."""
 
     def sent(ring, keys):
-        arrays, segments = inputs((64, keys, 8))
+        arrays, segment_ids = inputs((64, keys, 8))
         with jax.set_mesh(tiny.mesh_of(ring=ring)):
 
             def loss(*arrays):
-                return jnp.sum(attention(*arrays, *segments, kernel="chunked"))
+                return jnp.sum(attention(*arrays, *segment_ids, kernel="chunked"))
 
             forward = jax.make_jaxpr(loss)(*arrays)
             both = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
@@ -200,11 +200,11 @@ def test_keys_go_round_as_often_as_they_must(one_device):
 def test_chunks_hold_less_than_all_logits(one_device):
     """What XLA says a gradient needs beside its arguments and results, 8,192 queries and keys of two heads."""
     shapes = [jax.ShapeDtypeStruct((1, 8192, 2, 8), jnp.float32)] * 3
-    segments = np.ones((1, 8192), np.int32)
+    segment_ids = np.ones((1, 8192), np.int32)
 
     def temporaries(kernel):
         def loss(q, k, v):
-            return jnp.sum(attention(q, k, v, segments, segments, kernel=kernel))
+            return jnp.sum(attention(q, k, v, segment_ids, segment_ids, kernel=kernel))
 
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -215,11 +215,11 @@ def test_chunks_hold_less_than_all_logits(one_device):
 
 def test_layers_do_not_keep_the_mask_of_their_chunks(one_device):
     """It is known before the queries are, and JAX would make it once for all layers of a loop: N x M a head."""
-    segments = np.ones((1, 1024), np.int32)
+    segment_ids = np.ones((1, 1024), np.int32)
 
     def loss(x):
         def layer(x, _):
-            return x + attention(x, x, x, segments, segments, kernel="chunked"), None
+            return x + attention(x, x, x, segment_ids, segment_ids, kernel="chunked"), None
 
         return jnp.sum(jax.lax.scan(layer, x, length=2)[0])
 

@@ -69,21 +69,21 @@ def double(q, k, v, bias, mask, q_lengths, kv_lengths, q_starts=None, kv_starts=
 @pytest.mark.parametrize("case", ["packed", "one clip", "a clip without text"])
 def test_cudnn_is_told_the_clips_of_each_row(one_device, monkeypatch, case):
     monkeypatch.setattr(module, "dot_product_attention", double)
-    arrays, (q_segments, kv_segments) = inputs((N, M, 64))
+    arrays, (q_segment_ids, kv_segment_ids) = inputs((N, M, 64))
     clips = CLIPS
     if case == "one clip":
-        q_segments, kv_segments, clips = np.minimum(q_segments, 1), np.minimum(kv_segments, 1), 1
+        q_segment_ids, kv_segment_ids, clips = np.minimum(q_segment_ids, 1), np.minimum(kv_segment_ids, 1), 1
     elif case == "a clip without text":
-        kv_segments = np.where(kv_segments == 2, 3, kv_segments)
-    weights = np.random.default_rng(1).normal(size=arrays[0].shape) * (q_segments > 0)[:, :, None, None]
+        kv_segment_ids = np.where(kv_segment_ids == 2, 3, kv_segment_ids)
+    weights = np.random.default_rng(1).normal(size=arrays[0].shape) * (q_segment_ids > 0)[:, :, None, None]
 
     def run(function):
         def loss(arrays):
-            y = function(*arrays, q_segments, kv_segments)
+            y = function(*arrays, q_segment_ids, kv_segment_ids)
             return jnp.sum(y * weights), y
 
         (_, y), gradients = jax.value_and_grad(loss, has_aux=True)(arrays)
-        return [jnp.where((q_segments > 0)[:, :, None, None], y, 0), *gradients]
+        return [jnp.where((q_segment_ids > 0)[:, :, None, None], y, 0), *gradients]
 
     found, expected = run(functools.partial(cudnn, clips=clips)), run(functools.partial(attend, chunked))
     for ours, reference in zip(found, expected, strict=True):
@@ -96,12 +96,12 @@ def test_cudnn_lowers_for_cuda_without_a_mask(one_device, monkeypatch, clips, op
     monkeypatch.setattr(stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(stablehlo, "check_compute_capability", lambda least: True)
     x = jax.ShapeDtypeStruct((B, 4096, 12, 128), jnp.bfloat16)
-    segments = jax.ShapeDtypeStruct((B, 4096), jnp.int32)
+    segment_ids = jax.ShapeDtypeStruct((B, 4096), jnp.int32)
 
-    def loss(q, k, v, segments):
-        return jnp.sum(cudnn(q, k, v, segments, segments, clips=clips).astype(jnp.float32))
+    def loss(q, k, v, segment_ids):
+        return jnp.sum(cudnn(q, k, v, segment_ids, segment_ids, clips=clips).astype(jnp.float32))
 
-    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, x, x, segments)
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, x, x, segment_ids)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     calls = re.findall(r"custom_call @(__cudnn\$\w+)", text)
     assert sorted(calls) == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]

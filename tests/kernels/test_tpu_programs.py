@@ -48,14 +48,14 @@ def test_a_ring_sends_while_its_kernels_compute(topology):
     """Between each start of a send of keys or of their gradients and its end runs a kernel."""
     mesh = make_mesh(MeshSettings(data=1, ring=4), topology("v5e:2x2"))
     x = typed(jax.ShapeDtypeStruct((1, 4096, 4, 128), jnp.bfloat16), "batch tokens heads .", mesh)
-    segments = typed(jax.ShapeDtypeStruct((1, 4096), jnp.int32), "batch tokens", mesh)
+    segment_ids = typed(jax.ShapeDtypeStruct((1, 4096), jnp.int32), "batch tokens", mesh)
 
-    def loss(q, k, v, segments):
-        y = attention(q, k, v, segments, segments, kernel="splash")
+    def loss(q, k, v, segment_ids):
+        y = attention(q, k, v, segment_ids, segment_ids, kernel="splash")
         return jnp.sum(jnp.square(y.astype(jnp.float32)))
 
     with jax.set_mesh(mesh):
-        text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x, segments).compile().as_text()
+        text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x, segment_ids).compile().as_text()
     hidden = 0
     for lines in computations(text):
         for start, line in enumerate(lines):
@@ -71,7 +71,7 @@ def test_a_ring_sends_while_its_kernels_compute(topology):
 def test_slices_exchange_only_their_shards_of_the_gradients(topology):
     """Gradients are summed within a slice, split over fsdp, before they cross the slow network."""
     settings = tiny.change(
-        tiny.SETTINGS, transformer={"width": 256, "mlp": 1024, "layers": 1}, data={"row_patches": 64}
+        tiny.SETTINGS, transformer={"width": 256, "mlp": 1024, "layers": 1}, data={"sequence_length": 64}
     )
     mesh = make_mesh(MeshSettings(data=2, fsdp=4), topology("v5e:2x2", 2))
     objective = FlowObjective(settings)

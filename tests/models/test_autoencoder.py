@@ -185,9 +185,9 @@ def both_ways(settings, params, video):
 def test_many_devices_equal_one():
     video = np.random.default_rng(0).uniform(-1, 1, (4, 3, 16, 8, 3)).astype(np.float32)
     run = jax.jit(functools.partial(both_ways, SMALL_FOLDED))
-    made, _ = on_mesh(SMALL_FOLDED, run, video, fsdp=2, context=2)
+    made, _ = on_mesh(SMALL_FOLDED, run, video, fsdp=2, ulysses=2)
     assert {array.sharding.spec[0] for array in made} == {"fsdp"}
-    assert {array.sharding.spec[2] for array in made} == {"context"}
+    assert {array.sharding.spec[2] for array in made} == {"ulysses"}
     for ours, expected in zip(made, run(params_of(SMALL_FOLDED), video), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
 
@@ -202,7 +202,7 @@ def test_gradients_on_many_devices_equal_those_on_one(monkeypatch):
         mean, logvar, made = both_ways(SMALL, params, video)
         return jnp.mean(jnp.square(made - video)) + jnp.mean(mean * logvar)
 
-    made, params = on_mesh(SMALL, slopes, video, data=2, fsdp=2, context=2)
+    made, params = on_mesh(SMALL, slopes, video, data=2, fsdp=2, ulysses=2)
     layouts = [leaf.sharding.spec for leaf in jax.tree.leaves(params)]
     assert sum(any(axes and "fsdp" in axes for axes in layout) for layout in layouts) > 10
     assert [leaf.sharding.spec for leaf in jax.tree.leaves(made)] == layouts

@@ -18,7 +18,7 @@ from sora_jax.cluster.heartbeat import STARTING, TRAINING, VARIABLE, read_beat
 from sora_jax.config.load import to_json
 from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
-from sora_jax.data.loader.conditioning_masks import put_masks
+from sora_jax.data.loader.conditioning_masks import draw_conditioning_masks
 from sora_jax.data.loader.sequences import Rows
 from sora_jax.data.loader.stream import plan_rows, train_rows, validation_rows
 from sora_jax.data.prepare.prepare import prepare
@@ -55,11 +55,11 @@ class Home:
                 "frames": (5, 1),
                 "validation": 0.3,
                 "batch": 4,
-                "row_patches": 112,
-                "row_tokens": 24,
+                "sequence_length": 112,
+                "text_length": 24,
                 "caption_dropout": 0.25,
             },
-            masks={"first": 1.0},
+            masks={"first_frame": 1.0},
             train={"steps": 3, "save_every": 2},
             sample={"size": "16x16", "frames": 5, "steps": 1},
         )
@@ -97,7 +97,7 @@ def test_each_batch_has_clips_of_one_shape_as_often_as_there_are_such_clips(home
     for batch in batches:
         assert batch.pixels.shape[:2] == (4, CLIPS_IN_A_ROW[shape_of(batch)])
         assert batch.patches is None
-        assert batch.segments.max(axis=1).tolist() == [batch.pixels.shape[1]] * 4
+        assert batch.segment_ids.max(axis=1).tolist() == [batch.pixels.shape[1]] * 4
     for step in range(count):
         sources = stream.sources_at(step)
         come[len(sources) // 4] += len(sources)
@@ -121,7 +121,7 @@ def test_processes_make_their_rows_and_a_later_start_goes_on(home):
     clips = 0
     for whole, *parts in zip(*(stream.iterate() for stream in held), strict=True):
         jax.tree.map(lambda a, *b: np.testing.assert_array_equal(a, np.concatenate(b)), whole, *parts)
-        clips += whole.segments.max(axis=1).sum()
+        clips += whole.segment_ids.max(axis=1).sum()
     assert clips == len(Records(home.folder / "pixels", "pixels").clips("validation")) == held[0].clips
 
 
@@ -130,15 +130,15 @@ def test_what_does_not_fit_is_told(home, tmp_path):
     with pytest.raises(InputError, match="10 of 20 clips, one of 5 frames of 12x8, are no whole patches of 8x8"):
         train_rows(tiny.change(settings, transformer={"patch": (1, 4, 4)}))
     with pytest.raises(InputError, match="echoes: are made of latents; `prepare` with --autoencoder"):
-        train_rows(tiny.change(settings, flow={"echoes": 0.5}))
+        train_rows(tiny.change(settings, flow={"ghosts": 0.5}))
     with pytest.raises(InputError, match="latents are written, or made in the step; give one"):
         prepare(settings, home.folder / "world", tmp_path, autoencoder=home.folder / "coder")
     with pytest.raises(InputError, match="an image-to-video model is given what `prepare` encodes"):
         tiny.change(settings, transformer={"condition_channels": 6})
     with pytest.raises(InputError, match="holds pixels, not latents"):
         train_rows(tiny.change(settings, data={"autoencoder": ""}))
-    with pytest.raises(InputError, match="row_patches: 40 patches are too few for 5 of 20 clips"):
-        train_rows(tiny.change(settings, data={"row_patches": 40}))
+    with pytest.raises(InputError, match="sequence_length: 40 patches are too few for 5 of 20 clips"):
+        train_rows(tiny.change(settings, data={"sequence_length": 40}))
 
 
 def test_a_new_shape_is_a_start_to_who_watches(home, tmp_path, monkeypatch):
@@ -177,18 +177,18 @@ def test_training_on_the_fly_equals_training_on_prepared_latents(home):
         numbers = range(4 * step, 4 * step + 4)
         slots = [plan[number] for number in numbers]
         made = [each.assemble(slots, slots[0][0].clip) for each in rows]
-        batches.append([put_masks(batch, numbers, home.settings) for batch in made])
-        for mesh in (tiny.mesh_of(), tiny.mesh_of(data=2, context=4)):
+        batches.append([draw_conditioning_masks(batch, numbers, home.settings) for batch in made])
+        for mesh in (tiny.mesh_of(), tiny.mesh_of(data=2, ulysses=4)):
             with jax.set_mesh(mesh):
                 params = load_model(home.folder / "coder", Autoencoder, AutoencoderSettings)[1]
                 made = encode(CODER, params, place_rows(batches[-1][0]), (1, 2, 2))
             expected = batches[-1][1]
-            for name in ("positions", "segments", "known", "text", "text_segments"):
+            for name in ("positions", "segment_ids", "conditioning_mask", "text", "text_segment_ids"):
                 np.testing.assert_array_equal(getattr(made, name), getattr(expected, name))
             # What both round to bfloat16 may lie on either side of a half.
             patches = (np.asarray(batch.patches, np.float32) for batch in (made, expected))
             np.testing.assert_allclose(*patches, rtol=2**-7, atol=1e-5)
-    assert any(batch.known.any() for batch, _ in batches)
+    assert any(batch.conditioning_mask.any() for batch, _ in batches)
     results = [
         updates(settings, [batch], tiny.mesh_of()) for settings, batch in zip(kinds, batches[0], strict=True)
     ]
@@ -213,7 +213,7 @@ def test_a_run_trains_samples_and_is_evaluated(home, capfd):
     assert main(["evaluate", f"--checkpoint={run}", "--suite=loss"]) == 0
     values = json.loads((run / "evaluation/evaluation.json").read_text())["checkpoints"][0]["loss"]
     assert values["clips"] == len(Records(home.folder / "one", "pixels").clips("validation"))
-    assert values["by_size"].keys() == {"16x16"} and values["by_task"].keys() == {"nothing", "first"}
+    assert values["by_size"].keys() == {"16x16"} and values["by_task"].keys() == {"text", "first_frame"}
     shutil.copytree(home.folder / "coder", home.folder / "other")
     other = home.folder / "other/model.safetensors"
     weights = safetensors.numpy.load_file(other)

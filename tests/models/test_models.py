@@ -11,8 +11,8 @@ from sora_jax.config.schema import Settings
 from sora_jax.core.mesh import AXES
 from sora_jax.core.patches import PatchBatch
 from sora_jax.diffusion.flow import flow_errors
-from sora_jax.kernels.attention import rotary_angles, rotary_turns, rotate
-from sora_jax.models.layers.params import Keys, abstract_params, bind, init_params
+from sora_jax.kernels.attention import apply_rope, rope_angles, rope_cos_sin
+from sora_jax.models.layers.params import RngKeys, abstract_params, bind, init_params
 from sora_jax.models.text_encoder import TextEncoder, relative_buckets
 from sora_jax.models.video_model import VideoModel
 
@@ -35,8 +35,8 @@ def velocity_and_errors(settings, params, batch, noise, times):
     embedded = model.embed_text(batch)
     velocities = []
 
-    def velocity(patches, table, levels):
-        velocities.append(model.velocity(embedded, patches, table, levels))
+    def velocity(patches, table, time_index):
+        velocities.append(model.velocity(embedded, patches, table, time_index))
         return velocities[-1]
 
     errors, _ = flow_errors(velocity, batch, noise, times)
@@ -72,15 +72,15 @@ def test_a_patch_does_not_see_other_clips_or_padding(one_device):
 
     def first_clip(patches, text):
         model = bind(VideoModel, settings, params)
-        velocity = model.velocity(batch.replace(text=text), patches, jnp.full((8, 4), 0.5), batch.segments)
-        return jnp.sum(jnp.where(batch.segments == 1, jnp.sum(velocity**2, -1), 0))
+        velocity = model.velocity(batch.replace(text=text), patches, jnp.full((8, 4), 0.5), batch.segment_ids)
+        return jnp.sum(jnp.where(batch.segment_ids == 1, jnp.sum(velocity**2, -1), 0))
 
     text = jax.random.normal(jax.random.key(0), (*batch.text.shape, settings.text.width))
     grads = jax.jit(jax.grad(first_clip, argnums=(0, 1)))(batch.patches, text)
-    for grad, segments in zip(grads, (batch.segments, batch.text_segments), strict=True):
+    for grad, segment_ids in zip(grads, (batch.segment_ids, batch.text_segment_ids), strict=True):
         norms = np.abs(grad).sum(-1)
-        assert np.all(norms[segments == 1] > 0)
-        np.testing.assert_array_equal(norms[segments != 1], 0)
+        assert np.all(norms[segment_ids == 1] > 0)
+        np.testing.assert_array_equal(norms[segment_ids != 1], 0)
 
 
 def test_a_14b_step_type_checks_on_4096_chips_with_each_big_parameter_sharded():
@@ -92,7 +92,7 @@ def test_a_14b_step_type_checks_on_4096_chips_with_each_big_parameter_sharded():
     types = (jax.sharding.AxisType.Explicit,) * len(AXES)
     mesh = jax.sharding.AbstractMesh((16, 64, 1, 4, 1), AXES, axis_types=types)
     B, N, S = 1024, 32768, 512
-    P = jax.P(("data", "fsdp"), "context")
+    P = jax.P(("data", "fsdp"), "ulysses")
 
     def array(shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(mesh, P))
@@ -100,10 +100,10 @@ def test_a_14b_step_type_checks_on_4096_chips_with_each_big_parameter_sharded():
     batch = PatchBatch(
         patches=array((B, N, 64), jnp.float32),
         positions=array((B, N, 3), jnp.int32),
-        segments=array((B, N), jnp.int32),
-        known=array((B, N), bool),
+        segment_ids=array((B, N), jnp.int32),
+        conditioning_mask=array((B, N), bool),
         text=array((B, S), jnp.int32),
-        text_segments=array((B, S), jnp.int32),
+        text_segment_ids=array((B, S), jnp.int32),
     )
 
     def loss(params, batch):
@@ -125,7 +125,7 @@ def test_a_14b_step_type_checks_on_4096_chips_with_each_big_parameter_sharded():
 
 def test_keys_are_those_that_flax_draws():
     key = jax.random.key(3)
-    ours, flax = Keys(key), nnx.Rngs(key)
+    ours, flax = RngKeys(key), nnx.Rngs(key)
     assert all(ours.params() == flax.params() for _ in range(3))
 
 
@@ -148,17 +148,17 @@ def test_rotary_attention_depends_on_relative_positions_of_each_axis(K, pairs):
     q, k = rng.normal(size=(2, 1, 1, 1, K)).astype(np.float32)
 
     def logit(q_position, k_position):
-        angles = [rotary_angles(jnp.asarray([[p]]), K) for p in (q_position, k_position)]
+        angles = [rope_angles(jnp.asarray([[p]]), K) for p in (q_position, k_position)]
         assert angles[0].shape == (1, 1, sum(pairs))
-        turns = [rotary_turns(a) for a in angles]
-        return float(jnp.sum(rotate(q, turns[0]) * rotate(k, turns[1])))
+        rope = [rope_cos_sin(a) for a in angles]
+        return float(jnp.sum(apply_rope(q, rope[0]) * apply_rope(k, rope[1])))
 
     here = logit((3, 4, 5), (1, 1, 1))
     np.testing.assert_allclose(logit((13, 24, 35), (11, 21, 31)), here, rtol=1e-3)
     for moved in ((4, 4, 5), (3, 5, 5), (3, 4, 6)):
         assert abs(logit(moved, (1, 1, 1)) - here) > 1e-3
     # The first pair of each axis turns by one radian a step.
-    angles = rotary_angles(jnp.asarray([[[1, 2, 3]]]), K)[0, 0]
+    angles = rope_angles(jnp.asarray([[[1, 2, 3]]]), K)[0, 0]
     np.testing.assert_allclose(angles[np.cumsum((0, *pairs[:2]))], [1, 2, 3])
 
 

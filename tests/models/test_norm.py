@@ -47,7 +47,7 @@ def test_a_norm_equals_that_of_flax_with_its_gradient(kind):
     with jax.set_mesh(tiny.mesh_of()):
         expected = value_and_gradients(theirs, x, weights)
         found = [value_and_gradients(ours, x, weights)]
-    with jax.set_mesh(tiny.mesh_of(fsdp=2, context=2, tensor=2)):
+    with jax.set_mesh(tiny.mesh_of(fsdp=2, ulysses=2, tensor=2)):
         axes = "batch tokens heads" if kind == "rms" else "batch tokens ."
         found.append(value_and_gradients(ours, *(jax.device_put(a, spec(axes)) for a in (x, weights))))
     for some in found:

@@ -30,7 +30,7 @@ def gradients(function, dtype, out_axes):
 
 @pytest.fixture
 def mesh():
-    with jax.set_mesh(make_mesh(MeshSettings(data=1, fsdp=2, context=2, tensor=2))):
+    with jax.set_mesh(make_mesh(MeshSettings(data=1, fsdp=2, ulysses=2, tensor=2))):
         yield
 
 
@@ -80,7 +80,7 @@ def test_only_a_cpu_sums_into_float32_before_it_rounds():
 
 def test_the_gradient_of_a_bias_equals_that_of_jax_on_a_mesh():
     draw = np.random.default_rng(0)
-    with jax.set_mesh(make_mesh(MeshSettings(data=1, fsdp=2, context=2, tensor=2))):
+    with jax.set_mesh(make_mesh(MeshSettings(data=1, fsdp=2, ulysses=2, tensor=2))):
         y, weights = (draw.normal(size=(4, 8, 32)).astype(np.float32) for _ in range(2))
         y, weights = (jax.device_put(a, spec("batch tokens mlp")) for a in (y, weights))
         bias = jax.device_put(draw.normal(size=32).astype(np.float32), spec("mlp"))

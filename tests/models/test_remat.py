@@ -49,7 +49,7 @@ def trained(one_device):
 
 @pytest.fixture
 def trained_on_a_mesh():
-    with jax.set_mesh(tiny.mesh_of(fsdp=2, ring=2, context=2)):
+    with jax.set_mesh(tiny.mesh_of(fsdp=2, ring=2, ulysses=2)):
         yield random_params()
 
 

@@ -24,7 +24,7 @@ TOLERANCE = 0.05  # between the FLOPs of a compiled program and those of the for
 # Wide enough that matrix products are nearly all of the FLOPs, as in models of use.
 SETTINGS = tiny.change(
     tiny.SETTINGS,
-    data={"batch": 8, "row_patches": 256, "row_tokens": 32, "row_clips": 1},
+    data={"batch": 8, "sequence_length": 256, "text_length": 32, "clips_per_sequence": 1},
     text={"width": 64, "heads": 4, "head_dim": 16, "mlp": 128, "max_tokens": 32},
     transformer={"text_width": 64, "width": 256, "heads": 4, "mlp": 512, "layers": 3, "attention": "xla"},
 )
@@ -202,7 +202,7 @@ def test_collectives_are_told_by_kind_axis_and_bytes():
     "remat, sizes",
     [
         pytest.param("none", {}, id="one chip"),
-        pytest.param("full", {"fsdp": 2, "context": 2, "tensor": 2}, id="eight", marks=pytest.mark.slow),
+        pytest.param("full", {"fsdp": 2, "ulysses": 2, "tensor": 2}, id="eight", marks=pytest.mark.slow),
     ],
 )
 def test_compiled_and_formula_agree_on_the_flops_of_a_step(remat, sizes):
@@ -229,9 +229,9 @@ def test_cost_of_a_chip_stays_flat_as_data_grows():
 
 
 PODS = {  # 4,096 chips
-    "t2v_1_3b": {"data": 64, "fsdp": 16, "context": 4},
-    "t2v_5b": {"data": 16, "fsdp": 32, "context": 8},
-    "t2v_14b": {"data": 8, "fsdp": 64, "context": 8},
+    "t2v_1_3b": {"data": 64, "fsdp": 16, "ulysses": 4},
+    "t2v_5b": {"data": 16, "fsdp": 32, "ulysses": 8},
+    "t2v_14b": {"data": 8, "fsdp": 64, "ulysses": 8},
 }
 
 
@@ -256,7 +256,7 @@ def test_a_step_keeps_its_contract_on_4096_chips(name):
 
 
 def test_bytes_held_are_those_of_the_state_on_its_mesh():
-    sizes = {"data": 1, "fsdp": 2, "context": 2, "tensor": 2}
+    sizes = {"data": 1, "fsdp": 2, "ulysses": 2, "tensor": 2}
     with jax.set_mesh(tiny.mesh_of(**sizes)):
         program = make_program(SETTINGS, "train")
     whole = dict.fromkeys(AXES, 1)
@@ -304,7 +304,7 @@ def run(capsys, *arguments) -> tuple[int, str]:
         (("--topology=v5e:32x32",), "at most 256 chips; take --slices"),
         (("--topology=h100:8", "--slices=2"), "slices are of TPU"),
         (("--topology=h100:8", "--mesh=fsdp=3"), "do not multiply to the 8 devices"),
-        (("--topology=h100:64", "--mesh=fsdp=8,context=8"), "context x tensor = 8"),
+        (("--topology=h100:64", "--mesh=fsdp=8,ulysses=8"), "ulysses x tensor = 8"),
         (("--topology=h100:8", "--mesh=data=8", "--config.data.batch=12"), "batch: 12 must be a multiple"),
         (("--topology=h100:8", "--mesh=fdsp=8"), "no axis 'fdsp', did you mean 'fsdp'"),
         (("--topology=h100:8", "--what=sampel"), "did you mean 'sample'"),
@@ -364,7 +364,7 @@ def get_config():
     config.text.update(vocabulary=64, width=128, heads=4, head_dim=32, mlp=256, layers=1, max_tokens=128)
     config.text.weights = "umt5"
     config.transformer.update(channels=4, text_width=128, width=256, heads=2, mlp=1024, layers=2, frequencies=16)
-    config.data.update(batch=4, row_patches=1024, row_tokens=128, row_clips=1)
+    config.data.update(batch=4, sequence_length=1024, text_length=128, clips_per_sequence=1)
     config.sample.update(size="64x64", frames=5)
     return config
 """
@@ -380,7 +380,7 @@ def compiler(optimized):
 @pytest.mark.parametrize("what", ["train", "sample", "decode", "encode"])
 def test_a_step_is_compiled_for_chips_that_are_not_here(what, capsys, tmp_path):
     (tmp_path / "small.py").write_text(TINY)
-    arguments = (f"--config={tmp_path / 'small.py'}", "--topology=v5e:2x2", "--mesh=fsdp=2,context=2")
+    arguments = (f"--config={tmp_path / 'small.py'}", "--topology=v5e:2x2", "--mesh=fsdp=2,ulysses=2")
     code, error = run(capsys, *arguments, f"--what={what}", f"--out={tmp_path}")
     made = json.loads((tmp_path / "plan.json").read_text())
     assert code == 0 and "an estimate" not in error.split("compiled in")[0]
@@ -389,7 +389,7 @@ def test_a_step_is_compiled_for_chips_that_are_not_here(what, capsys, tmp_path):
     if what in ("train", "sample"):
         assert made["attention"] == "splash" and "splash_mha_fwd" in made["kernel_flops"]
         assert made["all_flops"] * 4 == pytest.approx(made["executed_flops_all_devices"], rel=TOLERANCE)
-        assert {"context", "fsdp"} <= {axis for c in made["collectives"] for axis in c["axes"]}
+        assert {"ulysses", "fsdp"} <= {axis for c in made["collectives"] for axis in c["axes"]}
 
 
 @pytest.mark.slow
@@ -397,7 +397,7 @@ def test_a_step_is_compiled_for_chips_that_are_not_here(what, capsys, tmp_path):
 def test_the_compiler_tells_by_how_much_a_step_is_too_large(capsys, tmp_path):
     (tmp_path / "small.py").write_text(TINY)
     large = (
-        "--config.data.row_patches=131072",
+        "--config.data.sequence_length=131072",
         "--config.transformer.layers=32",
         "--config.transformer.remat=none",
     )

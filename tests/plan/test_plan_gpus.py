@@ -26,7 +26,7 @@ def no_plugin(monkeypatch):
 @pytest.mark.usefixtures("no_plugin")
 def test_gpus_without_their_compiler_are_estimated_and_said_to_be(capsys, tmp_path):
     config = f"--config={CONFIGS / 't2v_1_3b.py'}"
-    code, error = run(capsys, config, "--topology=h100:64", "--mesh=fsdp=16,context=4", f"--out={tmp_path}")
+    code, error = run(capsys, config, "--topology=h100:64", "--mesh=fsdp=16,ulysses=4", f"--out={tmp_path}")
     made = json.loads((tmp_path / "plan.json").read_text())
     assert code == 0 and "an estimate throughout; pip install 'sora_jax[cuda]'" in " ".join(error.split())
     assert not made["compiled"] and made["fits"] and "flops" not in made
@@ -118,7 +118,7 @@ def compiler(optimized):
 @pytest.mark.parametrize("what", ["train", "sample", "decode", "encode"])
 def test_a_step_is_compiled_for_gpus_that_are_not_here(what, capsys, tmp_path):
     (tmp_path / "small.py").write_text(TINY)
-    arguments = (f"--config={tmp_path / 'small.py'}", "--topology=h200:16", "--mesh=data=2,fsdp=4,context=2")
+    arguments = (f"--config={tmp_path / 'small.py'}", "--topology=h200:16", "--mesh=data=2,fsdp=4,ulysses=2")
     arguments += ("--config.data.batch=8", f"--what={what}", f"--out={tmp_path}")
     code, error = run(capsys, *arguments)
     made = json.loads((tmp_path / "plan.json").read_text())
@@ -129,6 +129,6 @@ def test_a_step_is_compiled_for_gpus_that_are_not_here(what, capsys, tmp_path):
         assert made["attention"] == "cudnn" and "cudnn fmhaSoftmax" in made["kernel_flops"]
         assert made["all_flops"] * 16 == pytest.approx(made["executed_flops_all_devices"], rel=TOLERANCE)
         links = {axis: c["link"] for c in made["collectives"] for axis in c["axes"] if len(c["axes"]) == 1}
-        assert links["fsdp"] == links["context"] == "ICI"
+        assert links["fsdp"] == links["ulysses"] == "ICI"
     if what == "train":
         assert links["data"] == "DCN" and len(made["unknown"]) == 1

@@ -179,7 +179,7 @@ def test_a_taken_port_and_an_unknown_host_are_told():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("serve") / "run", nothing=1.0, first=1.0)
+    return write_run(tmp_path_factory.mktemp("serve") / "run", text=1.0, first_frame=1.0)
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_micro_batches_sum_to_the_whole_batch_with_an_adversary(one_device):
 def test_all_terms_are_the_same_on_a_mesh(weights):
     settings = settings_of(**ADVERSARIAL, perceptual=0.5, perceptual_weights=weights)
     found = []
-    for sizes in ({"data": 1}, {"data": 2, "fsdp": 2, "context": 2}):
+    for sizes in ({"data": 1}, {"data": 2, "fsdp": 2, "ulysses": 2}):
         with jax.set_mesh(tiny.mesh_of(**sizes)):
             found.append(grads_of(settings, frames=1))
     assert found[0][1]["perceptual"] > 0.1

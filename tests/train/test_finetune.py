@@ -23,9 +23,9 @@ DATA = (
     "--config.data.validation=0.2",
 )
 TRAIN = (
-    "--config.data.row_patches=48",
-    "--config.data.row_tokens=1024",
-    "--config.data.row_clips=2",
+    "--config.data.sequence_length=48",
+    "--config.data.text_length=1024",
+    "--config.data.clips_per_sequence=2",
     "--config.optimizer.warmup_steps=1",
     "--config.train.log_every=1",
     "--config.train.save_every=2",
@@ -89,9 +89,9 @@ def test_imported_weights_are_trained_on_sampled_and_written_out(home, name, fla
 def test_image_to_video_learns_from_what_prepare_has_given(clips, tmp_path):
     home = Home(tmp_path, clips, "flf2v")
     batch = first_row(home)
-    assert batch.condition[batch.segments > 0].any() and batch.image[batch.image_segments > 0].any()
+    assert batch.condition[batch.segment_ids > 0].any() and batch.image[batch.image_segment_ids > 0].any()
     losses = home.train("full", 2)
-    adapted = home.train("adapters", 1, "--config.mesh.context=2", "--config.lora.rank=4")
+    adapted = home.train("adapters", 1, "--config.mesh.ulysses=2", "--config.lora.rank=4")
     assert adapted[0] == pytest.approx(losses[0], rel=1e-2)
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     pictures = [f"--{flag}={tmp_path}/red.png" for flag in ("image", "last-image")]
@@ -102,7 +102,13 @@ def test_image_to_video_learns_from_what_prepare_has_given(clips, tmp_path):
 
 def first_row(home):
     config = json.loads((home.base / "settings.json").read_text())
-    data = {"path": f"{home.folder}/latents", "row_patches": 48, "row_tokens": 1024, "row_clips": 2, "batch": 1}
+    data = {
+        "path": f"{home.folder}/latents",
+        "sequence_length": 48,
+        "text_length": 1024,
+        "clips_per_sequence": 2,
+        "batch": 1,
+    }
     return train_rows(change(from_dict(Settings, config, "settings"), data=data)).batch_at(0)
 
 

@@ -13,12 +13,12 @@ from test_models import placed, random_params, velocity_and_errors
 from sora_jax.core.mesh import AXES
 
 MESHES = [
-    {"data": 2, "fsdp": 2, "context": 2},
-    {"fsdp": 2, "context": 2, "tensor": 2},
+    {"data": 2, "fsdp": 2, "ulysses": 2},
+    {"fsdp": 2, "ulysses": 2, "tensor": 2},
     {"fsdp": 8},
     {"data": 2, "tensor": 4},
     {"ring": 4},
-    {"fsdp": 2, "ring": 2, "context": 2},
+    {"fsdp": 2, "ring": 2, "ulysses": 2},
 ]
 SIZES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=len(AXES)) if math.prod(sizes) == 8]
 
@@ -33,7 +33,10 @@ def test_six_meshes_agree_with_one_device_on_loss_and_gradients():
 @pytest.mark.exhaustive
 def test_every_mesh_that_divides_eight_devices_agrees_with_one_on_loss_and_gradients():
     settings = tiny.change(
-        tiny.SETTINGS, transformer={"attention": "chunked", "heads": 8}, text={"heads": 8}, data={"row_tokens": 16}
+        tiny.SETTINGS,
+        transformer={"attention": "chunked", "heads": 8},
+        text={"heads": 8},
+        data={"text_length": 16},
     )
     assert len(SIZES) == 35
     assert_meshes_agree(settings, [dict(zip(AXES, sizes, strict=True)) for sizes in SIZES])

@@ -187,7 +187,7 @@ def test_overfitting_eight_clips_drives_the_loss_down(one_device):
     """The positive control: a model that can't learn eight clips by heart has a fault, not too little time."""
     settings = tiny.change(
         tiny.SETTINGS,
-        data={"row_patches": 8, "row_tokens": 4, "row_clips": 1},
+        data={"sequence_length": 8, "text_length": 4, "clips_per_sequence": 1},
         transformer={"width": 96, "mlp": 192},
         optimizer={"learning_rate": 6e-3, "warmup_steps": 20},
         train={"steps": 420},

@@ -246,4 +246,4 @@ def test_sample_settings_of_a_mesh_that_splits_tokens_are_checked():
     asked = tiny.change(tiny.SETTINGS, train={"sample_every": 2, "sample_prompts": ("a bird",)})
     sample = SampleSettings(size="48x16", frames=1)  # three patches
     with pytest.raises(InputError, match="its 3 patches"):
-        check_samples(dataclasses.replace(asked, sample=sample), tiny.mesh_of(context=2))
+        check_samples(dataclasses.replace(asked, sample=sample), tiny.mesh_of(ulysses=2))

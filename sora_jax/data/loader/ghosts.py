@@ -25,23 +25,23 @@ def put_echoes(batch: PatchBatch, numbers: Sequence[int], settings: Settings) ->
     Args:
       batch: with what is given of each clip; there is no echo in it.
       numbers: of its rows.
-    Returns: the batch with `echoes`, for a share flow.echoes of the clips; as it is, if that is 0.
+    Returns: the batch with `echoes`, for a share flow.ghosts of the clips; as it is, if that is 0.
     """
-    if not settings.flow.echoes:
+    if not settings.flow.ghosts:
         return batch
-    echoes = np.zeros_like(batch.patches)
+    ghosts = np.zeros_like(batch.patches)
     for b, number in enumerate(numbers):
-        clips = clip_slices(batch.segments[b])
+        clips = clip_slices(batch.segment_ids[b])
         drawn = np.random.default_rng((settings.data.shuffle_seed, number, _STREAM)).random((len(clips), 3))
         for mine, (chance, strength, moved) in zip(clips, drawn.tolist(), strict=True):
-            if chance < settings.flow.echoes:
+            if chance < settings.flow.ghosts:
                 grid = tuple((batch.positions[b, mine][-1] + 1).tolist())
                 patches = batch.patches[b, mine].astype(np.float32)
                 latents = unpatchify(patches, grid, settings.transformer.patch)
                 echo = STRONGEST * strength * echo_of(latents, moved)
-                echoes[b, mine] = patchify(echo, settings.transformer.patch)
-    echoes[batch.known] = 0
-    return batch.replace(echoes=echoes)
+                ghosts[b, mine] = patchify(echo, settings.transformer.patch)
+    ghosts[batch.conditioning_mask] = 0
+    return batch.replace(ghosts=ghosts)
 
 
 def echo_of(latents: np.ndarray, moved: float) -> np.ndarray:

@@ -31,7 +31,7 @@ class PackPlan:
     Args:
       patches: of each clip, [n].
       tokens: of each caption of each clip, its end token included, n tuples.
-      row_patches, row_tokens, row_clips: what a row holds at most.
+      sequence_length, text_length, clips_per_sequence: what a row holds at most.
       draws: which clip comes when; None: all in turns, shuffled anew each epoch.
       dropout: share of the captions dropped (one token is left, the end token).
       seed: of the choice among captions, the dropout, and the order of the rows.
@@ -43,26 +43,26 @@ class PackPlan:
         patches: np.ndarray,
         tokens: list[tuple[int, ...]],
         *,
-        row_patches: int,
-        row_tokens: int,
-        row_clips: int,
+        sequence_length: int,
+        text_length: int,
+        clips_per_sequence: int,
         draws: Draws | None = None,
         dropout: float = 0.0,
         seed: int = 0,
     ):
-        check_room(patches, [max(lengths) for lengths in tokens], row_patches, row_tokens)
+        check_room(patches, [max(lengths) for lengths in tokens], sequence_length, text_length)
         self._patches = np.asarray(patches)
         self._captions = np.array([len(lengths) for lengths in tokens])
         self._tokens = np.ones((len(tokens), self._captions.max() + 1), np.int64)  # the last column: dropped
         for i, lengths in enumerate(tokens):
             self._tokens[i, : len(lengths)] = lengths
-        self._room = np.array([row_patches, row_tokens, row_clips])
+        self._room = np.array([sequence_length, text_length, clips_per_sequence])
         self._dropout, self._seed = dropout, seed
         self._draws = draws or Draws([np.arange(len(tokens))], seed=seed)
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)  # threads read rows of two plans at a seam
         self.rows = len(self._plan(0))
         self.fill = sum(int(self._patches[slot.clip]) for row in self._plan(0) for slot in row)
-        self.fill /= self.rows * row_patches
+        self.fill /= self.rows * sequence_length
 
     @property
     def rows_an_epoch(self) -> float:
@@ -87,29 +87,30 @@ class PackPlan:
 
 
 def pack_in_order(
-    patches: np.ndarray, tokens: np.ndarray, *, row_patches: int, row_tokens: int, row_clips: int
+    patches: np.ndarray, tokens: np.ndarray, *, sequence_length: int, text_length: int, clips_per_sequence: int
 ) -> list[list[int]]:
     """Rows that hold every clip once, each with one caption of so many tokens: for validation.
 
     Raises: InputError if a clip or a caption is larger than a row.
     """
-    check_room(patches, tokens, row_patches, row_tokens)
+    check_room(patches, tokens, sequence_length, text_length)
     needs = np.stack([patches, tokens, np.ones(len(patches), np.int64)], axis=1)
-    return first_fit(needs, np.array([row_patches, row_tokens, row_clips]))
+    return first_fit(needs, np.array([sequence_length, text_length, clips_per_sequence]))
 
 
-def check_room(patches: np.ndarray, tokens: Sequence[int], row_patches: int, row_tokens: int):
+def check_room(patches: np.ndarray, tokens: Sequence[int], sequence_length: int, text_length: int):
     """Raise InputError if a clip of so many patches, or a caption of so many tokens, is larger than a row."""
     patches, tokens = np.asarray(patches), np.asarray(tokens)
-    if patches.max() > row_patches:
-        count = int((patches > row_patches).sum())
+    if patches.max() > sequence_length:
+        count = int((patches > sequence_length).sum())
         raise InputError(
-            f"config.data.row_patches: {row_patches} patches are too few for {count} of {len(patches)} clips; "
+            f"config.data.sequence_length: {sequence_length} patches are too few for {count} of "
+            f"{len(patches)} clips; "
             f"the largest needs {patches.max()}"
         )
-    if tokens.max() > row_tokens:
+    if tokens.max() > text_length:
         raise InputError(
-            f"config.data.row_tokens: {row_tokens} tokens are too few; the longest caption has {tokens.max()}"
+            f"config.data.text_length: {text_length} tokens are too few; the longest caption has {tokens.max()}"
         )
 
 

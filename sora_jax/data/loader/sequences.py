@@ -43,7 +43,7 @@ class Rows:
                 f"config.text.vocabulary: {settings.text.vocabulary} is less than the "
                 f"{self._tokenizer.vocabulary} tokens of {self.records.tokenizer}"
             )
-        self._max_tokens = min(settings.text.max_tokens, data.row_tokens)
+        self._max_tokens = min(settings.text.max_tokens, data.text_length)
         # Of a caption that comes again, and most do, the tokens are known.
         self._encode = functools.lru_cache(maxsize=_CAPTIONS)(
             lambda text: np.array(self._tokenizer.encode(text, self._max_tokens), np.int32)
@@ -55,7 +55,7 @@ class Rows:
         self._padded = settings.text.padded
         if self._padded and self._max_tokens < settings.text.max_tokens:
             raise InputError(
-                f"config.data.row_tokens: padded captions need text.max_tokens = {settings.text.max_tokens}"
+                f"config.data.text_length: padded captions need text.max_tokens = {settings.text.max_tokens}"
             )
         self._clips = self.records.clips(split)
         channels = self._clips[0].shape[-1]
@@ -156,7 +156,7 @@ class Rows:
         long as any: a batch is then an array.
         """
         if self.kind == "latents":
-            return [(np.arange(len(self.grids)), self._data.row_clips)]
+            return [(np.arange(len(self.grids)), self._data.clips_per_sequence)]
         numbers = np.array([list(self._room_for).index(grid) for grid in self.grids])
         return [(np.flatnonzero(numbers == i), room) for i, room in enumerate(self._room_for.values())]
 
@@ -164,9 +164,11 @@ class Rows:
     def _room_for(self):
         """By the grid of a clip, how many such clips a row takes."""
         data, longest = self._data, max(map(max, self.tokens))
-        rooms = {grid: (data.row_patches // math.prod(grid), data.row_tokens // longest) for grid in self.grids}
+        rooms = {
+            grid: (data.sequence_length // math.prod(grid), data.text_length // longest) for grid in self.grids
+        }
         # At least one: what has no room for that is told where rows are planned.
-        return {grid: max(1, min(*room, data.row_clips)) for grid, room in sorted(rooms.items())}
+        return {grid: max(1, min(*room, data.clips_per_sequence)) for grid, room in sorted(rooms.items())}
 
     def sources(self, clips: Iterable[int]) -> list[str]:
         return [self._clips[clip].source for clip in clips]
@@ -178,16 +180,16 @@ class Rows:
           first: a clip of the whole batch, of which these rows are a part; where pixels are wanted, all its clips
             have this one's shape.
         """
-        B, N, S = len(rows), self._data.row_patches, self._data.row_tokens
+        B, N, S = len(rows), self._data.sequence_length, self._data.text_length
         transformer, P = self._transformer, int(np.prod(self._patch))
         dtype = np.dtype("bfloat16")
         batch = PatchBatch(
             patches=None,
             positions=np.zeros((B, N, 3), np.int32),
-            segments=np.zeros((B, N), np.int32),
-            known=np.zeros((B, N), bool),
+            segment_ids=np.zeros((B, N), np.int32),
+            conditioning_mask=np.zeros((B, N), bool),
             text=np.zeros((B, S, self._text_width), dtype) if self._embeddings else np.zeros((B, S), np.int32),
-            text_segments=np.zeros((B, S), np.int32),
+            text_segment_ids=np.zeros((B, S), np.int32),
         )
         if self.kind == "latents":
             batch = batch.replace(patches=np.zeros((B, N, P * transformer.channels), dtype))
@@ -198,7 +200,7 @@ class Rows:
             batch = batch.replace(condition=np.zeros((B, N, P * transformer.condition_channels), dtype))
         if transformer.image_width:
             image = np.zeros((B, self._image_room, transformer.image_width), dtype)
-            batch = batch.replace(image=image, image_segments=np.zeros(image.shape[:2], np.int32))
+            batch = batch.replace(image=image, image_segment_ids=np.zeros(image.shape[:2], np.int32))
         for b, slots in enumerate(rows):
             if not slots:
                 continue
@@ -208,7 +210,7 @@ class Rows:
             # Once for a row: of a small clip the calls of numpy are what takes the time.
             filled = slice(sum(counts))
             np.concatenate([_positions(grid) for grid in grids], out=batch.positions[b, filled])
-            batch.segments[b, filled] = np.repeat(np.arange(1, len(slots) + 1), counts)
+            batch.segment_ids[b, filled] = np.repeat(np.arange(1, len(slots) + 1), counts)
             for segment, (slot, grid, count) in enumerate(zip(slots, grids, counts, strict=True), start=1):
                 record = self.records.read_all(self._split, slot.clip)
                 here = slice(n, n := n + count)
@@ -222,7 +224,7 @@ class Rows:
                     put_patches(batch.condition[b, here], condition, self._patch)
                 if batch.image is not None:
                     place = slice((segment - 1) * self._image_tokens, segment * self._image_tokens)
-                    batch.image[b, place], batch.image_segments[b, place] = record["image"], segment
+                    batch.image[b, place], batch.image_segment_ids[b, place] = record["image"], segment
                 if self._embeddings:
                     tokens = self._embedded(record["text"], slot)
                 else:
@@ -230,7 +232,7 @@ class Rows:
                     tokens = self._encode(text)
                 batch.text[b, s : s + len(tokens)] = tokens
                 length = self._max_tokens if self._padded else len(tokens)
-                batch.text_segments[b, s : s + length] = segment
+                batch.text_segment_ids[b, s : s + length] = segment
                 s += length
         return batch
 

@@ -20,7 +20,7 @@ class ShapePlan:
       alike: the clips of each shape, and how many of them a row holds.
       batch: rows of a batch.
       sets, weights: as `Draws` takes them.
-      row_patches, row_tokens: what a row has room for.
+      sequence_length, text_length: what a row has room for.
       dropout: share of the captions dropped.
       seed: of all of it.
     Raises: InputError if a clip or a caption is larger than a row.
@@ -35,12 +35,12 @@ class ShapePlan:
         batch: int,
         sets: Sequence[np.ndarray],
         weights: Sequence[float],
-        row_patches: int,
-        row_tokens: int,
+        sequence_length: int,
+        text_length: int,
         dropout: float,
         seed: int,
     ):
-        check_room(patches, [max(lengths) for lengths in tokens], row_patches, row_tokens)
+        check_room(patches, [max(lengths) for lengths in tokens], sequence_length, text_length)
         self._captions = [len(lengths) for lengths in tokens]
         self._batch, self._dropout, self._seed = batch, dropout, seed
         self._per_row = np.array([room for _, room in alike])
@@ -58,7 +58,7 @@ class ShapePlan:
         ]
         mean = of_batches @ self._per_row
         self.rows_an_epoch = len(patches) / mean
-        self.fill = float(of_batches @ [room * patches[clips[0]] for clips, room in alike]) / row_patches
+        self.fill = float(of_batches @ [room * patches[clips[0]] for clips, room in alike]) / sequence_length
 
     def __getitem__(self, row: int) -> tuple[Slot, ...]:
         """The clips of a row, 0, 1, 2 ... without end."""

@@ -14,7 +14,7 @@ import numpy as np
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.patches import PatchBatch
-from sora_jax.data.loader.conditioning_masks import check_levels, put_masks
+from sora_jax.data.loader.conditioning_masks import check_frame_times, draw_conditioning_masks
 from sora_jax.data.loader.crops import Crops
 from sora_jax.data.loader.ghosts import put_echoes
 from sora_jax.data.loader.mixture import Draws, Mix
@@ -72,15 +72,15 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
     clips = Rows(settings, "train")
     data = settings.data
     local = range(data.batch) if rows is None else rows
-    check_levels(settings.masks, clips.longest)
-    if settings.flow.echoes and clips.kind == "pixels":
-        raise InputError("config.flow.echoes: are made of latents; `prepare` with --autoencoder, or set it to 0")
+    check_frame_times(settings.masks, clips.longest)
+    if settings.flow.ghosts and clips.kind == "pixels":
+        raise InputError("config.flow.ghosts: are made of latents; `prepare` with --autoencoder, or set it to 0")
     plan = plan_rows(clips, settings)
 
     def batch_at(step):
         numbers = [step * data.batch + i for i in local]
         first = plan[step * data.batch][0].clip
-        batch = put_masks(clips.assemble([plan[i] for i in numbers], first), numbers, settings)
+        batch = draw_conditioning_masks(clips.assemble([plan[i] for i in numbers], first), numbers, settings)
         return put_echoes(batch, numbers, settings)
 
     return Stream(
@@ -104,13 +104,13 @@ def plan_rows(clips: Rows, settings: Settings) -> PackPlan | ShapePlan:
     """
     data = settings.data
     sets = sets_of(clips.records, np.arange(len(clips.patches)))
-    shared = {key: getattr(data, key) for key in ("row_patches", "row_tokens")}
+    shared = {key: getattr(data, key) for key in ("sequence_length", "text_length")}
     shared |= {"dropout": data.caption_dropout, "seed": data.shuffle_seed}
     if clips.kind == "latents":
         return PackPlan(
             clips.patches,
             clips.tokens,
-            row_clips=data.row_clips,
+            clips_per_sequence=data.clips_per_sequence,
             draws=Draws(sets, clips.records.weights, seed=data.shuffle_seed),
             **shared,
         )
@@ -134,10 +134,10 @@ def validation_rows(settings: Settings, *, rows: Sequence[int] | None = None) ->
     data = settings.data
     local = range(data.batch) if rows is None else rows
     lengths = np.array([lengths[0] for lengths in clips.tokens])
-    room = {"row_patches": data.row_patches, "row_tokens": data.row_tokens}
+    room = {"sequence_length": data.sequence_length, "text_length": data.text_length}
     held: list[tuple[Slot, ...]] = []
-    for alike, row_clips in clips.alike():
-        packed = pack_in_order(clips.patches[alike], lengths[alike], row_clips=row_clips, **room)
+    for alike, clips_per_sequence in clips.alike():
+        packed = pack_in_order(clips.patches[alike], lengths[alike], clips_per_sequence=clips_per_sequence, **room)
         held += [tuple(Slot(int(alike[i]), 0) for i in row) for row in packed]
         held += [()] * (-len(held) % data.batch)
     batches = len(held) // data.batch
@@ -150,7 +150,7 @@ def validation_rows(settings: Settings, *, rows: Sequence[int] | None = None) ->
         batch_at=batch_at,
         batches=batches,
         clips=len(clips.patches),
-        fill=float(clips.patches.sum() / (sum(map(bool, held)) * data.row_patches)),
+        fill=float(clips.patches.sum() / (sum(map(bool, held)) * data.sequence_length)),
         batches_an_epoch=batches,
         notes=clips.notes,
         threads=data.threads,

@@ -10,7 +10,7 @@ import io
 import json
 import pathlib
 
-from sora_jax.core.errors import InputError, nearest
+from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.data.prepare.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 CAPTION_FILES = ("captions.jsonl", "captions.csv")
@@ -42,7 +42,7 @@ def find_sources(folder: pathlib.Path, captions: pathlib.Path | None = None) -> 
     if not folder.is_dir():
         kind = "is a file, not a folder" if folder.exists() else "no such folder"
         there = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-        hint = f", {nearest(folder.name, there)}" if there and not folder.exists() else ""
+        hint = f", {did_you_mean(folder.name, there)}" if there and not folder.exists() else ""
         raise InputError(f"--videos: {folder}: {kind}{hint}")
     if captions is None:
         captions = next((folder / name for name in CAPTION_FILES if (folder / name).exists()), None)
@@ -87,7 +87,9 @@ def _clean(*texts):
 def _read_captions(folder, file):
     if not file.is_file():
         there = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise InputError(f"--captions: {file}: no such file" + (f", {nearest(file.name, there)}" if there else ""))
+        raise InputError(
+            f"--captions: {file}: no such file" + (f", {did_you_mean(file.name, there)}" if there else "")
+        )
     if file.suffix not in (".jsonl", ".csv"):
         raise InputError(f"--captions: {file}: must be .jsonl (an object a line) or .csv (with a header)")
     rows = (_json_rows if file.suffix == ".jsonl" else _csv_rows)(file)
@@ -109,7 +111,9 @@ def _read_captions(folder, file):
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
         names = [_name(folder, path) for path in _videos(folder)]
         hint = (
-            nearest(name, names) if names and len(names) < 1000 else "names are relative to the folder of videos"
+            did_you_mean(name, names)
+            if names and len(names) < 1000
+            else "names are relative to the folder of videos"
         )
         raise InputError(f"{file}, line {line}: no file {name!r} in {folder}{more}; {hint}")
     return sources
@@ -140,7 +144,7 @@ def _row(row, where):
     for key in ("video", "caption"):
         if not isinstance(row.get(key), str):
             known = [k for k in row if isinstance(k, str)]
-            hint = f"; {nearest(key, known)}" if known else ""
+            hint = f"; {did_you_mean(key, known)}" if known else ""
             raise InputError(f"{where}: needs {key!r}, a text{hint}")
     others = [row[key] for key in row if isinstance(key, str) and key.endswith("caption") and key != "caption"]
     if not all(isinstance(text, str) for text in others):

@@ -17,8 +17,8 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from PIL import Image
 
-from sora_jax.core.errors import InputError, nearest
-from sora_jax.core.storage import replacing
+from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.storage import atomic_write
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".gif"}
@@ -141,7 +141,7 @@ def _open(path):
     path = pathlib.Path(path)
     if not path.is_file():
         there = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-        raise InputError(f"{path}: no such file" + (f", {nearest(path.name, there)}" if there else ""))
+        raise InputError(f"{path}: no such file" + (f", {did_you_mean(path.name, there)}" if there else ""))
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty (0 bytes)")
     try:
@@ -275,11 +275,11 @@ def write_clip(path: pathlib.Path, frames: np.ndarray, *, fps: float) -> None:
     if path.suffix == ".png":
         if len(frames) != 1:
             raise InputError(f"{path}: a PNG holds one frame, not {len(frames)}")
-        with replacing(path) as partial:
+        with atomic_write(path) as partial:
             Image.fromarray(frames[0]).save(partial)
         return
     options = {"crf": "8", "preset": "ultrafast", "g": "16"}
-    with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+    with atomic_write(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         rate = fractions.Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]

@@ -106,7 +106,7 @@ class CaptionEncoder:
         length = min(self.settings.max_tokens, max(16, 1 << (len(tokens) - 1).bit_length()))
         row = np.zeros((1, length), np.int32)
         row[0, : len(tokens)] = tokens
-        segments = np.int32(np.arange(length) < len(tokens))[None]
+        segment_ids = np.int32(np.arange(length) < len(tokens))[None]
         with jax.set_mesh(self._mesh):
-            made = embed(self.settings, self._params, row, segments)
+            made = embed(self.settings, self._params, row, segment_ids)
         return np.asarray(made)[0, : len(tokens)].astype(ml_dtypes.bfloat16)

@@ -19,10 +19,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sora_jax.checkpoint.model_folder import autoencoder_folder, load_settings
-from sora_jax.cluster.processes import agree, flat, on_first, wait_for_all
+from sora_jax.cluster.processes import assert_equal_across_hosts, barrier, flat, run_on_first_host
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import MENDABLE, copy_files, digest, identity, replacing, sweep
+from sora_jax.core.storage import (
+    USER_ERRORS,
+    atomic_write,
+    content_hash,
+    copy_files,
+    digest,
+    remove_stale_temporaries,
+)
 from sora_jax.data.prepare.captions import find_sources
 from sora_jax.data.prepare.cut import Cutter, check_cuts, one_ahead
 from sora_jax.data.prepare.encode import CaptionEncoder, Encoder
@@ -125,18 +132,20 @@ def prepare(
         "image encoder": "" if encoder is None else encoder.image_digest,
         "text encoder": "" if speaker is None else speaker.digest,
         "tokens": 0 if speaker is None else settings.text.max_tokens,
-        "tokenizer": f"at most {settings.text.vocabulary} tokens" if tokenizer is None else identity(tokenizer),
+        "tokenizer": f"at most {settings.text.vocabulary} tokens"
+        if tokenizer is None
+        else content_hash(tokenizer),
         "videos": digest(sorted(identities.items())),
         "captions": digest([(source.name, source.captions) for source in sources]),
     }
-    agree({f"what is asked of {name}": value for name, value in flat(request).items()})
+    assert_equal_across_hosts({f"what is asked of {name}": value for name, value in flat(request).items()})
     try:
         report = _finished(out, request)
-        agree({f"whether {out} is finished": str(report is not None)})
+        assert_equal_across_hosts({f"whether {out} is finished": str(report is not None)})
         if report is None:
-            on_first(lambda: sweep(out / _UNFINISHED))  # before any process writes
+            run_on_first_host(lambda: remove_stale_temporaries(out / _UNFINISHED))  # before any process writes
             begin = functools.partial(_begin, out, request, tokenizer, captioned, settings.text.vocabulary)
-            on_first(begin)
+            run_on_first_host(begin)
             unfinished, words = begin()  # what one process has begun, all find
             shards = _shards(unfinished, _split(sources, identities, data.validation))
             if speaker is not None and words.vocabulary > settings.text.vocabulary:
@@ -145,15 +154,15 @@ def prepare(
                     f"{settings.text.vocabulary}"
                 )
             _write_parts(shards, data, (encoder, speaker), words, geometry["multiple"], console)
-            wait_for_all()
-            on_first(lambda: _finish(out, request, shards, encoder, speaker))
+            barrier()
+            run_on_first_host(lambda: _finish(out, request, shards, encoder, speaker))
             report = dataclasses.replace(_finished(out, request), reused=False)
     except OSError as error:
-        if error.errno not in MENDABLE:
+        if error.errno not in USER_ERRORS:
             raise
         where = error.filename or out
         raise InputError(
-            f"{where}: can't be written, {MENDABLE[error.errno]}; what is complete is kept"
+            f"{where}: can't be written, {USER_ERRORS[error.errno]}; what is complete is kept"
         ) from error
     console.print(str(report), markup=False, highlight=False, soft_wrap=True)
     return report
@@ -182,7 +191,7 @@ def _arrays(encoder, speaker):
 def _known_by(source):
     """The hash of a video's content; of its name if it can't be read, which is told when it is its turn."""
     try:
-        return identity(source.path)
+        return content_hash(source.path)
     except (InputError, OSError):
         return digest(source.name)
 
@@ -244,7 +253,7 @@ def _open_unfinished(out, request):
     if out.is_dir() and any(path.name != _UNFINISHED for path in out.iterdir()):
         raise InputError(f"--out: {out} holds other files; name a new folder")
     unfinished.mkdir(parents=True, exist_ok=True)
-    with replacing(description) as path:
+    with atomic_write(description) as path:
         path.write_text(json.dumps(request))
     return unfinished
 
@@ -260,7 +269,7 @@ def _make_tokenizer(path, given, captions, vocabulary):
         return Tokenizer(path)
     if given is not None:
         words = Tokenizer(given)
-        with replacing(path) as partial:
+        with atomic_write(path) as partial:
             shutil.copyfile(given, partial)
         return words
     # Without any caption only the empty one will ever be read.
@@ -314,7 +323,7 @@ def _write_parts(shards, data, encoders, words, multiple, console):
                 "skipped": cutter.skipped,
                 "notes": cutter.notes,
             }
-            with replacing(_description(shard)) as path:
+            with atomic_write(_description(shard)) as path:
                 path.write_text(json.dumps(part, ensure_ascii=False))
 
 

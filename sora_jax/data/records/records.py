@@ -25,8 +25,8 @@ from array_record.python import array_record_module
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.proto import tf_example_pb2
 
-from sora_jax.core.errors import InputError, nearest
-from sora_jax.core.storage import replacing, sha256, sweep
+from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.storage import atomic_write, remove_stale_temporaries, sha256
 
 SPLITS = ("train", "validation")
 KINDS = ("pixels", "latents")
@@ -87,7 +87,7 @@ class Records:
         if not self.path.is_dir():
             there = [p.name for p in self.path.parent.iterdir()] if self.path.parent.is_dir() else []
             raise InputError(
-                f"{where}: no folder {self.path}" + (f", {nearest(self.path.name, there)}" if there else "")
+                f"{where}: no folder {self.path}" + (f", {did_you_mean(self.path.name, there)}" if there else "")
             )
         if not (self.path / "about.json").exists():
             raise InputError(f"{where}: {self.path} is no finished data set; run `prepare` with --out={self.path}")
@@ -245,7 +245,7 @@ def write_shard(
     """
     kept: list[Clip] = []
     schema = features(arrays)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         try:
             writer = array_record_module.ArrayRecordWriter(str(partial), _OPTIONS[next(iter(arrays))])
             for clip, made in clips:
@@ -286,7 +286,7 @@ def finish(
         it, or already where an earlier call has moved it.
       about: what about.json says.
     """
-    sweep(out)
+    remove_stale_temporaries(out)
     splits, lines, sums = [], [], {}
     for split, parts in shards.items():
         parts = [part for part in parts if part[1]]
@@ -314,13 +314,13 @@ def finish(
         filename_template=template,
         check_data=False,
     )
-    with replacing(out / "manifest.jsonl") as path:
+    with atomic_write(out / "manifest.jsonl") as path:
         path.write_text("".join(lines))
     for path in out.rglob("*"):
         name = path.relative_to(out).as_posix()
         if path.is_file() and name not in sums and name not in (SUMS, "about.json") and name[0] != ".":
             sums[name] = sha256(path)
-    with replacing(out / SUMS) as path:
+    with atomic_write(out / SUMS) as path:
         path.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
-    with replacing(out / "about.json") as path:
+    with atomic_write(out / "about.json") as path:
         path.write_text(json.dumps(about, indent=1, ensure_ascii=False))

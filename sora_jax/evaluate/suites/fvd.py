@@ -16,7 +16,7 @@ import numpy as np
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video
 from sora_jax.evaluate.samples import captions_of, cells, make_samples, real_videos, take
 from sora_jax.interop.metric_backbones import load_video_encoder
@@ -112,7 +112,7 @@ def _measure(subject: Subject, options: Options, console) -> dict:
                 with jax.set_mesh(_alone()), progress_bar(console) as bar:
                     task = bar.add_task(f"features of {which}", total=total, numbers="")
                     made = features(settings, params, videos, lambda n, bar=bar, task=task: bar.advance(task, n))
-                with replacing(path) as temporary:
+                with atomic_write(path) as temporary:
                     np.save(temporary, made)
             sets[which] = np.load(path)
         found = {"fvd": frechet_distance(sets["samples"], sets["real"]), "samples": count, "real": len(real)}

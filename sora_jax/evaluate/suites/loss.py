@@ -14,10 +14,10 @@ from jax.experimental import multihost_utils
 
 from sora_jax.checkpoint.frozen_params import restore_model
 from sora_jax.checkpoint.model_folder import load_model
-from sora_jax.config.schema import MASK_KINDS, AutoencoderSettings, Settings
+from sora_jax.config.schema import CONDITIONING_TASKS, AutoencoderSettings, Settings
 from sora_jax.core.mesh import local_rows, place, spec
 from sora_jax.core.patches import PatchBatch
-from sora_jax.data.loader.conditioning_masks import drawn_kind, mask_kinds, put_masks
+from sora_jax.data.loader.conditioning_masks import conditioning_tasks, draw_conditioning_masks, drawn_kind
 from sora_jax.data.loader.mixture import Mix
 from sora_jax.data.loader.stream import validation_rows
 from sora_jax.diffusion.flow import flow_errors
@@ -39,9 +39,11 @@ def errors_at(settings: Settings, params: dict, batch: PatchBatch, key, t):
     model = bind(trained_model(settings), settings, params)
     embedded = model.embed_text(batch)
     noise = jax.random.normal(key, batch.patches.shape, out_sharding=spec("batch tokens ."))
-    times = jnp.full((len(batch.segments), settings.data.row_clips), t, jnp.float32, out_sharding=spec("batch ."))
+    times = jnp.full(
+        (len(batch.segment_ids), settings.data.clips_per_sequence), t, jnp.float32, out_sharding=spec("batch .")
+    )
     velocity = functools.partial(model.velocity, embedded)
-    return flow_errors(velocity, batch, noise, times, known_time=settings.masks.noise)
+    return flow_errors(velocity, batch, noise, times, conditioning_time=settings.masks.noise)
 
 
 def validation_losses(
@@ -58,7 +60,7 @@ def validation_losses(
       advance: called with no argument after each batch and time.
       encode: makes the patches of a batch of pixels.
     Returns: {"loss": mean over all, "by_time": {"0.05": ...}, "by_size": {"64x64": ...}, "by_frames": {"17": ...},
-      "by_task": {"nothing": ..., "first": ...}, "clips": how many}.
+      "by_task": {"text": ..., "first_frame": ...}, "clips": how many}.
     """
     means, tasks = _Means(), given_tasks(settings)
     rows = local_rows(jax.sharding.get_mesh(), settings.data.batch)
@@ -68,13 +70,17 @@ def validation_losses(
         placed = place_rows(batch)
         if batch.pixels is not None:
             placed = encode(placed)
-        segments, positions = multihost_utils.process_allgather((placed.segments, placed.positions), tiled=True)
-        kinds = clip_kinds(settings, segments, positions)
+        segment_ids, positions = multihost_utils.process_allgather(
+            (placed.segment_ids, placed.positions), tiled=True
+        )
+        kinds = clip_kinds(settings, segment_ids, positions)
         clips += len(kinds)
         rounds = [(placed, _groups_of_all)]
         if tasks:
-            known = put_masks(batch, [first + row for row in rows], tasks).known
-            masked = placed.replace(known=place(known, "batch tokens"))
+            conditioning_mask = draw_conditioning_masks(
+                batch, [first + row for row in rows], tasks
+            ).conditioning_mask
+            masked = placed.replace(conditioning_mask=place(conditioning_mask, "batch tokens"))
             rounds.append((masked, functools.partial(_groups_of_given, tasks, first)))
         key = jax.random.fold_in(jax.random.key(0), number)
         for t in TIMES:
@@ -82,7 +88,7 @@ def validation_losses(
                 found = errors_at(settings, params, placed, key, jnp.float32(t))
                 errors, counted = multihost_utils.process_allgather(found, tiled=True)
                 for clip in kinds:
-                    mine = segments[clip.row] == clip.segment
+                    mine = segment_ids[clip.row] == clip.segment
                     means.add(groups_of(clip, t), errors[clip.row][mine], counted[clip.row][mine])
             advance()
     result: dict = {"clips": clips}
@@ -111,7 +117,7 @@ class _Means:
 
 def _groups_of_all(clip, t):
     groups = [("loss",), ("by_time", f"{t:.2f}"), ("by_size", clip.size), ("by_frames", str(clip.frames))]
-    return groups + [("by_task", "nothing")] * (clip.frames > 1)
+    return groups + [("by_task", "text")] * (clip.frames > 1)
 
 
 def _groups_of_given(tasks, first, clip, t):
@@ -119,9 +125,9 @@ def _groups_of_given(tasks, first, clip, t):
 
 
 def given_tasks(settings: Settings) -> Settings | None:
-    """The settings with the kinds of mask that were learned, evenly, without "nothing"; None: there are none."""
-    kinds = mask_kinds(settings.masks).keys() - {"nothing"}
-    weights = dict.fromkeys(MASK_KINDS, 0.0) | dict.fromkeys(kinds, 1.0)
+    """The settings with the kinds of mask that were learned, evenly, without "text"; None: there are none."""
+    kinds = conditioning_tasks(settings.masks).keys() - {"text"}
+    weights = dict.fromkeys(CONDITIONING_TASKS, 0.0) | dict.fromkeys(kinds, 1.0)
     masks = dataclasses.replace(settings.masks, **weights, forcing=0.0) if kinds else None
     return masks and dataclasses.replace(settings, masks=masks)
 
@@ -135,12 +141,12 @@ class ClipKind(NamedTuple):
     frames: int
 
 
-def clip_kinds(settings: Settings, segments: np.ndarray, positions: np.ndarray) -> list[ClipKind]:
+def clip_kinds(settings: Settings, segment_ids: np.ndarray, positions: np.ndarray) -> list[ClipKind]:
     """Every clip of packed rows."""
     p_f, p_h, p_w = settings.transformer.patch
     stride, temporal = settings.autoencoder.spatial_stride, settings.autoencoder.temporal_stride
     kinds = []
-    for row, of_row in enumerate(segments):
+    for row, of_row in enumerate(segment_ids):
         for segment in range(1, of_row.max() + 1):
             f, h, w = positions[row][of_row == segment].max(axis=0) + 1
             frames = (f * p_f - 1) * temporal + 1

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from sora_jax.cluster.processes import on_first
+from sora_jax.cluster.processes import run_on_first_host
 from sora_jax.core.errors import InputError
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video, terminal_table
 from sora_jax.evaluate.samples import captions_of, cells, make_samples, real_videos, take
@@ -86,7 +86,7 @@ def _measure(subject: Subject, options: Options, console) -> dict:
         def measure(paths=paths, found=found):
             found["samples"] = means_of(map(read_video, paths), stride)
 
-        on_first(measure)
+        run_on_first_host(measure)
         try:
             # On every process: all of them decode.
             found["real"] = means_of(real_videos(subject, options, cell, len(paths)), stride)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.models.autoencoder.conv import CausalConv, Linear, Norm, merge, split
-from sora_jax.models.layers.params import Keys
+from sora_jax.models.layers.params import RngKeys
 
 
 class ResidualBlock(nnx.Module):
-    def __init__(self, C_in: int, C_out: int, *, rngs: Keys):
+    def __init__(self, C_in: int, C_out: int, *, rngs: RngKeys):
         self.norm1 = Norm(C_in, rngs=rngs)
         self.conv1 = CausalConv(C_in, C_out, (3, 3, 3), rngs=rngs)
         self.norm2 = Norm(C_out, rngs=rngs)
@@ -31,7 +31,7 @@ class FrameAttention(nnx.Module):
     # Scores held at once, in elements; above it, the queries go column by column.
     SCORES = 2**26
 
-    def __init__(self, C: int, *, rngs: Keys):
+    def __init__(self, C: int, *, rngs: RngKeys):
         self.norm = Norm(C, rngs=rngs)
         self.qkv = Linear(C, 3 * C, rngs=rngs)
         self.out = Linear(C, C, init=jax.nn.initializers.zeros, rngs=rngs)
@@ -68,7 +68,7 @@ def _rows_gathered(x):
 
 
 class Middle(nnx.Module):
-    def __init__(self, C: int, *, rngs: Keys):
+    def __init__(self, C: int, *, rngs: RngKeys):
         self.block1 = ResidualBlock(C, C, rngs=rngs)
         self.attention = FrameAttention(C, rngs=rngs)
         self.block2 = ResidualBlock(C, C, rngs=rngs)
@@ -83,7 +83,7 @@ class Middle(nnx.Module):
 class Level(nnx.Module):
     """Residual blocks, then a change of size: of rows and columns by `side`, of frames by `frames`."""
 
-    def __init__(self, C_in: int, C_out: int, blocks: int, *, resample, rngs: Keys):
+    def __init__(self, C_in: int, C_out: int, blocks: int, *, resample, rngs: RngKeys):
         widths = [C_in] + [C_out] * blocks
         pairs = itertools.pairwise(widths)
         self.blocks = nnx.List([ResidualBlock(*pair, rngs=rngs) for pair in pairs])

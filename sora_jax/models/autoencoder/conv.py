@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sora_jax.core.mesh import platform, spec, ways
-from sora_jax.models.layers.params import Keys
+from sora_jax.core.mesh import num_shards, platform, spec
+from sora_jax.models.layers.params import RngKeys
 
 # A weight below this many elements is cheaper to hold on every chip than to gather.
 SHARD_FROM = 2**16
@@ -19,7 +19,7 @@ SHARD_FROM = 2**16
 NARROW = 16
 
 
-def weight(init, shape: tuple[int, ...], *, rngs: Keys) -> nnx.Param:
+def weight(init, shape: tuple[int, ...], *, rngs: RngKeys) -> nnx.Param:
     """A float32 weight; a big one is split over fsdp along its last dimension that divides.
 
     Args:
@@ -30,7 +30,7 @@ def weight(init, shape: tuple[int, ...], *, rngs: Keys) -> nnx.Param:
     if mesh.empty:
         return nnx.Param(init(rngs.params(), shape, jnp.float32))
     axes = ["."] * len(shape)
-    chips = ways("embed", mesh.shape)
+    chips = num_shards("embed", mesh.shape)
     if math.prod(shape) >= SHARD_FROM:
         divisible = [axis for axis in (len(shape) - 1, len(shape) - 2) if shape[axis] % chips == 0]
         if divisible:
@@ -113,7 +113,7 @@ class CausalConv(nnx.Module):
         *,
         stride: tuple[int, int, int] = (1, 1, 1),
         init=fan_in_init,
-        rngs: Keys,
+        rngs: RngKeys,
     ):
         self.stride = stride
         self.history = kernel[0] - stride[0]  # frames that one call leaves for the next
@@ -135,7 +135,7 @@ class CausalConv(nnx.Module):
 class Linear(nnx.Module):
     """A matrix on the channels, the same for every pixel."""
 
-    def __init__(self, C_in: int, C_out: int, *, init=fan_in_init, bias_init=None, rngs: Keys):
+    def __init__(self, C_in: int, C_out: int, *, init=fan_in_init, bias_init=None, rngs: RngKeys):
         self.kernel = weight(init, (C_in, C_out), rngs=rngs)
         self.bias = weight(bias_init or jax.nn.initializers.zeros, (C_out,), rngs=rngs)
 
@@ -146,7 +146,7 @@ class Linear(nnx.Module):
 class Norm(nnx.Module):
     """Divide each pixel's channels by their root mean square, in float32; scale by a learned weight."""
 
-    def __init__(self, C: int, *, rngs: Keys):
+    def __init__(self, C: int, *, rngs: RngKeys):
         self.scale = weight(jax.nn.initializers.ones, (C,), rngs=rngs)
 
     def __call__(self, x):
@@ -160,7 +160,7 @@ class Norm(nnx.Module):
 class Downsample(nnx.Module):
     """Halve rows and columns, and frames too if `temporal`; a clip's first frame stays a frame of its own."""
 
-    def __init__(self, C: int, *, temporal: bool, rngs: Keys):
+    def __init__(self, C: int, *, temporal: bool, rngs: RngKeys):
         self.space = CausalConv(C, C, (1, 3, 3), stride=(1, 2, 2), rngs=rngs)
         sizes = {"kernel": (3, 1, 1), "stride": (2, 1, 1)}
         self.time = CausalConv(C, C, **sizes, init=identity_init, rngs=rngs) if temporal else None
@@ -182,7 +182,7 @@ class Upsample(nnx.Module):
     That first frame is no history for the frames after it: they see zeros in its place.
     """
 
-    def __init__(self, C_in: int, C_out: int, *, temporal: bool, rngs: Keys):
+    def __init__(self, C_in: int, C_out: int, *, temporal: bool, rngs: RngKeys):
         self.time = CausalConv(C_in, 2 * C_in, (3, 1, 1), init=identity_init, rngs=rngs) if temporal else None
         self.space = CausalConv(C_in, C_out, (1, 3, 3), rngs=rngs)
 
@@ -237,13 +237,13 @@ def repeat_up(x, C_out: int, *, frames: int, side: int, first: bool):
     return x[:, frames - 1 :] if first else x
 
 
-def fold_pixels(video, patch: int):
+def pixel_unshuffle(video, patch: int):
     """[B, F, H, W, C] -> [B, F, H / p, W / p, C * p * p], ordered (C, column, row) as Wan 2.2 has it."""
     x = split(split(video, 3, patch), 2, patch)  # [B, F, H, h, W, w, C]
     return merge(x.transpose(0, 1, 2, 4, 6, 5, 3), 4, axes=3)
 
 
 def unfold_pixels(x, patch: int):
-    """Invert `fold_pixels`."""
+    """Invert `pixel_unshuffle`."""
     x = split(split(x, 4, patch), 4, patch)  # [B, F, H, W, C, w, h]
     return merge(merge(x.transpose(0, 1, 2, 6, 3, 5, 4), 4), 2)

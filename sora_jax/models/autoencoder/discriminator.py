@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.models.autoencoder.conv import Linear, Norm, conv3d, fan_in_init, gathered, weight
-from sora_jax.models.layers.params import Keys
+from sora_jax.models.layers.params import RngKeys
 
 STRIDES = ((1, 2, 2), (2, 2, 2), (2, 2, 2))  # frames, rows and columns, layer by layer
 
@@ -26,7 +26,7 @@ class DiscriminatorSettings:
 class SameConv(nnx.Module):
     """A 3x3x3 convolution that sees one frame to each side: no causality is needed to judge."""
 
-    def __init__(self, C_in: int, C_out: int, stride: tuple[int, int, int], *, rngs: Keys):
+    def __init__(self, C_in: int, C_out: int, stride: tuple[int, int, int], *, rngs: RngKeys):
         self.stride = stride
         self.kernel = weight(fan_in_init, (3, 3, 3, C_in, C_out), rngs=rngs)
         self.bias = weight(jax.nn.initializers.zeros, (C_out,), rngs=rngs)
@@ -43,7 +43,7 @@ class Discriminator(nnx.Module):
     batch is the sum of its clips' losses.
     """
 
-    def __init__(self, settings: DiscriminatorSettings, *, rngs: Keys):
+    def __init__(self, settings: DiscriminatorSettings, *, rngs: RngKeys):
         self.dtype = settings.dtype
         widths = [3, *(settings.width * 2**i for i in range(len(STRIDES)))]
         self.convs = nnx.List([])

@@ -20,11 +20,11 @@ from sora_jax.models.autoencoder.conv import (
     Norm,
     Upsample,
     average_down,
-    fold_pixels,
+    pixel_unshuffle,
     repeat_up,
     unfold_pixels,
 )
-from sora_jax.models.layers.params import Keys
+from sora_jax.models.layers.params import RngKeys
 
 COLOURS = 3
 FIRST_LOGVAR = -6.0  # of a fresh posterior: noise as large as the means hides small things until it is unlearned
@@ -41,7 +41,7 @@ def narrow_init(key, shape, dtype, out_sharding=None):
 class Encoder(nnx.Module):
     """Pixels, or blocks of them -> features of the latents' size."""
 
-    def __init__(self, settings: AutoencoderSettings, *, rngs: Keys):
+    def __init__(self, settings: AutoencoderSettings, *, rngs: RngKeys):
         widths = [settings.width * m for m in (1, *settings.multipliers)]
         temporal = (*settings.temporal, None)
         self.shortcuts = settings.shortcuts
@@ -72,7 +72,7 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents -> pixels, or blocks of them."""
 
-    def __init__(self, settings: AutoencoderSettings, *, rngs: Keys):
+    def __init__(self, settings: AutoencoderSettings, *, rngs: RngKeys):
         multipliers = settings.multipliers[::-1]
         widths = [settings.decoder_width * m for m in (multipliers[0], *multipliers)]
         temporal = (*settings.temporal[::-1], None)
@@ -113,7 +113,7 @@ class Autoencoder(nnx.Module):
     settings.latent_mean taken off and are divided by settings.latent_std.
     """
 
-    def __init__(self, settings: AutoencoderSettings, *, rngs: Keys):
+    def __init__(self, settings: AutoencoderSettings, *, rngs: RngKeys):
         check_settings(settings)
         self.settings = settings
         self.encoder = Encoder(settings, rngs=rngs)
@@ -130,7 +130,7 @@ class Autoencoder(nnx.Module):
           past: what the piece before it returned.
         Returns: (mean, logvar), each [B, F', H', W', C] float32, raw; past.
         """
-        x = fold_pixels(video, self.settings.patch).astype(self.settings.dtype)
+        x = pixel_unshuffle(video, self.settings.patch).astype(self.settings.dtype)
         x, past = self.encoder(x, past)
         mean, logvar = jnp.split(self.moments(x).astype(jnp.float32), 2, axis=-1)
         return (mean, jnp.clip(logvar, *LOGVAR_RANGE)), past

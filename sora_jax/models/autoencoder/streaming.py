@@ -14,7 +14,7 @@ import numpy as np
 
 from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
-from sora_jax.core.mesh import spec, ways
+from sora_jax.core.mesh import num_shards, spec
 from sora_jax.models.autoencoder.model import Autoencoder, check_latents, check_video
 from sora_jax.models.layers.params import bind
 
@@ -95,7 +95,7 @@ def _step(program, settings, params, rows_per_latent, chunk, past):
     """Run the program on the current mesh, rows over context if the latents' rows divide."""
     mesh = jax.sharding.get_mesh()
     if not mesh.empty:
-        divides = chunk.shape[2] % (ways("height", mesh.shape) * rows_per_latent) == 0
+        divides = chunk.shape[2] % (num_shards("height", mesh.shape) * rows_per_latent) == 0
         layout = ". . height . ." if divides else ". . . . ."
         chunk = jax.device_put(chunk, jax.NamedSharding(mesh, spec(layout)))
     return program(settings, params, chunk, past)

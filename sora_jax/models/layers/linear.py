@@ -16,7 +16,7 @@ from sora_jax.core.mesh import over_gloo, spec
 from sora_jax.kernels.ring import RESIDUALS
 from sora_jax.models.layers.matmul import add_bias, dot_general
 from sora_jax.models.layers.norm import LayerNorm, RMSNorm
-from sora_jax.models.layers.params import Keys
+from sora_jax.models.layers.params import RngKeys
 
 # Names of what a policy may save.
 BLOCK_INPUT, PRODUCT = "block input", "product"
@@ -111,7 +111,7 @@ def layer_norm(d: int, *, epsilon: float, affine: bool, rngs) -> LayerNorm:
 
 def stack(make_block, L: int, *, rngs):
     """L blocks as one, every weight with a leading [L]; `make_block(rngs)` makes one."""
-    return jax.vmap(lambda key: make_block(Keys(key)))(jax.random.split(rngs.params(), L))
+    return jax.vmap(lambda key: make_block(RngKeys(key)))(jax.random.split(rngs.params(), L))
 
 
 def _is_attention(prim, *_, **__):

@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 
-class Keys:
+class RngKeys:
     """The keys of `nnx.Rngs(key)`, one after the other, counted in Python.
 
     Flax counts them in an array, which in a traced function is a tracer; with each key JAX then writes the
@@ -28,7 +28,7 @@ class Keys:
 
 def init_params(module_class, settings, key) -> dict:
     """Fresh parameters, float32, each laid out on the current mesh as its layer says."""
-    return nnx.to_pure_dict(nnx.state(module_class(settings, rngs=Keys(key))))
+    return nnx.to_pure_dict(nnx.state(module_class(settings, rngs=RngKeys(key))))
 
 
 def abstract_params(module_class, settings) -> dict:
@@ -48,7 +48,7 @@ def module_graph(module_class, settings) -> nnx.GraphDef:
     graphs = []
 
     def trace():
-        graph, state = nnx.split(module_class(settings, rngs=Keys(jax.random.key(0))))
+        graph, state = nnx.split(module_class(settings, rngs=RngKeys(jax.random.key(0))))
         graphs.append(graph)
         return state
 

@@ -57,8 +57,8 @@ def train_flops(settings: Settings, batch: PatchBatch) -> float:
     text_passes = 1 if settings.lora.rank or settings.text.weights else 3
     text_passes = 0 if settings.data.embeddings else text_passes
     total = 0.0
-    images = np.zeros((len(batch.segments), 0), np.int32) if batch.image is None else batch.image_segments
-    for patches, tokens, image in zip(batch.segments, batch.text_segments, images, strict=True):
+    images = np.zeros((len(batch.segment_ids), 0), np.int32) if batch.image is None else batch.image_segment_ids
+    for patches, tokens, image in zip(batch.segment_ids, batch.text_segment_ids, images, strict=True):
         clips = np.bincount(patches)[1:]
         image = np.bincount(image, minlength=1 + len(clips))[1:]
         for n, s, i in zip(clips, np.bincount(tokens)[1:], image, strict=True):

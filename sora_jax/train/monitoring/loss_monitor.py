@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import rich.console
 
-from sora_jax.cluster.processes import on_first
+from sora_jax.cluster.processes import run_on_first_host
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 
 BAD = "bad_batches.json"  # in a workdir: step -> sources of the clips
 SHOWN = 5  # sources that are named in the line that ends a run
@@ -60,10 +60,10 @@ class Guard:
         sources = {step: list(self.sources_at(step - 1)) for step in self._row}
 
         def write():
-            with replacing(self.workdir / BAD) as temporary:
+            with atomic_write(self.workdir / BAD) as temporary:
                 temporary.write_text(json.dumps(sources, indent=1))
 
-        on_first(write)
+        run_on_first_host(write)
         names = list(dict.fromkeys(name for batch in sources.values() for name in batch))
         more = f" and {len(names) - SHOWN} more in {self.workdir / BAD}" if len(names) > SHOWN else ""
         raise InputError(

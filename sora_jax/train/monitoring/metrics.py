@@ -12,7 +12,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from sora_jax.core.storage import mendable, replacing
+from sora_jax.core.storage import atomic_write, explain_os_errors
 from sora_jax.train.monitoring.flops import PEAK_FLOPS
 
 
@@ -35,7 +35,7 @@ class Metrics:
             self.path = workdir / "metrics.jsonl"
             keep_lines(self.path, start)
             board = workdir / "tensorboard"
-            with mendable(self.path):
+            with explain_os_errors(self.path):
                 board.mkdir(parents=True, exist_ok=True)
                 self.file = self.path.open("a", encoding="utf-8")
                 # Without SummaryWriter's thread: when that fails to write it dies, and the run waits for it.
@@ -68,7 +68,7 @@ class Metrics:
         if not self.first_host:
             return
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        with mendable(self.path):
+        with explain_os_errors(self.path):
             self.file.write(json.dumps({"step": step, **values}) + "\n")
             self.file.flush()
             self.board.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
@@ -93,7 +93,7 @@ class Metrics:
         """
         height, width = size
         value = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=image)
-        with mendable(self.path):
+        with explain_os_errors(self.path):
             summary = Summary(value=[Summary.Value(tag=tag, image=value)])
             self.board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             self.board.flush()
@@ -102,7 +102,7 @@ class Metrics:
         if self.bar:
             self.bar.stop()
         if self.first_host:
-            with mendable(self.path), self.file, contextlib.closing(self.board):
+            with explain_os_errors(self.path), self.file, contextlib.closing(self.board):
                 pass
 
 
@@ -111,7 +111,7 @@ def keep_lines(path: pathlib.Path, last: int):
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last)
         temporary.write_text("".join(kept), encoding="utf-8")
 

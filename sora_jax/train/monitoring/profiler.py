@@ -8,7 +8,7 @@ import jax
 import rich.console
 import rich.table
 
-from sora_jax.core.storage import mendable, replacing
+from sora_jax.core.storage import atomic_write, explain_os_errors
 
 ASKED = "profile"  # a file of that name in the workdir asks for a profile of the next steps
 STEPS = 5  # of a profile that is asked for so
@@ -41,7 +41,7 @@ class Profiler:
             self.folder = self.workdir / "profiles" / f"{step}-{self.span[1]}"
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # half of the time would be its own
-            with mendable(self.folder):
+            with explain_os_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(self.folder, profiler_options=options)
 
@@ -56,7 +56,7 @@ class Profiler:
         steps = step - self.span[0] + 1
         table = top_operations(jax.profiler.ProfileData.from_file(str(file)), steps)
         self.console.print(table)
-        with replacing(folder / "operations.txt") as temporary, temporary.open("w") as text:
+        with atomic_write(folder / "operations.txt") as temporary, temporary.open("w") as text:
             rich.console.Console(file=text, width=120).print(table)
         self.console.print(f"profile of steps {self.span[0]} to {step}: {folder}", highlight=False)
 

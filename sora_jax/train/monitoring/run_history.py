@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 
 FILE = "starts.json"
 
@@ -38,7 +38,7 @@ class Starts:
         return sum(start.get("ended", end) - start["began"] for start, end in zip(self.starts, ends, strict=True))
 
     def _write(self):
-        with replacing(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             temporary.write_text(json.dumps(self.starts, indent=1))
 
 

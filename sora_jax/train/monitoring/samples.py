@@ -13,7 +13,7 @@ import rich.console
 from sora_jax.checkpoint.model_folder import load_model
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.mesh import ways
+from sora_jax.core.mesh import num_shards
 from sora_jax.core.patches import patch_grid
 from sora_jax.data.prepare.decode import probe, read_clip
 from sora_jax.data.tokenizer import Tokenizer
@@ -48,11 +48,11 @@ def check_samples(settings: Settings, mesh: jax.sharding.Mesh):
         with jax.set_mesh(mesh):
             check_encoder(settings.text)
     grid = patch_grid(latent_shape(settings, settings.sample), settings.transformer.patch)
-    N, degree = int(np.prod(grid)), ways("tokens", mesh.shape)
+    N, degree = int(np.prod(grid)), num_shards("tokens", mesh.shape)
     if N % degree or settings.text.max_tokens % degree:
         raise InputError(
             f"config.sample.size: its {N} patches, and the {settings.text.max_tokens} tokens of a prompt, must be "
-            f"a multiple of ring x context = {degree} to be sampled while training"
+            f"a multiple of ring x ulysses = {degree} to be sampled while training"
         )
 
 

@@ -9,7 +9,7 @@ import time
 import jax
 import rich.console
 
-from sora_jax.cluster.heartbeat import BESIDE, DONE, PREEMPTED, STARTING, TRAINING, Heartbeat
+from sora_jax.cluster.heartbeat import BUSY, DONE, PREEMPTED, STARTING, TRAINING, Heartbeat
 from sora_jax.config.schema import Settings
 from sora_jax.report.page import duration
 from sora_jax.train.monitoring.metrics import Metrics
@@ -61,15 +61,15 @@ class Watch:
     def after(self, step: int, state, *, last: bool):
         """It is on its way, or done; `last`: no other follows."""
         # The second update may be compiled as well: its state is the first one's.
-        doing = BESIDE if last else TRAINING if step > self.heartbeat.start + 1 else STARTING
+        doing = BUSY if last else TRAINING if step > self.heartbeat.start + 1 else STARTING
         self.heartbeat.beat(doing, step)
         self.profiler.after(step, state, last=last)
         done = step == self.settings.train.steps
         # Who told a run to end waits for it: then it makes none.
         if self.samples and (done or (not last and step % self.settings.train.sample_every == 0)):
-            self.heartbeat.beat(BESIDE)
+            self.heartbeat.beat(BUSY)
             with self.metrics.aside():
-                self.samples.make(step, state.ema, self.frozen, self.metrics, lambda: self.heartbeat.beat(BESIDE))
+                self.samples.make(step, state.ema, self.frozen, self.metrics, lambda: self.heartbeat.beat(BUSY))
             self.heartbeat.beat(doing)
 
     def close(self):

@@ -49,7 +49,7 @@ class FlowObjective:
 
     def work(self, batch: PatchBatch) -> tuple[int, float]:
         """Patches that are not padding, and the FLOPs of a step on them."""
-        return int(np.count_nonzero(batch.segments)), train_flops(self.settings, batch)
+        return int(np.count_nonzero(batch.segment_ids)), train_flops(self.settings, batch)
 
     def place(self, batch: PatchBatch) -> PatchBatch:
         return place_rows(batch)
@@ -66,12 +66,14 @@ class FlowObjective:
         """Noise for each patch, [B, N, P]; a time for each clip and for each frame with its own, [B, T]."""
         del step
         settings = self.settings
-        levels = 0 if batch.levels is None else settings.masks.row_levels
+        frame_times = 0 if batch.time_index is None else settings.masks.times_per_sequence
         noise_key, time_key = jax.random.split(key)
         transformer = settings.transformer
-        shape = (*batch.segments.shape, math.prod(transformer.patch) * transformer.channels)
+        shape = (*batch.segment_ids.shape, math.prod(transformer.patch) * transformer.channels)
         noise = jax.random.normal(noise_key, shape, out_sharding=spec("batch tokens ."))
-        return noise, sample_times(time_key, batch, settings.data.row_clips, settings.flow, levels=levels)
+        return noise, sample_times(
+            time_key, batch, settings.data.clips_per_sequence, settings.flow, frame_times=frame_times
+        )
 
     def loss(self, params, frozen, batch: PatchBatch, drawn):
         if self.autoencoder:
@@ -81,10 +83,10 @@ class FlowObjective:
         model = bind(trained_model(self.settings), self.settings, join(params, frozen))
         embedded = model.embed_text(batch)
         errors, counts = flow_errors(
-            lambda patches, times, levels: model.velocity(embedded, patches, times, levels),
+            lambda patches, times, time_index: model.velocity(embedded, patches, times, time_index),
             batch,
             *drawn,
-            known_time=self.settings.masks.noise,
+            conditioning_time=self.settings.masks.noise,
         )
         return jnp.sum(errors), jnp.sum(counts), {}
 

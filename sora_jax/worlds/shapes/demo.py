@@ -31,7 +31,7 @@ from sora_jax.config.schema import (
 )
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.patches import patch_grid
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 from sora_jax.data.prepare.decode import probe, read_clip
 from sora_jax.data.prepare.prepare import prepare
 from sora_jax.data.records.records import Records
@@ -95,7 +95,12 @@ def transformer_settings(path: pathlib.Path, steps: int) -> Settings:
     return dataclasses.replace(
         SETTINGS,
         data=dataclasses.replace(
-            SETTINGS.data, path=str(path), batch=rows(16), row_patches=PATCHES, row_tokens=64, row_clips=1
+            SETTINGS.data,
+            path=str(path),
+            batch=rows(16),
+            sequence_length=PATCHES,
+            text_length=64,
+            clips_per_sequence=1,
         ),
         optimizer=OptimizerSettings(
             name="muon", learning_rate=3e-4, warmup_steps=20, schedule="cosine", ema_decay=0.98, weight_decay=0.0
@@ -121,7 +126,7 @@ class Stopwatch:
         start = time.perf_counter()
         result = work()
         self.seconds[name] = max(self.seconds.get(name, 0.0), time.perf_counter() - start)
-        with replacing(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             temporary.write_text(json.dumps(self.seconds))
         return result
 

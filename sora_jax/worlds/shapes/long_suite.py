@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from sora_jax.cluster.processes import on_first
+from sora_jax.cluster.processes import run_on_first_host
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.data.prepare.decode import probe, read_frames
@@ -101,7 +101,7 @@ def _measure(subject: Subject, options: Options, console) -> dict:
         def measure(prompts=prompts, paths=paths, cell=cell, name=name):
             values["by_cell"][name] = _summary(subject.out, prompts, paths, cell, options.seconds)
 
-        on_first(measure)
+        run_on_first_host(measure)
     for name, found in values["by_cell"].items():
         header, rows = _table(found)
         console.print(terminal_table((name, *header[1:]), rows))

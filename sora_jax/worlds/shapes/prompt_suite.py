@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sora_jax.cluster.processes import on_first
+from sora_jax.cluster.processes import run_on_first_host
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video, terminal_table
 from sora_jax.evaluate.samples import cells, make_samples, size_of
 from sora_jax.generate.writer import write_webp
@@ -156,7 +156,7 @@ def _measure(subject: Subject, options: Options, console) -> dict:
         ]
         _draw(subject.out, values["samples"])
 
-    on_first(read_all)
+    run_on_first_host(read_all)
     for fault in values.get("faults", ()):
         console.print(f"[bold red]FAULT[/] {subject.name}: {fault}", highlight=False)
     if values:

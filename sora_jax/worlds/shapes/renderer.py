@@ -14,7 +14,7 @@ import numpy as np
 
 from sora_jax.config.load import parse_size
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 from sora_jax.data.prepare.decode import write_clip
 from sora_jax.worlds.shapes.captions import STYLES, caption
 
@@ -259,7 +259,7 @@ def write_world(
     description = folder / "world.json"
     if description.exists() and json.loads(description.read_text()) != world:
         raise InputError(f"{folder}: holds another shapes world ({description.name}); choose another folder")
-    with replacing(description) as path:
+    with atomic_write(description) as path:
         path.write_text(json.dumps(world) + "\n")
     lines = []
     for index in range(count):
@@ -276,5 +276,5 @@ def write_world(
         keys = ("caption", *(f"{style}_caption" for style in styles[1:]))
         lines.append({"video": path.name, **dict(zip(keys, wordings.values(), strict=True))})
         progress(index + 1)
-    with replacing(folder / "captions.jsonl") as path:
+    with atomic_write(folder / "captions.jsonl") as path:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))

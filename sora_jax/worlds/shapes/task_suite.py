@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from sora_jax.cluster.processes import on_first
+from sora_jax.cluster.processes import run_on_first_host
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.data.prepare.decode import write_clip
@@ -70,7 +70,7 @@ def make_trials(number: int, cell: SampleSettings, coder: Coder, folder: pathlib
 
     def kept(name, frames):
         path = folder / name
-        on_first(lambda: write_clip(path, frames, fps=fps))
+        run_on_first_host(lambda: write_clip(path, frames, fps=fps))
         return path
 
     pictures = {n: (kept(f"{n}.png", truth[n : n + 1]), truth[n : n + 1]) for n in (0, middle, F - 1)}
@@ -186,7 +186,7 @@ def _measure(subject: Subject, options: Options, console) -> dict:
                     results += _read(subject.out, trial, path, coder, cell)
                 bar.advance(task)
     values: dict = {}
-    on_first(lambda: values.update(_summary(subject.out, results)))
+    run_on_first_host(lambda: values.update(_summary(subject.out, results)))
     if values:
         console.print(terminal_table(*_table({subject.name: values}, lambda found: percent(found["share"]))))
     return values
@@ -208,7 +208,7 @@ def _read(out, trial, path, coder, cell):
         about = {"task": trial.name, "prompt": trial.prompt, "video": str(path.relative_to(out))}
         found.append(about | measure_trial(trial, read_video(path), alone, cell.fps))
 
-    on_first(read)
+    run_on_first_host(read)
     return found
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.mesh import make_mesh, spec
 from sora_jax.core.patches import PatchBatch, grid_positions, patch_grid, patchify
-from sora_jax.diffusion.flow import levels_of
+from sora_jax.diffusion.flow import time_table
 from sora_jax.generate.conditioning_images import video_size
 from sora_jax.generate.pipeline import load_generator, tokenize
 from sora_jax.models.autoencoder.streaming import encode_stream
@@ -54,14 +54,14 @@ def errors(generator, latents, captions):
     data = patchify(jnp.asarray(latents), patch)
     noise = jax.random.normal(jax.random.key(0), data.shape)
     B, N, _ = data.shape
-    text, text_segments = tokenize(generator, captions)
+    text, text_segment_ids = tokenize(generator, captions)
     batch = PatchBatch(
         patches=np.asarray(data),
         positions=np.broadcast_to(grid_positions(grid), (B, N, 3)),
-        segments=np.ones((B, N), np.int32),
-        known=np.zeros((B, N), bool),
+        segment_ids=np.ones((B, N), np.int32),
+        conditioning_mask=np.zeros((B, N), bool),
         text=text,
-        text_segments=text_segments,
+        text_segment_ids=text_segment_ids,
     )
     batch = jax.tree.map(lambda x: jax.device_put(x, spec("batch" + " ." * (x.ndim - 1))), batch)
 
@@ -69,8 +69,8 @@ def errors(generator, latents, captions):
     def error(params, batch, t):
         model = bind(VideoModel, settings, params)
         x = (1 - t) * data + t * noise
-        table, levels = levels_of(batch, jnp.full((B, 1), t, jnp.float32))
-        return jnp.square(x - t * model.velocity(model.embed_text(batch), x, table, levels) - data).mean()
+        table, time_index = time_table(batch, jnp.full((B, 1), t, jnp.float32))
+        return jnp.square(x - t * model.velocity(model.embed_text(batch), x, table, time_index) - data).mean()
 
     return [float(error(generator.params, batch, t)) for t in TIMES]
 

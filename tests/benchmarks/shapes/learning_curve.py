@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.mesh import make_mesh
-from sora_jax.core.storage import replacing
+from sora_jax.core.storage import atomic_write
 from sora_jax.generate.conditioning_images import video_size
 from sora_jax.generate.pipeline import load_generator, sample_latents
 from sora_jax.models.autoencoder.streaming import decode_stream
@@ -84,7 +84,7 @@ def draw(path, rows):
         panel.set_ylabel("held-out prompts that are shown, %")
         panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         panel.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=144, format="png")
 
 
