@@ -15,9 +15,9 @@ from sora_jax.captioning.cache import Cache, key_of
 from sora_jax.captioning.chat import BudgetSpentError, Chat, NoAnswerError
 from sora_jax.captioning.questions import DESCRIBE, EXPAND, describe, expansion, read_captions, read_expansion
 from sora_jax.core.errors import InputError
+from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import atomic_write
 from sora_jax.data.prepare.captions import CAPTION_FILES, find_sources
-from sora_jax.train.monitoring.metrics import progress_bar
 from sora_jax.worlds.shapes.prompts import write_out
 
 HOPELESS = 5  # questions without one answer in the beginning: then something is wrong with all of them

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from sora_jax.config.load import parse_size
 from sora_jax.config.schema import MeshSettings, SampleSettings
 from sora_jax.core.errors import InputError
+from sora_jax.core.progress import progress_bar
 from sora_jax.data.loader.mixture import Mix
 from sora_jax.data.prepare.captions import find_sources
 from sora_jax.data.prepare.decode import count_frames, probe, read_frames
@@ -27,7 +28,6 @@ from sora_jax.generate.request import Request
 from sora_jax.generate.sample import sample
 from sora_jax.generate.writer import VideoWriter
 from sora_jax.models.autoencoder.streaming import decode_stream
-from sora_jax.train.monitoring.metrics import progress_bar
 
 CRF = 8  # of x264: the detector of the shapes world reads as much of such files as of the frames themselves
 

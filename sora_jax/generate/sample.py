@@ -14,6 +14,7 @@ from sora_jax.cluster.processes import run_on_first_host
 from sora_jax.config.schema import MeshSettings, SampleSettings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.mesh import make_mesh, num_shards
+from sora_jax.core.progress import progress_bar
 from sora_jax.generate import long_videos as long
 from sora_jax.generate import rolling, tasks
 from sora_jax.generate.conditioning_images import check_images, video_size
@@ -34,7 +35,6 @@ from sora_jax.generate.provenance import file_hash, marked, params_hash, write_m
 from sora_jax.generate.request import Request, check_request, read_keyframe, untrained_note
 from sora_jax.generate.schedule import FILE, Meter, read_drift, write_drift
 from sora_jax.generate.writer import VideoWriter
-from sora_jax.train.monitoring.metrics import progress_bar
 
 STRENGTH = 0.6  # of an edit, if none is said
 TEXT = Request()

@@ -30,6 +30,7 @@ from sora_jax.config.schema import (
 )
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
+from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import atomic_write, copy_files, read_object
 from sora_jax.interop import wan_configs
 from sora_jax.interop.adapters import export_adapters, import_adapters, restore_merged
@@ -40,7 +41,6 @@ from sora_jax.interop.tables import blank, check_tensors, foreign_shapes, load_f
 from sora_jax.interop.wan import autoencoder_table, from_original, transformer_table
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.dit import DiT
-from sora_jax.train.monitoring.metrics import progress_bar
 
 SAFETENSORS = ".safetensors"
 SHARD_BYTES = 5 * 2**30

@@ -15,6 +15,7 @@ from sora_jax.cluster.processes import run_on_first_host
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
+from sora_jax.core.progress import progress_bar
 from sora_jax.data.conditioning_frames import clip_images
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video
 from sora_jax.evaluate.samples import captions_of, cells, make_samples, take
@@ -23,7 +24,6 @@ from sora_jax.interop.safetensors_folder import tensors_in
 from sora_jax.models.layers.params import bind
 from sora_jax.models.metric_backbones import Clip, ClipSettings
 from sora_jax.report.page import Section, Table
-from sora_jax.train.monitoring.metrics import progress_bar
 
 SAMPLES = 64
 FEWEST = 50  # prompts; the score of one hangs on its wording

@@ -16,6 +16,7 @@ import numpy as np
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
+from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import atomic_write
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video
 from sora_jax.evaluate.samples import captions_of, cells, make_samples, real_videos, take
@@ -24,7 +25,6 @@ from sora_jax.interop.safetensors_folder import tensors_in
 from sora_jax.models.layers.params import bind
 from sora_jax.models.metric_backbones import VideoEncoder, VideoEncoderSettings
 from sora_jax.report.page import Section, Table
-from sora_jax.train.monitoring.metrics import progress_bar
 
 SAMPLES = 256
 PUBLISHED = 2048  # samples that published numbers are of; more features than samples, and the distance is too long

@@ -17,6 +17,7 @@ from sora_jax.checkpoint.model_folder import load_model
 from sora_jax.config.schema import CONDITIONING_TASKS, AutoencoderSettings, Settings
 from sora_jax.core.mesh import local_rows, place, spec
 from sora_jax.core.patches import PatchBatch
+from sora_jax.core.progress import progress_bar
 from sora_jax.data.loader.conditioning_masks import conditioning_tasks, draw_conditioning_masks, drawn_kind
 from sora_jax.data.loader.mixture import Mix
 from sora_jax.data.loader.stream import validation_rows
@@ -27,7 +28,6 @@ from sora_jax.models.encode_packed import encode_rows, place_rows
 from sora_jax.models.layers.params import bind
 from sora_jax.models.video_model import trained_model
 from sora_jax.report.page import Section, Table
-from sora_jax.train.monitoring.metrics import progress_bar
 
 GROUPS = {"by_time": "time", "by_size": "size", "by_frames": "frames", "by_task": "given"}
 TIMES = tuple((n + 0.5) / 10 for n in range(10))

@@ -10,6 +10,7 @@ import numpy as np
 from sora_jax.checkpoint.model_folder import load_model
 from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
+from sora_jax.core.progress import progress_bar
 from sora_jax.data.loader.mixture import Mix
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, terminal_table
 from sora_jax.evaluate.metrics.image_quality import SCALE_WEIGHTS, WINDOW, ms_ssim, psnr, ssim
@@ -19,7 +20,6 @@ from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.autoencoder.streaming import decode_stream, encode_stream
 from sora_jax.report.figures import draw_reconstruction
 from sora_jax.report.page import Picture, Section, Table
-from sora_jax.train.monitoring.metrics import progress_bar
 
 BEST_PSNR = 100.0  # dB, of a frame that comes back exactly: its true value, infinity, would spoil every mean
 LEAST_MS_SSIM = WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)  # pixels of a side

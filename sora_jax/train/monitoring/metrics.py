@@ -7,11 +7,11 @@ import time
 
 import jax
 import rich.console
-import rich.progress
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import atomic_write, explain_os_errors
 from sora_jax.train.monitoring.flops import PEAK_FLOPS
 
@@ -114,15 +114,3 @@ def keep_lines(path: pathlib.Path, last: int):
     with atomic_write(path) as temporary:
         kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last)
         temporary.write_text("".join(kept), encoding="utf-8")
-
-
-def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
-    """A bar with the count, free text from the field `numbers`, and the time that is left."""
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("{task.fields[numbers]}"),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-    )

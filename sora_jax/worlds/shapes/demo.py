@@ -31,6 +31,7 @@ from sora_jax.config.schema import (
 )
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.patches import patch_grid
+from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import atomic_write
 from sora_jax.data.prepare.decode import probe, read_clip
 from sora_jax.data.prepare.prepare import prepare
@@ -43,7 +44,6 @@ from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.report.figures import draw_loss_curves, draw_reconstruction
 from sora_jax.report.page import Clip, Picture, write_demo_page
 from sora_jax.train.loop import count_params, train
-from sora_jax.train.monitoring.metrics import progress_bar
 from sora_jax.worlds.shapes.renderer import write_world
 
 CLIPS = 640

@@ -10,6 +10,7 @@ import numpy as np
 from sora_jax.cluster.processes import run_on_first_host
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
+from sora_jax.core.progress import progress_bar
 from sora_jax.data.prepare.decode import probe, read_frames
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, terminal_table
 from sora_jax.evaluate.samples import captions_of, cells, digest, make_by_verb, take
@@ -18,7 +19,6 @@ from sora_jax.generate.request import Request, check_request
 from sora_jax.generate.writer import write_webp
 from sora_jax.report.figures import draw_contact_sheet, draw_courses
 from sora_jax.report.page import Clip, Gallery, Picture, Section, Table
-from sora_jax.train.monitoring.metrics import progress_bar
 from sora_jax.worlds.shapes.detector import read_scene
 from sora_jax.worlds.shapes.prompt_suite import agreement
 from sora_jax.worlds.shapes.prompts import read_prompt

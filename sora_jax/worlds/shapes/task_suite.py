@@ -14,6 +14,7 @@ import numpy as np
 from sora_jax.cluster.processes import run_on_first_host
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
+from sora_jax.core.progress import progress_bar
 from sora_jax.data.prepare.decode import write_clip
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video, terminal_table
 from sora_jax.evaluate.samples import cells, digest, make_by_verb, size_of
@@ -24,7 +25,6 @@ from sora_jax.generate.tasks import Coder, coder_of
 from sora_jax.generate.writer import VideoWriter
 from sora_jax.report.figures import draw_contact_sheet
 from sora_jax.report.page import Picture, Section, Table
-from sora_jax.train.monitoring.metrics import progress_bar
 from sora_jax.worlds.shapes.captions import caption
 from sora_jax.worlds.shapes.detector import read_paths
 from sora_jax.worlds.shapes.prompt_suite import ALL, SEED, agreement, percent, shares, told

@@ -15,7 +15,7 @@ import rich.console
 from sora_jax.checkpoint.model_folder import SHIPPED, SHIPPED_AUTOENCODER
 from sora_jax.cli.main import main as sora_jax
 from sora_jax.core.errors import InputError
-from sora_jax.train.monitoring.metrics import progress_bar
+from sora_jax.core.progress import progress_bar
 from sora_jax.worlds.shapes.renderer import write_world
 
 CONFIG = pathlib.Path(__file__).parents[3] / "configs/shapes.py"

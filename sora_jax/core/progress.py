@@ -1,0 +1,16 @@
+"""The progress bar of every command."""
+
+import rich.console
+import rich.progress
+
+
+def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
+    """A bar with the count, free text from the task's field `numbers`, and the remaining time."""
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[numbers]}"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+    )
