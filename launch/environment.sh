@@ -4,7 +4,7 @@
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P) || exit 1
 cd -- "$root" || exit 1
 
-# Large pages for what XLA's CPU backend holds: less of a step goes into page faults (docs/performance.md).
+# Large pages for what XLA's CPU backend holds: less of a step goes into page faults (docs/notes/cpu_speed.md).
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 fail() {

@@ -411,8 +411,8 @@ def test_a_program_that_fails_fails_the_launcher(programs):
 
 
 def test_commands_in_the_guide_are_understood():
-    """Every command line of docs/launch.md that starts a launcher is accepted, up to the run itself."""
-    text = (ROOT / "docs/launch.md").read_text().replace("\\\n", " ")
+    """Every command line of docs/guide/launching.md that starts a launcher is accepted, up to the run itself."""
+    text = (ROOT / "docs/guide/launching.md").read_text().replace("\\\n", " ")
     found = re.findall(r"^ *python (launch/\w+\.py) (.*)$", text, re.MULTILINE)
     assert len(found) > 12
     for script, rest in found:

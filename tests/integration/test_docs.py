@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 def chapters() -> dict[str, str]:
-    """The chapter of docs/cli.md on each verb."""
-    text = (ROOT / "docs/cli.md").read_text()
+    """The chapter of docs/reference/commands.md on each verb."""
+    text = (ROOT / "docs/reference/commands.md").read_text()
     titles = re.split(r"^## (.+)$", text, flags=re.MULTILINE)[1:]
     return dict(zip(titles[::2], titles[1::2], strict=True))
 
@@ -36,7 +36,7 @@ def test_every_flag_is_in_its_table_and_no_other(verb):
 
 def test_commands_in_the_documents_use_flags_that_exist():
     commands = []
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         # A command goes on after a backslash at the end of its line.
         text = path.read_text().replace("\\\n", " ")
         verbs = "|".join(sorted(VERBS, key=len, reverse=True))
@@ -49,7 +49,7 @@ def test_commands_in_the_documents_use_flags_that_exist():
 
 
 def test_links_between_documents_lead_somewhere():
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
             if "://" not in target:
                 assert (path.parent / target).exists(), f"{path.name}: {target}"

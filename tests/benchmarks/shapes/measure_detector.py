@@ -2,7 +2,7 @@
 
     python tests/benchmarks/shapes/measure_detector.py [CLIPS_PER_CELL] [FOLDER_OF_REAL_VIDEOS]
 
-Prints a table in Markdown, for docs/evaluation.md. 60 clips a cell take five minutes on 2 cores.
+Prints a table in Markdown, for docs/guide/evaluating.md. 60 clips a cell take five minutes on 2 cores.
 """
 
 import collections
