@@ -15,18 +15,18 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def given_frames(settings: TransformerSettings, count: int) -> tuple[int, ...]:
+def conditioning_frame_indices(settings: TransformerSettings, count: int) -> tuple[int, ...]:
     """Which of a clip's frames the model learns to be given: the first, or the first and the last."""
     return (0, count - 1) if settings.image_positions else (0,)
 
 
-def image_room(settings: Settings) -> int:
+def image_token_capacity(settings: Settings) -> int:
     """Image tokens in a row of the stream: for as many clips as it may have, filled up for any mesh to divide."""
-    tokens = len(given_frames(settings.transformer, 1)) * settings.image.tokens
+    tokens = len(conditioning_frame_indices(settings.transformer, 1)) * settings.image.tokens
     return -(-settings.data.clips_per_sequence * tokens // 128) * 128
 
 
-def grey_but(frames: Mapping[int, np.ndarray], count: int) -> Iterator[np.ndarray]:
+def grey_except(frames: Mapping[int, np.ndarray], count: int) -> Iterator[np.ndarray]:
     """A video of `count` frames that is grey but for those given, for the autoencoder.
 
     Args:
@@ -38,7 +38,7 @@ def grey_but(frames: Mapping[int, np.ndarray], count: int) -> Iterator[np.ndarra
         yield frames[i].astype(np.float32) / 127.5 - 1 if i in frames else grey
 
 
-def with_mask(latents: np.ndarray, given: Collection[int], stride: int) -> np.ndarray:
+def add_mask_channels(latents: np.ndarray, given: Collection[int], stride: int) -> np.ndarray:
     """The condition channels: for each of a latent frame's frames whether it is given, then the latents.
 
     Args:
@@ -53,7 +53,7 @@ def with_mask(latents: np.ndarray, given: Collection[int], stride: int) -> np.nd
     return np.concatenate([np.broadcast_to(mask, (f, h, w, stride)).astype(latents.dtype), latents], axis=-1)
 
 
-def clip_images(frames: Sequence[np.ndarray], size: int) -> np.ndarray:
+def clip_preprocess(frames: Sequence[np.ndarray], size: int) -> np.ndarray:
     """Frames, [H, W, 3] uint8, as CLIP is shown them: the shorter side scaled to `size`, the middle of the longer
     cut out, normalised. Returns: [n, size, size, 3] float32.
     """

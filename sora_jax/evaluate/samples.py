@@ -18,7 +18,7 @@ from sora_jax.config.load import parse_size
 from sora_jax.config.schema import MeshSettings, SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
-from sora_jax.data.loader.mixture import Mix
+from sora_jax.data.loader.mixture import Mixture
 from sora_jax.data.prepare.captions import find_sources
 from sora_jax.data.prepare.decode import count_frames, probe, read_frames
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject
@@ -142,10 +142,10 @@ def _sampler(subject, seed):
     return make
 
 
-def records_of(subject: Subject, options: Options) -> Mix:
+def records_of(subject: Subject, options: Options) -> Mixture:
     """The data that a transformer is evaluated on."""
     data = subject.settings.data
-    return Mix(options.data or data.path, data.kind, where="--data")
+    return Mixture(options.data or data.path, data.kind, where="--data")
 
 
 def captions_of(subject: Subject, options: Options) -> list[str]:

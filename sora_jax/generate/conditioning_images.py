@@ -15,7 +15,7 @@ from sora_jax.config.schema import MeshSettings, SampleSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.patches import PatchBatch, patchify
-from sora_jax.data.conditioning_frames import clip_images, grey_but, with_mask
+from sora_jax.data.conditioning_frames import add_mask_channels, clip_preprocess, grey_except
 from sora_jax.interop.encoders import load_encoder
 from sora_jax.models.autoencoder.streaming import encode_stream
 from sora_jax.models.image_encoder import see
@@ -78,11 +78,11 @@ def give_images(generator, images: list[np.ndarray], frames: int) -> Given:
         return np.concatenate(list(encode_stream(generator.autoencoder_params, autoencoder, video)))
 
     at = dict(zip((0, frames - 1), images, strict=False))
-    condition = with_mask(encode(grey_but(at, frames)), at, autoencoder.temporal_stride)
+    condition = add_mask_channels(encode(grey_except(at, frames)), at, autoencoder.temporal_stride)
     if not settings.image_width:
         return Given(condition=condition)
     with jax.set_mesh(make_mesh(MeshSettings(), jax.local_devices()[:1])):
-        seen = see(load_encoder(of_images), of_images, clip_images(images, of_images.size))
+        seen = see(load_encoder(of_images), of_images, clip_preprocess(images, of_images.size))
     return Given(condition=condition, image=seen)
 
 

@@ -15,7 +15,7 @@ from sora_jax.config.load import parse_size
 from sora_jax.config.schema import LoraSettings, Settings
 from sora_jax.core.mesh import num_shards, spec
 from sora_jax.core.patches import PatchBatch, patch_grid
-from sora_jax.data.conditioning_frames import given_frames, image_room
+from sora_jax.data.conditioning_frames import conditioning_frame_indices, image_token_capacity
 from sora_jax.generate.pipeline import SOLVERS, latent_shape
 from sora_jax.generate.steps import begin, solver_step
 from sora_jax.interop.lpips import load_lpips
@@ -70,7 +70,7 @@ def sample(settings: Settings) -> Program:
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     patch, made = settings.transformer.patch, settings.sample
     N = math.prod(patch_grid(latent_shape(settings, made), patch))
-    I = len(given_frames(settings.transformer, 1)) * settings.image.tokens
+    I = len(conditioning_frame_indices(settings.transformer, 1)) * settings.image.tokens
     batch = _rows(settings, rows, N, 2 * rows, text.max_tokens, I, jnp.float32, "batch")
     params = abstract_on_mesh(abstract_model(settings))
     solver, number = SOLVERS[made.solver], jax.ShapeDtypeStruct((), jnp.int32)
@@ -160,7 +160,7 @@ def abstract_batch(settings: Settings):
     if settings.objective == "autoencoder":
         H, W = parse_size(data.crop_size, "config.data.crop_size")
         return typed((data.batch, data.crop_frames, H, W, 3), jnp.uint8, make_objective(settings).axes)
-    B, N, S, I = data.batch, data.sequence_length, data.text_length, image_room(settings)
+    B, N, S, I = data.batch, data.sequence_length, data.text_length, image_token_capacity(settings)
     axes = make_objective(settings).axes
     rows = _rows(settings, B, N, B, S, I, jnp.bfloat16, axes)
     if data.embeddings:

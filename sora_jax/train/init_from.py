@@ -17,20 +17,20 @@ from sora_jax.checkpoint.reader import (
 )
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
-from sora_jax.data.loader.mixture import Mix
+from sora_jax.data.loader.mixture import Mixture
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.train.state import TrainState
 
 MEASURED = ("latent_mean", "latent_std")  # of an autoencoder, after its training
 
 
-def autoencoder_of(settings: Settings, records: Mix) -> pathlib.Path:
+def autoencoder_of(settings: Settings, records: Mixture) -> pathlib.Path:
     """The folder of the autoencoder that makes a transformer's latents: in the data, or named for the step."""
     folder = settings.data.autoencoder
     return autoencoder_folder(folder) if folder else records.autoencoder
 
 
-def check_pretrained(settings: Settings, records: Mix):
+def check_pretrained(settings: Settings, records: Mixture):
     """Raise InputError if `train.init_from` can't begin a run with these settings and data."""
     folder = pathlib.Path(settings.train.init_from)
     if settings.objective == "flow":

@@ -17,8 +17,8 @@ from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import axes_of, local_rows, make_mesh, num_shards
 from sora_jax.core.storage import atomic_write, copy_files, digest
-from sora_jax.data.loader.mixture import Mix
-from sora_jax.data.loader.stream import train_crops, train_rows
+from sora_jax.data.loader.mixture import Mixture
+from sora_jax.data.loader.stream import train_crops, train_sequences
 from sora_jax.train.autoencoder_statistics import export_autoencoder
 from sora_jax.train.init_from import autoencoder_of, begin_with, check_pretrained
 from sora_jax.train.monitoring.loss_monitor import Guard
@@ -30,7 +30,7 @@ from sora_jax.train.state import TrainState, abstract_state, init_state
 from sora_jax.train.step import make_step
 
 SPLIT = {"heads": "heads_all", "width": "embed", "mlp": "mlp"}  # what of a model lies over which chips
-STREAMS = {"flow": train_rows, "autoencoder": train_crops}
+STREAMS = {"flow": train_sequences, "autoencoder": train_crops}
 
 
 def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Console) -> TrainState:
@@ -163,14 +163,14 @@ def check_batch(settings: Settings, mesh: jax.sharding.Mesh):
             raise InputError(message)
 
 
-def open_records(settings: Settings) -> Mix:
+def open_records(settings: Settings) -> Mixture:
     """The data that a run trains on.
 
     Raises: InputError if latents are not, or will not be, of the autoencoder that the settings describe.
     """
     if settings.objective == "autoencoder":
-        return Mix(settings.data.path, "pixels")
-    records = Mix(settings.data.path, settings.data.kind)
+        return Mixture(settings.data.path, "pixels")
+    records = Mixture(settings.data.path, settings.data.kind)
     folder = autoencoder_of(settings, records)
     made_by = load_settings(folder, AutoencoderSettings)
     for key in ("latent_channels", "temporal_stride", "spatial_stride"):
@@ -193,7 +193,7 @@ def check_same(workdir: pathlib.Path, autoencoder: pathlib.Path):
         )
 
 
-def start_workdir(workdir: pathlib.Path, records: Mix, settings: Settings):
+def start_workdir(workdir: pathlib.Path, records: Mixture, settings: Settings):
     """Lay down what makes a workdir self-contained: settings, and for latents their autoencoder and tokenizer."""
     with atomic_write(workdir / "settings.json") as temporary:
         temporary.write_text(to_json(settings))

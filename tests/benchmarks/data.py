@@ -29,7 +29,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from sora_jax.config.load import from_config
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.mesh import make_mesh, place
-from sora_jax.data.loader.stream import train_rows
+from sora_jax.data.loader.stream import train_sequences
 from sora_jax.data.records.records import Clip, finish, write_shard
 from sora_jax.data.tokenizer import train_tokenizer
 from sora_jax.train.objectives.flow import make_objective
@@ -60,7 +60,7 @@ def write_latents(out: pathlib.Path, shape: tuple, count: int, settings):
 
 def measure(settings, batches: int):
     """(bytes a second raw, bytes a second in batches, patches a second), of each the median of some rounds."""
-    stream, data = train_rows(settings), settings.data
+    stream, data = train_sequences(settings), settings.data
     source = ArrayRecordDataSource(
         [str(path) for path in sorted(pathlib.Path(data.path).glob("*.array_record-*"))]
     )
@@ -106,7 +106,7 @@ def step_eats(settings) -> float:
             init_state(objective, optimizer, jax.random.key(0)),
             make_step(objective, optimizer, settings),
         )
-        batch = train_rows(settings).batch_at(0)
+        batch = train_sequences(settings).batch_at(0)
         units, _ = objective.work(batch)
         placed = place(batch, objective.axes)
         seconds = []

@@ -16,7 +16,7 @@ from sora_jax.cli.main import main
 from sora_jax.config.load import to_json
 from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
-from sora_jax.data.loader.stream import train_rows, validation_rows
+from sora_jax.data.loader.stream import train_sequences, validation_sequences
 from sora_jax.data.prepare.decode import probe
 from sora_jax.data.prepare.prepare import prepare
 from sora_jax.data.records.records import Records
@@ -118,7 +118,7 @@ def test_the_loss_is_that_of_the_encoder_in_the_step(home, one_device):
     losses = []
     for settings in kinds:
         objective = FlowObjective(settings)
-        frozen, stream, held_out = objective.frozen(), train_rows(settings), validation_rows(settings)
+        frozen, stream, held_out = objective.frozen(), train_sequences(settings), validation_sequences(settings)
         loss = jax.jit(objective.loss)
         for step, made in enumerate([stream.batch_at(0), stream.batch_at(1), held_out.batch_at(0)]):
             batch = tiny.on_mesh(made)
@@ -137,7 +137,7 @@ def test_captions_are_filled_up_and_dropped_as_tokens_are(home):
     settings = [tiny.change(kind, text={"padded": True}) for kind in (home.tokens(), home.settings)]
     dropped = 0
     for step in range(4):
-        tokens, embedded = (train_rows(kind).batch_at(step) for kind in settings)
+        tokens, embedded = (train_sequences(kind).batch_at(step) for kind in settings)
         np.testing.assert_array_equal(tokens.text_segment_ids, embedded.text_segment_ids)
         np.testing.assert_array_equal(tokens.text == PAD, ~embedded.text.any(axis=-1))
         lengths = (tokens.text != PAD).reshape(2, 3, -1).sum(axis=-1)
@@ -148,25 +148,25 @@ def test_captions_are_filled_up_and_dropped_as_tokens_are(home):
 def test_what_does_not_fit_is_told(home, tmp_path):
     settings, made = home.settings, home.made
     with pytest.raises(InputError, match=r"made with another tokens .8. than config.text says .6."):
-        train_rows(tiny.change(settings, text={"max_tokens": 6}))
+        train_sequences(tiny.change(settings, text={"max_tokens": 6}))
     with pytest.raises(InputError, match=r"config.data.embeddings: of an encoder that stays as it is"):
         tiny.change(settings, text={"weights": ""})
     with pytest.raises(InputError, match="name its tokenizer with --tokenizer"):
         prepare(settings, home.folder / "world", tmp_path / "a", text_encoder=made["text_encoder"])
     with pytest.raises(InputError, match=r"made with another width .16. than config.text says .32."):
-        train_rows(tiny.change(settings, text={"width": 32}, transformer={"text_width": 32}))
+        train_sequences(tiny.change(settings, text={"width": 32}, transformer={"text_width": 32}))
     with pytest.raises(InputError, match="would train a text encoder of its own; set it, and"):
-        train_rows(tiny.change(home.tokens(), text={"weights": ""}))
+        train_sequences(tiny.change(home.tokens(), text={"weights": ""}))
     other = tmp_path / "other"
     write_component(other, text_table(settings.text), TextEncoder, settings.text, {}, scale=0.5)
     with pytest.raises(InputError, match="made with another text encoder"):
-        train_rows(tiny.change(settings, text={"weights": str(other)}))
+        train_sequences(tiny.change(settings, text={"weights": str(other)}))
     with pytest.raises(InputError, match="made of other text encoder"):
         prepare(settings, home.folder / "world", home.folder / "data", **made | {"text_encoder": other})
     plain = tmp_path / "c"
     prepare(settings, home.folder / "world", plain, **{k: v for k, v in made.items() if k != "text_encoder"})
     with pytest.raises(InputError, match="holds none; run `prepare` with --text-encoder=FOLDER"):
-        train_rows(tiny.change(settings, data={"path": str(plain)}))
+        train_sequences(tiny.change(settings, data={"path": str(plain)}))
 
 
 @pytest.mark.slow

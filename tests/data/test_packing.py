@@ -20,7 +20,7 @@ def some_clips(count, seed=0):
 def test_every_clip_comes_once_in_each_epoch():
     patches, tokens = some_clips(3000)
     plan = PackPlan(patches, tokens, sequence_length=4096, text_length=512, clips_per_sequence=12)
-    assert plan.rows_an_epoch == plan.rows
+    assert plan.sequences_per_epoch == plan.rows
     counts = collections.Counter(slot.clip for i in range(plan.rows) for slot in plan[i])
     assert counts == dict.fromkeys(range(3000), 1)
 

@@ -23,10 +23,10 @@ from sora_jax.config.schema import (
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.data.loader.packing import PackPlan
-from sora_jax.data.loader.stream import train_crops, train_rows
+from sora_jax.data.loader.stream import train_crops, train_sequences
 from sora_jax.data.prepare.cut import check_cuts, cut_lengths, fit_size
 from sora_jax.data.prepare.decode import probe, read_clip
-from sora_jax.data.prepare.encode import Encoder
+from sora_jax.data.prepare.encode import ClipEncoder
 from sora_jax.data.prepare.prepare import prepare
 from sora_jax.data.records.records import Records
 from sora_jax.data.tokenizer import Tokenizer
@@ -162,7 +162,7 @@ def test_latents_are_the_encoded_clips(world, autoencoder, tmp_path):
     report = prepare(settings, world, tmp_path / "d", autoencoder=autoencoder.parent)
     records = Records(tmp_path / "d", "latents")
     assert report.clips == records.about["clips"]
-    encoder = Encoder(records.autoencoder, settings)
+    encoder = ClipEncoder(records.autoencoder, settings)
     assert encoder.digest == records.about["request"]["autoencoder"]
     shapes = set()
     with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):
@@ -191,7 +191,7 @@ def test_training_streams_read_what_was_prepared(world, autoencoder, tmp_path):
     settings = settings_of(
         sizes=("32x32",), frames=(17, 1), sequence_length=2400, crop_frames=17, crop_size="32x32", validation=0.2
     )
-    for kind, open_stream in [("pixels", train_crops), ("latents", train_rows)]:
+    for kind, open_stream in [("pixels", train_crops), ("latents", train_sequences)]:
         out = tmp_path / kind
         prepare(settings, world, out, autoencoder=autoencoder if kind == "latents" else None)
         stream = open_stream(dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=str(out))))

@@ -21,7 +21,7 @@ from sora_jax.config.schema import (
 )
 from sora_jax.core.errors import InputError
 from sora_jax.core.patches import unpatchify
-from sora_jax.data.loader.stream import train_crops, train_rows, validation_crops, validation_rows
+from sora_jax.data.loader.stream import train_crops, train_sequences, validation_crops, validation_sequences
 from sora_jax.data.records.records import Clip, Records, finish, write_shard
 from sora_jax.data.tokenizer import EOS, Tokenizer, train_tokenizer
 
@@ -122,7 +122,7 @@ def take(stream, count, start=0):
         return [next(batches) for _ in range(count)]
 
 
-STREAMS = [(train_rows, "latents"), (train_crops, "pixels")]
+STREAMS = [(train_sequences, "latents"), (train_crops, "pixels")]
 
 
 @pytest.mark.parametrize(("open_stream", "kind"), STREAMS)
@@ -139,7 +139,7 @@ def test_a_batch_is_a_function_of_seed_and_step(data_sets, open_stream, kind):
 
 
 @pytest.mark.parametrize(
-    ("open_stream", "kind"), [*STREAMS, (validation_rows, "latents"), (validation_crops, "pixels")]
+    ("open_stream", "kind"), [*STREAMS, (validation_sequences, "latents"), (validation_crops, "pixels")]
 )
 @pytest.mark.parametrize("parts", [([0, 1], [2, 3]), ([0], [1], [2], [3]), ([0, 2], [1, 3]), ([1, 2, 3], [0, 3])])
 def test_processes_make_their_rows_of_the_global_batch(data_sets, open_stream, kind, parts):
@@ -156,8 +156,8 @@ def test_processes_make_their_rows_of_the_global_batch(data_sets, open_stream, k
 def test_masks_and_echoes_are_those_of_the_row_and_of_training_alone(data_sets):
     masks = MaskSettings(first_frame=1, prefix_suffix=1, inpaint=1, forcing=0.5, times_per_sequence=8)
     settings = settings_of(data_sets, "latents", masks=masks, flow=FlowSettings(ghosts=0.5))
-    whole, plain = train_rows(settings), train_rows(settings_of(data_sets, "latents"))
-    halves = [train_rows(settings, rows=rows) for rows in ([0, 1], [2, 3])]
+    whole, plain = train_sequences(settings), train_sequences(settings_of(data_sets, "latents"))
+    halves = [train_sequences(settings, rows=rows) for rows in ([0, 1], [2, 3])]
     for step in range(4):
         batch = whole.batch_at(step)
         for name in ("conditioning_mask", "time_index", "ghosts"):
@@ -169,18 +169,18 @@ def test_masks_and_echoes_are_those_of_the_row_and_of_training_alone(data_sets):
             conditioning_mask=np.zeros_like(batch.conditioning_mask), time_index=None, ghosts=None
         )
         assert_same(bare, plain.batch_at(step))
-    held_out = validation_rows(settings).batch_at(0)
+    held_out = validation_sequences(settings).batch_at(0)
     assert not held_out.conditioning_mask.any() and held_out.time_index is None and held_out.ghosts is None
     masks = dataclasses.replace(masks, times_per_sequence=4)
     with pytest.raises(InputError, match="times_per_sequence: 4, but the longest clip has 5 frames of patches"):
-        train_rows(settings_of(data_sets, "latents", masks=masks))
+        train_sequences(settings_of(data_sets, "latents", masks=masks))
 
 
 def test_rows_hold_the_clips_and_captions_of_the_records(data_sets):
     settings = settings_of(data_sets, "latents")
     tokenizer = Tokenizer(data_sets / "latents/tokenizer.model")
     seen, dropped = collections.Counter(), 0
-    for batch in take(train_rows(settings), 20):
+    for batch in take(train_sequences(settings), 20):
         assert not batch.conditioning_mask.any()
         assert batch.patches.dtype == ml_dtypes.bfloat16
         assert batch.text.max() < 600
@@ -210,7 +210,7 @@ def test_rows_hold_the_clips_and_captions_of_the_records(data_sets):
 
 
 def test_only_the_records_of_its_own_rows_are_read(data_sets, monkeypatch):
-    stream = train_rows(settings_of(data_sets, "latents"), rows=[2])
+    stream = train_sequences(settings_of(data_sets, "latents"), rows=[2])
     read, read_all = [], Records.read_all
     monkeypatch.setattr(Records, "read_all", lambda self, *which: read.append(which) or read_all(self, *which))
     batch = stream.batch_at(3)
@@ -221,14 +221,14 @@ def test_only_the_records_of_its_own_rows_are_read(data_sets, monkeypatch):
 
 
 def test_the_fill_is_what_the_rows_show(data_sets):
-    stream = train_rows(settings_of(data_sets, "latents"))
+    stream = train_sequences(settings_of(data_sets, "latents"))
     shown = np.mean([(batch.segment_ids > 0).mean() for batch in take(stream, 60)])
     assert stream.fill == pytest.approx(shown, abs=0.02)
     assert stream.fill > 0.8
 
 
 def test_validation_rows_come_once_without_dropout_and_end(data_sets):
-    stream = validation_rows(settings_of(data_sets, "latents"))
+    stream = validation_sequences(settings_of(data_sets, "latents"))
     tokenizer = Tokenizer(data_sets / "latents/tokenizer.model")
     with contextlib.closing(stream.iterate()) as batches:
         batches = list(batches)
@@ -299,7 +299,7 @@ def test_validation_crops_are_the_middle_and_fill_the_last_batch(data_sets):
 
 
 def test_threads_end_with_the_iterator(data_sets):
-    stream = train_rows(settings_of(data_sets, "latents"))
+    stream = train_sequences(settings_of(data_sets, "latents"))
     take(stream, 2)
     before = threading.active_count()
     for start in range(5):
@@ -319,7 +319,7 @@ def test_a_damaged_record_stops_the_run_with_its_shard(data_sets, tmp_path):
     data[place : place + 64] = bytes(64)
     shard.write_bytes(data)
     with pytest.raises(InputError) as error:
-        take(train_rows(settings_of(tmp_path, "latents")), 6)
+        take(train_sequences(settings_of(tmp_path, "latents")), 6)
     text = str(error.value)
     assert f"{shard}: record 3 can't be read, Corrupted" in text
     assert f"`sora-jax data verify --data={tmp_path / 'latents'}` tells all that is broken" in text
@@ -334,23 +334,23 @@ def test_bad_settings_are_told(data_sets):
         ({"crop_frames": 8}, "pixels", r"8 must be 4 n \+ 1"),
         ({"crop_size": "128x128"}, "pixels", "none of 40 clips in the train split has 9 frames of 128x128"),
     ]:
-        open_stream = train_rows if kind == "latents" else train_crops
+        open_stream = train_sequences if kind == "latents" else train_crops
         with pytest.raises(InputError, match=reason):
             open_stream(settings_of(data_sets, kind, **changes))
     small = dataclasses.replace(
         settings_of(data_sets, "latents"), text=TextSettings(vocabulary=300, max_tokens=16)
     )
     with pytest.raises(InputError, match="vocabulary: 300 is less than the"):
-        train_rows(small)
+        train_sequences(small)
     other = Settings(data=settings_of(data_sets, "latents").data)
     with pytest.raises(InputError, match=r"transformer.channels: 16, but the latents of .* have 4"):
-        train_rows(dataclasses.replace(other, text=TextSettings(vocabulary=600)))
+        train_sequences(dataclasses.replace(other, text=TextSettings(vocabulary=600)))
 
 
 def test_captions_longer_than_the_limit_are_cut_with_a_note(data_sets):
     settings = settings_of(data_sets, "latents")
     settings = dataclasses.replace(settings, text=TextSettings(vocabulary=600, max_tokens=3))
-    stream = train_rows(settings)
+    stream = train_sequences(settings)
     assert stream.notes == ("40 captions of the train split are cut to 3 tokens",)
     batch = stream.batch_at(0)
     lengths = [np.sum(row == s) for row in batch.text_segment_ids for s in range(1, row.max() + 1)]
@@ -388,21 +388,21 @@ def test_a_mix_is_of_one_autoencoder_and_one_tokenizer(data_sets, tmp_path):
     sums = tmp_path / "latents/SHA256SUMS"
     lines = sums.read_text().splitlines()
     settings = settings_of(data_sets, "latents", path=f"{data_sets / 'latents'},{tmp_path / 'latents'}")
-    assert train_rows(settings).clips == 44
+    assert train_sequences(settings).clips == 44
     sums.write_text(
         "\n".join([*(line for line in lines if "tokenizer" not in line), f"{0:064x}  tokenizer.model"])
     )
     with pytest.raises(
         InputError, match=r"another tokenizer.model than .*; prepare it with --tokenizer=.*/tokenizer"
     ):
-        train_rows(settings)
+        train_sequences(settings)
     sums.write_text("\n".join([*lines, f"{0:064x}  autoencoder/model.safetensors"]))
     with pytest.raises(InputError, match=r"another autoencoder than .*; prepare it with --autoencoder="):
-        train_rows(settings)
+        train_sequences(settings)
     for path, reason in (
         ("a:3,a:1", "a is named twice"),
         ("a:0,b", "a:0: a weight above 0"),
         ("a:2,b:1", "no folder a"),
     ):
         with pytest.raises(InputError, match=reason):
-            train_rows(settings_of(data_sets, "latents", path=path))
+            train_sequences(settings_of(data_sets, "latents", path=path))

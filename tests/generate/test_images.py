@@ -12,7 +12,12 @@ from wan_published import write_published
 
 from sora_jax.cli.main import main
 from sora_jax.config.schema import SampleSettings, TransformerSettings
-from sora_jax.data.conditioning_frames import clip_images, given_frames, grey_but, with_mask
+from sora_jax.data.conditioning_frames import (
+    add_mask_channels,
+    clip_preprocess,
+    conditioning_frame_indices,
+    grey_except,
+)
 from sora_jax.data.prepare.decode import probe
 from sora_jax.generate.pipeline import load_generator, sample_latents
 from sora_jax.generate.tasks import animate
@@ -117,7 +122,7 @@ def test_weights_and_index_come_out_as_they_went_in(home):
 
 def test_the_mask_says_of_each_frame_whether_it_is_given():
     latents = np.ones((3, 1, 2, 5), np.float32)
-    made = with_mask(latents, (0, 8), 4)
+    made = add_mask_channels(latents, (0, 8), 4)
     assert made.shape == (3, 1, 2, 9)
     # The first latent frame holds one frame, which counts four times.
     assert made[:, 0, 0, :4].tolist() == [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]]
@@ -126,17 +131,17 @@ def test_the_mask_says_of_each_frame_whether_it_is_given():
 
 def test_frames_that_are_not_given_are_grey():
     white = np.full((2, 2, 3), 255, np.uint8)
-    frames = list(grey_but({0: white, 2: white}, 3))
+    frames = list(grey_except({0: white, 2: white}, 3))
     assert [frame.mean() for frame in frames] == [1, 0, 1]
 
 
 @pytest.mark.parametrize("positions, frames", [(0, (0,)), (514, (0, 16))])
 def test_a_model_learns_to_be_given_the_frames_that_it_has_positions_for(positions, frames):
-    assert given_frames(TransformerSettings(image_positions=positions), 17) == frames
+    assert conditioning_frame_indices(TransformerSettings(image_positions=positions), 17) == frames
 
 
 def test_an_image_encoder_is_shown_the_middle_square():
     picture = np.zeros((30, 90, 3), np.uint8)
     picture[:, 30:60] = 255
-    square = clip_images([picture], IMAGE.size)[0]
+    square = clip_preprocess([picture], IMAGE.size)[0]
     assert square.shape == (IMAGE.size, IMAGE.size, 3) and square[:, 2:-2].min() > 1.5

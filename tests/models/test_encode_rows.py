@@ -19,8 +19,8 @@ from sora_jax.config.load import to_json
 from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
 from sora_jax.data.loader.conditioning_masks import draw_conditioning_masks
-from sora_jax.data.loader.sequences import Rows
-from sora_jax.data.loader.stream import plan_rows, train_rows, validation_rows
+from sora_jax.data.loader.sequences import PackedSequences
+from sora_jax.data.loader.stream import plan_sequences, train_sequences, validation_sequences
 from sora_jax.data.prepare.prepare import prepare
 from sora_jax.data.records.records import Records
 from sora_jax.models.autoencoder.model import Autoencoder
@@ -89,7 +89,7 @@ def shape_of(batch):
 
 
 def test_each_batch_has_clips_of_one_shape_as_often_as_there_are_such_clips(home):
-    stream, clips = train_rows(home.settings), Records(home.folder / "pixels", "pixels").clips("train")
+    stream, clips = train_sequences(home.settings), Records(home.folder / "pixels", "pixels").clips("train")
     count = 2048  # batches, over which the shares are exact
     there, come = collections.Counter(clip.shape[:3] for clip in clips), collections.Counter()
     batches = [stream.batch_at(step) for step in range(40)]
@@ -109,9 +109,9 @@ def test_each_batch_has_clips_of_one_shape_as_often_as_there_are_such_clips(home
 
 
 def test_processes_make_their_rows_and_a_later_start_goes_on(home):
-    stream = train_rows(home.settings)
-    halves = [train_rows(home.settings, rows=rows) for rows in ([0, 1], [2, 3])]
-    held = [validation_rows(home.settings, rows=rows) for rows in (None, [0, 1], [2, 3])]
+    stream = train_sequences(home.settings)
+    halves = [train_sequences(home.settings, rows=rows) for rows in ([0, 1], [2, 3])]
+    held = [validation_sequences(home.settings, rows=rows) for rows in (None, [0, 1], [2, 3])]
     for step in range(6):
         jax.tree.map(
             lambda whole, *parts: np.testing.assert_array_equal(whole, np.concatenate(parts)),
@@ -128,17 +128,17 @@ def test_processes_make_their_rows_and_a_later_start_goes_on(home):
 def test_what_does_not_fit_is_told(home, tmp_path):
     settings = home.settings
     with pytest.raises(InputError, match="10 of 20 clips, one of 5 frames of 12x8, are no whole patches of 8x8"):
-        train_rows(tiny.change(settings, transformer={"patch": (1, 4, 4)}))
+        train_sequences(tiny.change(settings, transformer={"patch": (1, 4, 4)}))
     with pytest.raises(InputError, match="echoes: are made of latents; `prepare` with --autoencoder"):
-        train_rows(tiny.change(settings, flow={"ghosts": 0.5}))
+        train_sequences(tiny.change(settings, flow={"ghosts": 0.5}))
     with pytest.raises(InputError, match="latents are written, or made in the step; give one"):
         prepare(settings, home.folder / "world", tmp_path, autoencoder=home.folder / "coder")
     with pytest.raises(InputError, match="an image-to-video model is given what `prepare` encodes"):
         tiny.change(settings, transformer={"condition_channels": 6})
     with pytest.raises(InputError, match="holds pixels, not latents"):
-        train_rows(tiny.change(settings, data={"autoencoder": ""}))
+        train_sequences(tiny.change(settings, data={"autoencoder": ""}))
     with pytest.raises(InputError, match="sequence_length: 40 patches are too few for 5 of 20 clips"):
-        train_rows(tiny.change(settings, data={"sequence_length": 40}))
+        train_sequences(tiny.change(settings, data={"sequence_length": 40}))
 
 
 def test_a_new_shape_is_a_start_to_who_watches(home, tmp_path, monkeypatch):
@@ -169,8 +169,8 @@ def updates(settings, batches, mesh):
 @pytest.mark.slow
 def test_training_on_the_fly_equals_training_on_prepared_latents(home):
     kinds = home.settings, home.latents()
-    rows = [Rows(settings, "train") for settings in kinds]
-    plan, batches = plan_rows(rows[0], home.settings), []
+    rows = [PackedSequences(settings, "train") for settings in kinds]
+    plan, batches = plan_sequences(rows[0], home.settings), []
     grids = [rows[0].grids[plan[4 * step][0].clip] for step in range(40)]  # of each batch's clips
     encode = jax.jit(encode_rows, static_argnums=(0, 3))
     for step in (grids.index((3, 2, 3)), grids.index((3, 4, 4))):

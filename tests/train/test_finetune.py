@@ -11,7 +11,7 @@ from sora_jax.checkpoint.reader import load_meta
 from sora_jax.cli.main import main
 from sora_jax.config.load import from_dict
 from sora_jax.config.schema import Settings
-from sora_jax.data.loader.stream import train_rows
+from sora_jax.data.loader.stream import train_sequences
 from sora_jax.data.prepare.decode import probe
 from sora_jax.data.tokenizer import train_tokenizer
 
@@ -109,7 +109,7 @@ def first_row(home):
         "clips_per_sequence": 2,
         "batch": 1,
     }
-    return train_rows(change(from_dict(Settings, config, "settings"), data=data)).batch_at(0)
+    return train_sequences(change(from_dict(Settings, config, "settings"), data=data)).batch_at(0)
 
 
 def test_adapters_begin_at_the_imported_weights(home):

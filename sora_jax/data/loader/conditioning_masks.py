@@ -20,7 +20,7 @@ from sora_jax.core.patches import PatchBatch, clip_slices
 _SIDES = (0.25, 0.75)
 # Sets the draws of masks apart from others of the same seed.
 _STREAM = 5
-# Rows whose kinds of masks are drawn at once.
+# PackedSequences whose kinds of masks are drawn at once.
 _BLOCK = 1024
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from sora_jax.config.load import parse_size
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
-from sora_jax.data.loader.mixture import Mix
+from sora_jax.data.loader.mixture import Mixture
 
 
 class Crops:
@@ -15,7 +15,7 @@ class Crops:
 
     def __init__(self, settings: Settings, split: str):
         data, strides = settings.data, settings.autoencoder
-        self.records, self._split = Mix(data.path, "pixels"), split
+        self.records, self._split = Mixture(data.path, "pixels"), split
         size = parse_size(data.crop_size, "config.data.crop_size")
         if isinstance(size, int):
             raise InputError(f"config.data.crop_size: {data.crop_size!r} must be WIDTHxHEIGHT")

@@ -19,7 +19,7 @@ STRONGEST = 0.9
 _STREAM = 7
 
 
-def put_echoes(batch: PatchBatch, numbers: Sequence[int], settings: Settings) -> PatchBatch:
+def add_ghosts(batch: PatchBatch, numbers: Sequence[int], settings: Settings) -> PatchBatch:
     """The batch (numpy) with echoes of its clips, a function of (seed, number of the row, clip in the row).
 
     Args:
@@ -38,13 +38,13 @@ def put_echoes(batch: PatchBatch, numbers: Sequence[int], settings: Settings) ->
                 grid = tuple((batch.positions[b, mine][-1] + 1).tolist())
                 patches = batch.patches[b, mine].astype(np.float32)
                 latents = unpatchify(patches, grid, settings.transformer.patch)
-                echo = STRONGEST * strength * echo_of(latents, moved)
+                echo = STRONGEST * strength * ghost_of(latents, moved)
                 ghosts[b, mine] = patchify(echo, settings.transformer.patch)
     ghosts[batch.conditioning_mask] = 0
     return batch.replace(ghosts=ghosts)
 
 
-def echo_of(latents: np.ndarray, moved: float) -> np.ndarray:
+def ghost_of(latents: np.ndarray, moved: float) -> np.ndarray:
     """What stands out from the ground of latents [F, H, W, C], elsewhere: at one other place in all frames.
 
     The ground of each row of the picture is the median over its columns, so that it may change from top to bottom.

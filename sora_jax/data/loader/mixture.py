@@ -42,7 +42,7 @@ def parse_path(path: str, where: str = "config.data.path") -> list[tuple[str, fl
     return named
 
 
-class Mix:
+class Mixture:
     """Finished data sets, for reading as if they were one: the clips of the first come first.
 
     Args:
@@ -117,7 +117,7 @@ class Mix:
         return self.sets[number].read_all(split, index - first[number])
 
 
-class Draws:
+class ClipOrder:
     """Which clip comes when, for ever, in blocks that are a function of (seed, their number).
 
     Each data set runs through epochs of its own, shuffled anew each time; how many clips of a block are of which

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from sora_jax.core.errors import InputError
-from sora_jax.data.loader.mixture import Draws
+from sora_jax.data.loader.mixture import ClipOrder
 
-# Rows that wait for a clip that fits: more fill better and cost more time (docs/data.md has the measurement).
+# Open sequences that wait for a clip that fits: more fill better and take longer.
 _OPEN_ROWS = 64
 
 
@@ -26,7 +26,7 @@ class Slot:
 
 
 class PackPlan:
-    """Which clips lie in which row, for ever. One plan is made for each block of `Draws`.
+    """Which clips lie in which row, for ever. One plan is made for each block of `ClipOrder`.
 
     Args:
       patches: of each clip, [n].
@@ -46,7 +46,7 @@ class PackPlan:
         sequence_length: int,
         text_length: int,
         clips_per_sequence: int,
-        draws: Draws | None = None,
+        draws: ClipOrder | None = None,
         dropout: float = 0.0,
         seed: int = 0,
     ):
@@ -58,15 +58,15 @@ class PackPlan:
             self._tokens[i, : len(lengths)] = lengths
         self._room = np.array([sequence_length, text_length, clips_per_sequence])
         self._dropout, self._seed = dropout, seed
-        self._draws = draws or Draws([np.arange(len(tokens))], seed=seed)
+        self._draws = draws or ClipOrder([np.arange(len(tokens))], seed=seed)
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)  # threads read rows of two plans at a seam
         self.rows = len(self._plan(0))
         self.fill = sum(int(self._patches[slot.clip]) for row in self._plan(0) for slot in row)
         self.fill /= self.rows * sequence_length
 
     @property
-    def rows_an_epoch(self) -> float:
-        """Rows in which as many clips come as there are."""
+    def sequences_per_epoch(self) -> float:
+        """PackedSequences in which as many clips come as there are."""
         return self.rows * self._draws.count / self._draws.size
 
     def __getitem__(self, row: int) -> tuple[Slot, ...]:
@@ -89,7 +89,7 @@ class PackPlan:
 def pack_in_order(
     patches: np.ndarray, tokens: np.ndarray, *, sequence_length: int, text_length: int, clips_per_sequence: int
 ) -> list[list[int]]:
-    """Rows that hold every clip once, each with one caption of so many tokens: for validation.
+    """PackedSequences that hold every clip once, each with one caption of so many tokens: for validation.
 
     Raises: InputError if a clip or a caption is larger than a row.
     """
@@ -115,7 +115,7 @@ def check_room(patches: np.ndarray, tokens: Sequence[int], sequence_length: int,
 
 
 def first_fit(needs: np.ndarray, room: np.ndarray) -> list[list[int]]:
-    """Rows of items, each item in the first open row that has room for it; rows open up to a bound.
+    """PackedSequences of items, each item in the first open row that has room for it; rows open up to a bound.
 
     Args:
       needs: of each item, in any number of measures, [n, m] int.

@@ -11,8 +11,8 @@ from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.patches import PatchBatch, grid_positions, patch_grid, put_patches
 from sora_jax.core.storage import weights_digest
-from sora_jax.data.conditioning_frames import given_frames, image_room, with_mask
-from sora_jax.data.loader.mixture import Mix
+from sora_jax.data.conditioning_frames import add_mask_channels, conditioning_frame_indices, image_token_capacity
+from sora_jax.data.loader.mixture import Mixture
 from sora_jax.data.loader.packing import Slot
 from sora_jax.data.tokenizer import Tokenizer
 
@@ -24,7 +24,7 @@ def _positions(grid):
     return grid_positions(grid)
 
 
-class Rows:
+class PackedSequences:
     """Latents and captions of a split, assembled into rows; or pixels, of which the training step makes latents.
 
     patches: of each clip; tokens: of each caption of each clip; longest: frames of a grid of patches at most.
@@ -34,7 +34,7 @@ class Rows:
     def __init__(self, settings: Settings, split: str):
         data = settings.data
         self.kind = data.kind
-        self.records = Mix(data.path, self.kind)
+        self.records = Mixture(data.path, self.kind)
         self.records.check_same("tokenizer.model", "--tokenizer={}/tokenizer.model")
         self._split, self._data, self._patch = split, data, settings.transformer.patch
         self._tokenizer = Tokenizer(self.records.tokenizer)
@@ -65,7 +65,7 @@ class Rows:
                 f"have {channels}"
             )
         self._transformer = settings.transformer
-        self._stride, self._image_room = settings.autoencoder.temporal_stride, image_room(settings)
+        self._stride, self._image_room = settings.autoencoder.temporal_stride, image_token_capacity(settings)
         if self.kind == "latents":
             self._check_given(settings)
             shapes = [clip.shape[:3] for clip in self._clips]
@@ -138,7 +138,7 @@ class Rows:
     def _check_given(self, settings):
         """Raise InputError if the records lack what image-to-video is given."""
         held, transformer = self.records.read_all(self._split, 0), self._transformer
-        self._image_tokens = len(given_frames(transformer, 1)) * settings.image.tokens
+        self._image_tokens = len(conditioning_frame_indices(transformer, 1)) * settings.image.tokens
         for key, name, wanted in (
             ("condition_channels", "given", held["latents"].shape),
             ("image_width", "image", (self._image_tokens, transformer.image_width)),
@@ -219,8 +219,10 @@ class Rows:
                 else:
                     batch.pixels[b, segment - 1] = record["pixels"]
                 if batch.condition is not None:
-                    given = given_frames(transformer, (grid[0] * self._patch[0] - 1) * self._stride + 1)
-                    condition = with_mask(record["given"], given, self._stride)
+                    given = conditioning_frame_indices(
+                        transformer, (grid[0] * self._patch[0] - 1) * self._stride + 1
+                    )
+                    condition = add_mask_channels(record["given"], given, self._stride)
                     put_patches(batch.condition[b, here], condition, self._patch)
                 if batch.image is not None:
                     place = slice((segment - 1) * self._image_tokens, segment * self._image_tokens)

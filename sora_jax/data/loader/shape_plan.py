@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sora_jax.data.loader.mixture import Draws
+from sora_jax.data.loader.mixture import ClipOrder
 from sora_jax.data.loader.packing import Slot, check_room
 
 
@@ -12,14 +12,14 @@ class ShapePlan:
     """Which clips lie in which row, for ever; the rows of a batch hold clips of one shape, all equally many.
 
     Row i is a function of (seed, i). How often a shape comes follows from the share of the clips that have it, and
-    is exact over each block of `Draws`; the clips of a shape run through epochs of their own.
+    is exact over each block of `ClipOrder`; the clips of a shape run through epochs of their own.
 
     Args:
       patches: of each clip, [n].
       tokens: of each caption of each clip, its end token included, n tuples.
       alike: the clips of each shape, and how many of them a row holds.
       batch: rows of a batch.
-      sets, weights: as `Draws` takes them.
+      sets, weights: as `ClipOrder` takes them.
       sequence_length, text_length: what a row has room for.
       dropout: share of the captions dropped.
       seed: of all of it.
@@ -49,15 +49,15 @@ class ShapePlan:
         shares = np.array([[np.isin(s, clips).mean() for s in sets] for clips, _ in alike]) * weights
         of_batches = shares.sum(axis=1) / self._per_row
         of_batches /= of_batches.sum()
-        self._shapes = Draws([np.array([i]) for i in range(len(alike))], of_batches, seed=seed)
+        self._shapes = ClipOrder([np.array([i]) for i in range(len(alike))], of_batches, seed=seed)
         self._clips = [
-            Draws(
+            ClipOrder(
                 [s[np.isin(s, clips)] for s, share in zip(sets, of, strict=True) if share], of[of > 0], seed=seed
             )
             for (clips, _), of in zip(alike, shares, strict=True)
         ]
         mean = of_batches @ self._per_row
-        self.rows_an_epoch = len(patches) / mean
+        self.sequences_per_epoch = len(patches) / mean
         self.fill = float(of_batches @ [room * patches[clips[0]] for clips, room in alike]) / sequence_length
 
     def __getitem__(self, row: int) -> tuple[Slot, ...]:

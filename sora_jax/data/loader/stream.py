@@ -16,10 +16,10 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.patches import PatchBatch
 from sora_jax.data.loader.conditioning_masks import check_frame_times, draw_conditioning_masks
 from sora_jax.data.loader.crops import Crops
-from sora_jax.data.loader.ghosts import put_echoes
-from sora_jax.data.loader.mixture import Draws, Mix
+from sora_jax.data.loader.ghosts import add_ghosts
+from sora_jax.data.loader.mixture import ClipOrder, Mixture
 from sora_jax.data.loader.packing import PackPlan, Slot, pack_in_order
-from sora_jax.data.loader.sequences import Rows
+from sora_jax.data.loader.sequences import PackedSequences
 from sora_jax.data.loader.shape_plan import ShapePlan
 
 _FOREVER = sys.maxsize
@@ -33,7 +33,7 @@ class Stream:
     batches: how many there are; for training, without end.
     clips: how many clips take turns.
     fill: share of the rows' patches that are not padding; 1 for crops.
-    batches_an_epoch: how many let every clip come once.
+    batches_per_epoch: how many let every clip come once.
     notes: what a person should know, each one line.
     threads: that read ahead.
     sources_at: the sources of the clips in the whole batch of a step, over all hosts; of streams without end.
@@ -43,7 +43,7 @@ class Stream:
     batches: int
     clips: int
     fill: float
-    batches_an_epoch: float
+    batches_per_epoch: float
     notes: tuple[str, ...]
     threads: int
     sources_at: Callable[[int], list[str]] = lambda step: []
@@ -59,7 +59,7 @@ class Stream:
             iterator.close()
 
 
-def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
+def train_sequences(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
     """Packed rows of patches and captions for the transformer, shuffled, without end: PatchBatch of numpy arrays.
 
     Args:
@@ -69,26 +69,26 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
     Raises: InputError if there is no such data set, a clip or caption is larger than a row, or echoes are wanted
       of pixels.
     """
-    clips = Rows(settings, "train")
+    clips = PackedSequences(settings, "train")
     data = settings.data
     local = range(data.batch) if rows is None else rows
     check_frame_times(settings.masks, clips.longest)
     if settings.flow.ghosts and clips.kind == "pixels":
         raise InputError("config.flow.ghosts: are made of latents; `prepare` with --autoencoder, or set it to 0")
-    plan = plan_rows(clips, settings)
+    plan = plan_sequences(clips, settings)
 
     def batch_at(step):
         numbers = [step * data.batch + i for i in local]
         first = plan[step * data.batch][0].clip
         batch = draw_conditioning_masks(clips.assemble([plan[i] for i in numbers], first), numbers, settings)
-        return put_echoes(batch, numbers, settings)
+        return add_ghosts(batch, numbers, settings)
 
     return Stream(
         batch_at=batch_at,
         batches=_FOREVER,
         clips=len(clips.patches),
         fill=plan.fill,
-        batches_an_epoch=plan.rows_an_epoch / data.batch,
+        batches_per_epoch=plan.sequences_per_epoch / data.batch,
         notes=clips.notes,
         threads=data.threads,
         sources_at=lambda step: clips.sources(
@@ -97,7 +97,7 @@ def train_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stre
     )
 
 
-def plan_rows(clips: Rows, settings: Settings) -> PackPlan | ShapePlan:
+def plan_sequences(clips: PackedSequences, settings: Settings) -> PackPlan | ShapePlan:
     """Which clips lie in which row of training, for ever.
 
     Raises: InputError if a clip or caption is larger than a row.
@@ -111,7 +111,7 @@ def plan_rows(clips: Rows, settings: Settings) -> PackPlan | ShapePlan:
             clips.patches,
             clips.tokens,
             clips_per_sequence=data.clips_per_sequence,
-            draws=Draws(sets, clips.records.weights, seed=data.shuffle_seed),
+            draws=ClipOrder(sets, clips.records.weights, seed=data.shuffle_seed),
             **shared,
         )
     return ShapePlan(
@@ -125,12 +125,12 @@ def plan_rows(clips: Rows, settings: Settings) -> PackPlan | ShapePlan:
     )
 
 
-def validation_rows(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
+def validation_sequences(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
     """The held-out sources' clips, each once with its first caption, always in the same rows; ends.
 
-    The last batch is filled up with empty rows. Arguments and errors are those of `train_rows`.
+    The last batch is filled up with empty rows. Arguments and errors are those of `train_sequences`.
     """
-    clips = Rows(settings, "validation")
+    clips = PackedSequences(settings, "validation")
     data = settings.data
     local = range(data.batch) if rows is None else rows
     lengths = np.array([lengths[0] for lengths in clips.tokens])
@@ -151,7 +151,7 @@ def validation_rows(settings: Settings, *, rows: Sequence[int] | None = None) ->
         batches=batches,
         clips=len(clips.patches),
         fill=float(clips.patches.sum() / (sum(map(bool, held)) * data.sequence_length)),
-        batches_an_epoch=batches,
+        batches_per_epoch=batches,
         notes=clips.notes,
         threads=data.threads,
     )
@@ -173,7 +173,7 @@ def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Str
     local = range(data.batch) if rows is None else rows
 
     draws, pictures = (
-        Draws(sets_of(crops.records, used), crops.records.weights, seed=data.shuffle_seed)
+        ClipOrder(sets_of(crops.records, used), crops.records.weights, seed=data.shuffle_seed)
         for used in (crops.clips, crops.pictures)
     )
 
@@ -197,7 +197,7 @@ def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Str
         batches=_FOREVER,
         clips=len(crops.clips),
         fill=1.0,
-        batches_an_epoch=len(crops.clips) / data.batch,
+        batches_per_epoch=len(crops.clips) / data.batch,
         notes=crops.notes,
         threads=data.threads,
         sources_at=lambda step: crops.sources(clip for clip, _, _ in drawn_at(step, range(data.batch))),
@@ -222,13 +222,13 @@ def validation_crops(settings: Settings, *, rows: Sequence[int] | None = None) -
         batches=batches,
         clips=n,
         fill=1.0,
-        batches_an_epoch=batches,
+        batches_per_epoch=batches,
         notes=crops.notes,
         threads=data.threads,
     )
 
 
-def sets_of(records: Mix, used: np.ndarray) -> list[np.ndarray]:
+def sets_of(records: Mixture, used: np.ndarray) -> list[np.ndarray]:
     """The clips that are used for training, of each data set.
 
     Raises: InputError if a data set has none of them.

@@ -12,7 +12,7 @@ from sora_jax.checkpoint.model_folder import autoencoder_folder, load_model, mod
 from sora_jax.config.schema import AutoencoderSettings, MeshSettings, Settings, TextSettings
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.storage import weights_digest
-from sora_jax.data.conditioning_frames import clip_images, given_frames, grey_but
+from sora_jax.data.conditioning_frames import clip_preprocess, conditioning_frame_indices, grey_except
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.interop.encoders import load_encoder
 from sora_jax.models.autoencoder.model import Autoencoder
@@ -21,7 +21,7 @@ from sora_jax.models.image_encoder import see
 from sora_jax.models.text_encoder import embed
 
 
-class Encoder:
+class ClipEncoder:
     """Clips to what the records of a transformer hold, on one device: by an autoencoder's encoding half, and for
     image-to-video by an image encoder.
 
@@ -59,16 +59,16 @@ class Encoder:
         those of the given frames alone, and what the image encoder sees in them [I, E].
         """
         F = len(frames)
-        at = given_frames(self._transformer, F)
+        at = conditioning_frame_indices(self._transformer, F)
         videos, made = {"latents": frames}, {}
         if self._transformer.condition_channels:
-            videos["given"] = grey_but({i: frames[i] for i in at}, F)
+            videos["given"] = grey_except({i: frames[i] for i in at}, F)
         with jax.set_mesh(self._mesh):
             for name, video in videos.items():
                 pieces = encode_stream(self._params, self.settings, video, piece=self.PIECE)
                 made[name] = np.concatenate(list(pieces))
             if self._transformer.image_width:
-                images = clip_images([frames[i] for i in at], self._image.size)
+                images = clip_preprocess([frames[i] for i in at], self._image.size)
                 made["image"] = see(self._image_params, self._image, images)
         return {name: array.astype(ml_dtypes.bfloat16) for name, array in made.items()}
 

@@ -32,7 +32,7 @@ from sora_jax.core.storage import (
 )
 from sora_jax.data.prepare.captions import find_sources
 from sora_jax.data.prepare.cut import Cutter, check_cuts, one_ahead
-from sora_jax.data.prepare.encode import CaptionEncoder, Encoder
+from sora_jax.data.prepare.encode import CaptionEncoder, ClipEncoder
 from sora_jax.data.records.records import Clip, finish, write_shard
 from sora_jax.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -108,7 +108,7 @@ def prepare(
         raise InputError(
             "--autoencoder and config.data.autoencoder: latents are written, or made in the step; give one of them"
         )
-    encoder = None if autoencoder is None else Encoder(autoencoder, settings)
+    encoder = None if autoencoder is None else ClipEncoder(autoencoder, settings)
     speaker = None if text_encoder is None else CaptionEncoder(text_encoder, settings.text)
     geometry = _geometry(settings, encoder)
     check_cuts(data.sizes, data.frames, **geometry)

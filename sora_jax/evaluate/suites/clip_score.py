@@ -16,7 +16,7 @@ from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.progress import progress_bar
-from sora_jax.data.conditioning_frames import clip_images
+from sora_jax.data.conditioning_frames import clip_preprocess
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video
 from sora_jax.evaluate.samples import captions_of, cells, make_samples, take
 from sora_jax.interop.metric_backbones import load_clip
@@ -64,7 +64,7 @@ def clip_score(settings: ClipSettings, params: dict, tokens: Sequence[int], vide
     padded[0, : len(tokens)] = tokens
     text = read(settings, params, padded, np.array([len(tokens) - 1], np.int32))
     chosen = np.linspace(0, len(video) - 1, FRAMES).astype(int)  # the same number always: one program
-    images = see(settings, params, clip_images(list(video[chosen]), settings.image.size))
+    images = see(settings, params, clip_preprocess(list(video[chosen]), settings.image.size))
     return float(100 * jnp.mean(jnp.maximum(images @ text[0], 0)))
 
 

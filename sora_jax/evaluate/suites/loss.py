@@ -19,8 +19,8 @@ from sora_jax.core.mesh import local_rows, place, spec
 from sora_jax.core.patches import PatchBatch
 from sora_jax.core.progress import progress_bar
 from sora_jax.data.loader.conditioning_masks import conditioning_tasks, draw_conditioning_masks, drawn_kind
-from sora_jax.data.loader.mixture import Mix
-from sora_jax.data.loader.stream import validation_rows
+from sora_jax.data.loader.mixture import Mixture
+from sora_jax.data.loader.stream import validation_sequences
 from sora_jax.diffusion.flow import flow_errors
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, side_by_side, terminal_table
 from sora_jax.models.autoencoder.model import Autoencoder
@@ -156,14 +156,14 @@ def clip_kinds(settings: Settings, segment_ids: np.ndarray, positions: np.ndarra
 
 def _check(subject: Subject, options: Options):
     data = subject.settings.data
-    Mix(options.data or data.path, data.kind, where="--data" if options.data else "data.path")
+    Mixture(options.data or data.path, data.kind, where="--data" if options.data else "data.path")
 
 
 def _measure(subject: Subject, options: Options, console) -> dict:
     settings = subject.settings
     data = options.data or settings.data.path
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=data))
-    stream = validation_rows(settings, rows=local_rows(jax.sharding.get_mesh(), settings.data.batch))
+    stream = validation_sequences(settings, rows=local_rows(jax.sharding.get_mesh(), settings.data.batch))
     params = restore_model(subject.folder, subject.step, settings, text=not settings.data.embeddings)
     with progress_bar(console) as bar:
         task = bar.add_task("validation loss", total=stream.batches * len(TIMES), numbers="")

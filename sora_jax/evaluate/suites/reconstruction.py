@@ -11,7 +11,7 @@ from sora_jax.checkpoint.model_folder import load_model
 from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
-from sora_jax.data.loader.mixture import Mix
+from sora_jax.data.loader.mixture import Mixture
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, terminal_table
 from sora_jax.evaluate.metrics.image_quality import SCALE_WEIGHTS, WINDOW, ms_ssim, psnr, ssim
 from sora_jax.interop.lpips import load_lpips
@@ -57,7 +57,7 @@ def _lpips(params, a, b):
 
 
 def _check(subject: Subject, options: Options):
-    Mix(options.data or subject.settings.data.path, "pixels", where="--data" if options.data else "data.path")
+    Mixture(options.data or subject.settings.data.path, "pixels", where="--data" if options.data else "data.path")
     if not (subject.workdir / "autoencoder").is_dir():
         raise InputError(f"{subject.workdir}: its training has not ended: no folder `autoencoder` in it yet")
     if options.lpips:
@@ -66,7 +66,7 @@ def _check(subject: Subject, options: Options):
 
 def _measure(subject: Subject, options: Options, console) -> dict:
     data = options.data or subject.settings.data.path
-    records = Mix(data, "pixels")
+    records = Mixture(data, "pixels")
     split = "validation" if sum(records.counts("validation")) else "train"
     clips = records.clips(split)
     settings, params = load_model(subject.workdir / "autoencoder", Autoencoder, AutoencoderSettings)

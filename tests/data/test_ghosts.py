@@ -8,7 +8,7 @@ import tiny
 
 from sora_jax.core.patches import unpatchify
 from sora_jax.data.loader.conditioning_masks import draw_conditioning_masks
-from sora_jax.data.loader.ghosts import STRONGEST, echo_of, put_echoes
+from sora_jax.data.loader.ghosts import STRONGEST, add_ghosts, ghost_of
 from sora_jax.diffusion.flow import flow_errors
 from sora_jax.plan.programs import abstract_batch
 from sora_jax.train.objectives.flow import make_objective
@@ -25,7 +25,7 @@ def test_an_echo_is_what_stands_out_from_the_ground_at_one_other_place():
     latents[2, 1, 3] += 7
     places = set()
     for moved in np.linspace(0, 1, 200, endpoint=False):
-        echo = echo_of(latents, moved)
+        echo = ghost_of(latents, moved)
         rows, columns = np.nonzero(echo[0, :, :, 0])
         down, across = rows[0] - 1, columns[0] - 2
         places.add((down % 4, across % 6))
@@ -38,10 +38,10 @@ def test_an_echo_is_what_stands_out_from_the_ground_at_one_other_place():
 
 def test_echoes_are_of_a_share_of_the_clips_and_of_nothing_else():
     batch = tiny.random_batch(0)
-    assert put_echoes(batch, range(8), tiny.SETTINGS) is batch
+    assert add_ghosts(batch, range(8), tiny.SETTINGS) is batch
     echoed = clips = 0
     for first in range(0, 400, 8):
-        ghosts = put_echoes(batch, range(first, first + 8), SETTINGS).ghosts
+        ghosts = add_ghosts(batch, range(first, first + 8), SETTINGS).ghosts
         assert not ghosts[batch.segment_ids == 0].any()
         for b in range(8):
             for segment in range(1, batch.segment_ids[b].max() + 1):
@@ -54,7 +54,7 @@ def test_echoes_are_of_a_share_of_the_clips_and_of_nothing_else():
 def test_an_echo_is_moved_by_the_same_in_all_frames_and_weaker_than_its_clip():
     batch = tiny.random_batch(0)
     patch = ALL.transformer.patch
-    ghosts = put_echoes(batch, range(8), ALL).ghosts
+    ghosts = add_ghosts(batch, range(8), ALL).ghosts
     for b in range(8):
         for segment in range(1, batch.segment_ids[b].max() + 1):
             mine = batch.segment_ids[b] == segment
@@ -70,17 +70,17 @@ def test_an_echo_is_moved_by_the_same_in_all_frames_and_weaker_than_its_clip():
 
 def test_echoes_depend_on_seed_row_and_place_alone():
     batch = tiny.random_batch(0)
-    whole = put_echoes(batch, range(8, 16), SETTINGS).ghosts
-    part = put_echoes(jax.tree.map(lambda x: x[[5, 2]], batch), [13, 10], SETTINGS).ghosts
+    whole = add_ghosts(batch, range(8, 16), SETTINGS).ghosts
+    part = add_ghosts(jax.tree.map(lambda x: x[[5, 2]], batch), [13, 10], SETTINGS).ghosts
     np.testing.assert_array_equal(part, whole[[5, 2]])
     other = tiny.change(SETTINGS, data={"shuffle_seed": 1})
-    for changed in (put_echoes(batch, range(16, 24), SETTINGS), put_echoes(batch, range(8, 16), other)):
+    for changed in (add_ghosts(batch, range(16, 24), SETTINGS), add_ghosts(batch, range(8, 16), other)):
         assert not np.array_equal(changed.ghosts, whole)
 
 
 def test_what_is_given_has_no_echo():
     settings = tiny.change(ALL, masks={"first_frame": 1.0, "text": 0.0})
-    batch = put_echoes(
+    batch = add_ghosts(
         draw_conditioning_masks(tiny.random_batch(0, settings), range(8), settings), range(8), settings
     )
     assert batch.conditioning_mask.any() and not batch.ghosts[batch.conditioning_mask].any() and batch.ghosts.any()
@@ -88,7 +88,7 @@ def test_what_is_given_has_no_echo():
 
 @pytest.mark.parametrize("time", [0.4, 0.8])
 def test_the_velocity_leads_away_from_an_echo_at_times_when_places_are_decided(one_device, time):
-    batch = tiny.on_mesh(put_echoes(tiny.random_batch(1), range(8), ALL))
+    batch = tiny.on_mesh(add_ghosts(tiny.random_batch(1), range(8), ALL))
     noise = jax.random.normal(jax.random.key(1), batch.patches.shape)
     clean = (1 - time) * batch.patches + time * noise
     seen = {}
@@ -107,11 +107,11 @@ def test_a_plan_counts_the_echoes(one_device):
     def types(batch):
         return jax.tree.map(lambda x: x.shape, batch)
 
-    assert types(abstract_batch(ALL)) == types(put_echoes(tiny.random_batch(0), range(8), ALL))
+    assert types(abstract_batch(ALL)) == types(add_ghosts(tiny.random_batch(0), range(8), ALL))
 
 
 def test_sharded_loss_with_echoes_equals_unsharded():
-    batch = put_echoes(tiny.random_batch(0), range(8), ALL)
+    batch = add_ghosts(tiny.random_batch(0), range(8), ALL)
     objective = make_objective(ALL)
 
     def loss(batch, **sizes):
