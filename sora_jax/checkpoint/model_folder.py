@@ -18,7 +18,7 @@ import safetensors.numpy
 from jax.experimental import multihost_utils
 
 from sora_jax.cluster.processes import run_on_first_host
-from sora_jax.config.load import from_dict, to_json
+from sora_jax.config.load import from_json, to_json
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.storage import atomic_write, read_object
 from sora_jax.models.layers.params import abstract_params
@@ -79,7 +79,7 @@ def load_model(folder, module_class, settings_class):
 def load_settings(folder, settings_class):
     """The settings of a model on disk. Raises: InputError if they are absent or no settings of this class."""
     path = _existing(folder, SETTINGS)
-    return from_dict(settings_class, read_object(path), str(path))
+    return from_json(settings_class, read_object(path), str(path))
 
 
 def autoencoder_folder(folder) -> pathlib.Path:

@@ -27,7 +27,7 @@ from flax import traverse_util
 
 from sora_jax.checkpoint.checksums import checksums, leaf_name, named_leaves
 from sora_jax.checkpoint.model_folder import WEIGHTS, load_model, load_settings, open_tensors
-from sora_jax.config.load import from_dict
+from sora_jax.config.load import from_json
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.storage import USER_ERRORS
@@ -141,7 +141,7 @@ def load_meta(folder: pathlib.Path, step: int) -> Meta:
             raise Broken("meta is not what was written")
     except (AttributeError, KeyError, TypeError) as error:
         raise Broken(f"meta lacks {error}") from error
-    return Meta(from_dict(Settings, settings, f"{folder}/{step}"), data_hash, leaves)
+    return Meta(from_json(Settings, settings, f"{folder}/{step}"), data_hash, leaves)
 
 
 def read_meta(folder: pathlib.Path, step: int) -> tuple[Settings, str]:

@@ -18,7 +18,7 @@ from sora_jax.cli import checkpoint as upkeep
 from sora_jax.cli import commands as verbs
 from sora_jax.cli import sample as verbs_sample
 from sora_jax.cli import serve as verbs_serve
-from sora_jax.config.load import from_dict, to_config
+from sora_jax.config.load import from_json, to_config
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.storage import read_object
@@ -147,7 +147,7 @@ def read_config(named: str) -> ConfigDict:
     if file.suffix == ".json":
         if argument:
             raise InputError(f"--config={named}: settings take no argument {argument!r}, a Python file does")
-        return to_config(from_dict(Settings, read_object(file), str(file)))
+        return to_config(from_json(Settings, read_object(file), str(file)))
     try:
         get_config = runpy.run_path(str(file)).get("get_config")
         config = get_config(*([argument] if argument else [])) if get_config else None

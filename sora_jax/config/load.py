@@ -1,7 +1,4 @@
-"""Settings from and to other forms: an ml_collections ConfigDict, plain dicts, JSON, text.
-
-A file in configs/ is a function of the defaults; `--config.train.steps=100` overrides one of them.
-"""
+"""Settings from and to an ml_collections ConfigDict, plain dicts and JSON."""
 
 import dataclasses
 import json
@@ -9,34 +6,13 @@ import typing
 
 import ml_collections
 
+from sora_jax.config.old_keys import with_new_keys
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError, did_you_mean
 
-# Keys as earlier versions wrote them into settings.json, by the group that has them.
-RENAMED = {
-    "MeshSettings": {"context": "ulysses"},
-    "DataSettings": {
-        "row_patches": "sequence_length",
-        "row_tokens": "text_length",
-        "row_clips": "clips_per_sequence",
-    },
-    "MaskSettings": {
-        "nothing": "text",
-        "first": "first_frame",
-        "last": "last_frame",
-        "both": "first_last",
-        "ends": "prefix_suffix",
-        "random": "random_frames",
-        "outside": "inpaint",
-        "inside": "outpaint",
-        "row_levels": "times_per_sequence",
-    },
-    "FlowSettings": {"echoes": "ghosts", "whole_times": "time_quantization"},
-}
-
 
 def default_config() -> ml_collections.ConfigDict:
-    """The defaults, for a file in configs/ to change; an unknown key raises and names the nearest."""
+    """The defaults, for a file in configs/ to change; setting an unknown key raises."""
     return to_config(Settings())
 
 
@@ -48,7 +24,7 @@ def to_config(settings: Settings) -> ml_collections.ConfigDict:
 def from_config(config: ml_collections.ConfigDict) -> Settings:
     """Typed settings.
 
-    Raises: InputError for an unknown key (names the nearest), a wrong type or a value out of its range.
+    Raises: InputError, as `from_dict`.
     """
     return from_dict(Settings, config.to_dict(), "config")
 
@@ -57,13 +33,22 @@ def to_json(settings) -> str:
     return json.dumps(dataclasses.asdict(settings), indent=1)
 
 
+def from_json(cls, values: dict, where: str):
+    """`from_dict` of the content of a settings.json, which may be of an earlier version."""
+    return from_dict(cls, with_new_keys(values), where)
+
+
 def from_dict(cls, values: dict, where: str):
-    """A settings dataclass from nested plain values; `where` names the place in errors."""
+    """A settings dataclass from nested plain values.
+
+    Args:
+      where: the place of the values, for errors.
+    Raises: InputError for an unknown key (names the nearest), a wrong type or a value out of its range.
+    """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     types = typing.get_type_hints(cls)
     made = {}
     for key, value in values.items():
-        key = RENAMED.get(cls.__name__, {}).get(key, key)
         if key not in fields:
             raise InputError(f"{where}.{key}: no such key, {did_you_mean(key, fields)}")
         made[key] = _typed(types[key], value, f"{where}.{key}")
@@ -90,7 +75,7 @@ def _typed(kind, value, where):
 
 
 def parse_size(size: str, where: str) -> tuple[int, int] | int:
-    """ "832x480" -> (480, 832), rows first as arrays have them; "256" -> 256, a side of any aspect ratio."""
+    """ "832x480" -> (480, 832), height first; "256" -> 256, the side of a square of as many pixels."""
     parts = size.lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise InputError(f"{where}: {size!r} is no size; write WIDTHxHEIGHT (832x480) or one side (256)")

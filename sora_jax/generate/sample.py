@@ -12,7 +12,7 @@ import rich.console
 
 from sora_jax.cluster.processes import run_on_first_host
 from sora_jax.config.schema import MeshSettings, SampleSettings
-from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh, num_shards
 from sora_jax.core.progress import progress_bar
 from sora_jax.generate import long_videos as long
@@ -20,7 +20,6 @@ from sora_jax.generate import rolling, tasks
 from sora_jax.generate.conditioning_images import check_images, video_size
 from sora_jax.generate.input_video import Footage, open_footage, read_mask, read_picture
 from sora_jax.generate.pipeline import (
-    SOLVERS,
     Generator,
     check_prompts,
     latent_shape,
@@ -81,8 +80,6 @@ def sample(
     devices = make_mesh(mesh)
     trained = generator.settings if generator else read_run(checkpoint)[2]
     settings: SampleSettings = dataclasses.replace(trained.sample, **changes)
-    if settings.solver not in SOLVERS:
-        raise InputError(f"--solver={settings.solver}: {did_you_mean(settings.solver, SOLVERS)}")
     if request.rolling:
         rolling.check_rolling(trained, settings)
     inputs = Inputs(request, settings, trained, "frames" in changes, console)

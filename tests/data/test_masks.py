@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from sora_jax.config.schema import CONDITIONING_TASKS, FlowSettings, MaskSettings
+from sora_jax.config.schema import FlowSettings, MaskSettings
+from sora_jax.config.training import CONDITIONING_TASKS
 from sora_jax.core.errors import InputError
 from sora_jax.data.loader.conditioning_masks import (
     conditioning_tasks,
@@ -181,5 +182,5 @@ def test_forcing_without_enough_times_is_told():
         MaskSettings(forcing=0.5)
     with pytest.raises(InputError, match="masks: all weights are 0"):
         MaskSettings(text=0.0)
-    with pytest.raises(InputError, match=r"masks.first_frame: -1\.0 is below 0"):
-        dataclasses.replace(tiny.SETTINGS, masks=MaskSettings(first=-1.0))
+    with pytest.raises(InputError, match=r"masks.first_frame: -1\.0 must be at least 0"):
+        dataclasses.replace(tiny.SETTINGS, masks=MaskSettings(first_frame=-1.0))

@@ -246,7 +246,7 @@ def test_a_drift_comes_back_from_its_file_and_a_bad_one_is_told(tmp_path):
 def test_settings_of_guidance_that_can_not_be_are_told():
     with pytest.raises(InputError, match=r"guidance_min: .* is above sample"):
         SampleSettings(guidance_min=0.5, guidance_max=0.4)
-    with pytest.raises(InputError, match=r"guidance_max: .* is no share"):
+    with pytest.raises(InputError, match=r"guidance_max: .* must be from 0 to 1"):
         SampleSettings(guidance_max=1.5)
     with pytest.raises(InputError, match="dtype: 'float16'"):
         SampleSettings(dtype="float16")

@@ -169,8 +169,8 @@ def test_lpips_weights_that_do_not_fit_are_named(tmp_path, change, message):
     [
         ({"perceptual": 1.0}, "set both or neither"),
         ({"perceptual_weights": "lpips.safetensors"}, "set both or neither"),
-        ({"adversarial_start": 10}, "there is no config.loss.adversarial"),
-        ({"adversarial": -1.0}, "below 0"),
+        ({"adversarial_start": 10}, "needs config.loss.adversarial"),
+        ({"adversarial": -1.0}, "must be at least 0"),
     ],
 )
 def test_losses_that_would_be_ignored_are_refused(loss, message):

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sora_jax.config.schema import CONDITIONING_TASKS, MaskSettings, Settings
+from sora_jax.config.schema import MaskSettings, Settings
+from sora_jax.config.training import CONDITIONING_TASKS
 from sora_jax.core.errors import InputError
 from sora_jax.core.patches import PatchBatch, clip_slices
 

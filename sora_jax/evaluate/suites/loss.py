@@ -14,7 +14,8 @@ from jax.experimental import multihost_utils
 
 from sora_jax.checkpoint.frozen_params import restore_model
 from sora_jax.checkpoint.model_folder import load_model
-from sora_jax.config.schema import CONDITIONING_TASKS, AutoencoderSettings, Settings
+from sora_jax.config.schema import AutoencoderSettings, Settings
+from sora_jax.config.training import CONDITIONING_TASKS
 from sora_jax.core.mesh import local_rows, place, spec
 from sora_jax.core.patches import PatchBatch
 from sora_jax.core.progress import progress_bar
