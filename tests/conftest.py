@@ -30,11 +30,11 @@ os.environ.setdefault("SORA_JAX_COMPILED", CACHE.name)  # pytest-xdist's process
 jax.config.update("jax_compilation_cache_dir", os.environ["SORA_JAX_COMPILED"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
-from sora_jax.cluster.processes import allow_waits
+from sora_jax.cluster.join import reserve_cpu_threads
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.mesh import make_mesh
 
-allow_waits()
+reserve_cpu_threads()
 ROOT = pathlib.Path(__file__).parent.parent
 
 

@@ -27,7 +27,7 @@ from sora_jax.checkpoint.reader import (
     steps_in,
     verify,
 )
-from sora_jax.cluster.processes import raise_on_all_hosts, run_on_first_host
+from sora_jax.cluster.agreement import raise_on_all_hosts, run_on_first_host
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import explain_os_errors

@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 from jax.experimental import multihost_utils
 
-from sora_jax.cluster.processes import run_on_first_host
+from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.config.load import from_json, to_json
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.storage import atomic_write, read_object

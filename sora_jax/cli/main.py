@@ -79,9 +79,9 @@ def joined(verb: Verb, values: flags.FlagValues, console: rich.console.Console):
     """The other processes, if there are any, for a verb that computes with them; a context manager."""
     if not verb.joins:
         return contextlib.nullcontext()
-    from sora_jax.cluster.processes import started
+    from sora_jax.cluster.join import joined_processes
 
-    return started(values.flag_values_dict(), console, hears_sigterm=verb.saves)
+    return joined_processes(values.flag_values_dict(), console, handles_sigterm=verb.saves)
 
 
 def show(text: str):

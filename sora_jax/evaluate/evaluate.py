@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import rich.console
 
-from sora_jax.cluster.processes import run_on_first_host
+from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.mesh import make_mesh

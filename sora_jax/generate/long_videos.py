@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import rich.console
 
-from sora_jax.cluster.processes import run_on_first_host
+from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.core.storage import atomic_write
 from sora_jax.generate.conditioning_images import Given
 from sora_jax.generate.input_video import Footage

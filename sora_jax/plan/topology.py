@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax._src.lib import cuda_versions
 
-from sora_jax.cluster.processes import GPU_SHARE
+from sora_jax.cluster.join import GPU_MEMORY_FRACTION
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.train.monitoring.flops import PEAK_FLOPS
 
@@ -39,7 +39,7 @@ class Chip:
     @property
     def room(self) -> float:
         """GiB that a program may take."""
-        return self.hbm * (GPU_SHARE if self.node else 1)
+        return self.hbm * (GPU_MEMORY_FRACTION if self.node else 1)
 
     @property
     def peak(self) -> float:

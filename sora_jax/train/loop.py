@@ -10,8 +10,8 @@ import rich.console
 from sora_jax.checkpoint.manager import Checkpoints
 from sora_jax.checkpoint.model_folder import load_settings, model_hash
 from sora_jax.checkpoint.reader import FOLDER, abstract_on_mesh
+from sora_jax.cluster.agreement import assert_equal_across_hosts, run_on_first_host
 from sora_jax.cluster.preemption import preemption
-from sora_jax.cluster.processes import assert_equal_across_hosts, run_on_first_host
 from sora_jax.config.load import to_json
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError

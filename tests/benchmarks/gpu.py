@@ -23,7 +23,7 @@ import time
 TESTS = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "parity")]
 
-from sora_jax.cluster.processes import GPU_SHARE
+from sora_jax.cluster.join import GPU_MEMORY_FRACTION
 
 TOKENS = 512
 
@@ -144,7 +144,7 @@ def main():
     if options.only:
         print(json.dumps({"ours": ours, "diffusers": diffusers}[options.only](options)))
         return
-    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": str(GPU_SHARE)} | os.environ
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": str(GPU_MEMORY_FRACTION)} | os.environ
     found = {}
     for who in ("ours", "diffusers"):
         command = [sys.executable, __file__, *sys.argv[1:], f"--only={who}"]

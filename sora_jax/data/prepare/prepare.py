@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sora_jax.checkpoint.model_folder import autoencoder_folder, load_settings
-from sora_jax.cluster.processes import assert_equal_across_hosts, barrier, flat, run_on_first_host
+from sora_jax.cluster.agreement import assert_equal_across_hosts, barrier, flatten, run_on_first_host
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import (
@@ -138,7 +138,7 @@ def prepare(
         "videos": digest(sorted(identities.items())),
         "captions": digest([(source.name, source.captions) for source in sources]),
     }
-    assert_equal_across_hosts({f"what is asked of {name}": value for name, value in flat(request).items()})
+    assert_equal_across_hosts({f"what is asked of {name}": value for name, value in flatten(request).items()})
     try:
         report = _finished(out, request)
         assert_equal_across_hosts({f"whether {out} is finished": str(report is not None)})

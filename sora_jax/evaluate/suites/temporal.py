@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from sora_jax.cluster.processes import run_on_first_host
+from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.core.errors import InputError
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video, terminal_table
 from sora_jax.evaluate.samples import captions_of, cells, make_samples, real_videos, take

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import rich.console
 
-from sora_jax.cluster.processes import run_on_first_host
+from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import atomic_write
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from sora_jax.cluster.processes import run_on_first_host
+from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar

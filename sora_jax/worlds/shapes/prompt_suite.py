@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sora_jax.cluster.processes import run_on_first_host
+from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video, terminal_table
 from sora_jax.evaluate.samples import cells, make_samples, size_of
 from sora_jax.generate.writer import write_webp
