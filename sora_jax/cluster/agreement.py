@@ -31,7 +31,7 @@ def is_multiprocess() -> bool:
 
 
 def assert_equal_across_hosts(values: Mapping[str, str]):
-    """Raise InputError, in every process, for the first value that differs between two of them; it names the host."""
+    """Raise InputError, in every process, for the first value that differs between them; it names the host."""
     if not is_multiprocess():
         return
     text = json.dumps(dict(values), sort_keys=True)

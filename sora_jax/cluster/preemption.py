@@ -17,8 +17,8 @@ def preemption(start: int) -> Iterator[Callable[[int], bool]]:
 
     With several processes JAX handles the signal, and its coordination service finds an update after which all can
     stop: the next one after the last that any process asked about. So every process asks after every update, and
-    once before the first. A process alone has no such service. Where there is one, a handler of Python's would take
-    the signal away from it.
+    once before the first. A process alone has no such service. Where there is one, a handler of Python's would
+    take the signal away from it.
 
     Args:
       start: updates done so far.
