@@ -12,7 +12,8 @@ import tiny
 from jax.experimental.compilation_cache import compilation_cache
 
 from sora_jax.checkpoint.model_folder import save_model
-from sora_jax.data.records.records import Clip, finish, write_shard
+from sora_jax.data.records.records import Clip
+from sora_jax.data.records.write import finish, write_shard
 from sora_jax.data.tokenizer import train_tokenizer
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import abstract_params

@@ -30,7 +30,8 @@ from sora_jax.config.load import from_config
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.mesh import make_mesh, place
 from sora_jax.data.loader.stream import train_sequences
-from sora_jax.data.records.records import Clip, finish, write_shard
+from sora_jax.data.records.records import Clip
+from sora_jax.data.records.write import finish, write_shard
 from sora_jax.data.tokenizer import train_tokenizer
 from sora_jax.train.objectives.flow import make_objective
 from sora_jax.train.optimizer import make_optimizer

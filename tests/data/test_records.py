@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 
 from sora_jax.cli.main import main
 from sora_jax.core.errors import InputError
-from sora_jax.data.records.records import Clip, Records, finish, write_shard
+from sora_jax.data.records.records import Clip, Records
+from sora_jax.data.records.write import finish, write_shard
 
 
 def clip(split, index, shape=(2, 3, 4, 5)):
@@ -115,7 +116,7 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path):
 import pathlib, resource, signal, sys
 sys.path.insert(0, {str(pathlib_parent())!r})
 import test_records as t
-from sora_jax.data.records.records import write_shard
+from sora_jax.data.records.write import write_shard
 from sora_jax.core.errors import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))

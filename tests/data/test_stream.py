@@ -22,7 +22,8 @@ from sora_jax.config.schema import (
 from sora_jax.core.errors import InputError
 from sora_jax.core.patches import unpatchify
 from sora_jax.data.loader.stream import train_crops, train_sequences, validation_crops, validation_sequences
-from sora_jax.data.records.records import Clip, Records, finish, write_shard
+from sora_jax.data.records.records import Clip, Records
+from sora_jax.data.records.write import finish, write_shard
 from sora_jax.data.tokenizer import EOS, Tokenizer, train_tokenizer
 
 SHAPES = {

@@ -1,7 +1,7 @@
-"""Find the videos of a folder and what is said about them.
+"""Find the videos of a folder and their captions.
 
-Captions come from the first of these that is there: a file named by the caller, captions.jsonl, captions.csv,
-or a text file beside each video, of the same name and ending in .txt.
+Captions come from the first of these that exists: a file named by the caller, captions.jsonl, captions.csv, or a
+text file beside each video, with the same name and the ending .txt.
 """
 
 import csv
@@ -21,8 +21,8 @@ class Source:
     """A video or picture and its captions.
 
     path: the file.
-    name: its path inside the folder, with forward slashes.
-    captions: one or more wordings, the main one first; empty if nothing is said about it.
+    name: its path relative to the folder, with forward slashes.
+    captions: any number, the main one first.
     """
 
     path: pathlib.Path
@@ -31,11 +31,11 @@ class Source:
 
 
 def find_sources(folder: pathlib.Path, captions: pathlib.Path | None = None) -> list[Source]:
-    """The folder's videos and pictures in the order of their names, with their captions.
+    """The folder's videos and pictures with their captions, sorted by name.
 
     Args:
-      folder: searched through all its subfolders; hidden files are left out.
-      captions: a .jsonl or .csv file, which then says which videos are used.
+      folder: searched with all its subfolders; hidden files are ignored.
+      captions: a .jsonl or .csv file; only the videos that it names are used. None: see above.
     Raises: InputError if the folder is absent or has no video, or the captions name absent files.
     """
     folder = pathlib.Path(folder)
@@ -57,7 +57,7 @@ def find_sources(folder: pathlib.Path, captions: pathlib.Path | None = None) -> 
 
 
 def _videos(folder):
-    """Videos and pictures, searched for in all subfolders."""
+    """The videos and pictures of a folder and its subfolders."""
     suffixes = VIDEO_SUFFIXES | IMAGE_SUFFIXES
     inside = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     return [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
@@ -80,7 +80,7 @@ def _read_text(path):
 
 
 def _clean(*texts):
-    """The texts without outer blanks and line breaks; empty and repeated ones are left out."""
+    """The texts, each in one line, without empty ones and repetitions."""
     return tuple(dict.fromkeys(text for text in (" ".join(t.split()) for t in texts) if text))
 
 
@@ -92,12 +92,12 @@ def _read_captions(folder, file):
         )
     if file.suffix not in (".jsonl", ".csv"):
         raise InputError(f"--captions: {file}: must be .jsonl (an object a line) or .csv (with a header)")
-    rows = (_json_rows if file.suffix == ".jsonl" else _csv_rows)(file)
-    if not rows:
+    entries = (_json_entries if file.suffix == ".jsonl" else _csv_entries)(file)
+    if not entries:
         raise InputError(f"{file}: no caption in it")
     sources, lines, absent = [], {}, []
-    for line, row in rows:
-        name, captions = _row(row, f"{file}, line {line}")
+    for line, entry in entries:
+        name, captions = _parse(entry, f"{file}, line {line}")
         path = folder / name
         if not path.is_file():
             absent.append((line, name))
@@ -107,46 +107,48 @@ def _read_captions(folder, file):
         lines[path] = line
         sources.append(Source(path, name, captions))
     if absent:
-        line, name = absent[0]
-        more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-        names = [_name(folder, path) for path in _videos(folder)]
-        hint = (
-            did_you_mean(name, names)
-            if names and len(names) < 1000
-            else "names are relative to the folder of videos"
-        )
-        raise InputError(f"{file}, line {line}: no file {name!r} in {folder}{more}; {hint}")
+        raise InputError(_explain_absent(folder, file, absent))
     return sources
 
 
-def _json_rows(file):
-    rows = []
+def _explain_absent(folder, file, absent):
+    line, name = absent[0]
+    more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+    names = [_name(folder, path) for path in _videos(folder)]
+    hint = "names are relative to the folder of videos"
+    if 0 < len(names) < 1000:
+        hint = did_you_mean(name, names)
+    return f"{file}, line {line}: no file {name!r} in {folder}{more}; {hint}"
+
+
+def _json_entries(file):
+    entries = []
     for line, text in enumerate(_read_text(file).splitlines(), start=1):
         if not text.strip():
             continue
         try:
-            row = json.loads(text)
+            entry = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(f"{file}, line {line}: no JSON object ({error.msg})") from error
-        if not isinstance(row, dict):
+        if not isinstance(entry, dict):
             raise InputError(f"{file}, line {line}: no JSON object but {text.strip()[:40]!r}")
-        rows.append((line, row))
-    return rows
+        entries.append((line, entry))
+    return entries
 
 
-def _csv_rows(file):
+def _csv_entries(file):
     reader = csv.DictReader(io.StringIO(_read_text(file), newline=""))
-    return [(reader.line_num, row) for row in reader]
+    return [(reader.line_num, entry) for entry in reader]
 
 
-def _row(row, where):
-    """The file's name and its captions: `caption` first, then every other key that ends in "caption"."""
+def _parse(entry, where):
+    """The file's name and its captions: of the key "caption", then of all other keys that end in "caption"."""
     for key in ("video", "caption"):
-        if not isinstance(row.get(key), str):
-            known = [k for k in row if isinstance(k, str)]
-            hint = f"; {did_you_mean(key, known)}" if known else ""
+        if not isinstance(entry.get(key), str):
+            keys = [k for k in entry if isinstance(k, str)]
+            hint = f"; {did_you_mean(key, keys)}" if keys else ""
             raise InputError(f"{where}: needs {key!r}, a text{hint}")
-    others = [row[key] for key in row if isinstance(key, str) and key.endswith("caption") and key != "caption"]
+    others = [entry[key] for key in entry if isinstance(key, str) and key.endswith("caption") and key != "caption"]
     if not all(isinstance(text, str) for text in others):
         raise InputError(f"{where}: a caption that is no text")
-    return row["video"], _clean(row["caption"], *others)
+    return entry["video"], _clean(entry["caption"], *others)

@@ -1,4 +1,4 @@
-"""What frozen models make of clips, for `prepare` to write: the only place where data meets models."""
+"""Encode clips and captions with frozen models, for `prepare` to write: the only place where data meets models."""
 
 import dataclasses
 import functools
@@ -22,16 +22,15 @@ from sora_jax.models.text_encoder import embed
 
 
 class ClipEncoder:
-    """Clips to what the records of a transformer hold, on one device: by an autoencoder's encoding half, and for
-    image-to-video by an image encoder.
+    """Encodes clips on one device: by an autoencoder, and for image-to-video by an image encoder too.
 
     Args:
-      folder: the autoencoder, or the workdir of a run that trained one.
+      folder: the autoencoder, or the workdir of the run that trained it.
       settings: transformer.condition_channels and image_width say what is made besides latents.
     Raises: InputError if there is no such autoencoder or image encoder.
     """
 
-    PIECE = 4  # latent frames at a time
+    PIECE = 4  # latent frames encoded at a time
 
     def __init__(self, folder: pathlib.Path, settings: Settings):
         self.folder = autoencoder_folder(folder)
@@ -46,7 +45,7 @@ class ClipEncoder:
 
     @property
     def arrays(self) -> dict[str, tuple[int | None, ...]]:
-        """Shapes of what it makes, by name."""
+        """Shapes of the arrays that a call returns, by name; None where clips differ."""
         shapes = {"latents": (None, None, None, self.settings.latent_channels)}
         if self._transformer.condition_channels:
             shapes["given"] = shapes["latents"]
@@ -55,8 +54,12 @@ class ClipEncoder:
         return shapes
 
     def __call__(self, frames: np.ndarray) -> dict[str, np.ndarray]:
-        """A clip, uint8 [F, H, W, 3], to bfloat16: its normalised latents [f, h, w, C]; for image-to-video also
-        those of the given frames alone, and what the image encoder sees in them [I, E].
+        """Encode a clip.
+
+        Args:
+          frames: uint8 [F, H, W, 3].
+        Returns: bfloat16 arrays by name. latents: normalised, [f, h, w, C]. For image-to-video also given: latents
+          of the conditioning frames alone, [f, h, w, C]; and image: the image encoder's features of them, [I, E].
         """
         F = len(frames)
         at = conditioning_frame_indices(self._transformer, F)
@@ -74,11 +77,11 @@ class ClipEncoder:
 
 
 class CaptionEncoder:
-    """Captions to their embeddings, on one device, each caption once.
+    """Embeds captions on one device, each caption once.
 
     Args:
-      folder: of transformers' UMT5.
-      settings: its sizes, and after how many tokens a caption is cut.
+      folder: of a transformers UMT5.
+      settings: its sizes, and the number of tokens at which a caption is cut.
     Raises: InputError if there is no such encoder.
     """
 
@@ -93,11 +96,11 @@ class CaptionEncoder:
 
     @property
     def arrays(self) -> dict[str, tuple[int | None, ...]]:
-        """Shapes of what it makes, by name."""
+        """Shape of the array that a call returns, by name."""
         return {"text": (None, self.settings.width)}
 
     def __call__(self, captions: tuple[str, ...], words: Tokenizer) -> dict[str, np.ndarray]:
-        """Embeddings of the empty caption, then of each one, of true tokens alone, [tokens, E] bfloat16."""
+        """Embeddings of the empty caption, then of each of the captions, without padding: [tokens, E] bfloat16."""
         return {"text": np.concatenate([self._embed(text, words) for text in ("", *captions)])}
 
     def _embedded(self, text, words):
@@ -110,3 +113,21 @@ class CaptionEncoder:
         with jax.set_mesh(self._mesh):
             made = embed(self.settings, self._params, row, segment_ids)
         return np.asarray(made)[0, : len(tokens)].astype(ml_dtypes.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoders:
+    """The encoders that `prepare` applies.
+
+    video: None if records hold pixels.
+    text: None if records hold no embeddings.
+    """
+
+    video: ClipEncoder | None
+    text: CaptionEncoder | None
+
+    @property
+    def arrays(self) -> dict[str, tuple[int | None, ...]]:
+        """Shapes of a record's arrays by name; None where clips differ."""
+        video = self.video.arrays if self.video else {"pixels": (None, None, None, 3)}
+        return video | (self.text.arrays if self.text else {})

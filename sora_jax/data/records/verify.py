@@ -1,4 +1,4 @@
-"""Read a whole data set and say what of it is broken."""
+"""Check every file of a data set against its SHA-256."""
 
 import functools
 import hashlib
@@ -12,13 +12,16 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from sora_jax.core.errors import InputError
 from sora_jax.data.records.records import Clip, Records
 
-_PIECE = 2**23  # bytes read at a time
+_CHUNK = 2**23  # bytes read at a time
 
 
 def verify(path: pathlib.Path, console: Console) -> None:
-    """Compare every file of a data set with its SHA-256, and read one by one the records of shards that differ.
+    """Compare every file of a data set with its SHA-256; of shards that differ, try to read each record.
 
-    Raises: InputError if it is no data set, or a file is missing or broken; each was told on the console by then.
+    Args:
+      path: folder of the data set.
+      console: for the progress and a line for each broken file.
+    Raises: InputError if it is no data set, or a file is missing or broken.
     """
     records = Records(path, None, where="--data")
     folder, sums = records.path, records.sums
@@ -29,9 +32,9 @@ def verify(path: pathlib.Path, console: Console) -> None:
         task = progress.add_task("verifying", total=sum(sizes.values()))
         advance = functools.partial(progress.advance, task)
         broken += [name for name in sizes if _sha256(folder / name, advance) != sums[name]]
-    known = not {"dataset_info.json", "manifest.jsonl"} & set(broken)
+    index_is_intact = not {"dataset_info.json", "manifest.jsonl"} & set(broken)
     for name in broken:
-        for line in _told(folder, name, missing=name not in sizes, known=known):
+        for line in _explain(folder, name, missing=name not in sizes, index_is_intact=index_is_intact):
             console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
     if broken:
         raise InputError(
@@ -39,31 +42,31 @@ def verify(path: pathlib.Path, console: Console) -> None:
             f"copy them anew from where they are whole, or prepare the data set anew"
         )
     size = sum(sizes.values()) / 2**20
-    told = f"{folder}: {len(sums)} files, {size:,.1f} MiB, all as they were written"
-    console.print(told, highlight=False, soft_wrap=True)
+    line = f"{folder}: {len(sums)} files, {size:,.1f} MiB, all as they were written"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _sha256(path, advance):
     found = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                found.update(piece)
-                advance(len(piece))
-    except OSError as error:  # a disk that can't read it back
+            while chunk := file.read(_CHUNK):
+                found.update(chunk)
+                advance(len(chunk))
+    except OSError as error:  # a failing disk
         return str(error)
     return found.hexdigest()
 
 
-def _told(folder, name, *, missing, known):
-    """What is wrong with a file, a line each.
+def _explain(folder, name, *, missing, index_is_intact):
+    """Lines that say what is wrong with a file.
 
     Args:
-      known: whether the files can be trusted that say which records lie in which shard.
+      index_is_intact: whether the manifest and TFDS's metadata, which say what lies in which shard, are intact.
     """
     if ".array_record-" not in name:
         return ["is missing" if missing else "is not what was written"]
-    clips = _clips_of(folder, name) if known else None
+    clips = _clips_of(folder, name) if index_is_intact else None
     lost = "" if clips is None else f"; its {len(clips)} records are lost"
     if missing:
         return [f"is missing{lost}"]

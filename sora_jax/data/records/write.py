@@ -1,0 +1,139 @@
+"""Write a data set: shards of records, then what describes them."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
+
+from sora_jax.core.errors import InputError
+from sora_jax.core.storage import atomic_write, remove_stale_temporaries, sha256
+from sora_jax.data.records.records import SUMS, Clip, dtype_of
+
+_NAME = "clips"
+# Latents are noise to a compressor: it saves a fifth and costs reading twice the time.
+_OPTIONS = {"pixels": "group_size:1", "latents": "group_size:1,uncompressed"}
+
+
+def features(arrays: dict[str, tuple[int | None, ...]]) -> tfds.features.FeaturesDict:
+    """TFDS's description of a record.
+
+    Args:
+      arrays: shapes of its arrays by name; None where clips differ.
+    """
+    return tfds.features.FeaturesDict(
+        {
+            name: tfds.features.Tensor(shape=shape, dtype=dtype_of(name).type, encoding="bytes")
+            for name, shape in arrays.items()
+        }
+        | {
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "source": tfds.features.Text(),
+            "start": np.float64,
+            "fps": np.float32,
+        }
+    )
+
+
+def write_shard(
+    path: pathlib.Path,
+    arrays: dict[str, tuple[int | None, ...]],
+    clips: Iterable[tuple[Clip, dict[str, np.ndarray]]],
+) -> tuple[list[Clip], str]:
+    """Write records to a shard; the file appears once it is complete.
+
+    Args:
+      arrays: as for `features`.
+      clips: each with its arrays by these names.
+    Returns: the clips of its records, and its SHA-256.
+    Raises: InputError if the disk is full.
+    """
+    kept: list[Clip] = []
+    schema = features(arrays)
+    with atomic_write(path) as partial:
+        try:
+            writer = array_record_module.ArrayRecordWriter(str(partial), _OPTIONS[next(iter(arrays))])
+            for clip, made in clips:
+                example = {
+                    **made,
+                    "captions": list(clip.captions),
+                    "source": clip.source,
+                    "start": clip.start,
+                    "fps": clip.fps,
+                }
+                # TFDS orders the features at random; the same clips must make the same bytes.
+                parsed = tf_example_pb2.Example.FromString(schema.serialize_example(example))
+                writer.write(parsed.SerializeToString(deterministic=True))
+                kept.append(clip)
+            writer.close()
+        except RuntimeError as error:  # array_record's error of a failed write
+            reason = str(error).partition(";")[0]
+            raise InputError(
+                f"{path}: {reason}; make room and run this again, what is complete is kept"
+            ) from error
+        digest = sha256(partial)
+    return kept, digest
+
+
+def finish(
+    out: pathlib.Path,
+    arrays: dict[str, tuple[int | None, ...]],
+    shards: dict[str, list[tuple[pathlib.Path, list[Clip], str]]],
+    about: dict,
+):
+    """Turn complete shards into a data set: name them, describe them to TFDS, write the manifest.
+
+    After an interruption at any point it may be called again; about.json, written last, marks the end.
+
+    Args:
+      arrays: as for `features`; the first one names the kind of the data set.
+      shards: by split, in order: file, clips, SHA-256. A file that an earlier call has moved may be absent.
+      about: content of about.json.
+    """
+    remove_stale_temporaries(out)
+    splits, lines, sums = [], [], {}
+    for split, parts in shards.items():
+        parts = [part for part in parts if part[1]]
+        files = [out / f"{_NAME}-{split}.array_record-{i:05d}-of-{len(parts):05d}" for i in range(len(parts))]
+        for (path, clips, digest), file in zip(parts, files, strict=True):
+            if path.exists():
+                path.replace(file)
+            sums[file.name] = digest
+            lines += [json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n" for clip in clips]
+        if parts:
+            splits.append(
+                (split, [len(clips) for _, clips, _ in parts], sum(file.stat().st_size for file in files))
+            )
+    _describe_to_tfds(out, arrays, splits)
+    with atomic_write(out / "manifest.jsonl") as path:
+        path.write_text("".join(lines))
+    for path in out.rglob("*"):
+        name = path.relative_to(out).as_posix()
+        if path.is_file() and name not in sums and name not in (SUMS, "about.json") and name[0] != ".":
+            sums[name] = sha256(path)
+    with atomic_write(out / SUMS) as path:
+        path.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+    with atomic_write(out / "about.json") as path:
+        path.write_text(json.dumps(about, indent=1, ensure_ascii=False))
+
+
+def _describe_to_tfds(out, arrays, splits):
+    """Write TFDS's metadata; splits: (name, records in each shard, size in bytes)."""
+    template = tfds.core.ShardedFileTemplate(data_dir=out, dataset_name=_NAME, filetype_suffix="array_record")
+    tfds.folder_dataset.write_metadata(
+        data_dir=out,
+        features=features(arrays),
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=name, shard_lengths=lengths, num_bytes=size, filename_template=template.replace(split=name)
+            )
+            for name, lengths, size in splits
+        ],
+        description=f"Captioned clips as {next(iter(arrays))}, cut by sora_jax",
+        filename_template=template,
+        check_data=False,
+    )
