@@ -4,6 +4,7 @@ Sources are grouped into shards. A shard is written in full or not at all, so an
 it stopped, and a finished data set is left unchanged.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -90,8 +91,8 @@ def prepare(
     console = console or Console(stderr=True)
     _check_flags(data, autoencoder, tokenizer, text_encoder)
     encoders = Encoders(
-        video=None if autoencoder is None else ClipEncoder(autoencoder, settings),
-        text=None if text_encoder is None else CaptionEncoder(text_encoder, settings.text),
+        video=ClipEncoder(autoencoder, settings) if autoencoder else None,
+        text=CaptionEncoder(text_encoder, settings.text) if text_encoder else None,
     )
     geometry = _geometry(settings, encoders.video)
     check_cuts(data.sizes, data.frames, **geometry)
@@ -103,7 +104,7 @@ def prepare(
     hashes = hash_sources(sources)
     request = describe(settings, sources, hashes, encoders, tokenizer, geometry["multiple"])
     assert_equal_across_hosts({f"what is asked of {name}": value for name, value in flatten(request).items()})
-    try:
+    with _explain_os_errors(out):
         report = _finished(out, request)
         assert_equal_across_hosts({f"whether {out} is finished": str(report is not None)})
         if report is None:
@@ -113,14 +114,19 @@ def prepare(
             barrier()
             run_on_first_host(lambda: _finish(out, request, shards, encoders))
             report = dataclasses.replace(_finished(out, request), reused=False)
+    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+    return report
+
+
+@contextlib.contextmanager
+def _explain_os_errors(out):
+    try:
+        yield
     except OSError as error:
         if error.errno not in USER_ERRORS:
             raise
-        where = error.filename or out
         reason = f"{USER_ERRORS[error.errno]}; what is complete is kept"
-        raise InputError(f"{where}: can't be written, {reason}") from error
-    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
-    return report
+        raise InputError(f"{error.filename or out}: can't be written, {reason}") from error
 
 
 def _check_flags(data, autoencoder, tokenizer, text_encoder):
