@@ -17,13 +17,17 @@ GIVEN = {0, 1, 2}  # the first frame of clip 1 is a conditioning frame
 
 def box(ax, x, y, width, text, color="white"):
     """A rounded box whose left middle is at (x, y)."""
-    style = FancyBboxPatch((x, y - 0.3), width, 0.6, boxstyle="round,pad=0.02,rounding_size=0.12", fc=color, ec=INK)
+    style = FancyBboxPatch(
+        (x, y - 0.3), width, 0.6, boxstyle="round,pad=0.02,rounding_size=0.12", fc=color, ec=INK
+    )
     ax.add_patch(style)
     ax.text(x + width / 2, y, text, ha="center", va="center", fontsize=9, color=INK)
 
 
 def arrow(ax, start, end):
-    ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.1, "shrinkA": 0, "shrinkB": 0})
+    ax.annotate(
+        "", end, start, arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
+    )
 
 
 def chain(ax, x, y, boxes, gap=0.32):
