@@ -1,73 +1,90 @@
-"""The verbs of checkpoints: see sora_jax.cli.commands."""
+"""The commands `checkpoint inspect`, `verify`, `prune` and `release`."""
 
-import os
 import pathlib
 
-from absl import flags
-
-from sora_jax.cli.commands import needed
-
-
-def define(values):
-    flags.DEFINE_string("workdir", None, "Workdir of a training run.", flag_values=values)
-
-
-def workdir_of(values) -> pathlib.Path:
-    return pathlib.Path(needed(values, "workdir", "runs/first"))
-
-
-def on_cpu():
-    """The chips may be at work for the very run that is looked at."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
+from sora_jax.cli.flags import WORKDIR, Command, Flag, use_cpu
 
 
 def run_inspect(values, console):
-    on_cpu()
+    use_cpu()
     from sora_jax.checkpoint.tools import inspect
 
-    inspect(workdir_of(values), console)
+    inspect(pathlib.Path(values.workdir), console)
 
 
 def run_verify(values, console):
-    on_cpu()
+    use_cpu()
     from sora_jax.checkpoint.tools import verify
 
-    verify(workdir_of(values), console)
+    verify(pathlib.Path(values.workdir), console)
 
 
-def define_release(values):
-    text = "Workdir of a training run; again: another, and the mean of their weights is written."
-    flags.DEFINE_multi_string("workdir", None, text, flag_values=values)
-    flags.DEFINE_string("out", None, "Folder for the model.", flag_values=values)
-    flags.DEFINE_enum("dtype", "bfloat16", ("bfloat16", "float32"), "Of the weights.", flag_values=values)
+def run_prune(values, console):
+    use_cpu()
+    from sora_jax.checkpoint.tools import prune
+
+    prune(pathlib.Path(values.workdir), values.keep, values.keep_every, dry_run=values.dry_run, console=console)
 
 
 def run_release(values, console):
-    on_cpu()
+    use_cpu()
     import jax
 
     from sora_jax.checkpoint.release import release
     from sora_jax.config.schema import MeshSettings
     from sora_jax.core.mesh import make_mesh
 
-    out = pathlib.Path(needed(values, "out", "released"))
-    workdirs = [pathlib.Path(name) for name in needed(values, "workdir", "runs/first")]
+    workdirs = [pathlib.Path(name) for name in values.workdir]
     with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):
-        release(workdirs, out, dtype=values["dtype"].value, console=console)
+        release(workdirs, pathlib.Path(values.out), dtype=values.dtype, console=console)
 
 
-def define_prune(values):
-    define(values)
-    flags.DEFINE_integer("keep", 3, "The last so many stay.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer(
-        "keep_every", 0, "So do the multiples of so many; 0: none.", lower_bound=0, flag_values=values
-    )
-    flags.DEFINE_boolean("dry_run", False, "Only say what would go.", flag_values=values)
-
-
-def run_prune(values, console):
-    on_cpu()
-    from sora_jax.checkpoint.tools import prune
-
-    keep, keep_every, dry_run = (values[name].value for name in ("keep", "keep_every", "dry_run"))
-    prune(workdir_of(values), keep, keep_every, dry_run=dry_run, console=console)
+INSPECT = Command(
+    "a workdir -> its checkpoints: size, date, parameters, settings",
+    {"Input": (WORKDIR,)},
+    run_inspect,
+    examples=("--workdir=runs/first",),
+)
+VERIFY = Command(
+    "a workdir -> which checkpoints are intact",
+    {"Input": (WORKDIR,)},
+    run_verify,
+    about="Every array is read and compared with its checksum. The exit code is 2 if a checkpoint is broken.",
+    examples=("--workdir=runs/first",),
+)
+PRUNE = Command(
+    "a workdir -> fewer checkpoints",
+    {
+        "Input": (WORKDIR,),
+        "Selection": (
+            Flag("keep", "Number of latest checkpoints to keep.", int, 3, min=1),
+            Flag("keep-every", "Also keep the checkpoints at multiples of this step; 0: none.", int, 0, min=0),
+            Flag("dry-run", "Only print what would be deleted.", bool, False),
+        ),
+    },
+    run_prune,
+    about="Checkpoints set aside as broken are deleted as well.",
+    examples=("--workdir=runs/first --keep=3 --keep-every=1000 --dry-run",),
+)
+RELEASE = Command(
+    "workdirs -> their model, or the mean of their models, in one folder",
+    {
+        "Input": (
+            Flag(
+                "workdir",
+                "Workdir of a training run, or a released model; given again: another one to average with.",
+                example="runs/first",
+                repeated=True,
+            ),
+        ),
+        "Output": (
+            Flag("out", "Folder for the model.", example="released"),
+            Flag("dtype", "Type of the weights.", default="bfloat16", choices=("bfloat16", "float32")),
+        ),
+    },
+    run_release,
+    about="The averaged weights of the newest checkpoint are written with their settings, autoencoder and "
+    "tokenizer; `sample`, `evaluate` and config.train.init_from take the folder in place of a workdir. Models to "
+    "be averaged must have started from the same weights (model soups, arXiv 2203.05482).",
+    examples=("--workdir=runs/first --out=first", "--workdir=first --workdir=second --out=mean"),
+)

@@ -1,155 +1,180 @@
-"""The verb `sample`: its flags, and what they ask for."""
+"""The command `sample`."""
 
 import dataclasses
 import pathlib
 
-from absl import flags
-
-from sora_jax.cli.commands import (
-    BUILT_IN,
-    CHAT,
-    chat_of,
+from sora_jax.cli import chat
+from sora_jax.cli.flags import (
+    CHECKPOINT,
+    MESH,
+    Command,
+    Flag,
     checkpoint_of,
-    define_chat,
-    define_mesh,
     lines_of,
     mesh_of,
-    needed,
+    missing,
+    path_of,
 )
+from sora_jax.config.fields import declarations
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
 
-SAMPLE_HELP = {
-    "size": "WIDTHxHEIGHT of the video.",
-    "frames": "Its length, 4 n + 1; 1 is an image.",
-    "fps": "Frames a second.",
-    "steps": "Of the solver.",
-    "solver": "euler, heun, ancestral, dpm or unipc.",
-    "guidance": "How hard to follow the prompt; 1 is not at all guided, and takes half as long.",
-    "guidance_min": "Only steps at times from here are guided; each of the others takes half as long.",
-    "guidance_max": "And only up to here.",
-    "skip": "Steps while the velocity has moved by no more than this share of itself, e.g. 0.1; 0: none.",
-    "shift": "Of the times towards noise; 0: by the video's size.",
-    "dtype": "That the models compute in: float32, or bfloat16, which is faster.",
-}
+TASK = (
+    Flag(
+        "task",
+        "Task: text, image, keyframes, extend, loop, connect, edit, inpaint or outpaint; default: text, or image "
+        "with a picture.",
+    ),
+    Flag("image", "Picture that the video starts with."),
+    Flag("last-image", "Picture that the video ends with."),
+    Flag("video", "Input video; given twice: the two videos to connect.", repeated=True),
+    Flag("keyframe", "SECONDS:FILE, a picture that the video shows at that time.", repeated=True),
+    Flag("direction", "Direction of --task=extend: forward (default) or backward."),
+    Flag("strength", "Strength of --task=edit, from 0, the input video, to 1, a new one; default: 0.6.", float),
+    Flag("mask", "Picture for --task=inpaint, as large as the video; white areas are generated."),
+)
+LONG = (
+    Flag("seconds", "Seconds to generate; a long video is made window by window.", float),
+    Flag("story", "File with a prompt on each line, for equal parts of a long video."),
+    Flag("rolling", "Generate a long video frame by frame (rolling diffusion) instead of by windows.", bool),
+)
+WATERMARK = Flag("watermark", "Text to write into the lower right corner of the video.")
 
 
-REQUEST_HELP = {
-    "task": "text, image, keyframes, extend, loop, connect, edit, inpaint or outpaint; see docs/tasks.md.",
-    "image": "A picture that the video begins with.",
-    "last_image": "A picture that the video ends with.",
-    "video": "A video that is given; to connect two, twice.",
-    "keyframe": "SECONDS:FILE, a picture that the video shows then; again for another one.",
-    "direction": "Of --task=extend: forward or backward.",
-    "seconds": "How much is made, window after window if it is long.",
-    "strength": "Of --task=edit: from 0, the video itself, to 1, another one.",
-    "mask": "Of --task=inpaint: a picture of the video's size; what is white in it is made anew.",
-    "story": "For a long video: a file with a prompt on each line, which take turns.",
-    "rolling": "Of a long video: each frame is finished after the one before, not window by window.",
-    "watermark": "A text that is written on the video.",
-}
+def run(values, console):
+    from sora_jax.generate.sample import sample
 
-
-_DEFINE = {
-    **dict.fromkeys(("video", "keyframe"), flags.DEFINE_multi_string),
-    **dict.fromkeys(("seconds", "strength"), flags.DEFINE_float),
-    "rolling": flags.DEFINE_boolean,
-}
+    story = story_of(values)
+    chat.check_unused(values, "expand")
+    chosen = {name: values[name].value for name in declarations(SampleSettings)}
+    sample(
+        checkpoint_of(values),
+        story[:1] or prompts_of(values),
+        pathlib.Path(values.out),
+        changes={name: value for name, value in chosen.items() if value is not None},
+        negative_prompt=values.negative_prompt,
+        request=request_of(values, story),
+        drift=path_of(values, "drift"),
+        expand=expansion_of(values, console) if values.expand else None,
+        seed=values.seed,
+        mesh=mesh_of(values),
+        console=console,
+    )
 
 
 def request_of(values, story):
-    """What the flags of tasks ask for."""
+    """The request that the flags of tasks and long videos make."""
     from sora_jax.generate.request import Request
 
-    chosen = {name: values[name].value for name in REQUEST_HELP}
-    videos, keyframes = (chosen.pop(name) or () for name in ("video", "keyframe"))
-    for name in ("image", "last_image", "mask"):
-        chosen[name] = chosen[name] and pathlib.Path(chosen[name])
-    for name in ("task", "direction", "watermark"):
-        chosen[name] = chosen[name] or ""
-    chosen |= {"story": tuple(story), "rolling": bool(chosen["rolling"])}
-    return Request(videos=tuple(map(pathlib.Path, videos)), keyframes=tuple(keyframes), **chosen)
-
-
-def define_sample(values):
-    flags.DEFINE_string("checkpoint", None, f"Workdir of a trained transformer; {BUILT_IN}", flag_values=values)
-    flags.DEFINE_multi_string("prompt", None, "What the video shows; again for another one.", flag_values=values)
-    flags.DEFINE_string("prompts", None, "A file with a prompt on each line.", flag_values=values)
-    flags.DEFINE_string("negative_prompt", "", "What to keep away from.", flag_values=values)
-    for name, text in REQUEST_HELP.items():
-        define = _DEFINE.get(name, flags.DEFINE_string)
-        define(name, None, text, flag_values=values)
-    flags.DEFINE_string("out", None, "An .mp4, or a folder if there are many prompts.", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "The same seed makes the same video.", flag_values=values)
-    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float}
-    for field in dataclasses.fields(SampleSettings):
-        text = f"{SAMPLE_HELP[field.name]} Default: the checkpoint's own."
-        define[field.type](field.name, None, text, flag_values=values)
-    text = "For --skip: file of what is measured, made if it is not there; default: drift.json in the workdir."
-    flags.DEFINE_string("drift", None, text, flag_values=values)
-    define_chat(values, "expand", "Write out the prompts first, by a chat model at this address, or by: shapes.")
-    define_mesh(values)
+    return Request(
+        task=values.task or "",
+        image=path_of(values, "image"),
+        last_image=path_of(values, "last_image"),
+        videos=tuple(map(pathlib.Path, values.video or ())),
+        keyframes=tuple(values.keyframe or ()),
+        direction=values.direction or "",
+        seconds=values.seconds,
+        strength=values.strength,
+        mask=path_of(values, "mask"),
+        story=tuple(story),
+        rolling=bool(values.rolling),
+        watermark=values.watermark or "",
+    )
 
 
 def prompts_of(values) -> list[str]:
-    """Those of --prompt, then the lines of --prompts that are not blank."""
-    prompts = list(values["prompt"].value or [])
-    if values["prompts"].value:
+    """The values of --prompt, then the lines of --prompts."""
+    prompts = list(values.prompt or [])
+    if values.prompts:
         prompts += lines_of(values, "prompts")
-    return prompts or needed(values, "prompt", '"a red circle moves left"')
+    if not prompts:
+        raise missing("prompt", '"a red circle moves left"')
+    return prompts
 
 
 def story_of(values) -> list[str]:
     """The prompts of a long video that changes; none if it has one prompt."""
-    if not values["story"].value:
+    if not values.story:
         return []
-    if values["prompt"].value or values["prompts"].value:
+    if values.prompt or values.prompts:
         raise InputError("--story: has the prompts; leave out --prompt and --prompts")
     return lines_of(values, "story")
 
 
 def expansion_of(values, console):
-    """What writes out prompts as --expand says: a function from prompts to as many."""
+    """A function that expands a list of prompts as --expand says."""
     import jax
 
     from sora_jax.captioning.cache import Cache
     from sora_jax.captioning.caption import cache_beside, expand
 
-    chat, out = chat_of(values, "expand"), pathlib.Path(needed(values, "out", "sample.mp4"))
-    if chat is None:
+    model = chat.chat_of(values, "expand")
+    if model is None:
         return lambda prompts: expand(prompts, None, console=console)
 
     def ask(prompts):
         if jax.process_count() > 1:
             raise InputError(
-                f"--expand={chat.endpoint.url}: {jax.process_count()} processes might get as many answers; write "
-                f"the prompts out with `sora-jax caption --prompts` first"
+                f"--expand={model.endpoint.url}: {jax.process_count()} processes might get as many answers; "
+                f"expand the prompts with `sora-jax caption --prompts` first"
             )
-        # What was answered is kept: the same command makes the same video, and goes on after an interruption.
-        with Cache(cache_beside(out)) as cache:
-            return expand(prompts, chat, cache=cache, parallel=values["parallel"].value, console=console)
+        # Answers are kept: the same command makes the same video, and continues after an interruption.
+        with Cache(cache_beside(pathlib.Path(values.out))) as cache:
+            return expand(prompts, model, cache=cache, parallel=values.parallel, console=console)
 
     return ask
 
 
-def run_sample(values, console):
-    from sora_jax.generate.sample import sample
+def _settings_flags(*names) -> tuple[Flag, ...]:
+    """Flags for keys of config.sample, under the meaning that is declared there."""
+    kinds = {field.name: field.type for field in dataclasses.fields(SampleSettings)}
+    made = []
+    for name in names:
+        declared = declarations(SampleSettings)[name]
+        allowed = f" One of {declared.range}." if declared.choices else ""
+        made.append(Flag(name.replace("_", "-"), declared.meaning + allowed, kinds[name]))
+    return tuple(made)
 
-    story = story_of(values)
-    for name in CHAT:
-        if values[name].present and not values["expand"].value:
-            raise InputError(f"--{name.replace('_', '-')}: is for a chat model; name its address, --expand")
-    chosen = {field.name: values[field.name].value for field in dataclasses.fields(SampleSettings)}
-    sample(
-        checkpoint_of(values),
-        story[:1] or prompts_of(values),
-        pathlib.Path(needed(values, "out", "sample.mp4")),
-        changes={name: value for name, value in chosen.items() if value is not None},
-        negative_prompt=values["negative_prompt"].value,
-        request=request_of(values, story),
-        drift=pathlib.Path(values["drift"].value) if values["drift"].value else None,
-        expand=expansion_of(values, console) if values["expand"].value else None,
-        seed=values["seed"].value,
-        mesh=mesh_of(values),
-        console=console,
-    )
+
+COMMAND = Command(
+    "a trained transformer and prompts -> videos",
+    {
+        "Input": (
+            CHECKPOINT,
+            Flag("prompt", "Description of the video; given again: another video.", repeated=True),
+            Flag("prompts", "File with a prompt on each line."),
+            Flag("negative-prompt", "Description of what the video should not show.", default=""),
+        ),
+        "Output": (
+            Flag("out", "An .mp4; for several prompts a folder.", example="sample.mp4"),
+            WATERMARK,
+        ),
+        "Sampling": (
+            *_settings_flags("size", "frames", "fps", "steps", "solver", "guidance"),
+            Flag("seed", "Seed of the noise: the same seed makes the same video.", int, 0),
+            *_settings_flags("guidance_min", "guidance_max", "shift", "skip"),
+            Flag(
+                "drift",
+                "File of measurements for --skip, made if it is absent; default: drift.json in the workdir.",
+            ),
+        ),
+        "Task": TASK,
+        "Long videos": LONG,
+        "Prompt expansion": (
+            Flag(
+                "expand",
+                "Expand prompts with the chat model at this address, or by the rules of the shapes world: shapes.",
+            ),
+            *chat.FLAGS,
+        ),
+        "Hardware": (MESH, *_settings_flags("dtype")),
+    },
+    run,
+    about="Defaults of the sampling flags are those of the checkpoint (config.sample). The mp4 carries prompt, "
+    "seed and settings in its metadata; NAME.c2pa.json beside it is an unsigned C2PA manifest.",
+    examples=(
+        '--prompt="a small red circle moves left on a blue background" --out=red.mp4',
+        '--checkpoint=runs/first --prompt="a cat" --prompt="a dog" --out=animals --size=96x64 --frames=33',
+    ),
+    joins=True,
+)

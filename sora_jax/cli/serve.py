@@ -1,10 +1,8 @@
-"""The verb of the page: see sora_jax.cli.commands."""
+"""The command `serve`."""
 
 import pathlib
 
-from absl import flags
-
-from sora_jax.cli.commands import BUILT_IN, checkpoint_of, define_mesh, lines_of, mesh_of
+from sora_jax.cli.flags import CHECKPOINT, MESH, Command, Flag, checkpoint_of, lines_of, mesh_of
 
 EXAMPLES = (
     "a large red circle moves right on a black background",
@@ -13,28 +11,35 @@ EXAMPLES = (
 )
 
 
-def define(values):
-    flags.DEFINE_string("checkpoint", None, f"Workdir of a trained transformer; {BUILT_IN}", flag_values=values)
-    flags.DEFINE_string("out", "served", "Folder for what is made, and for what it was given.", flag_values=values)
-    flags.DEFINE_string("host", "127.0.0.1", "Where the page is: this machine alone.", flag_values=values)
-    flags.DEFINE_integer("port", 7860, "Of the page.", 1, 65535, flag_values=values)
-    flags.DEFINE_string(
-        "prompts", None, "Examples for the page: a file with a prompt on each line.", flag_values=values
-    )
-    flags.DEFINE_string("dtype", "", "To compute in, such as bfloat16.", flag_values=values)
-    define_mesh(values)
-
-
 def run(values, console):
     from sora_jax.serve.serve import serve
 
     serve(
         checkpoint_of(values),
-        pathlib.Path(values["out"].value),
-        host=values["host"].value,
-        port=values["port"].value,
-        examples=lines_of(values, "prompts") if values["prompts"].value else list(EXAMPLES),
-        dtype=values["dtype"].value,
+        pathlib.Path(values.out),
+        host=values.host,
+        port=values.port,
+        examples=lines_of(values, "prompts") if values.prompts else list(EXAMPLES),
+        dtype=values.dtype,
         mesh=mesh_of(values),
         console=console,
     )
+
+
+COMMAND = Command(
+    "a trained transformer -> a page in the browser",
+    {
+        "Input": (CHECKPOINT, Flag("prompts", "File with an example prompt for the page on each line.")),
+        "Output": (Flag("out", "Folder for the videos, and copies of the inputs.", default="served"),),
+        "Network": (
+            Flag("host", "Address of the page; the default is seen by this machine only.", default="127.0.0.1"),
+            Flag("port", "Port of the page.", int, 7860, min=1, max=65535),
+        ),
+        "Hardware": (
+            Flag("dtype", "Type to compute in; default: as the checkpoint's settings say.", default=""),
+            MESH,
+        ),
+    },
+    run,
+    examples=("--checkpoint=runs/first",),
+)

@@ -8,10 +8,13 @@ import sys
 import pytest
 
 import sora_jax
-from sora_jax.cli.main import VERBS, main
+from sora_jax.cli import help as cli_help
+from sora_jax.cli.commands import COMMANDS
+from sora_jax.cli.main import main
 from sora_jax.config.load import to_config
 from sora_jax.config.schema import Settings
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 PROGRAM = pathlib.Path(sys.executable).with_name("sora-jax")
 
 
@@ -38,23 +41,26 @@ def files_in(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
-def test_the_overview_names_every_verb(capsys, argv):
+def test_the_overview_names_every_command(capsys, argv):
     assert main(argv) == 0
     out, err = capsys.readouterr()
-    assert err == "" and all(f"  {name} " in out and verb.summary in out for name, verb in VERBS.items())
+    assert err == "" and all(f"  {name} " in out and command.summary in out for name, command in COMMANDS.items())
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_names_its_flags_and_every_key_of_the_config(capsys, here, verb):
-    assert main([verb, "--help", "--nonsense"]) == 0
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_names_its_flags_and_every_key_of_the_config(capsys, here, name):
+    assert main([*name.split(), "--help", "--nonsense"]) == 0
     out, err = capsys.readouterr()
-    assert err == "" and out.startswith(f"usage: sora-jax {verb} ") and VERBS[verb].summary in out
+    assert err == "" and out.startswith(f"usage: sora-jax {name} ") and COMMANDS[name].summary in out
     keys = [f"--config.{group}.{key}=" for group, keys in groups() for key in keys]
-    assert all((key in out) == VERBS[verb].config for key in keys)
-    assert ("--workdir" in out) == (verb == "train" or verb.startswith("checkpoint ")) and (
-        "--checkpoint" in out
-    ) == (verb in ("sample", "evaluate", "serve"))
+    assert all((key in out) == COMMANDS[name].config for key in keys)
+    for flag in COMMANDS[name].all_flags:
+        assert f"  --{flag.name} " in out and flag.meaning.endswith((".", ")"))
     assert not list(here.iterdir())
+
+
+def test_the_reference_page_of_the_commands_is_current():
+    assert (ROOT / "docs/reference/commands.md").read_text() == cli_help.page()
 
 
 def groups():
@@ -84,12 +90,12 @@ def test_the_installed_program_tells_a_mistake_and_exits_with_2(here):
 @pytest.mark.parametrize(
     "command, words",
     [
-        ("trian", "no such verb, did you mean 'train'?"),
+        ("trian", "no such command, did you mean 'train'?"),
         (
             "xyz",
-            "no such verb, known: caption, checkpoint inspect, checkpoint prune, checkpoint release,",
+            "no such command, known: caption, checkpoint inspect, checkpoint prune, checkpoint release,",
         ),
-        ("checkpoint verfy", "no such verb, did you mean 'checkpoint verify'?"),
+        ("checkpoint verfy", "no such command, did you mean 'checkpoint verify'?"),
         ("checkpoint prune --workdir=run --keep=0", "flag --keep=0"),
         ("checkpoint verify", "--workdir is missing"),
         ("train --workdir=run --config.optimizer.spike=0.5", "config.optimizer.spike: 0.5 must be above 1"),

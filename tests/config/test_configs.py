@@ -10,8 +10,9 @@ import jax
 import pytest
 from absl import flags
 
-from sora_jax.cli.commands import settings_of
-from sora_jax.cli.main import VERBS, parse, underscored
+from sora_jax.cli.commands import COMMANDS
+from sora_jax.cli.flags import settings_of
+from sora_jax.cli.main import parse, underscored
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import AXES
 from sora_jax.core.patches import patch_grid
@@ -31,16 +32,13 @@ CONFIGS = sorted((pathlib.Path(__file__).parent.parent.parent / "configs").glob(
 each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 
-def parsed(verb: str, arguments: list[str]) -> flags.FlagValues:
+def parsed(command: str, arguments: list[str]) -> flags.FlagValues:
     """The flags of a command, read as the command line reads them."""
-    values = flags.FlagValues()
-    VERBS[verb].define(values)
-    parse(VERBS[verb], values, [f"sora-jax {verb}", *map(underscored, arguments)])
-    return values
+    return parse(COMMANDS[command], [f"sora-jax {command}", *map(underscored, arguments)])
 
 
 def load(path: pathlib.Path, *overrides: str):
-    return settings_of(parsed("train", [f"--config={path}", *overrides]))
+    return settings_of(parsed("train", ["--workdir=run", f"--config={path}", *overrides]))
 
 
 def docstring(path: pathlib.Path) -> str:
@@ -168,9 +166,9 @@ def test_the_commands_in_the_docstring_parse(path):
     assert {command[1] for command in commands} >= {"prepare", "train", "evaluate"}
     for _, *words in commands:
         arguments = list(itertools.dropwhile(lambda word: not word.startswith("-"), words))
-        verb = " ".join(words[: len(words) - len(arguments)])
-        values = parsed(verb, arguments)
-        if VERBS[verb].config:
+        command = " ".join(words[: len(words) - len(arguments)])
+        values = parsed(command, arguments)
+        if COMMANDS[command].config:
             named = next(a.partition("=")[2] for a in arguments if a.startswith("--config="))
             assert pathlib.Path(named).name == path.name
             settings_of(values)

@@ -1,0 +1,95 @@
+"""The command `evaluate`."""
+
+import pathlib
+
+from sora_jax.cli.flags import CHECKPOINT, MESH, Command, Flag, lines_of, mesh_of
+from sora_jax.core.errors import InputError
+
+
+def run(values, console):
+    from sora_jax.checkpoint.model_folder import SHIPPED
+    from sora_jax.evaluate.checkpoint_under_test import Options
+    from sora_jax.evaluate.evaluate import evaluate
+
+    checkpoints = [pathlib.Path(path) for path in values.checkpoint or [SHIPPED]]
+    if len(checkpoints) > 1 and not values.out:
+        raise InputError(f"--out is missing: name a folder for the report on {len(checkpoints)} checkpoints")
+    beside = checkpoints[0] if values.checkpoint else pathlib.Path()
+    out = pathlib.Path(values.out or beside / "evaluation")
+    options = Options(
+        prompts=tuple(lines_of(values, "prompts")) if values.prompts else (),
+        sizes=tuple(values.size),
+        frames=_lengths(values.frames),
+        **{key: values[key].value for key in ("data", "samples", "seconds", "seed", "videos")},
+        **{key: values[key].value for key in ("lpips", "videomae", "clip")},
+    )
+    evaluate(
+        checkpoints,
+        out,
+        suites=[name.strip() for name in values.suite],
+        options=options,
+        mesh=mesh_of(values),
+        console=console,
+    )
+    console.print(f"report: {out / 'index.html'}", highlight=False)
+
+
+def _lengths(counts: list[str]) -> tuple[int, ...]:
+    if not all(count.strip().isdecimal() for count in counts):
+        raise InputError(f"--frames={','.join(counts)}: whole numbers are needed, for example 17,33")
+    return tuple(int(count) for count in counts)
+
+
+COMMAND = Command(
+    "trained models -> numbers, tables and a report",
+    {
+        "Input": (
+            Flag(
+                "checkpoint",
+                f"{CHECKPOINT.meaning.removesuffix('.')}; given again: another one, compared side by side.",
+                repeated=True,
+            ),
+            Flag(
+                "suite",
+                "Benchmarks to run: loss, shapes, tasks, long, temporal, fvd, clip and vbench for transformers, "
+                "reconstruction for autoencoders; default: loss or reconstruction.",
+                commas=True,
+            ),
+            Flag("data", "Prepared data set; default: the one that the checkpoint was trained on.", default=""),
+        ),
+        "Output": (
+            Flag(
+                "out",
+                "Folder for the report, required for several checkpoints; default: evaluation in the workdir.",
+                default="",
+            ),
+        ),
+        "Samples": (
+            Flag("samples", "Samples per size and length; 0: the benchmark's own number.", int, 0, min=0),
+            Flag("size", "Sizes of the samples, WIDTHxHEIGHT, separated by commas.", commas=True),
+            Flag("frames", "Lengths of the samples, separated by commas.", commas=True),
+            Flag("seconds", "Length of the videos of --suite=long.", float, 60.0),
+            Flag("seed", "Seed of the samples.", int, 0),
+            Flag(
+                "prompts",
+                "File with a prompt on each line; default: the captions of the held-out clips.",
+                default="",
+            ),
+            Flag("videos", "Folder of real videos to compare with; default: the held-out clips.", default=""),
+        ),
+        "Weights of metrics": (
+            Flag("lpips", "LPIPS for reconstruction, a .safetensors.", default=""),
+            Flag("videomae", "Folder of a VideoMAE encoder, for fvd.", default=""),
+            Flag("clip", "Folder of a CLIPModel in transformers' layout, for clip.", default=""),
+        ),
+        "Hardware": (MESH,),
+    },
+    run,
+    about="Benchmarks that an earlier run measured on the same checkpoint and options are not run again. The exit "
+    "code is 2 if a model does not do what its prompts say.",
+    examples=(
+        "--checkpoint=runs/first",
+        "--checkpoint=runs/first --checkpoint=runs/second --suite=loss,shapes --out=comparison",
+    ),
+    joins=True,
+)

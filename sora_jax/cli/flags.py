@@ -1,0 +1,176 @@
+"""Flags and commands: each is declared once, for parsing, `--help` and docs/reference/commands.md."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import rich.console
+from absl import flags
+
+from sora_jax.config.load import from_config
+from sora_jax.config.schema import MeshSettings, Settings
+from sora_jax.core.errors import InputError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A flag of a command.
+
+    Args:
+      name: as people write it, with hyphens.
+      meaning: one sentence.
+      kind: str, int, float or bool.
+      default: None: no value.
+      example: a value of a required flag, for the error if it is absent; "": the flag is not required.
+      min, max: bounds of a number, themselves allowed.
+      choices: the only values.
+      repeated: given once for each value; the value is a list, or None.
+      commas: several values are separated by commas; the value is a list.
+    """
+
+    name: str
+    meaning: str
+    kind: type = str
+    default: Any = None
+    example: str = ""
+    min: float | None = None
+    max: float | None = None
+    choices: tuple[str, ...] = ()
+    repeated: bool = False
+    commas: bool = False
+
+    @property
+    def key(self) -> str:
+        """The name of its value."""
+        return self.name.replace("-", "_")
+
+    @property
+    def shown(self) -> str:
+        """The default, for people; "" if there is none."""
+        return "" if self.default is None or self.default is False else f"{self.default}"
+
+    def define(self, values: flags.FlagValues):
+        about = {"name": self.key, "default": self.default, "help": self.meaning, "flag_values": values}
+        if self.commas:
+            flags.DEFINE_list(**about | {"default": self.default or []})
+        elif self.repeated:
+            flags.DEFINE_multi_string(**about)
+        elif self.choices:
+            flags.DEFINE_enum(**about, enum_values=self.choices)
+        elif self.kind in (int, float):
+            define = flags.DEFINE_integer if self.kind is int else flags.DEFINE_float
+            define(**about, lower_bound=self.min, upper_bound=self.max)
+        else:
+            (flags.DEFINE_boolean if self.kind is bool else flags.DEFINE_string)(**about)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command of `sora-jax`.
+
+    Args:
+      summary: what goes in -> what comes out.
+      flags: title of a group -> its flags; the most used first.
+      run: does the work, given the values of the flags; imports what it needs itself, so that `--help` and a
+        mistyped flag cost no import of JAX.
+      about: further sentences for `--help` and the reference.
+      examples: command lines, without `sora-jax NAME`.
+      config: whether it takes --config and --config.KEY.
+      joins: whether it computes together with the other processes of a cluster.
+      saves: whether it saves and ends on SIGTERM; other commands are ended by it.
+    """
+
+    summary: str
+    flags: Mapping[str, tuple[Flag, ...]]
+    run: Callable[[flags.FlagValues, rich.console.Console], None]
+    about: str = ""
+    examples: tuple[str, ...] = ()
+    config: bool = False
+    joins: bool = False
+    saves: bool = False
+
+    @property
+    def all_flags(self) -> list[Flag]:
+        return [flag for group in self.flags.values() for flag in group]
+
+    def define(self, values: flags.FlagValues):
+        for flag in self.all_flags:
+            flag.define(values)
+
+    def check_required(self, values: flags.FlagValues):
+        """Raise InputError if a required flag has no value."""
+        for flag in self.all_flags:
+            if flag.example and not values[flag.key].value:
+                raise missing(flag.name, flag.example)
+
+
+def missing(name: str, example: str) -> InputError:
+    return InputError(f"--{name} is missing, for example --{name}={example}")
+
+
+WORKDIR = Flag("workdir", "Workdir of a training run.", example="runs/first")
+CHECKPOINT = Flag(
+    "checkpoint", "Workdir of a trained transformer, or a released model; default: the model of the shapes world."
+)
+MESH = Flag(
+    "mesh",
+    "Axes of the device mesh: data, fsdp, ring, ulysses, tensor, e.g. data=2,ulysses=4; -1: all devices left.",
+    default="data=-1",
+)
+
+
+def use_cpu():
+    """Leave the chips to the run that may be using them; to be called before JAX is imported."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def settings_of(values: flags.FlagValues) -> Settings:
+    """The settings that --config and --config.KEY say."""
+    return from_config(values["config"].value)
+
+
+def checkpoint_of(values: flags.FlagValues) -> pathlib.Path:
+    """The folder that --checkpoint names, or the model of the package."""
+    from sora_jax.checkpoint.model_folder import SHIPPED
+
+    return pathlib.Path(values.checkpoint or SHIPPED)
+
+
+def path_of(values: flags.FlagValues, key: str) -> pathlib.Path | None:
+    """The path that a flag names, None if it has no value."""
+    return pathlib.Path(values[key].value) if values[key].value else None
+
+
+def mesh_of(values: flags.FlagValues) -> MeshSettings:
+    """The mesh that --mesh says; an axis that it does not name has one device.
+
+    Raises: InputError for an unknown axis, or a size that is no number.
+    """
+    sizes = {"data": 1}
+    known = [field.name for field in dataclasses.fields(MeshSettings)]
+    for part in values.mesh.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in known:
+            raise InputError(f"--mesh: no axis {axis!r}, {did_you_mean(axis, known)}")
+        try:
+            sizes[axis] = int(size)
+        except ValueError:
+            raise InputError(f"--mesh: {part!r} is not AXIS=SIZE") from None
+    return MeshSettings(**sizes)
+
+
+def lines_of(values: flags.FlagValues, key: str) -> list[str]:
+    """The prompts in the file that a flag names, one a line, without blank lines.
+
+    Raises: InputError if the file is absent or has none.
+    """
+    name = values[key].value
+    file = pathlib.Path(name)
+    if not file.is_file():
+        raise InputError(f"--{key}={name}: no such file; it has a prompt on each line")
+    prompts = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    if not prompts:
+        raise InputError(f"--{key}={name}: no prompt in it; write one on each line")
+    return prompts

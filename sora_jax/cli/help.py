@@ -1,0 +1,124 @@
+"""The texts of `--help`, and the page docs/reference/commands.md:
+
+python -m sora_jax.cli.help > docs/reference/commands.md
+"""
+
+import dataclasses
+import textwrap
+
+from sora_jax.cli.commands import COMMANDS
+from sora_jax.cli.flags import Command, Flag
+from sora_jax.config.fields import declarations
+from sora_jax.config.schema import Settings
+
+WIDTH = 100
+CONFIG = Flag(
+    "config", "Python file of a config, or the settings.json of a workdir; see docs/reference/config.md."
+)
+
+INTRODUCTION = """\
+# Commands
+
+<!-- Made by `python -m sora_jax.cli.help` from the declarations in sora_jax/cli; do not edit. -->
+
+    sora-jax COMMAND [--flag=value ...]
+
+`sora-jax --help` lists the commands, `sora-jax COMMAND --help` the flags of one and, for `prepare`, `train` and
+`plan`, every key of the config ([config.md](config.md)). `sora-jax --version` prints the version.
+
+An error of input ends a command with exit code 2 and one line that says what is wrong and what to type instead.
+Exit code 75 asks to run the same command again. Any other error keeps its traceback, and is a bug.
+
+    $ sora-jax trian
+    sora-jax trian: trian: no such command, did you mean 'train'?; `sora-jax --help` lists them
+"""
+
+
+def overview() -> str:
+    """The commands with their summaries."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: sora-jax COMMAND [--flag=value ...]",
+            "",
+            *lines,
+            "",
+            "`sora-jax COMMAND --help` shows the flags of a command.",
+        ]
+    )
+
+
+def help_text(name: str) -> str:
+    """A command's summary, examples, flags, and keys of its config."""
+    command = COMMANDS[name]
+    lines = [f"usage: sora-jax {name} [--flag=value ...]", "", command.summary, ""]
+    if command.about:
+        lines += [textwrap.fill(command.about, WIDTH), ""]
+    lines += [f"  sora-jax {name} {example}" for example in command.examples]
+    for title, group in _groups(command).items():
+        lines += ["", f"{title}:"]
+        for flag in group:
+            lines += _entry(f"--{flag.name}", flag.meaning + _notes(flag))
+    if command.config:
+        lines += ["", "Keys of the config, with their defaults:"]
+        for key, value, declared in config_keys():
+            notes = "; ".join(filter(None, (declared.unit, declared.range)))
+            lines += _entry(f"--config.{key}={value}", declared.meaning + (f" ({notes})" if notes else ""))
+    return "\n".join(lines)
+
+
+def config_keys():
+    """(key, default, declaration) of every key of the config."""
+    settings = Settings()
+    for name, declared in declarations(settings).items():
+        yield name, getattr(settings, name), declared
+    for field in dataclasses.fields(settings):
+        group = getattr(settings, field.name)
+        if dataclasses.is_dataclass(group):
+            for name, declared in declarations(group).items():
+                yield f"{field.name}.{name}", getattr(group, name), declared
+
+
+def page() -> str:
+    """docs/reference/commands.md."""
+    parts = [INTRODUCTION, "| command | input -> output |", "|---|---|"]
+    parts += [f"| [`{name}`](#{name.replace(' ', '-')}) | {c.summary} |" for name, c in COMMANDS.items()]
+    for name, command in COMMANDS.items():
+        parts += ["", f"## {name}", ""]
+        parts += [f"    sora-jax {name} {example}".rstrip() for example in command.examples]
+        parts += ["", f"{command.summary[0].upper()}{command.summary[1:]}. {command.about}".rstrip()]
+        for title, group in _groups(command).items():
+            parts += ["", f"| {title.lower()} | meaning | default |", "|---|---|---|"]
+            parts += [f"| `--{flag.name}` | {flag.meaning} | {_default(flag)} |" for flag in group]
+    return "\n".join(parts) + "\n"
+
+
+def _groups(command: Command) -> dict:
+    return dict(command.flags) | ({"Settings": (CONFIG,)} if command.config else {})
+
+
+def _entry(left: str, text: str) -> list[str]:
+    """A flag or key and its meaning, beside each other or on two lines."""
+    indent = " " * 24
+    wrapped = textwrap.wrap(text, WIDTH - len(indent))
+    if len(left) > len(indent) - 4:
+        return [f"  {left}", *(indent + line for line in wrapped)]
+    return [f"  {left:<{len(indent) - 2}}{wrapped[0]}", *(indent + line for line in wrapped[1:])]
+
+
+def _notes(flag: Flag) -> str:
+    """What is to be said after the meaning of a flag."""
+    if flag.example:
+        return f" Required, for example {flag.example}."
+    return f" Default: {flag.shown}." if flag.shown else ""
+
+
+def _default(flag: Flag) -> str:
+    if flag.example:
+        return f"required, e.g. `{flag.example}`"
+    return f"`{flag.shown}`" if flag.shown else ""
+
+
+if __name__ == "__main__":
+    print(page(), end="")
