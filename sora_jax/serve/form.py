@@ -6,7 +6,7 @@ import random
 
 import gradio as gr
 
-from sora_jax.cli.sample import SAMPLE_HELP
+from sora_jax.config.fields import declarations
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.generate.request import DIRECTIONS, TASKS, Request
@@ -73,7 +73,7 @@ def make_settings(defaults):
                     continue
                 told = {
                     "label": field.name.replace("_", " ").capitalize(),
-                    "info": SAMPLE_HELP.get(field.name),
+                    "info": declarations(SampleSettings)[field.name].meaning,
                     "min_width": 130,
                 }
                 value = getattr(defaults, field.name)

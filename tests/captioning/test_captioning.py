@@ -371,10 +371,10 @@ def test_the_verb_captions_and_writes_out(server, folder, tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "--videos, a folder to describe, or --prompts"),
+        (["--out=c.jsonl", "--endpoint=shapes"], "--videos, a folder to describe, or --prompts"),
         (["--videos=videos"], "--out is missing"),
         (["--videos=videos", "--out=c.jsonl"], "--endpoint is missing"),
-        (["--videos=videos", "--out=c.jsonl", "--endpoint=shapes"], "sees no videos"),
+        (["--videos=videos", "--out=c.jsonl", "--endpoint=shapes"], "can't see videos"),
         (["--videos=videos", "--out=c.jsonl", "--endpoint=http://x"], "--model is missing"),
         (["--videos=videos", "--out=c.csv", "--endpoint=http://x", "--model=m"], "written as .jsonl"),
         (

@@ -14,7 +14,7 @@ from PIL import Image
 from test_tasks import write_run
 
 from sora_jax.cli.main import main
-from sora_jax.cli.sample import REQUEST_HELP
+from sora_jax.cli.sample import LONG, TASK, WATERMARK
 from sora_jax.data.prepare.decode import probe, read_clip, write_clip
 from sora_jax.generate import long_videos as long
 from sora_jax.generate import sample as verb
@@ -260,7 +260,9 @@ def test_every_flag_of_a_request_is_taken_by_a_task():
     fields = {field.name for field in dataclasses.fields(Request)}
     taken = {key for needed, more in TASKS.values() for key in needed + more}
     assert fields == taken | {"task", "watermark"}
-    assert {FLAGS.get(name, name).replace("-", "_") for name in fields} == set(REQUEST_HELP)
+    assert {FLAGS.get(name, name).replace("-", "_") for name in fields} == {
+        flag.key for flag in (*TASK, *LONG, WATERMARK)
+    }
 
 
 def test_a_watermark_is_seen_and_changes_nothing_else():
