@@ -5,7 +5,9 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from sora_jax.checkpoint.reader import abstract_on_mesh, find_checkpoint, read_meta, restore_ema, restore_trained
+from sora_jax.checkpoint.meta import read_meta
+from sora_jax.checkpoint.restore import abstract_on_mesh, restore_ema, restore_trained
+from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
 from sora_jax.interop.encoders import load_encoder

@@ -1,6 +1,5 @@
-"""The checkpoints of a run: written in the background by Orbax, and gone on from."""
+"""The checkpoints of a run: Orbax writes them in the background, and a later start resumes from them."""
 
-import dataclasses
 import logging
 import pathlib
 import warnings
@@ -8,46 +7,47 @@ import warnings
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from flax import struct
 from orbax.checkpoint._src.metadata.array_metadata_store import Store
 
 from sora_jax.checkpoint.checksums import named_leaves
-from sora_jax.checkpoint.reader import (
-    BROKEN,
-    CONVERTED,
-    FOLDER,
-    MODELS,
-    Broken,
-    check_leaves,
-    check_models,
-    describe,
-    load_meta,
-    read_state,
-    reason_of,
-    sealed,
-    steps_in,
-    verify,
-)
+from sora_jax.checkpoint.meta import CONVERTED, MODELS, check_leaves, check_models, load_meta, make_meta
+from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, reason_unwritable
+from sora_jax.checkpoint.restore import read_state, verify
+from sora_jax.checkpoint.workdir import BROKEN, CHECKPOINTS, steps_in
 from sora_jax.cluster.agreement import raise_on_all_hosts, run_on_first_host
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import explain_os_errors
-from sora_jax.train.state import Weights
 
-# Of an array that several chips hold alike, each writes a part if the parts are so large, in bytes. To cut a small
-# one takes longer than to write it: in the first save each cut is a program to compile.
-PART = 2**20
+# Bytes from which each replica of an array writes a part of it. Slicing a smaller array takes longer than writing
+# it: in the first save each slice is a program to compile.
+MIN_REPLICA_BYTES = 2**20
 ocp.type_handlers.register_type_handler(
     jax.Array,
-    ocp.type_handlers.ArrayHandler(array_metadata_store=Store(), min_slice_bytes_for_replica_parallel=PART),
+    ocp.type_handlers.ArrayHandler(
+        array_metadata_store=Store(), min_slice_bytes_for_replica_parallel=MIN_REPLICA_BYTES
+    ),
     override=True,
 )
 
 
+@struct.dataclass
+class Weights:
+    """The state of a checkpoint without a run: converted weights. step: 0; ema: float32 nested dict."""
+
+    step: jax.Array
+    ema: dict
+
+
 class Checkpoints:
-    """The checkpoints of a workdir, for the run that writes them; a context manager that waits at its end.
+    """The checkpoints of a workdir, for the run that writes them.
+
+    A context manager; it waits at its end until the last checkpoint is written.
 
     Args:
-      keep, keep_every: the last so many are kept, and those whose step is a multiple of the second (0: none).
+      keep: number of last checkpoints to keep.
+      keep_every: also keep the steps that are multiples of it; 0: none.
     """
 
     def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int = 0):
@@ -58,12 +58,12 @@ class Checkpoints:
             save_decision_policy=manager.FixedIntervalPolicy(1),  # the loop decides
             cleanup_tmp_directories=True,
         )
-        self.folder = pathlib.Path(workdir).resolve() / FOLDER
+        self.folder = pathlib.Path(workdir).resolve() / CHECKPOINTS
         with explain_os_errors(self.folder):
             self.manager = ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
-        # A write that fails is raised here, and told in one line: not by each of its tasks, with a traceback.
+        # A failed write is one exception here; Orbax and asyncio also log a traceback for each of its tasks.
         for name in ("absl", "asyncio"):
-            logging.getLogger(name).addFilter(is_news)
+            logging.getLogger(name).addFilter(is_not_of_a_write)
 
     def __enter__(self):
         return self
@@ -77,7 +77,7 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The newest complete step; None before the first.
 
-        Raises: InputError if there have been some, and all are set aside.
+        Raises: InputError if all steps were set aside as broken.
         """
         latest = self.manager.latest_step()
         if latest is None and (aside := sorted(path.name for path in self.folder.glob(f"*{BROKEN}*"))):
@@ -88,30 +88,31 @@ class Checkpoints:
         return latest
 
     def save(self, state, settings: Settings, data_hash: str):
-        """Begin to write the state; it may be donated to the next step at once.
+        """Start to write the state in the background; it may be donated to the next step at once.
 
         Raises: InputError if this save, or the one before it, can't be written.
         """
         step = int(state.step)
         if step == self.manager.latest_step():
             return
-        content = {"settings": dataclasses.asdict(settings), "data_hash": data_hash, "leaves": describe(state)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(sealed(content)))
+        meta = make_meta(state, settings, data_hash)
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._checked(lambda: self.manager.save(step, args=args))
 
     def restore(self, abstract_state, settings: Settings) -> tuple:
-        """The newest state that is whole, in the shardings of `abstract_state`.
+        """The newest intact state, in the shardings of `abstract_state`.
 
-        Newer ones that are broken are set aside, so that they are kept for a look and never chosen again; if none
-        is whole, all is left as it is.
-        Returns: (the state, the hash of the data it was trained on, notes: what a person should know, lines).
-        Raises: InputError if it was made with other models than the settings say, or none is whole.
+        Newer broken ones are set aside: kept for inspection and never chosen again. If no step is intact, nothing
+        is moved.
+
+        Returns: (state, hash of the data it was trained on, notes for the user, one line each).
+        Raises: InputError if it is of other models than the settings describe, or no step is intact.
         """
         broken = {}
         for step in reversed(steps_in(self.folder)):
             try:
                 state, data_hash, notes = self._restore(step, abstract_state, settings)
-            except Broken as error:
+            except BrokenCheckpoint as error:
                 broken[step] = f"{self.folder}/{step}: is broken, {error}"
                 continue
             run_on_first_host(lambda: self._set_aside(broken))
@@ -136,7 +137,7 @@ class Checkpoints:
                 check_leaves(named_leaves(abstract_state), meta.leaves, where)
             return read_state(self.folder, step, abstract_state), meta
 
-        state, meta = raise_on_all_hosts(read, (Broken, InputError))
+        state, meta = raise_on_all_hosts(read, (BrokenCheckpoint, InputError))
         verify(state, meta.leaves)
         return (
             state,
@@ -155,33 +156,33 @@ class Checkpoints:
         try:
             write()
         except (OSError, ValueError) as error:
-            # Orbax gives up with tasks that it has not begun; Python warns of each when it is collected.
+            # Orbax drops tasks that it has not begun; Python warns about each when it is collected.
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             last = self.manager.latest_step()
             kept = f"step {last} is complete" if last is not None else "there is none yet"
             raise InputError(
-                f"{self.folder}: a checkpoint can't be written, {reason_of(error)}; {kept}"
+                f"{self.folder}: a checkpoint can't be written, {reason_unwritable(error)}; {kept}"
             ) from error
 
 
 def check_run(stored: Settings, wanted: Settings, where: str):
-    """Raise InputError for a setting that changes what a run carries along beside its model."""
+    """Raise InputError for a changed setting of the optimizer's state or the discriminator."""
     for group, key in (("optimizer", "name"), ("loss", "adversarial"), ("loss", "discriminator_width")):
         old, new = (getattr(getattr(settings, group), key) for settings in (stored, wanted))
-        if old != new and not (key == "adversarial" and old and new):  # its size may change
+        if old != new and not (key == "adversarial" and old and new):  # the loss's weight may change
             raise InputError(
                 f"{where}: made with config.{group}.{key}={old}, now {new}; change it back, or take a new "
                 f"--workdir with --config.train.init_from={pathlib.Path(where).parent.parent}"
             )
 
 
-def is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of the log tells more than the error that a failed write raises."""
+def is_not_of_a_write(record: logging.LogRecord) -> bool:
+    """Whether a log record is anything but the traceback of a failed write."""
     return "/orbax/" not in record.pathname and "exception was never retrieved" not in record.getMessage()
 
 
 def save_weights(workdir: pathlib.Path, params: dict, settings: Settings):
-    """A checkpoint of parameters alone, to sample from and to begin runs with.
+    """Write a checkpoint of parameters alone, to sample from and to start runs from.
 
     Raises: InputError if it can't be written.
     """

@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 import rich.console
 
+from sora_jax.checkpoint.meta import differing, read_meta
 from sora_jax.checkpoint.model_folder import SETTINGS, WEIGHTS, save_model
-from sora_jax.checkpoint.reader import RELEASED, STEP, differing, find_checkpoint, read_meta, restore_trained
+from sora_jax.checkpoint.restore import restore_trained
+from sora_jax.checkpoint.workdir import RELEASED, STEP, find_checkpoint
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import atomic_write
+from sora_jax.models.layers.params import count_params
 from sora_jax.models.video_model import VideoModel
-from sora_jax.train.loop import count_params
 
 BESIDE = ("tokenizer.model", f"autoencoder/{SETTINGS}", f"autoencoder/{WEIGHTS}")
 

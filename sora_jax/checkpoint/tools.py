@@ -8,7 +8,10 @@ import shutil
 import rich.console
 import rich.table
 
-from sora_jax.checkpoint.reader import BROKEN, Broken, find_steps, load_meta, verify_step
+from sora_jax.checkpoint.meta import load_meta
+from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint
+from sora_jax.checkpoint.restore import verify_step
+from sora_jax.checkpoint.workdir import BROKEN, find_steps
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import explain_os_errors
@@ -25,7 +28,7 @@ def inspect(workdir: pathlib.Path, console: rich.console.Console):
         try:
             newest = load_meta(folder, step)
             told = [f"{count_params(newest.leaves):,}", newest.data_hash]
-        except Broken as error:
+        except BrokenCheckpoint as error:
             told = ["", f"broken: {error}"]
         table.add_row(str(step), *size_and_time(folder / str(step)), *told)
     for path in sorted(folder.glob(f"*{BROKEN}*")):
@@ -79,7 +82,7 @@ def verify(workdir: pathlib.Path, console: rich.console.Console):
             console.print(
                 f"{folder}/{step}: {verify_step(folder, step)} arrays are whole", highlight=False, soft_wrap=True
             )
-        except Broken as error:
+        except BrokenCheckpoint as error:
             broken.append(f"{folder}/{step}: is broken, {error}")
     if broken:
         raise InputError("; ".join(broken))

@@ -12,8 +12,9 @@ import rich.console
 import rich.table
 from jax.experimental import multihost_utils
 
+from sora_jax.checkpoint.meta import read_meta
 from sora_jax.checkpoint.model_folder import model_hash
-from sora_jax.checkpoint.reader import find_checkpoint, read_meta
+from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.config.load import to_json
 from sora_jax.config.schema import SampleSettings, Settings

@@ -13,8 +13,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sora_jax.checkpoint.frozen_params import LOW_NOISE, load_frozen, restore_computing, restore_model
+from sora_jax.checkpoint.meta import check_models, read_meta
 from sora_jax.checkpoint.model_folder import load_model
-from sora_jax.checkpoint.reader import check_models, find_checkpoint, read_meta
+from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.config.schema import AutoencoderSettings, SampleSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import num_shards, spec

@@ -12,8 +12,10 @@ from flax import traverse_util
 
 from sora_jax.checkpoint.frozen_params import load_base
 from sora_jax.checkpoint.manager import save_weights
+from sora_jax.checkpoint.meta import read_meta
 from sora_jax.checkpoint.model_folder import named, open_tensors
-from sora_jax.checkpoint.reader import find_checkpoint, read_meta, restore_trained
+from sora_jax.checkpoint.restore import restore_trained
+from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.config.load import to_json
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError

@@ -16,8 +16,9 @@ import safetensors.numpy
 
 from sora_jax.checkpoint.frozen_params import LOW_NOISE
 from sora_jax.checkpoint.manager import save_weights
+from sora_jax.checkpoint.meta import read_meta
 from sora_jax.checkpoint.model_folder import load_model, named, save_model
-from sora_jax.checkpoint.reader import FOLDER, find_checkpoint, read_meta
+from sora_jax.checkpoint.workdir import CHECKPOINTS, find_checkpoint
 from sora_jax.config.load import to_json
 from sora_jax.config.schema import (
     AutoencoderSettings,
@@ -83,7 +84,7 @@ def convert(
             import_adapters(source, target, base, console)
         elif target.suffix == SAFETENSORS:
             export_adapters(source, target, console)
-        elif (source / FOLDER).is_dir():
+        elif (source / CHECKPOINTS).is_dir():
             export_model(source, target, console)
         else:
             import_model(source, target, rest, console)
@@ -104,7 +105,7 @@ def import_model(
         else:
             original = False
     if original and rest is None:
-        raise InputError(f"{source}: only a transformer; --rest=FOLDER names the rest, in diffusers' layout")
+        raise InputError(f"{source}: only a transformer; --rest=CHECKPOINTS names the rest, in diffusers' layout")
     rest = rest if original else source
     index = read_object(rest / INDEX_FILE)
     scheduler = read_object(rest / "scheduler" / "scheduler_config.json")

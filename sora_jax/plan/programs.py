@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.checkpoint.frozen_params import computing
-from sora_jax.checkpoint.reader import abstract_on_mesh
+from sora_jax.checkpoint.restore import abstract_on_mesh
 from sora_jax.config.load import parse_size
 from sora_jax.config.schema import LoraSettings, Settings
 from sora_jax.core.mesh import num_shards, spec

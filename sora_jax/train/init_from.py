@@ -6,15 +6,10 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
+from sora_jax.checkpoint.meta import EXECUTION, check_models, read_meta
 from sora_jax.checkpoint.model_folder import autoencoder_folder, load_model, load_settings, model_hash
-from sora_jax.checkpoint.reader import (
-    FREE,
-    abstract_on_mesh,
-    check_models,
-    find_checkpoint,
-    read_meta,
-    restore_ema,
-)
+from sora_jax.checkpoint.restore import abstract_on_mesh, restore_ema
+from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.data.loader.mixture import Mixture
@@ -49,7 +44,7 @@ def check_pretrained(settings: Settings, records: Mixture):
     stored = load_settings(autoencoder_folder(folder), AutoencoderSettings)
     for field in dataclasses.fields(stored):
         old, new = getattr(stored, field.name), getattr(settings.autoencoder, field.name)
-        if field.name not in (*FREE, *MEASURED) and old != new:
+        if field.name not in (*EXECUTION, *MEASURED) and old != new:
             raise InputError(f"{folder}: made with config.autoencoder.{field.name}={old}, now {new}")
 
 

@@ -9,7 +9,8 @@ import rich.console
 
 from sora_jax.checkpoint.manager import Checkpoints
 from sora_jax.checkpoint.model_folder import load_settings, model_hash
-from sora_jax.checkpoint.reader import FOLDER, abstract_on_mesh
+from sora_jax.checkpoint.restore import abstract_on_mesh
+from sora_jax.checkpoint.workdir import has_checkpoint
 from sora_jax.cluster.agreement import assert_equal_across_hosts, run_on_first_host
 from sora_jax.cluster.preemption import preemption
 from sora_jax.config.load import to_json
@@ -19,6 +20,7 @@ from sora_jax.core.mesh import axes_of, local_rows, make_mesh, num_shards
 from sora_jax.core.storage import atomic_write, copy_files, digest
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.data.loader.stream import train_crops, train_sequences
+from sora_jax.models.layers.params import count_params
 from sora_jax.train.autoencoder_statistics import export_autoencoder
 from sora_jax.train.init_from import autoencoder_of, begin_with, check_pretrained
 from sora_jax.train.monitoring.loss_monitor import Guard
@@ -48,7 +50,7 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     records = open_records(settings)
     rows = local_rows(mesh, settings.data.batch)
     stream = STREAMS[settings.objective](settings, rows=rows)
-    if settings.train.init_from and (settings.lora.rank or not any((workdir / FOLDER).glob("[0-9]*"))):
+    if settings.train.init_from and (settings.lora.rank or not has_checkpoint(workdir)):
         check_pretrained(settings, records)
     data_hash = records.digest
     if settings.data.autoencoder:
@@ -187,7 +189,7 @@ def open_records(settings: Settings) -> Mixture:
 def check_same(workdir: pathlib.Path, autoencoder: pathlib.Path):
     """Raise InputError if a run would go on with another autoencoder than it began with."""
     copy = workdir / "autoencoder"
-    if copy.is_dir() and any((workdir / FOLDER).glob("[0-9]*")) and model_hash(copy) != model_hash(autoencoder):
+    if copy.is_dir() and has_checkpoint(workdir) and model_hash(copy) != model_hash(autoencoder):
         raise InputError(
             f"config.data.autoencoder: {autoencoder} is not the one that {workdir} began with; name {copy}"
         )
@@ -201,7 +203,3 @@ def start_workdir(workdir: pathlib.Path, records: Mixture, settings: Settings):
         copy_files(autoencoder_of(settings, records), workdir / "autoencoder")
         with atomic_write(workdir / "tokenizer.model") as temporary:
             shutil.copyfile(records.tokenizer, temporary)
-
-
-def count_params(params: dict) -> int:
-    return sum(x.size for x in jax.tree.leaves(params))

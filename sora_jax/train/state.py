@@ -19,14 +19,6 @@ class TrainState:
     opt_state: optax.OptState
 
 
-@struct.dataclass
-class Weights:
-    """What converted weights have of it."""
-
-    step: jax.Array
-    ema: dict
-
-
 def init_state(objective, optimizer, key) -> TrainState:
     """A fresh state, made on the chips that hold it: call it under the mesh."""
 

@@ -14,16 +14,10 @@ from test_step import Run
 
 from sora_jax.checkpoint.checksums import checksum, checksums
 from sora_jax.checkpoint.manager import Checkpoints
-from sora_jax.checkpoint.reader import (
-    Broken,
-    abstract_on_mesh,
-    read_meta,
-    restore_ema,
-    sealed,
-    steps_in,
-    unreadable,
-    verify_step,
-)
+from sora_jax.checkpoint.meta import read_meta, with_hash
+from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, reason_unreadable
+from sora_jax.checkpoint.restore import abstract_on_mesh, restore_ema, verify_step
+from sora_jax.checkpoint.workdir import steps_in
 from sora_jax.core.errors import InputError
 from sora_jax.train.state import TrainState
 
@@ -204,20 +198,20 @@ def test_averages_that_are_broken_are_named_and_nothing_is_moved(workdir):
     content = json.loads(meta.read_text())
     content.pop("sha256")
     content["leaves"]["ema.layer.kernel"]["sum"] ^= 1
-    meta.write_text(json.dumps(sealed(content)))
+    meta.write_text(json.dumps(with_hash(content)))
     with pytest.raises(
         InputError, match=r"3: is broken, ema\.layer\.kernel: the checksum differs; rename it to 3\.b"
     ):
         restore_ema(folder, 3, half)
-    with pytest.raises(Broken, match=r"ema\.layer\.kernel"):
+    with pytest.raises(BrokenCheckpoint, match=r"ema\.layer\.kernel"):
         verify_step(folder, 3)
     assert steps_in(folder) == [1, 2, 3] and verify_step(folder, 2) == 6
 
 
 def test_a_disk_that_can_not_be_read_is_not_a_broken_checkpoint():
-    assert unreadable(PermissionError(13, "denied")) == "no permission to read it"
-    assert unreadable(ValueError("UNAVAILABLE: Error reading")) == "the disk is not reachable"
-    assert unreadable(ValueError("DATA_LOSS: Error reading")) is None
+    assert reason_unreadable(PermissionError(13, "denied")) == "no permission to read it"
+    assert reason_unreadable(ValueError("UNAVAILABLE: Error reading")) == "the disk is not reachable"
+    assert reason_unreadable(ValueError("DATA_LOSS: Error reading")) is None
 
 
 def test_a_step_of_a_version_before_checksums_is_taken_and_told(workdir):

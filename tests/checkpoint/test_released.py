@@ -17,9 +17,10 @@ import tiny
 from safetensors.numpy import load_file, save_file
 from test_tasks import write_run
 
+from sora_jax.checkpoint.meta import read_meta
 from sora_jax.checkpoint.model_folder import SETTINGS, WEIGHTS
-from sora_jax.checkpoint.reader import RELEASED, read_meta
 from sora_jax.checkpoint.release import check_whole
+from sora_jax.checkpoint.workdir import RELEASED
 from sora_jax.cli.main import main
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
@@ -27,10 +28,9 @@ from sora_jax.core.mesh import make_mesh
 from sora_jax.diffusion.flow import time_table
 from sora_jax.evaluate.checkpoint_under_test import open_subject
 from sora_jax.generate.pipeline import load_generator
-from sora_jax.models.layers.params import bind
+from sora_jax.models.layers.params import bind, count_params
 from sora_jax.models.video_model import VideoModel
 from sora_jax.train.init_from import begin_with
-from sora_jax.train.loop import count_params
 from sora_jax.train.state import TrainState
 
 

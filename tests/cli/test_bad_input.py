@@ -17,7 +17,8 @@ from tensorboardX.proto.event_pb2 import Event
 from tiny_run import CONFIG, SETTINGS, Disk, write_data
 
 from sora_jax.checkpoint.manager import Checkpoints
-from sora_jax.checkpoint.reader import abstract_on_mesh, load_meta, read_meta, restore_ema
+from sora_jax.checkpoint.meta import load_meta, read_meta
+from sora_jax.checkpoint.restore import abstract_on_mesh, restore_ema
 from sora_jax.cli.main import main
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.mesh import make_mesh

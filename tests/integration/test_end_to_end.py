@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from sora_jax.checkpoint.reader import abstract_on_mesh, find_checkpoint, load_meta, read_meta, restore_ema
+from sora_jax.checkpoint.meta import load_meta, read_meta
+from sora_jax.checkpoint.restore import abstract_on_mesh, restore_ema
+from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.cli.main import main
 from sora_jax.core.mesh import make_mesh
 from sora_jax.data.prepare.decode import probe, read_clip

@@ -11,7 +11,9 @@ import safetensors.numpy
 import tiny
 from wan_published import TRANSFORMER, write_published
 
-from sora_jax.checkpoint.reader import find_checkpoint, read_meta, restore_trained
+from sora_jax.checkpoint.meta import read_meta
+from sora_jax.checkpoint.restore import restore_trained
+from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.cli.main import main
 from sora_jax.config.schema import MeshSettings, SampleSettings
 from sora_jax.core.mesh import make_mesh

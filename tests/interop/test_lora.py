@@ -11,8 +11,10 @@ import tiny
 from wan_published import write_published
 
 from sora_jax.checkpoint.manager import save_weights
+from sora_jax.checkpoint.meta import read_meta
 from sora_jax.checkpoint.model_folder import named
-from sora_jax.checkpoint.reader import find_checkpoint, read_meta, restore_trained
+from sora_jax.checkpoint.restore import restore_trained
+from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.cli.main import main
 from sora_jax.config.schema import LoraSettings, Settings
 from sora_jax.interop.adapters import merge

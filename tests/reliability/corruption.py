@@ -29,7 +29,10 @@ import jax
 import numpy as np
 from tiny_run import CONFIG, SETTINGS, Disk, compiled_once, write_data
 
-from sora_jax.checkpoint.reader import Broken, abstract_on_mesh, load_meta, read_state, steps_in
+from sora_jax.checkpoint.meta import load_meta
+from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint
+from sora_jax.checkpoint.restore import abstract_on_mesh, read_state
+from sora_jax.checkpoint.workdir import steps_in
 from sora_jax.cli.main import main
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.mesh import make_mesh
@@ -114,7 +117,7 @@ class Home:
             try:
                 load_meta(folder.parent, step)
                 self.state(self.folder / "alone", step)
-            except Broken:
+            except BrokenCheckpoint:
                 found.append(file.relative_to(folder))
             finally:
                 shutil.move(aside, file)

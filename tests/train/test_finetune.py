@@ -7,7 +7,7 @@ from PIL import Image
 from tiny import change
 from wan_published import write_published
 
-from sora_jax.checkpoint.reader import load_meta
+from sora_jax.checkpoint.meta import load_meta
 from sora_jax.cli.main import main
 from sora_jax.config.load import from_dict
 from sora_jax.config.schema import Settings

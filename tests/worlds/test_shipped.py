@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from sora_jax.checkpoint.model_folder import SHIPPED, SHIPPED_AUTOENCODER, load_model, save_model
-from sora_jax.checkpoint.reader import RELEASED, STEP
+from sora_jax.checkpoint.workdir import RELEASED, STEP
 from sora_jax.cli.main import main
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.data.prepare.decode import probe, read_clip

@@ -59,3 +59,7 @@ def module_graph(module_class, settings) -> nnx.GraphDef:
 def bind(module_class, settings, params: dict):
     """The module with these parameters; cheap, to be called inside a jitted function."""
     return nnx.merge(module_graph(module_class, settings), params)
+
+
+def count_params(params: dict) -> int:
+    return sum(x.size for x in jax.tree.leaves(params))

@@ -19,7 +19,7 @@ import numpy as np
 import rich.console
 
 from sora_jax.checkpoint.model_folder import SHIPPED, SHIPPED_AUTOENCODER, load_model, load_settings
-from sora_jax.checkpoint.reader import RELEASED, find_checkpoint
+from sora_jax.checkpoint.workdir import RELEASED, find_checkpoint
 from sora_jax.config.schema import (
     AutoencoderSettings,
     DataSettings,
@@ -41,9 +41,10 @@ from sora_jax.generate.pipeline import latent_shape
 from sora_jax.generate.sample import sample
 from sora_jax.generate.writer import write_webp
 from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.models.layers.params import count_params
 from sora_jax.report.figures import draw_loss_curves, draw_reconstruction
 from sora_jax.report.page import Clip, Picture, write_demo_page
-from sora_jax.train.loop import count_params, train
+from sora_jax.train.loop import train
 from sora_jax.worlds.shapes.renderer import write_world
 
 CLIPS = 640

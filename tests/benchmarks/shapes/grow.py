@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from sora_jax.checkpoint.model_folder import load_model, save_model
-from sora_jax.checkpoint.reader import RELEASED, STEP, find_checkpoint
+from sora_jax.checkpoint.workdir import RELEASED, STEP, find_checkpoint
 from sora_jax.config.schema import MeshSettings, Settings
 from sora_jax.core.mesh import make_mesh
 from sora_jax.models.video_model import VideoModel

@@ -1,0 +1,52 @@
+"""Where a workdir keeps its checkpoints, and which of them are complete.
+
+`checkpoints/<step>/` holds one checkpoint. A broken one is set aside as `<step>.broken`, where nothing reads it.
+A released model (see sora_jax.checkpoint.release) has `model/` in place of `checkpoints/`.
+"""
+
+import pathlib
+
+from sora_jax.checkpoint.model_folder import WEIGHTS, open_tensors
+from sora_jax.core.errors import InputError, did_you_mean
+
+CHECKPOINTS = "checkpoints"
+RELEASED = "model"  # the folder of a released model's weights
+STEP = "step"  # in the metadata of these weights: updates done
+BROKEN = ".broken"  # suffix of a checkpoint that is known to be broken
+
+
+def find_checkpoint(workdir: pathlib.Path) -> tuple[pathlib.Path, int]:
+    """(the folder of checkpoints, the newest complete step), or (the folder of a released model, its step).
+
+    Raises: InputError if there is neither.
+    """
+    released = pathlib.Path(workdir).resolve() / RELEASED
+    if not (released.parent / CHECKPOINTS).is_dir() and (released / WEIGHTS).is_file():
+        with open_tensors(released / WEIGHTS) as file:
+            return released, int((file.metadata() or {}).get(STEP, 0))
+    folder, steps = find_steps(workdir)
+    return folder, steps[-1]
+
+
+def find_steps(workdir: pathlib.Path) -> tuple[pathlib.Path, list[int]]:
+    """The folder of checkpoints of a workdir, and its complete steps. Raises: InputError if there is none."""
+    folder = pathlib.Path(workdir).resolve() / CHECKPOINTS
+    if not folder.parent.is_dir():
+        parent = folder.parent.parent
+        there = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+        hint = "--checkpoint takes the --workdir of a training run"
+        raise InputError(
+            f"{workdir}: no such folder, {did_you_mean(folder.parent.name, there) if there else hint}"
+        )
+    if not (steps := steps_in(folder)):
+        raise InputError(f"{workdir}: no checkpoint in it; run `sora-jax train --workdir={workdir}` first")
+    return folder, steps
+
+
+def steps_in(folder: pathlib.Path) -> list[int]:
+    """The complete steps in a folder of checkpoints, in order, without those that were set aside."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+    return bool(steps_in(workdir / CHECKPOINTS))
