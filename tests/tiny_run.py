@@ -17,6 +17,10 @@ from sora_jax.data.records.write import finish, write_shard
 from sora_jax.data.tokenizer import train_tokenizer
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import abstract_params
+from sora_jax.train.objectives.flow import FlowObjective
+from sora_jax.train.optimizer import make_optimizer
+from sora_jax.train.state import init_state
+from sora_jax.train.step import make_step
 
 SETTINGS = tiny.change(tiny.SETTINGS, text={"vocabulary": 400}, train={"steps": 2, "save_every": 1})
 CONFIG = """
@@ -29,6 +33,25 @@ def get_config():
         sample={"size": "32x32", "frames": 5, "steps": 1},
     ))
 """
+
+
+class Run:
+    """A tiny run on the current mesh."""
+
+    def __init__(self, settings=tiny.SETTINGS):
+        self.objective = FlowObjective(settings)
+        self.optimizer = make_optimizer(settings.optimizer, settings.train.steps)
+        self.step = make_step(self.objective, self.optimizer, settings)
+        self.settings = settings
+
+    def fresh(self):
+        return init_state(self.objective, self.optimizer, jax.random.key(0))
+
+    def go(self, steps, batches=None):
+        state = self.fresh()
+        for n in range(steps):
+            state, metrics = self.step(state, {}, tiny.on_mesh(tiny.random_batch((batches or range(steps))[n])))
+        return jax.device_get(state), {name: float(x) for name, x in metrics.items()}
 
 
 def write_data(out: pathlib.Path, kind: str, settings, *, value: float | None = None):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_step import Run
+from tiny_run import Run
 
 from sora_jax.checkpoint.checksums import checksum, checksums
 from sora_jax.checkpoint.manager import Checkpoints

@@ -3,31 +3,12 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from tiny_run import Run
 
 from sora_jax.config.schema import OptimizerSettings
 from sora_jax.train.objectives.flow import FlowObjective
 from sora_jax.train.optimizer import clip_by_norms, learning_rate, make_optimizer
-from sora_jax.train.state import init_state
-from sora_jax.train.step import make_step, train_step
-
-
-class Run:
-    """A tiny run on the current mesh."""
-
-    def __init__(self, settings=tiny.SETTINGS):
-        self.objective = FlowObjective(settings)
-        self.optimizer = make_optimizer(settings.optimizer, settings.train.steps)
-        self.step = make_step(self.objective, self.optimizer, settings)
-        self.settings = settings
-
-    def fresh(self):
-        return init_state(self.objective, self.optimizer, jax.random.key(0))
-
-    def go(self, steps, batches=None):
-        state = self.fresh()
-        for n in range(steps):
-            state, metrics = self.step(state, {}, tiny.on_mesh(tiny.random_batch((batches or range(steps))[n])))
-        return jax.device_get(state), {name: float(x) for name, x in metrics.items()}
+from sora_jax.train.step import train_step
 
 
 @pytest.fixture(scope="module")
