@@ -23,8 +23,6 @@ from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.storage import atomic_write, read_object
 from sora_jax.models.layers.params import abstract_params
 
-SHIPPED = pathlib.Path(__file__).parent.parent / "worlds/shapes/weights"  # a released model, of configs/shapes.py
-SHIPPED_AUTOENCODER = SHIPPED / "autoencoder"  # of configs/autoencoder_shapes.py
 WEIGHTS = "model.safetensors"
 SETTINGS = "settings.json"
 

@@ -7,11 +7,13 @@ from sora_jax.core.errors import InputError
 
 
 def run(values, console):
-    from sora_jax.checkpoint.model_folder import SHIPPED
-    from sora_jax.evaluate.checkpoint_under_test import Options
+    from sora_jax.evaluate.benchmark import Options
     from sora_jax.evaluate.evaluate import evaluate
+    from sora_jax.evaluate.suites.registry import BENCHMARKS
+    from sora_jax.worlds.shapes import SHIPPED_MODEL
+    from sora_jax.worlds.shapes.benchmarks import BENCHMARKS as SHAPES_BENCHMARKS
 
-    checkpoints = [pathlib.Path(path) for path in values.checkpoint or [SHIPPED]]
+    checkpoints = [pathlib.Path(path) for path in values.checkpoint or [SHIPPED_MODEL]]
     if len(checkpoints) > 1 and not values.out:
         raise InputError(f"--out is missing: name a folder for the report on {len(checkpoints)} checkpoints")
     beside = checkpoints[0] if values.checkpoint else pathlib.Path()
@@ -26,7 +28,8 @@ def run(values, console):
     evaluate(
         checkpoints,
         out,
-        suites=[name.strip() for name in values.suite],
+        benchmarks=BENCHMARKS | SHAPES_BENCHMARKS,
+        suite=[name.strip() for name in values.suite],
         options=options,
         mesh=mesh_of(values),
         console=console,

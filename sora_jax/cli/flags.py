@@ -133,9 +133,9 @@ def settings_of(values: flags.FlagValues) -> Settings:
 
 def checkpoint_of(values: flags.FlagValues) -> pathlib.Path:
     """The folder that --checkpoint names, or the model of the package."""
-    from sora_jax.checkpoint.model_folder import SHIPPED
+    from sora_jax.worlds.shapes import SHIPPED_MODEL
 
-    return pathlib.Path(values.checkpoint or SHIPPED)
+    return pathlib.Path(values.checkpoint or SHIPPED_MODEL)
 
 
 def path_of(values: flags.FlagValues, key: str) -> pathlib.Path | None:

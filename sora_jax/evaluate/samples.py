@@ -21,7 +21,8 @@ from sora_jax.core.progress import progress_bar
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.data.prepare.captions import find_sources
 from sora_jax.data.prepare.decode import count_frames, probe, read_frames
-from sora_jax.evaluate.checkpoint_under_test import Options, Subject
+from sora_jax.evaluate.benchmark import Options
+from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.suites.reconstruction import reconstruct
 from sora_jax.generate.pipeline import latent_shape, sample_latents
 from sora_jax.generate.request import Request
@@ -32,38 +33,38 @@ from sora_jax.models.autoencoder.streaming import decode_stream
 CRF = 8  # of x264: the detector of the shapes world reads as much of such files as of the frames themselves
 
 
-def cells(subject: Subject, options: Options) -> list[SampleSettings]:
+def cells(checkpoint: CheckpointUnderTest, options: Options) -> list[SampleSettings]:
     """The settings of the samples, one for each size and length that is asked for.
 
     Raises: InputError for one that the model can't make.
     """
-    own = subject.settings.sample
+    own = checkpoint.settings.sample
     made = [
         dataclasses.replace(own, size=size, frames=frames)
         for size in options.sizes or (own.size,)
         for frames in options.frames or (own.frames,)
     ]
     for cell in made:
-        latent_shape(subject.settings, cell)
+        latent_shape(checkpoint.settings, cell)
     return made
 
 
 def make_samples(
-    subject: Subject, options: Options, prompts: Sequence[str], cell: SampleSettings, console
+    checkpoint: CheckpointUnderTest, options: Options, prompts: Sequence[str], cell: SampleSettings, console
 ) -> list[pathlib.Path]:
     """A video file for each prompt; those that an earlier run has made are kept.
 
     Prompt n has the seed's n-th noise, whatever is sampled along with it, so more prompts add to what is there.
     """
-    asked = {"seed": options.seed, "checkpoint": subject.identity, **dataclasses.asdict(cell)}
-    folder = subject.out / "samples" / f"{cell.size}-{cell.frames}-{digest(asked)}"
+    asked = {"seed": options.seed, "checkpoint": checkpoint.content_hash, **dataclasses.asdict(cell)}
+    folder = checkpoint.out / "samples" / f"{cell.size}-{cell.frames}-{digest(asked)}"
     paths = [folder / f"{n:05}-{digest(prompt)}.mp4" for n, prompt in enumerate(prompts)]
-    fill(subject, options, list(prompts), paths, cell, console)
+    make_missing(checkpoint, options, list(prompts), paths, cell, console)
     return paths
 
 
-def fill(
-    subject: Subject,
+def make_missing(
+    checkpoint: CheckpointUnderTest,
     options: Options,
     prompts: list[str],
     paths: list[pathlib.Path],
@@ -75,9 +76,9 @@ def fill(
     missing = multihost_utils.broadcast_one_to_all(np.asarray([not path.exists() for path in paths], bool))
     rows = _rows()
     groups = [first for first in range(0, len(prompts), rows) if np.any(missing[first : first + rows])]
-    sampler = options.sampler or _sampler(subject, options.seed)
+    sampler = options.sampler or _sampler(checkpoint, options.seed)
     with progress_bar(console) as bar:
-        task = bar.add_task(f"{subject.name}: samples", total=len(groups) * rows, numbers="")
+        task = bar.add_task(f"{checkpoint.name}: samples", total=len(groups) * rows, numbers="")
         for first in groups:
             group = prompts[first : first + rows]
             for n, video in enumerate(sampler(group, cell, first), start=first):
@@ -86,7 +87,7 @@ def fill(
                         "prompt": prompts[n],
                         "seed": options.seed,
                         "number": n,
-                        "checkpoint_step": subject.step,
+                        "checkpoint_step": checkpoint.step,
                     }
                     with VideoWriter(
                         paths[n], cell.fps, metadata=about | dataclasses.asdict(cell), crf=CRF
@@ -95,8 +96,8 @@ def fill(
                 bar.advance(task)
 
 
-def make_by_verb(
-    subject: Subject,
+def sample_by_command(
+    checkpoint: CheckpointUnderTest,
     prompt: str,
     path: pathlib.Path,
     cell: SampleSettings,
@@ -109,7 +110,7 @@ def make_by_verb(
     if not multihost_utils.broadcast_one_to_all(np.asarray(not path.exists())):
         return
     sample(
-        subject.workdir,
+        checkpoint.workdir,
         [prompt],
         path,
         changes={"size": cell.size, "frames": cell.frames},
@@ -118,7 +119,7 @@ def make_by_verb(
         mesh=MeshSettings(**jax.sharding.get_mesh().shape),
         console=rich.console.Console(quiet=True),
         request=request,
-        generator=subject.generator,
+        generator=checkpoint.generator,
         **options,
     )
 
@@ -129,11 +130,11 @@ def _rows() -> int:
     return shape.get("data", 1) * shape.get("fsdp", 1)
 
 
-def _sampler(subject, seed):
+def _sampler(checkpoint, seed):
     """The checkpoint's own videos, as many at a time as the mesh has rows."""
 
     def make(prompts, cell, first):
-        generator, padded = subject.generator, prompts + [prompts[-1]] * (_rows() - len(prompts))
+        generator, padded = checkpoint.generator, prompts + [prompts[-1]] * (_rows() - len(prompts))
         latents = sample_latents(generator, padded, cell, seed=seed, first=first)
         for number in range(len(prompts)):
             made = decode_stream(generator.autoencoder_params, generator.autoencoder, latents[number])
@@ -142,32 +143,34 @@ def _sampler(subject, seed):
     return make
 
 
-def records_of(subject: Subject, options: Options) -> Mixture:
+def records_of(checkpoint: CheckpointUnderTest, options: Options) -> Mixture:
     """The data that a transformer is evaluated on."""
-    data = subject.settings.data
+    data = checkpoint.settings.data
     return Mixture(options.data or data.path, data.kind, where="--data")
 
 
-def captions_of(subject: Subject, options: Options) -> list[str]:
+def captions_of(checkpoint: CheckpointUnderTest, options: Options) -> list[str]:
     """The prompts that were given, or the captions of the held-out clips.
 
     Raises: InputError if there are none.
     """
     if options.prompts:
         return list(options.prompts)
-    records = records_of(subject, options)
+    records = records_of(checkpoint, options)
     found = [clip.captions[0] for clip in records.clips("validation") if clip.captions]
     if not found:
         raise InputError(f"{records.path}: no caption among its held-out clips; give --prompts=FILE")
     return found
 
 
-def take(prompts: Sequence[str], count: int) -> list[str]:
+def repeat_prompts(prompts: Sequence[str], count: int) -> list[str]:
     """`count` of the prompts, from the beginning again if there are fewer."""
     return [prompts[n % len(prompts)] for n in range(count)]
 
 
-def real_videos(subject: Subject, options: Options, cell: SampleSettings, count: int) -> Iterator[np.ndarray]:
+def real_videos(
+    checkpoint: CheckpointUnderTest, options: Options, cell: SampleSettings, count: int
+) -> Iterator[np.ndarray]:
     """Videos to compare with, as long and as large as the samples, [F, H, W, 3] uint8, `count` at most.
 
     Those of a folder, piece after piece; else the held-out clips as the checkpoint's autoencoder shows them.
@@ -176,7 +179,7 @@ def real_videos(subject: Subject, options: Options, cell: SampleSettings, count:
     if options.videos:
         pieces = _pieces(options.videos, (H, W), cell)
     else:
-        records = records_of(subject, options)
+        records = records_of(checkpoint, options)
         wanted = (cell.frames, H, W)
         clips = enumerate(records.clips("validation"))
         fit = [n for n, clip in clips if (clip.frames, clip.height, clip.width) == wanted]
@@ -184,7 +187,7 @@ def real_videos(subject: Subject, options: Options, cell: SampleSettings, count:
             raise InputError(
                 f"{records.path}: no held-out clip of {cell.size} and {cell.frames} frames; see --videos"
             )
-        coder = subject.generator.autoencoder_params, subject.generator.autoencoder
+        coder = checkpoint.generator.autoencoder_params, checkpoint.generator.autoencoder
 
         def shown(record):
             if records.about["kind"] == "pixels":

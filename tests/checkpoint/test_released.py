@@ -26,7 +26,7 @@ from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.diffusion.flow import time_table
-from sora_jax.evaluate.checkpoint_under_test import open_subject
+from sora_jax.evaluate.checkpoint_under_test import open_checkpoint
 from sora_jax.generate.pipeline import load_generator
 from sora_jax.models.layers.params import bind, count_params
 from sora_jax.models.video_model import VideoModel
@@ -120,10 +120,10 @@ def test_training_begins_with_a_released_model(home):
 
 
 def test_another_release_is_another_subject_of_evaluation(home, tmp_path):
-    before = open_subject(home / "released", "a", tmp_path).identity
-    assert open_subject(home / "released", "b", tmp_path).identity == before
+    before = open_checkpoint(home / "released", "a", tmp_path).content_hash
+    assert open_checkpoint(home / "released", "b", tmp_path).content_hash == before
     assert main(["checkpoint", "release", f"--workdir={home}/run", f"--out={tmp_path}", "--dtype=float32"]) == 0
-    assert open_subject(tmp_path, "a", tmp_path).identity != before
+    assert open_checkpoint(tmp_path, "a", tmp_path).content_hash != before
 
 
 def test_what_is_no_whole_model_is_not_released(tmp_path):

@@ -19,17 +19,19 @@ from sora_jax.cli.main import main
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.data.prepare.decode import probe, write_clip
-from sora_jax.evaluate.checkpoint_under_test import Options, terminal_table
+from sora_jax.evaluate.benchmark import Options, terminal_table
 from sora_jax.evaluate.evaluate import evaluate
 from sora_jax.evaluate.suites.loss import validation_losses
+from sora_jax.evaluate.suites.registry import BENCHMARKS
 from sora_jax.evaluate.suites.temporal import MEASURES, measure_motion
 from sora_jax.generate.writer import read_metadata
 from sora_jax.models.layers.params import init_params
 from sora_jax.models.video_model import VideoModel
 from sora_jax.train.state import TrainState
+from sora_jax.worlds.shapes.benchmarks import BENCHMARKS as SHAPES_BENCHMARKS
 from sora_jax.worlds.shapes.captions import caption
 from sora_jax.worlds.shapes.long_suite import measure_spans
-from sora_jax.worlds.shapes.prompt_suite import ALL, ATTRIBUTES, SEED, agreement, judge, make_prompts, wilson
+from sora_jax.worlds.shapes.prompt_suite import ALL, ATTRIBUTES, SEED, agreement, make_prompts, summarize, wilson
 from sora_jax.worlds.shapes.renderer import render, sample_scene
 
 SAMPLES = 32
@@ -73,10 +75,16 @@ def never_denoised(video):
     return np.clip(video * 0.3 + 90 + noise, 0, 255).astype(np.uint8)
 
 
-def run(folder, out, model, *suites, samples=SAMPLES, **options):
-    wishes = Options(samples=samples, sampler=model, **options)
-    folders = folder if isinstance(folder, list) else [folder]
-    return evaluate(folders, out, suites=suites, options=wishes, mesh=MeshSettings(2, ulysses=4), console=QUIET)
+def run(folder, out, model, *suite, samples=SAMPLES, **options):
+    return evaluate(
+        folder if isinstance(folder, list) else [folder],
+        out,
+        benchmarks=BENCHMARKS | SHAPES_BENCHMARKS,
+        suite=suite,
+        options=Options(samples=samples, sampler=model, **options),
+        mesh=MeshSettings(2, ulysses=4),
+        console=QUIET,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +145,8 @@ def test_the_control_is_at_chance(home):
 
 def test_other_processes_need_not_have_read_the_samples(home, tmp_path, monkeypatch):
     """What a second process is: all that the first one does alone is left out."""
-    for name in ("evaluate", "shapes", "subject"):
-        monkeypatch.setattr(f"sora_jax.evaluate.{name}.run_on_first_host", lambda work: None)
+    for name in ("evaluate.evaluate", "evaluate.benchmark", "worlds.shapes.prompt_suite"):
+        monkeypatch.setattr(f"sora_jax.{name}.run_on_first_host", lambda work: None)
     values = run(home[0] / "good", tmp_path, Model(asked), "shapes", samples=2)
     assert values["checkpoints"][0]["shapes"] == {} and not (tmp_path / "index.html").exists()
 
@@ -172,7 +180,7 @@ def test_a_broken_model_fails_loudly(home, tmp_path, model, samples, at_fault):
 
 def test_a_model_that_does_not_hear_its_text_is_at_chance_in_everything():
     prompts = make_prompts(200, size=(64, 64), frames=17, fps=16.0)
-    (fault,) = judge(prompts, [another(number) for number in range(len(prompts))])["faults"]
+    (fault,) = summarize(prompts, [another(number) for number in range(len(prompts))])["faults"]
     assert fault == f"shapes: no better than with captions shuffled: {', '.join((*ATTRIBUTES, ALL))}"
 
 
@@ -187,7 +195,7 @@ def test_one_attribute_that_is_not_heard_is_named_alone():
         return dataclasses.replace(scene, things=things)
 
     reads = [with_a_way_of_its_own(number) for number in range(len(prompts))]
-    (fault,) = judge(prompts, reads)["faults"]
+    (fault,) = summarize(prompts, reads)["faults"]
     assert fault == "shapes: no better than with captions shuffled: motion"
 
 
@@ -344,11 +352,11 @@ def test_samples_for_vbench_are_named_as_its_tool_reads_them(home, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--suite=shape"], "no suite 'shape', did you mean 'shapes'?"),
-        (["--suite=reconstruction"], "can't be measured of good, a flow; loss, shapes"),
+        (["--suite=shape"], "no benchmark 'shape', did you mean 'shapes'?"),
+        (["--suite=reconstruction"], "does not apply to good, a flow; loss, temporal"),
         (["--suite=shapes", "--size=60x64"], "the width 60 is no multiple of 16"),
         (["--suite=shapes", "--frames=16"], "must be 4 n + 1"),
-        (["--suite=shapes", "--frames=many"], "whole numbers are wanted"),
+        (["--suite=shapes", "--frames=many"], "whole numbers are needed"),
         (["--suite=shapes", "--samples=-1"], "--samples=-1"),
         (["--suite=vbench"], "--prompts is missing"),
         (["--suite=fvd"], "--videomae is missing"),

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from sora_jax.checkpoint.manager import save_weights
-from sora_jax.checkpoint.model_folder import SHIPPED_AUTOENCODER, load_settings
+from sora_jax.checkpoint.model_folder import load_settings
 from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.patches import patchify, unpatchify
@@ -26,6 +26,7 @@ from sora_jax.generate.rolling import clock_of, roll
 from sora_jax.generate.steps import begin, solver_step
 from sora_jax.models.layers.params import abstract_params
 from sora_jax.models.video_model import VideoModel
+from sora_jax.worlds.shapes import SHIPPED_AUTOENCODER
 from sora_jax.worlds.shapes.renderer import render, sample_scene
 
 FRAMES = 9  # that the model sees at once: 5 latents

@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 import tiny
 
-from sora_jax.checkpoint.model_folder import SHIPPED, SHIPPED_AUTOENCODER, load_model, save_model
+from sora_jax.checkpoint.model_folder import load_model, save_model
 from sora_jax.checkpoint.workdir import RELEASED, STEP
 from sora_jax.cli.main import main
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.data.prepare.decode import probe, read_clip
-from sora_jax.evaluate.checkpoint_under_test import read_video
+from sora_jax.evaluate.benchmark import read_video
 from sora_jax.evaluate.suites.reconstruction import measure_reconstruction
 from sora_jax.generate.writer import read_metadata
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.linear import sinusoid
 from sora_jax.models.video_model import VideoModel
+from sora_jax.worlds.shapes import SHIPPED_AUTOENCODER, SHIPPED_MODEL
 from sora_jax.worlds.shapes.detector import read_scene
 from sora_jax.worlds.shapes.renderer import BACKGROUNDS, render, sample_scene
 
@@ -70,7 +71,7 @@ def frames_of(path):
 
 
 def test_what_ships_is_small_and_holds_no_pickle():
-    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    files = [path for path in SHIPPED_MODEL.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".model"}
     assert sum(path.stat().st_size for path in files) < 40e6
 
@@ -90,7 +91,7 @@ def test_a_prompt_is_all_that_sample_needs(tmp_path):
     prompt = "a small red circle moves left on a blue background"
     out = sampled(tmp_path / "red.mp4", f"--prompt={prompt}", "--steps=2", "--guidance=1")
     assert read_metadata(out)["prompt"] == prompt
-    assert probe(out).frames == 17 and not list(SHIPPED.rglob("*.tmp"))
+    assert probe(out).frames == 17 and not list(SHIPPED_MODEL.rglob("*.tmp"))
 
 
 def test_the_model_that_ships_hears_its_prompts(tmp_path):
@@ -136,7 +137,7 @@ def frozen_time(params):
 )
 def test_the_shapes_suite_fails_the_model_that_ships_when_it_is_broken(tmp_path, capsys, breaks, samples):
     folder = tmp_path / "model"
-    shutil.copytree(SHIPPED, folder)
+    shutil.copytree(SHIPPED_MODEL, folder)
     with jax.set_mesh(tiny.mesh_of()):
         settings, params = load_model(folder / RELEASED, VideoModel, Settings)
         settings = tiny.change(settings, sample={"steps": 10})

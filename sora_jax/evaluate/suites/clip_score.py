@@ -17,8 +17,9 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.progress import progress_bar
 from sora_jax.data.conditioning_frames import clip_preprocess
-from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video
-from sora_jax.evaluate.samples import captions_of, cells, make_samples, take
+from sora_jax.evaluate.benchmark import Benchmark, Options, read_video
+from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
+from sora_jax.evaluate.samples import captions_of, cells, make_samples, repeat_prompts
 from sora_jax.interop.metric_backbones import load_clip
 from sora_jax.interop.safetensors_folder import tensors_in
 from sora_jax.models.layers.params import bind
@@ -68,20 +69,20 @@ def clip_score(settings: ClipSettings, params: dict, tokens: Sequence[int], vide
     return float(100 * jnp.mean(jnp.maximum(images @ text[0], 0)))
 
 
-def _check(subject: Subject, options: Options):
+def _check(checkpoint: CheckpointUnderTest, options: Options):
     if not options.clip:
         raise InputError("--suite=clip: --clip is missing, a folder with a CLIPModel of transformers")
     tensors_in(options.clip)
     load_tokenizer(options.clip, 77)
-    captions_of(subject, options)
-    cells(subject, options)
+    captions_of(checkpoint, options)
+    cells(checkpoint, options)
 
 
-def _measure(subject: Subject, options: Options, console) -> dict:
+def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict:
     values: dict = {"by_cell": {}}
-    for cell in cells(subject, options):
-        prompts = take(captions_of(subject, options), options.samples or SAMPLES)
-        paths = make_samples(subject, options, prompts, cell, console)
+    for cell in cells(checkpoint, options):
+        prompts = repeat_prompts(captions_of(checkpoint, options), options.samples or SAMPLES)
+        paths = make_samples(checkpoint, options, prompts, cell, console)
 
         def score(prompts=prompts, paths=paths, cell=cell):
             with jax.set_mesh(make_mesh(MeshSettings(), jax.local_devices()[:1])), progress_bar(console) as bar:
@@ -97,7 +98,7 @@ def _measure(subject: Subject, options: Options, console) -> dict:
             found = {"score": float(np.mean(scores)), "error": error, "samples": len(scores)}
             found["warning"] = few if len(set(prompts)) < FEWEST else ""
             values["by_cell"][f"{cell.size}, {cell.frames} frames"] = found
-            line = f"{subject.name}: CLIP score {found['score']:.4g} of {len(scores)} samples of {cell.size}"
+            line = f"{checkpoint.name}: CLIP score {found['score']:.4g} of {len(scores)} samples of {cell.size}"
             console.print(line, highlight=False)
             if found["warning"]:
                 console.print(f"warning: {found['warning']}", highlight=False)
@@ -117,4 +118,6 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return [Section("CLIP score", note, [Table(header, rows)])]
 
 
-CLIP = Suite(("flow",), ("data", "samples", "prompts", "sizes", "frames", "seed", "clip"), _measure, _show, _check)
+CLIP = Benchmark(
+    ("flow",), ("data", "samples", "prompts", "sizes", "frames", "seed", "clip"), _measure, _show, _check
+)

@@ -18,8 +18,9 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import atomic_write
-from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video
-from sora_jax.evaluate.samples import captions_of, cells, make_samples, real_videos, take
+from sora_jax.evaluate.benchmark import Benchmark, Options, read_video
+from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
+from sora_jax.evaluate.samples import captions_of, cells, make_samples, real_videos, repeat_prompts
 from sora_jax.interop.metric_backbones import load_video_encoder
 from sora_jax.interop.safetensors_folder import tensors_in
 from sora_jax.models.layers.params import bind
@@ -84,30 +85,32 @@ def features(settings: VideoEncoderSettings, params: dict, videos: Iterable[np.n
     return np.concatenate(made)
 
 
-def _check(subject: Subject, options: Options):
+def _check(checkpoint: CheckpointUnderTest, options: Options):
     if not options.videomae:
         raise InputError("--suite=fvd: --videomae is missing, a folder with a VideoMAE encoder's safetensors")
     tensors_in(options.videomae)
-    captions_of(subject, options)
-    cells(subject, options)
+    captions_of(checkpoint, options)
+    cells(checkpoint, options)
 
 
-def _measure(subject: Subject, options: Options, console) -> dict:
+def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict:
     values: dict = {"by_cell": {}}
     with jax.set_mesh(_alone()):
         settings, params = load_video_encoder(options.videomae)
-    for cell in cells(subject, options):
+    for cell in cells(checkpoint, options):
         count = options.samples or SAMPLES
-        paths = make_samples(subject, options, take(captions_of(subject, options), count), cell, console)
+        paths = make_samples(
+            checkpoint, options, repeat_prompts(captions_of(checkpoint, options), count), cell, console
+        )
         name = f"{cell.size}-{cell.frames}"
         about = f"{options.videomae} {options.data} {options.videos} {[path.name for path in paths]}"
         kept = hashlib.sha256(about.encode()).hexdigest()[:8]
-        real = list(real_videos(subject, options, cell, count))  # on every process: all of them decode
+        real = list(real_videos(checkpoint, options, cell, count))  # on every process: all of them decode
         if jax.process_index():
             continue
         sets = {}
         for which, videos, total in (("samples", map(read_video, paths), count), ("real", real, len(real))):
-            path = subject.out / f"fvd-{name}-{which}-{kept}.npy"
+            path = checkpoint.out / f"fvd-{name}-{which}-{kept}.npy"
             if not path.exists():
                 with jax.set_mesh(_alone()), progress_bar(console) as bar:
                     task = bar.add_task(f"features of {which}", total=total, numbers="")
@@ -118,10 +121,8 @@ def _measure(subject: Subject, options: Options, console) -> dict:
         found = {"fvd": frechet_distance(sets["samples"], sets["real"]), "samples": count, "real": len(real)}
         found["warning"] = warning(count, len(real), settings.width)
         values["by_cell"][f"{cell.size}, {cell.frames} frames"] = found
-        line = (
-            f"{subject.name}: FVD {found['fvd']:.4g} of {count} samples and {len(real)} real videos of {cell.size}"
-        )
-        console.print(line, highlight=False)
+        line = f"{checkpoint.name}: FVD {found['fvd']:.4g} of {count} samples and {len(real)} real videos"
+        console.print(f"{line} of {cell.size}", highlight=False)
         if found["warning"]:
             console.print(f"warning: {found['warning']}", highlight=False, soft_wrap=True)
     return values
@@ -155,7 +156,7 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return [Section("FVD", note, [Table(("checkpoint", "size", "FVD", "samples", "real videos"), rows)])]
 
 
-FVD = Suite(
+FVD = Benchmark(
     ("flow",),
     ("data", "samples", "prompts", "sizes", "frames", "seed", "videos", "videomae"),
     _measure,

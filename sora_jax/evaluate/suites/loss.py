@@ -23,7 +23,8 @@ from sora_jax.data.loader.conditioning_masks import conditioning_tasks, draw_con
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.data.loader.stream import validation_sequences
 from sora_jax.diffusion.flow import flow_errors
-from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, side_by_side, terminal_table
+from sora_jax.evaluate.benchmark import Benchmark, Options, side_by_side, terminal_table
+from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.encode_packed import encode_rows, place_rows
 from sora_jax.models.layers.params import bind
@@ -155,36 +156,36 @@ def clip_kinds(settings: Settings, segment_ids: np.ndarray, positions: np.ndarra
     return kinds
 
 
-def _check(subject: Subject, options: Options):
-    data = subject.settings.data
+def _check(checkpoint: CheckpointUnderTest, options: Options):
+    data = checkpoint.settings.data
     Mixture(options.data or data.path, data.kind, where="--data" if options.data else "data.path")
 
 
-def _measure(subject: Subject, options: Options, console) -> dict:
-    settings = subject.settings
+def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict:
+    settings = checkpoint.settings
     data = options.data or settings.data.path
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=data))
     stream = validation_sequences(settings, rows=local_rows(jax.sharding.get_mesh(), settings.data.batch))
-    params = restore_model(subject.folder, subject.step, settings, text=not settings.data.embeddings)
+    params = restore_model(checkpoint.folder, checkpoint.step, settings, text=not settings.data.embeddings)
     with progress_bar(console) as bar:
         task = bar.add_task("validation loss", total=stream.batches * len(TIMES), numbers="")
         values = validation_losses(
-            settings, params, stream.iterate(), lambda: bar.advance(task), encode=_encoder(subject)
+            settings, params, stream.iterate(), lambda: bar.advance(task), encode=_encoder(checkpoint)
         )
     for key, name in GROUPS.items():
         if key in values:
             console.print(terminal_table((name, "loss"), list(values[key].items())))
-    line = f"{subject.name}: loss {values['loss']:.4f} on {values['clips']} held-out clips"
+    line = f"{checkpoint.name}: loss {values['loss']:.4f} on {values['clips']} held-out clips"
     console.print(line, highlight=False)
     return {"data": data, **values}
 
 
-def _encoder(subject):
+def _encoder(checkpoint):
     """Makes patches of a batch of pixels, by the autoencoder of the workdir; None if the data are latents."""
-    settings = subject.settings
+    settings = checkpoint.settings
     if settings.data.kind == "latents":
         return None
-    coder, params = load_model(subject.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
+    coder, params = load_model(checkpoint.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
     encode = jax.jit(functools.partial(encode_rows, coder, patch=settings.transformer.patch))
     return functools.partial(encode, params)
 
@@ -197,4 +198,4 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return [Section("Validation loss", f"{'; '.join(losses)}. Time 0 is data, 1 is noise.", tables)]
 
 
-LOSS = Suite(("flow",), ("data",), _measure, _show, _check)
+LOSS = Benchmark(("flow",), ("data",), _measure, _show, _check)

@@ -12,7 +12,8 @@ from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
 from sora_jax.data.loader.mixture import Mixture
-from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, terminal_table
+from sora_jax.evaluate.benchmark import Benchmark, Options, terminal_table
+from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.metrics.image_quality import SCALE_WEIGHTS, WINDOW, ms_ssim, psnr, ssim
 from sora_jax.interop.lpips import load_lpips
 from sora_jax.models.autoencoder.lpips import lpips
@@ -56,20 +57,22 @@ def _lpips(params, a, b):
     return lpips(params, *(x.astype(jnp.float32) / 127.5 - 1 for x in (a, b)))
 
 
-def _check(subject: Subject, options: Options):
-    Mixture(options.data or subject.settings.data.path, "pixels", where="--data" if options.data else "data.path")
-    if not (subject.workdir / "autoencoder").is_dir():
-        raise InputError(f"{subject.workdir}: its training has not ended: no folder `autoencoder` in it yet")
+def _check(checkpoint: CheckpointUnderTest, options: Options):
+    Mixture(
+        options.data or checkpoint.settings.data.path, "pixels", where="--data" if options.data else "data.path"
+    )
+    if not (checkpoint.workdir / "autoencoder").is_dir():
+        raise InputError(f"{checkpoint.workdir}: its training has not ended: no folder `autoencoder` in it yet")
     if options.lpips:
         load_lpips(options.lpips)
 
 
-def _measure(subject: Subject, options: Options, console) -> dict:
-    data = options.data or subject.settings.data.path
+def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict:
+    data = options.data or checkpoint.settings.data.path
     records = Mixture(data, "pixels")
     split = "validation" if sum(records.counts("validation")) else "train"
     clips = records.clips(split)
-    settings, params = load_model(subject.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
+    settings, params = load_model(checkpoint.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
     weights = load_lpips(options.lpips) if options.lpips else None
     measured, pictured = [], {}
     with progress_bar(console) as bar:
@@ -82,7 +85,7 @@ def _measure(subject: Subject, options: Options, console) -> dict:
             if len(pictured) < PICTURES and clip.source not in pictured:
                 name = f"reconstruction-{len(pictured)}.png"
                 if jax.process_index() == 0:
-                    draw_reconstruction(subject.out / name, video, made)
+                    draw_reconstruction(checkpoint.out / name, video, made)
                 pictured[clip.source] = about = about | {"picture": name, "caption": clip.captions[0]}
             measured.append(about | values)
     header, rows = _table(measured[:40])
@@ -91,7 +94,7 @@ def _measure(subject: Subject, options: Options, console) -> dict:
     for key in MEASURES:
         if there := [values[key] for values in measured if key in values]:
             means[key] = float(np.mean(there))
-    line = f"{subject.name}: {_words(means)} on {len(measured)} {split} clips"
+    line = f"{checkpoint.name}: {_words(means)} on {len(measured)} {split} clips"
     console.print(line, highlight=False)
     return {"data": data, "split": split, **means, "clips": measured}
 
@@ -132,4 +135,4 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return sections
 
 
-RECONSTRUCTION = Suite(("autoencoder",), ("data", "lpips"), _measure, _show, _check)
+RECONSTRUCTION = Benchmark(("autoencoder",), ("data", "lpips"), _measure, _show, _check)

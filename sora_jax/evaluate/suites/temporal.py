@@ -7,8 +7,9 @@ import numpy as np
 
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.core.errors import InputError
-from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video, terminal_table
-from sora_jax.evaluate.samples import captions_of, cells, make_samples, real_videos, take
+from sora_jax.evaluate.benchmark import Benchmark, Options, read_video, terminal_table
+from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
+from sora_jax.evaluate.samples import captions_of, cells, make_samples, real_videos, repeat_prompts
 from sora_jax.report.page import Section, Table
 
 SAMPLES = 64
@@ -67,19 +68,19 @@ def means_of(videos: Iterable[np.ndarray], stride: int) -> dict[str, float | Non
     return means | {"videos": len(found)}
 
 
-def _check(subject: Subject, options: Options):
-    captions_of(subject, options)
-    for cell in cells(subject, options):
+def _check(checkpoint: CheckpointUnderTest, options: Options):
+    captions_of(checkpoint, options)
+    for cell in cells(checkpoint, options):
         if cell.frames < 3:
             raise InputError(f"--suite=temporal: {cell.frames} frames do not move; 3 or more do, see --frames")
 
 
-def _measure(subject: Subject, options: Options, console) -> dict:
-    stride = subject.settings.autoencoder.temporal_stride
+def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict:
+    stride = checkpoint.settings.autoencoder.temporal_stride
     values: dict = {"by_cell": {}}
-    for cell in cells(subject, options):
-        prompts = take(captions_of(subject, options), options.samples or SAMPLES)
-        paths = make_samples(subject, options, prompts, cell, console)
+    for cell in cells(checkpoint, options):
+        prompts = repeat_prompts(captions_of(checkpoint, options), options.samples or SAMPLES)
+        paths = make_samples(checkpoint, options, prompts, cell, console)
 
         found = values["by_cell"][f"{cell.size}, {cell.frames} frames"] = {}
 
@@ -89,7 +90,7 @@ def _measure(subject: Subject, options: Options, console) -> dict:
         run_on_first_host(measure)
         try:
             # On every process: all of them decode.
-            found["real"] = means_of(real_videos(subject, options, cell, len(paths)), stride)
+            found["real"] = means_of(real_videos(checkpoint, options, cell, len(paths)), stride)
         except InputError as error:  # there need be none
             console.print(f"note: nothing to compare with: {error}", highlight=False, soft_wrap=True)
     header = ("of", "which", *MEASURES)
@@ -111,6 +112,6 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return [Section("Motion", note, [Table(header, rows)])]
 
 
-TEMPORAL = Suite(
+TEMPORAL = Benchmark(
     ("flow",), ("data", "samples", "prompts", "sizes", "frames", "seed", "videos"), _measure, _show, _check
 )

@@ -7,8 +7,9 @@ import pathlib
 from collections.abc import Mapping
 
 from sora_jax.core.errors import InputError
-from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite
-from sora_jax.evaluate.samples import cells, fill
+from sora_jax.evaluate.benchmark import Benchmark, Options
+from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
+from sora_jax.evaluate.samples import cells, make_missing
 from sora_jax.report.page import Section, Table
 
 SAMPLES = 5  # of each prompt; its dimension temporal_flickering wants 25
@@ -28,19 +29,21 @@ def names_of(prompts, count: int) -> list[tuple[str, str]]:
     return [(prompt, f"{prompt}-{n}.mp4") for prompt in dict.fromkeys(prompts) for n in range(count)]
 
 
-def _check(subject: Subject, options: Options):
+def _check(checkpoint: CheckpointUnderTest, options: Options):
     if not options.prompts:
         raise InputError("--suite=vbench: --prompts is missing, VBench's own file, prompts/all_dimension.txt")
     names_of(options.prompts, options.samples or SAMPLES)
-    if len(cells(subject, options)) > 1:
+    if len(cells(checkpoint, options)) > 1:
         raise InputError("--suite=vbench: takes one size and one length; see --size and --frames")
 
 
-def _measure(subject: Subject, options: Options, console) -> dict:
-    (cell,) = cells(subject, options)
+def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict:
+    (cell,) = cells(checkpoint, options)
     named = names_of(options.prompts, options.samples or SAMPLES)
-    folder = subject.out / f"vbench-{subject.identity}-{cell.size}-{cell.frames}-{options.seed}"
-    fill(subject, options, [prompt for prompt, _ in named], [folder / name for _, name in named], cell, console)
+    folder = checkpoint.out / f"vbench-{checkpoint.content_hash}-{cell.size}-{cell.frames}-{options.seed}"
+    make_missing(
+        checkpoint, options, [prompt for prompt, _ in named], [folder / name for _, name in named], cell, console
+    )
     return {"folder": str(folder), "prompts": len(set(options.prompts)), "videos": len(named)}
 
 
@@ -53,4 +56,4 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return [Section("VBench", note, [Table(("checkpoint", "prompts", "videos", "command"), rows)])]
 
 
-VBENCH = Suite(("flow",), ("samples", "prompts", "sizes", "frames", "seed"), _measure, _show, _check)
+VBENCH = Benchmark(("flow",), ("samples", "prompts", "sizes", "frames", "seed"), _measure, _show, _check)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import rich.console
 
-from sora_jax.checkpoint.model_folder import SHIPPED, SHIPPED_AUTOENCODER, load_model, load_settings
+from sora_jax.checkpoint.model_folder import load_model, load_settings
 from sora_jax.checkpoint.workdir import RELEASED, find_checkpoint
 from sora_jax.config.schema import (
     AutoencoderSettings,
@@ -45,6 +45,7 @@ from sora_jax.models.layers.params import count_params
 from sora_jax.report.figures import draw_loss_curves, draw_reconstruction
 from sora_jax.report.page import Clip, Picture, write_demo_page
 from sora_jax.train.loop import train
+from sora_jax.worlds.shapes import SHIPPED_AUTOENCODER, SHIPPED_MODEL
 from sora_jax.worlds.shapes.renderer import write_world
 
 CLIPS = 640
@@ -57,7 +58,7 @@ PROMPTS = (
 )
 
 # Both models are those of the package, and are trained a little further.
-SHIPPED_SETTINGS = load_settings(SHIPPED / RELEASED, Settings)
+SHIPPED_SETTINGS = load_settings(SHIPPED_MODEL / RELEASED, Settings)
 SETTINGS = Settings(
     data=DataSettings(fps=FPS, sizes=(SIZE,), frames=(FRAMES,), crop_size=SIZE, threads=2),
     autoencoder=SHIPPED_SETTINGS.autoencoder,
@@ -106,7 +107,7 @@ def transformer_settings(path: pathlib.Path, steps: int) -> Settings:
         optimizer=OptimizerSettings(
             name="muon", learning_rate=3e-4, warmup_steps=20, schedule="cosine", ema_decay=0.98, weight_decay=0.0
         ),
-        train=TrainSettings(init_from=str(SHIPPED), steps=steps, save_every=100, keep=1),
+        train=TrainSettings(init_from=str(SHIPPED_MODEL), steps=steps, save_every=100, keep=1),
     )
 
 
@@ -159,9 +160,9 @@ def demo(
     part(2, "prepare pixels", lambda: prepare(first, world, pixels, console=console))
     part(3, "train the autoencoder further", lambda: train(first, out / "autoencoder", console=console))
     # The transformer knows the latents and the tokens of what ships with it.
-    known = {"autoencoder": SHIPPED_AUTOENCODER, "tokenizer": SHIPPED / "tokenizer.model"}
+    known = {"autoencoder": SHIPPED_AUTOENCODER, "tokenizer": SHIPPED_MODEL / "tokenizer.model"}
     part(4, "prepare latents", lambda: prepare(second, world, latents, **known, console=console))
-    before = part(5, "sample videos before", lambda: make_samples(SHIPPED, out / "before", console))
+    before = part(5, "sample videos before", lambda: make_samples(SHIPPED_MODEL, out / "before", console))
     state = part(6, "train the transformer further", lambda: train(second, out / "transformer", console=console))
     after = part(7, "sample videos after", lambda: make_samples(out / "transformer", out / "after", console))
     pictures, quality = draw_pictures(out, pixels)
@@ -173,7 +174,7 @@ def demo(
         "autoencoder, SSIM on videos held out": f"{quality['ssim']:.3f}",
         "autoencoder, updates": autoencoder_steps,
         "transformer and text encoder, parameters": count_params(state.params),
-        "transformer, updates before": find_checkpoint(SHIPPED)[1],
+        "transformer, updates before": find_checkpoint(SHIPPED_MODEL)[1],
         "transformer, updates here": transformer_steps,
     }
     curves = out / "loss.png"

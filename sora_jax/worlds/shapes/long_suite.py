@@ -12,8 +12,9 @@ from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
 from sora_jax.data.prepare.decode import probe, read_frames
-from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, terminal_table
-from sora_jax.evaluate.samples import captions_of, cells, digest, make_by_verb, take
+from sora_jax.evaluate.benchmark import Benchmark, Options, terminal_table
+from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
+from sora_jax.evaluate.samples import captions_of, cells, digest, repeat_prompts, sample_by_command
 from sora_jax.evaluate.suites.temporal import STANDS, gradient
 from sora_jax.generate.request import Request, check_request
 from sora_jax.generate.writer import write_webp
@@ -71,17 +72,17 @@ def _as_asked(span, prompt, window, fps):
     return float(np.mean([all(one[name] for name in LASTING if name in one) for one in found]))
 
 
-def _check(subject: Subject, options: Options):
+def _check(checkpoint: CheckpointUnderTest, options: Options):
     if options.sampler:
         raise InputError("--suite=long: takes no other sampler: it is the verb `sample` that is measured")
     check_request(Request(seconds=options.seconds))
-    if subject.settings.transformer.condition_channels:
+    if checkpoint.settings.transformer.condition_channels:
         raise InputError(
-            f"--suite=long: {subject.workdir} takes pictures beside the noise, and makes no long video"
+            f"--suite=long: {checkpoint.workdir} takes pictures beside the noise, and makes no long video"
         )
-    captions_of(subject, options)
-    least = 1 + 2 * subject.settings.autoencoder.temporal_stride
-    for cell in cells(subject, options):
+    captions_of(checkpoint, options)
+    least = 1 + 2 * checkpoint.settings.autoencoder.temporal_stride
+    for cell in cells(checkpoint, options):
         if cell.frames < least:
             raise InputError(f"--suite=long: {cell.frames} frames at once; {least} will do, see --frames")
         if options.seconds * cell.fps < 3 * SPANS:
@@ -91,15 +92,15 @@ def _check(subject: Subject, options: Options):
             )
 
 
-def _measure(subject: Subject, options: Options, console) -> dict:
+def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict:
     values: dict = {"by_cell": {}}
-    for cell in cells(subject, options):
-        prompts = take(captions_of(subject, options), options.samples or SAMPLES)
-        paths = _make(subject, options, prompts, cell, console)
+    for cell in cells(checkpoint, options):
+        prompts = repeat_prompts(captions_of(checkpoint, options), options.samples or SAMPLES)
+        paths = _make(checkpoint, options, prompts, cell, console)
         name = f"{cell.size}, {cell.frames} frames at once"
 
         def measure(prompts=prompts, paths=paths, cell=cell, name=name):
-            values["by_cell"][name] = _summary(subject.out, prompts, paths, cell, options.seconds)
+            values["by_cell"][name] = _summary(checkpoint.out, prompts, paths, cell, options.seconds)
 
         run_on_first_host(measure)
     for name, found in values["by_cell"].items():
@@ -108,16 +109,16 @@ def _measure(subject: Subject, options: Options, console) -> dict:
     return values
 
 
-def _make(subject, options, prompts, cell: SampleSettings, console) -> list[pathlib.Path]:
+def _make(checkpoint, options, prompts, cell: SampleSettings, console) -> list[pathlib.Path]:
     """A long video for each prompt; those that are there are kept, and one that was begun goes on."""
-    made_of = [options.seed, options.seconds, subject.identity, dataclasses.asdict(cell)]
-    folder = subject.out / "long" / digest(made_of)
+    made_of = [options.seed, options.seconds, checkpoint.content_hash, dataclasses.asdict(cell)]
+    folder = checkpoint.out / "long" / digest(made_of)
     paths = [folder / f"{n:03}-{digest(prompt)}.mp4" for n, prompt in enumerate(prompts)]
     with progress_bar(console) as bar:
-        task = bar.add_task(f"{subject.name}: {options.seconds:g} s, {cell.size}", total=len(paths), numbers="")
+        task = bar.add_task(f"{checkpoint.name}: {options.seconds:g} s, {cell.size}", total=len(paths), numbers="")
         for n, (prompt, path) in enumerate(zip(prompts, paths, strict=True)):
-            make_by_verb(
-                subject,
+            sample_by_command(
+                checkpoint,
                 prompt,
                 path,
                 cell,
@@ -197,6 +198,6 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return [Section("Long videos", note, [Picture(picture, "From the first part to the last one."), *parts])]
 
 
-LONG = Suite(
+LONG = Benchmark(
     ("flow",), ("data", "samples", "prompts", "sizes", "frames", "seed", "seconds"), _measure, _show, _check
 )

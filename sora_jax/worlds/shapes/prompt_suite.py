@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sora_jax.cluster.agreement import run_on_first_host
-from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video, terminal_table
+from sora_jax.evaluate.benchmark import Benchmark, Options, read_video, terminal_table
+from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.samples import cells, make_samples, size_of
 from sora_jax.generate.writer import write_webp
 from sora_jax.report.figures import draw_contact_sheet, draw_shares
@@ -105,7 +106,7 @@ def control(prompts: Sequence[str], reads: Sequence[Scene | None]) -> dict[str, 
     return {name: value["share"] for name, value in shares(found).items()}
 
 
-def judge(prompts: Sequence[str], reads: Sequence[Scene | None]) -> dict:
+def summarize(prompts: Sequence[str], reads: Sequence[Scene | None]) -> dict:
     """What is told of samples: shares of each attribute, the control, and what is at fault.
 
     An attribute is at fault that so many samples speak of, and whose interval reaches down to the control all the
@@ -124,26 +125,26 @@ def judge(prompts: Sequence[str], reads: Sequence[Scene | None]) -> dict:
     return {"adherence": values, "shuffled": chance, "no_scene": none, "faults": faults}
 
 
-def _check(subject: Subject, options: Options):
-    cells(subject, options)
+def _check(checkpoint: CheckpointUnderTest, options: Options):
+    cells(checkpoint, options)
 
 
-def _measure(subject: Subject, options: Options, console) -> dict:
+def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict:
     rows: list[dict] = []
-    for cell in cells(subject, options):
+    for cell in cells(checkpoint, options):
         H, W = size_of(cell)
         prompts = make_prompts(options.samples or SAMPLES, size=(H, W), frames=cell.frames, fps=cell.fps)
-        paths = make_samples(subject, options, prompts, cell, console)
+        paths = make_samples(checkpoint, options, prompts, cell, console)
         where = {"size": f"{W}x{H}", "aspect": aspect(H, W), "frames": cell.frames, "fps": cell.fps}
         rows += [
-            {"prompt": p, "video": str(f.relative_to(subject.out)), **where}
+            {"prompt": p, "video": str(f.relative_to(checkpoint.out)), **where}
             for p, f in zip(prompts, paths, strict=True)
         ]
     values: dict = {}
 
     def read_all():
-        reads = [read_scene(read_video(subject.out / row["video"]), fps=row["fps"]) for row in rows]
-        values.update(judge([row["prompt"] for row in rows], reads))
+        reads = [read_scene(read_video(checkpoint.out / row["video"]), fps=row["fps"]) for row in rows]
+        values.update(summarize([row["prompt"] for row in rows], reads))
         for key in ("size", "aspect", "frames"):
             values[f"by_{key}"] = {
                 str(group): shares(
@@ -154,13 +155,13 @@ def _measure(subject: Subject, options: Options, console) -> dict:
         values["samples"] = [
             row | {"found": agreement(row["prompt"], s)} for row, s in zip(rows, reads, strict=True)
         ]
-        _draw(subject.out, values["samples"])
+        _draw(checkpoint.out, values["samples"])
 
     run_on_first_host(read_all)
     for fault in values.get("faults", ()):
-        console.print(f"[bold red]FAULT[/] {subject.name}: {fault}", highlight=False)
+        console.print(f"[bold red]FAULT[/] {checkpoint.name}: {fault}", highlight=False)
     if values:
-        console.print(terminal_table(("attribute", subject.name, "captions shuffled"), list(_rows(values))))
+        console.print(terminal_table(("attribute", checkpoint.name, "captions shuffled"), list(_rows(values))))
     return values
 
 
@@ -244,4 +245,4 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return sections
 
 
-SHAPES = Suite(("flow",), ("samples", "sizes", "frames", "seed"), _measure, _show, _check)
+SHAPES = Benchmark(("flow",), ("samples", "sizes", "frames", "seed"), _measure, _show, _check)

@@ -16,8 +16,9 @@ from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
 from sora_jax.data.prepare.decode import write_clip
-from sora_jax.evaluate.checkpoint_under_test import Options, Subject, Suite, read_video, terminal_table
-from sora_jax.evaluate.samples import cells, digest, make_by_verb, size_of
+from sora_jax.evaluate.benchmark import Benchmark, Options, read_video, terminal_table
+from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
+from sora_jax.evaluate.samples import cells, digest, sample_by_command, size_of
 from sora_jax.evaluate.suites.reconstruction import BEST_PSNR
 from sora_jax.evaluate.suites.temporal import STANDS
 from sora_jax.generate.request import Request
@@ -158,37 +159,41 @@ def _at_joins(change, joins, least):
     return ratio if math.isfinite(ratio) else None
 
 
-def _check(subject: Subject, options: Options):
+def _check(checkpoint: CheckpointUnderTest, options: Options):
     if options.sampler:
         raise InputError("--suite=tasks: takes no other sampler: it is the verb `sample` that is measured")
-    if subject.settings.transformer.condition_channels:
-        raise InputError(f"--suite=tasks: {subject.workdir} takes pictures beside the noise, and no other task")
-    least = 1 + 4 * subject.settings.autoencoder.temporal_stride
-    for cell in cells(subject, options):
+    if checkpoint.settings.transformer.condition_channels:
+        raise InputError(f"--suite=tasks: {checkpoint.workdir} takes pictures beside the noise, and no other task")
+    least = 1 + 4 * checkpoint.settings.autoencoder.temporal_stride
+    for cell in cells(checkpoint, options):
         if cell.frames < least:
             raise InputError(
                 f"--suite=tasks: of {cell.frames} frames none can be given; {least} will do, see --frames"
             )
 
 
-def _measure(subject: Subject, options: Options, console) -> dict:
-    coder, count = coder_of(subject.generator), options.samples or SAMPLES
+def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict:
+    coder, count = coder_of(checkpoint.generator), options.samples or SAMPLES
     results: list[dict] = []
     with progress_bar(console) as bar:
-        for cell in cells(subject, options):
-            folder = subject.out / "tasks" / digest([options.seed, subject.identity, dataclasses.asdict(cell)])
-            task = bar.add_task(f"{subject.name}: tasks, {cell.size}", total=count, numbers="")
+        for cell in cells(checkpoint, options):
+            folder = (
+                checkpoint.out
+                / "tasks"
+                / digest([options.seed, checkpoint.content_hash, dataclasses.asdict(cell)])
+            )
+            task = bar.add_task(f"{checkpoint.name}: tasks, {cell.size}", total=count, numbers="")
             for number in range(count):
                 for trial in make_trials(number, cell, coder, folder / f"{number:03}"):
                     path = folder / f"{number:03}" / trial.name.replace(",", "").replace(" ", "-") / "made.mp4"
                     seed = options.seed + number
-                    make_by_verb(subject, trial.prompt, path, cell, trial.request, seed=seed)
-                    results += _read(subject.out, trial, path, coder, cell)
+                    sample_by_command(checkpoint, trial.prompt, path, cell, trial.request, seed=seed)
+                    results += _read(checkpoint.out, trial, path, coder, cell)
                 bar.advance(task)
     values: dict = {}
-    run_on_first_host(lambda: values.update(_summary(subject.out, results)))
+    run_on_first_host(lambda: values.update(_summary(checkpoint.out, results)))
     if values:
-        console.print(terminal_table(*_table({subject.name: values}, lambda found: percent(found["share"]))))
+        console.print(terminal_table(*_table({checkpoint.name: values}, lambda found: percent(found["share"]))))
     return values
 
 
@@ -249,4 +254,4 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return [Section("Tasks", note, [Table(*_table(results)), *sheets])]
 
 
-TASKS = Suite(("flow",), ("samples", "sizes", "frames", "seed"), _measure, _show, _check)
+TASKS = Benchmark(("flow",), ("samples", "sizes", "frames", "seed"), _measure, _show, _check)

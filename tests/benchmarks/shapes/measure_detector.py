@@ -13,7 +13,7 @@ import tempfile
 import jax
 import numpy as np
 
-from sora_jax.checkpoint.model_folder import SHIPPED_AUTOENCODER, load_model
+from sora_jax.checkpoint.model_folder import load_model
 from sora_jax.config.schema import AutoencoderSettings, MeshSettings
 from sora_jax.core.mesh import make_mesh
 from sora_jax.data.prepare.captions import find_sources
@@ -21,6 +21,7 @@ from sora_jax.data.prepare.decode import count_frames, probe, read_clip, read_fr
 from sora_jax.evaluate.suites.reconstruction import reconstruct
 from sora_jax.generate.writer import VideoWriter
 from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.worlds.shapes import SHIPPED_AUTOENCODER
 from sora_jax.worlds.shapes.detector import ATTRIBUTES, compare, read_scene
 from sora_jax.worlds.shapes.renderer import render, sample_scene
 

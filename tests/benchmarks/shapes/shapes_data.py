@@ -12,10 +12,10 @@ import sys
 
 import rich.console
 
-from sora_jax.checkpoint.model_folder import SHIPPED, SHIPPED_AUTOENCODER
 from sora_jax.cli.main import main as sora_jax
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
+from sora_jax.worlds.shapes import SHIPPED_AUTOENCODER, SHIPPED_MODEL
 from sora_jax.worlds.shapes.renderer import write_world
 
 CONFIG = pathlib.Path(__file__).parents[3] / "configs/shapes.py"
@@ -78,7 +78,7 @@ def make(name: str, out: pathlib.Path, count: int | None, console: rich.console.
             f"--config.data.sizes={options.get('sizes', ('64x64',))}",
             f"--config.data.frames={options.get('lengths', (17,))}",
             f"--autoencoder={SHIPPED_AUTOENCODER}",
-            f"--tokenizer={SHIPPED / 'tokenizer.model'}",
+            f"--tokenizer={SHIPPED_MODEL / 'tokenizer.model'}",
         ]
     )
     if code:
