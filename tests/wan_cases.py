@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from sora_jax.config.schema import AutoencoderSettings, ImageSettings, TextSettings, TransformerSettings
-from sora_jax.core.patches import grid_positions, patchify, unpatchify
+from sora_jax.core.patches import PatchBatch, grid_positions, patchify, unpatchify
 from sora_jax.interop.tables import foreign_shapes, load_foreign
 from sora_jax.interop.wan import autoencoder_table, image_table, text_table, transformer_table
 from sora_jax.models.autoencoder.model import Autoencoder
@@ -120,25 +120,24 @@ def our_velocity(case: str, params: dict | None = None) -> np.ndarray:
     grid = tuple(side // p for side, p in zip(LATENT_GRID, settings.patch, strict=True))
     N = math.prod(grid)
     positions = np.broadcast_to(grid_positions(grid), (2, N, 3))
-    segment_ids = np.ones((2, N), np.int32)
-    given = {}
+    batch = PatchBatch(
+        patches=None,
+        positions=positions,
+        segment_ids=np.ones((2, N), np.int32),
+        conditioning_mask=None,
+        text=inputs["text"],
+        text_segment_ids=np.ones((2, TEXT_TOKENS), np.int32),
+    )
     if "condition" in inputs:
-        given["condition"] = patchify(inputs["condition"], settings.patch)
+        batch = batch.replace(condition=patchify(inputs["condition"], settings.patch))
     if "image" in inputs:
-        given |= {"image": inputs["image"], "image_segment_ids": np.ones(inputs["image"].shape[:2], np.int32)}
+        segment_ids = np.ones(inputs["image"].shape[:2], np.int32)
+        batch = batch.replace(image=inputs["image"], image_segment_ids=segment_ids)
 
     @jax.jit
     def velocity(params):
-        return bind(DiT, settings, params)(
-            patchify(inputs["latents"], settings.patch),
-            inputs["times"],
-            positions[..., 0],  # each frame's own level
-            positions,
-            segment_ids,
-            inputs["text"],
-            np.ones((2, TEXT_TOKENS), np.int32),
-            **given,
-        )
+        patches, frame = patchify(inputs["latents"], settings.patch), positions[..., 0]
+        return bind(DiT, settings, params)(batch, patches, inputs["times"], time_index=frame)
 
     return unpatchify(np.asarray(velocity(params)), grid, settings.patch)
 

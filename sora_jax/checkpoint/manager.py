@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import struct
-from orbax.checkpoint._src.metadata.array_metadata_store import Store
 
+from sora_jax import compat
 from sora_jax.checkpoint.checksums import named_leaves
 from sora_jax.checkpoint.meta import CONVERTED, MODELS, check_leaves, check_models, load_meta, make_meta
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, reason_unwritable
@@ -26,7 +26,7 @@ MIN_REPLICA_BYTES = 2**20
 ocp.type_handlers.register_type_handler(
     jax.Array,
     ocp.type_handlers.ArrayHandler(
-        array_metadata_store=Store(), min_slice_bytes_for_replica_parallel=MIN_REPLICA_BYTES
+        array_metadata_store=compat.array_metadata_store(), min_slice_bytes_for_replica_parallel=MIN_REPLICA_BYTES
     ),
     override=True,
 )

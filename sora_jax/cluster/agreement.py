@@ -13,8 +13,8 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
-from jax._src.distributed import global_state
 
+from sora_jax import compat
 from sora_jax.core.errors import InputError
 
 ARRIVAL_SECONDS = 600  # by which processes may be apart, e.g. in reading a data set
@@ -22,6 +22,7 @@ WORK_SECONDS = 86_400  # for which the others wait while process 0 works
 
 Result = typing.TypeVar("Result")
 
+global_state = compat.distributed_state()
 _rounds = itertools.count()  # one number for each agreement; every process counts the same
 
 

@@ -32,11 +32,8 @@ import jax
 import jaxlib
 import rich.console
 
-# `jax.distributed.initialize` asks these; there is no public way to ask whether a cluster would be found.
-from jax._src import clusters
-from jax._src.distributed import global_state
-
 import sora_jax
+from sora_jax import compat
 from sora_jax.cluster.agreement import assert_equal_across_hosts, barrier, flatten, is_multiprocess
 from sora_jax.core.errors import EXIT_RETRY, AbsentError, InputError
 
@@ -48,6 +45,8 @@ COORDINATOR, NUM_PROCESSES, PROCESS_ID, NUM_DEVICES, START_SECONDS = VARIABLES
 DEFAULT_START_SECONDS = 300  # as in JAX
 LEAVE_SECONDS = 3  # to wait for the others to fail as well
 GPU_MEMORY_FRACTION = 0.92  # preallocated by JAX; the rest is for CUDA, cuDNN and NCCL
+
+global_state = compat.distributed_state()
 
 
 @contextlib.contextmanager
@@ -144,7 +143,7 @@ def _initialize_arguments(promised: dict) -> dict | None:
             "process_id": promised[PROCESS_ID],
             "cluster_detection_method": "deactivate",
         }
-    if any(kind.is_env_present() for kind in clusters.ClusterEnv._cluster_types if not kind.opt_in_only_method):
+    if compat.in_known_cluster():
         return _slurm_devices()
     if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ:
         raise InputError(

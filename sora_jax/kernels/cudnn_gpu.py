@@ -1,58 +1,55 @@
-"""cuDNN's flash attention on a GPU: the clips of a row as runs, by where each begins and how long it is.
+"""cuDNN's flash attention on a GPU. The clips of a packed sequence are told as runs: where each begins, how long.
 
-A mask of [N, N] would cost 2 GB a row at 33,000 patches; runs cost nothing, and what is hidden is not computed.
+A mask [N, N] of 33,000 patches would take 2 GB; runs take nothing, and logits across clips are never computed.
 """
 
 import jax
 import jax.numpy as jnp
-from jax._src.cudnn import fused_attention_stablehlo as stablehlo
-from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
+
+from sora_jax import compat
 
 
-def cudnn(q, k, v, q_segment_ids, kv_segment_ids, *, clips: int):
-    """Softmax attention within segments by cuDNN, forward and backward, of whole sequences and few heads.
+def cudnn_attention(q, k, v, q_segment_ids, kv_segment_ids, *, clips: int):
+    """Softmax attention within segments of whole sequences, forward and backward.
 
     Args:
       q: [B, N, A, K], bfloat16 or float16. k, v: [B, M, A, K], the same.
-      q_segment_ids, kv_segment_ids: [B, N], [B, M] int32; 1 ... clips, each one run, the first at the row's
-        beginning.
-        What is in none of them is padding: it sees nothing and nothing sees it.
-      clips: in a row at most.
+      q_segment_ids, kv_segment_ids: [B, N], [B, M] int32. Clip i of a sequence is one run of i, 1 ... clips, and
+        the first begins the sequence. Everything else is padding: it sees nothing and nothing sees it.
+      clips: maximum number in a sequence.
     Returns: [B, N, A, K]; padding gets 0.
     """
-    scale = q.shape[-1] ** -0.5
     numbers = jnp.arange(1, clips + 1)
-    q_mine, kv_mine = (x[:, :, None] == numbers for x in (q_segment_ids, kv_segment_ids))
-    both = jnp.any(q_mine, axis=1) & jnp.any(kv_mine, axis=1)  # [B, clips]
-    q_mine, kv_mine = q_mine & both[:, None], kv_mine & both[:, None]
-    q_real, kv_real = (jnp.any(mine, axis=2)[:, :, None, None] for mine in (q_mine, kv_mine))
-    # cuDNN leaves padding's outputs and gradients as the memory was: they are set to 0.
-    q, k, v = _learning(q, q_real), _learning(k, kv_real), _learning(v, kv_real)
-    lengths = [jnp.sum(mine, axis=1, dtype=jnp.int32) for mine in (q_mine, kv_mine)]
+    q_in_clip, kv_in_clip = (x[:, :, None] == numbers for x in (q_segment_ids, kv_segment_ids))
+    in_both = jnp.any(q_in_clip, axis=1) & jnp.any(kv_in_clip, axis=1)  # [B, clips]
+    q_in_clip, kv_in_clip = q_in_clip & in_both[:, None], kv_in_clip & in_both[:, None]
+    q_real, kv_real = (jnp.any(x, axis=2)[:, :, None, None] for x in (q_in_clip, kv_in_clip))
+    # cuDNN does not write padding's outputs and gradients: whatever was in memory is set to 0.
+    q, k, v = _zero_gradient(q, q_real), _zero_gradient(k, kv_real), _zero_gradient(v, kv_real)
+    lengths = [jnp.sum(x, axis=1, dtype=jnp.int32) for x in (q_in_clip, kv_in_clip)]
     if clips == 1:
-        lengths = [jnp.maximum(length[:, 0], 1) for length in lengths]
-        y = dot_product_attention(q, k, v, None, None, *lengths, scale=scale, mask_type=MaskType.PADDING)
+        lengths, starts = [jnp.maximum(length[:, 0], 1) for length in lengths], []
     else:
-        # Runs that are not there are -1; so is the end, which cuDNN does not read.
-        lengths = [jnp.where(both, length, -1) for length in lengths]
-        starts = [jnp.where(both, jnp.argmax(mine, axis=1), -1).astype(jnp.int32) for mine in (q_mine, kv_mine)]
+        # Absent runs are -1, and so is the end, which cuDNN does not read.
+        lengths = [jnp.where(in_both, length, -1) for length in lengths]
+        starts = [jnp.where(in_both, jnp.argmax(x, axis=1), -1).astype(jnp.int32) for x in (q_in_clip, kv_in_clip)]
         starts = [jnp.pad(start, ((0, 0), (0, 1)), constant_values=-1) for start in starts]
-        y = dot_product_attention(q, k, v, None, None, *lengths, *starts, scale=scale)
+    y = compat.cudnn_attention(q, k, v, lengths, starts, scale=q.shape[-1] ** -0.5)
     return jnp.where(q_real, y, 0)
 
 
 @jax.custom_vjp
-def _learning(x, real):
-    """x, with no gradient where it is not real. What it is there has no effect, so nothing is written."""
+def _zero_gradient(x, real):
+    """x, with gradient 0 where `real` is False. x itself has no effect there, so it needs no write."""
     del real
     return x
 
 
-_learning.defvjp(lambda x, real: (x, real), lambda real, dx: (jnp.where(real, dx, 0), None))
+_zero_gradient.defvjp(lambda x, real: (x, real), lambda real, dx: (jnp.where(real, dx, 0), None))
 
 
-def suits(dtype, K: int, clips: int | None) -> bool:
-    """Whether cuDNN has a kernel for this on this machine: rows of several clips need a Hopper GPU."""
+def supports(dtype, K: int, clips: int | None) -> bool:
+    """Whether this GPU's cuDNN has a kernel: sequences of several clips need a Hopper."""
     if dtype not in (jnp.bfloat16, jnp.float16) or K % 8 or K > 128 or clips is None:
         return False
-    return stablehlo.check_compute_capability("8.0" if clips == 1 else "9.0")
+    return compat.gpu_has_compute_capability("8.0" if clips == 1 else "9.0")

@@ -1,36 +1,55 @@
-"""Attention of one chip's queries to its own keys, or to those of a ring of chips, made of a kernel's blocks.
+"""Attention made of a kernel's blocks: of one chip's queries to its own keys, or to those of a ring of chips.
 
 Source: Liu et al. 2023 (arXiv 2310.01889); blocks are merged as in arXiv 2205.14135, algorithm 1.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.core.mesh import over_gloo
-from sora_jax.kernels.chunked import MASK_VALUE, Kernel
 
-RESIDUALS = (
-    "attention"  # the name, for jax.checkpoint's policies, of what the backward pass needs of the forward's
-)
-PAD_SEGMENT = -1  # the segment of what fills up a block; no query is in it and no key
+RESIDUALS = "attention"  # the name under which jax.checkpoint's policies save what the backward pass needs
+MASK_VALUE = -0.7 * float(np.finfo(np.float32).max)  # the logit of a key of another segment
+PAD_SEGMENT = -1  # the segment of queries that fill up a block; PAD_SEGMENT - 1: of keys
 
 
-def attend(kernel: Kernel, q, k, v, q_segment_ids, kv_segment_ids, *, ring=1):
-    """Softmax attention within segments, of whole heads, inside a shard_map; lengths and widths may be any.
+class BlockKernel(NamedTuple):
+    """Softmax attention within segments of one block of queries and keys; it never stores a row of logits.
+
+    forward: (q [B, A, N, K], scaled; k, v [B, A, M, K]; q_segment_ids [B, N]; kv_segment_ids [B, M]) ->
+      (y [B, A, N, K] in q's type, log of the softmax's sum [B, A, N] float32). For a query that sees no key, y is
+      any finite number and the log is about MASK_VALUE.
+    backward: (the same arguments, y, log_total, dy) -> (dq, dk, dv). y and log_total may cover more keys than k.
+    block: number of queries or keys -> the block size that it is padded to a multiple of.
+    width: the number that the width of a head is padded to a multiple of.
+    """
+
+    forward: Callable
+    backward: Callable
+    block: Callable
+    width: int
+
+
+def ring_attention(kernel: BlockKernel, q, k, v, q_segment_ids, kv_segment_ids, *, ring=1):
+    """Softmax attention within segments, inside a shard_map; lengths and widths may be any.
 
     Args:
+      kernel: computes the blocks.
       q: [B, N, A, K]. k, v: [B, M, A, K].
       q_segment_ids, kv_segment_ids: [B, N], [B, M] int32.
-      ring: size of the mesh axis `ring`, over whose chips the keys lie; 1: all of them are here.
+      ring: size of the mesh axis `ring` over which the keys are split; 1: all keys are on this chip.
     Returns: [B, N, A, K] in q's type; softmax in float32. A query that sees no key gets 0.
     """
     N, K = q.shape[1], q.shape[3]
     q_block, kv_block = kernel.block(N), kernel.block(k.shape[1])
-    q = _fill(q * jnp.asarray(K**-0.5, q.dtype), q_block, kernel.width)
-    k, v = (_fill(x, kv_block, kernel.width) for x in (k, v))
+    q = _pad(q * jnp.asarray(K**-0.5, q.dtype), q_block, kernel.width)
+    k, v = (_pad(x, kv_block, kernel.width) for x in (k, v))
     segment_ids = [
         jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)), constant_values=filler)
         for x, block, filler in (
@@ -41,18 +60,18 @@ def attend(kernel: Kernel, q, k, v, q_segment_ids, kv_segment_ids, *, ring=1):
     return jnp.swapaxes(_attend(kernel, ring, q, k, v, *segment_ids), 1, 2)[:, :N, :, :K]
 
 
-def _fill(x, block, width):
-    """[B, N, A, K] -> [B, A, N, K], N and K filled up to multiples."""
+def _pad(x, block, width):
+    """[B, N, A, K] -> [B, A, N, K], N and K padded to multiples."""
     *_, N, K = (x := jnp.swapaxes(x, 1, 2)).shape
     return jnp.pad(x, ((0, 0), (0, 0), (0, -N % block), (0, -K % width)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(kernel, ring, q, k, v, q_segment_ids, kv_segment_ids):
-    return _attend_forward(kernel, ring, q, k, v, q_segment_ids, kv_segment_ids)[0]
+    return _forward(kernel, ring, q, k, v, q_segment_ids, kv_segment_ids)[0]
 
 
-def _attend_forward(kernel, ring, q, k, v, q_segment_ids, kv_segment_ids):
+def _forward(kernel, ring, q, k, v, q_segment_ids, kv_segment_ids):
     def visit(so_far, keys):
         k, v, kv_segment_ids = keys
         y, log_total = kernel.forward(q, k, v, q_segment_ids, kv_segment_ids)
@@ -60,20 +79,20 @@ def _attend_forward(kernel, ring, q, k, v, q_segment_ids, kv_segment_ids):
         return block if so_far is None else _merge(so_far, block)
 
     y, log_total = _go_round(visit, (k, v, kv_segment_ids), ring)
-    y = jnp.where(_sees(log_total), y, 0).astype(q.dtype)
+    y = jnp.where(_sees_a_key(log_total), y, 0).astype(q.dtype)
     y, log_total = (checkpoint_name(x, RESIDUALS) for x in (y, log_total))
     return y, (q, k, v, q_segment_ids, kv_segment_ids, y, log_total)
 
 
-def _attend_backward(kernel, ring, saved, dy):
+def _backward(kernel, ring, saved, dy):
     q, k, v, q_segment_ids, kv_segment_ids, y, log_total = saved
-    dy = jnp.where(_sees(log_total), dy, 0)
+    dy = jnp.where(_sees_a_key(log_total), dy, 0)
 
     def visit(so_far, keys):
         k, v, kv_segment_ids = keys
         if so_far is not None:
             dq, dkv = so_far
-            # The gradients of the keys that are here now, by the chips that they have passed.
+            # The gradients of these keys from the chips that had them before.
             so_far = dq, _pass_on(dkv, ring)
         grads = kernel.backward(q, k, v, q_segment_ids, kv_segment_ids, y, log_total, dy)
         dq, dk, dv = (x.astype(jnp.float32) for x in grads)
@@ -81,17 +100,17 @@ def _attend_backward(kernel, ring, saved, dy):
         return block if so_far is None else jax.tree.map(jnp.add, so_far, block)
 
     dq, dkv = _go_round(visit, (k, v, kv_segment_ids), ring)
-    dk, dv = _pass_on(dkv, ring) if ring > 1 else dkv  # the last step is home
+    dk, dv = _pass_on(dkv, ring) if ring > 1 else dkv  # one step more, to the chip that owns the keys
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
+_attend.defvjp(_forward, _backward)
 
 
 def _go_round(visit, keys, ring):
-    """so_far = visit(so_far, keys), from None, for the keys of every chip of the ring in turn.
+    """so_far = visit(so_far, keys), beginning with None, for the keys of every chip of the ring in turn.
 
-    The next keys are asked for before a visit begins, so that they travel while it computes.
+    The next keys are sent before a visit begins, so that communication and computation overlap.
     """
 
     def hop(state, _):
@@ -109,17 +128,17 @@ def _go_round(visit, keys, ring):
 
 
 def _pass_on(arrays, ring):
-    """Arrays to the next chip of the ring, and those of the one before from it."""
+    """Send arrays to the next chip of the ring; returns those of the chip before."""
     steps = [(chip, (chip + 1) % ring) for chip in range(ring)]
     return jax.tree.map(lambda x: jax.lax.ppermute(x, "ring", steps), arrays)
 
 
 def _merge(a, b):
-    """(y, log_total) of two sets of keys -> those of both."""
+    """(y, log_total) of two sets of keys -> those of their union."""
     log_total = jnp.logaddexp(a[1], b[1])
     return sum(jnp.exp(logs - log_total)[..., None] * y for y, logs in (a, b)), log_total
 
 
-def _sees(log_total):
-    """Whether a query sees a key, [B, A, N, 1]."""
+def _sees_a_key(log_total):
+    """[B, A, N] -> bool [B, A, N, 1]."""
     return log_total[..., None] > MASK_VALUE / 2

@@ -1,44 +1,65 @@
-"""The diffusion transformer, in Wan's form: self-attention, cross-attention to text, MLP, modulated by time.
+"""The diffusion transformer in Wan's form: self-attention, cross-attention to text, MLP, modulated by time.
 
-Patches of several clips lie packed in one row, and each patch has its own noise level: the modulation is computed
-once per distinct level of a row and picked for each patch inside a block, so that no [B, N, 6, D] outlives it.
+Clips lie packed in sequences, and each patch has its own noise time. The modulation is computed once for each
+distinct time of a sequence and selected for each patch inside a block, so that no [B, N, 6, D] is stored.
 
 Source: Peebles & Xie 2022 (arXiv 2212.09748); Wan 2025 (arXiv 2503.20314), section 4.2.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.config.schema import TransformerSettings
-from sora_jax.core.mesh import platform, spec
-from sora_jax.kernels.attention import apply_rope, attention, merge_heads, rope_angles, rope_cos_sin, split_heads
-from sora_jax.models.layers.linear import (
-    Mlp,
-    layer_norm,
-    linear,
-    no_adapter,
-    normal_002,
-    rms_norm,
-    run_stack,
-    sharded,
-    sinusoid,
-    stack,
-)
+from sora_jax.core.mesh import spec
+from sora_jax.core.patches import PatchBatch
+from sora_jax.kernels.attention import attention, merge_heads, split_heads
+from sora_jax.models.layers.linear import linear, normal_002, replicated_linear
+from sora_jax.models.layers.lora import adaptable_linear, no_adapter
+from sora_jax.models.layers.mlp import Mlp
+from sora_jax.models.layers.modulation import select_modulation, sinusoid
+from sora_jax.models.layers.norm import layer_norm, rms_norm
+from sora_jax.models.layers.params import sharded
+from sora_jax.models.layers.remat import run_stack, stack
+from sora_jax.models.layers.rope import apply_rope, rope_angles, rope_cos_sin
 
 EPSILON = 1e-6
 IMAGE_EPSILON = 1e-5
 TIME_SCALE = 1000.0  # Wan's time embedding takes times in [0, 1000]
-FEW_LEVELS = 4  # up to here each patch's row is summed from them all
 residual = spec("batch tokens .")
 
 
-class Attention(nnx.Module):
-    """Multi-head attention of x to context, with RMSNorm over all of q and k before the heads are split.
+class Conditioning(NamedTuple):
+    """The inputs that all blocks share.
 
-    With `image`, the same queries attend to an image as well, with keys and values of its own.
+    modulation: one row for each time of a sequence, [B, T, 6, D] float32.
+    one_hot: the time of each patch, [B, N, T] float32.
+    rope: (cosines, sines) of the patches' positions, [B, N, K / 2] each.
+    segment_ids: [B, N] int32. text: [B, S, D]. text_segment_ids: [B, S] int32.
+    image: ([B, I, D] float32, their segments [B, I] int32), or None.
+    """
+
+    modulation: jax.Array
+    one_hot: jax.Array
+    rope: tuple[jax.Array, jax.Array]
+    segment_ids: jax.Array
+    text: jax.Array
+    text_segment_ids: jax.Array
+    image: Any
+
+    @property
+    def clips(self) -> int:
+        """Maximum number of clips in a sequence."""
+        return max(self.modulation.shape[1] - 1, 1)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of x to context, with RMSNorm over all of q and of k before the heads are split.
+
+    With `image`, the same queries also attend to an image, which has keys and values of its own.
     """
 
     def __init__(self, settings: TransformerSettings, *, image=False, adapter_of, rngs):
@@ -46,7 +67,7 @@ class Attention(nnx.Module):
         self.A, self.kernel, self.dtype = settings.heads, settings.attention, dtype
 
         def project(name, axes):
-            return linear(D, D, axes, dtype=dtype, adapter=adapter_of(name), rngs=rngs)
+            return adaptable_linear(D, D, axes, dtype=dtype, adapter=adapter_of(name), rngs=rngs)
 
         self.q, self.k, self.v = (project(name, "embed heads") for name in "qkv")
         self.out = project("out", "heads embed")
@@ -57,60 +78,34 @@ class Attention(nnx.Module):
             self.image_k_norm = rms_norm(D, "heads", epsilon=EPSILON, rngs=rngs)
 
     def __call__(self, x, context, x_segment_ids, context_segment_ids, *, clips, rope=None, image=None):
-        """x [B, N, D], context [B, M, D]; clips: in a row at most; image: as context, and its segments."""
+        """[B, N, D] float32.
+
+        Args:
+          x: [B, N, D]. context: [B, M, D]. x_segment_ids, context_segment_ids: [B, N], [B, M] int32.
+          clips: maximum number in a sequence.
+          rope: of x and of context, which are then the same.
+          image: ([B, I, D], [B, I] int32 segments).
+        """
         wide = spec("batch tokens heads")
-
-        def heads(y, layout="batch tokens heads ."):
-            # The reshape is a copy on a TPU: of what is rounded, or the compiler would round once more, after it.
-            return split_heads(jax.lax.optimization_barrier(y.astype(self.dtype)), self.A, layout=layout)
-
-        q = heads(self.q_norm(self.q(x, out_sharding=wide)))
-        k = heads(self.k_norm(self.k(context, out_sharding=wide)))
-        v = heads(self.v(context, out_sharding=wide))
+        q = self._heads(self.q_norm(self.q(x, out_sharding=wide)))
+        k = self._heads(self.k_norm(self.k(context, out_sharding=wide)))
+        v = self._heads(self.v(context, out_sharding=wide))
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         y = attention(q, k, v, x_segment_ids, context_segment_ids, kernel=self.kernel, clips=clips)
         if image is not None:
             image, image_segment_ids = image
-            # An image's tokens, an odd number, are whole on every chip.
+            # An image has an odd number of tokens: every chip holds them all.
             wide, layout = spec("batch . heads"), "batch . heads ."
-            k = heads(self.image_k_norm(self.image_k(image, out_sharding=wide)), layout)
-            v = heads(self.image_v(image, out_sharding=wide), layout)
+            k = self._heads(self.image_k_norm(self.image_k(image, out_sharding=wide)), layout)
+            v = self._heads(self.image_v(image, out_sharding=wide), layout)
             y += attention(q, k, v, x_segment_ids, image_segment_ids, kernel=self.kernel, clips=clips)
         return self.out(merge_heads(y), out_sharding=residual).astype(jnp.float32)
 
-
-def select_modulation(table, one_hot):
-    """For each patch the row of its level: table [B, T, D], one_hot [B, N, T] -> [B, N, D] float32, exact.
-
-    A matrix product rather than a gather: its transpose is one too, where a gather's is a scatter. Of few levels
-    it is a sum, which the compiler makes part of what reads it: [B, N, D] is never written to memory.
-    """
-    if table.shape[1] <= FEW_LEVELS:
-        return _pick_of_few(table, one_hot)
-    return jnp.einsum("bnt,btd->bnd", one_hot, table, precision="highest", out_sharding=residual)
-
-
-def _sum_of_levels(table, one_hot):
-    return sum(one_hot[:, :, t, None] * table[:, None, t] for t in range(table.shape[1]))
-
-
-def _levels_backward(saved, dy):
-    table, one_hot = saved
-    if platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
-        dtable = jnp.einsum("bnt,bnd->btd", one_hot, dy, precision="highest")  # 20 times as fast
-    else:
-        (dtable,) = jax.vjp(lambda table: _sum_of_levels(table, one_hot), table)[1](dy)
-    return dtable, jnp.zeros_like(one_hot)  # levels are numbers: what they are never has a gradient
-
-
-_pick_of_few = jax.custom_vjp(_sum_of_levels)
-_pick_of_few.defvjp(lambda *saved: (_sum_of_levels(*saved), saved), _levels_backward)
-
-
-def replicated_linear(layer, x):
-    """A layer of x [B, T, D] over "few": so few rows that they move, and the weight stays, a part on each chip."""
-    return jax.reshard(layer(x, out_sharding=spec("few . embed")), spec("few . ."))
+    def _heads(self, y, layout="batch tokens heads ."):
+        # The reshape is a copy on a TPU. The barrier makes it a copy of the rounded array; without it XLA rounds
+        # after.
+        return split_heads(jax.lax.optimization_barrier(y.astype(self.dtype)), self.A, layout=layout)
 
 
 class TransformerBlock(nnx.Module):
@@ -132,27 +127,23 @@ class TransformerBlock(nnx.Module):
         self.mlp_norm = layer_norm(D, epsilon=EPSILON, affine=False, rngs=rngs)
         self.mlp = Mlp(D, settings.mlp, dtype=jnp.dtype(settings.dtype), adapter_of=adapter_of, rngs=rngs)
 
-    def __call__(self, x, modulation, one_hot, rope, segment_ids, text, text_segment_ids, image=None):
-        """x [B, N, D]; modulation [B, T, 6, D] float32, one row for each level of one_hot [B, N, T].
-
-        What comes out is of x's dtype: it is summed in float32, and rounded once.
-        """
+    def __call__(self, x, c: Conditioning):
+        """x [B, N, D] -> the same shape and type; summed in float32, and rounded once."""
         x, dtype = x.astype(jnp.float32), x.dtype
-        m = modulation + self.modulation[...]
-        clips = max(modulation.shape[1] - 1, 1)
+        m = c.modulation + self.modulation[...]
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (
-            select_modulation(m[:, :, i], one_hot) for i in range(6)
+            select_modulation(m[:, :, i], c.one_hot) for i in range(6)
         )
         h = self.self_attention_norm(x) * (1 + scale) + shift
-        x = x + gate * self.self_attention(h, h, segment_ids, segment_ids, rope=rope, clips=clips)
+        x = x + gate * self.self_attention(h, h, c.segment_ids, c.segment_ids, rope=c.rope, clips=c.clips)
         h = self.cross_attention_norm(x)
-        x = x + self.cross_attention(h, text, segment_ids, text_segment_ids, image=image, clips=clips)
+        x = x + self.cross_attention(h, c.text, c.segment_ids, c.text_segment_ids, image=c.image, clips=c.clips)
         h = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
         return (x + mlp_gate * self.mlp(h).astype(jnp.float32)).astype(dtype)
 
 
 class ImageProjection(nnx.Module):
-    """What an image encoder saw, [B, I, image_width] -> [B, I, D] float32."""
+    """Features of an image encoder, [B, I, image_width] -> [B, I, D] float32."""
 
     def __init__(self, settings: TransformerSettings, *, rngs):
         E, D, dtype = settings.image_width, settings.width, jnp.dtype(settings.dtype)
@@ -166,7 +157,8 @@ class ImageProjection(nnx.Module):
 
     def __call__(self, image):
         if hasattr(self, "positions"):
-            # A row's clips have as many image tokens each, one after the other; what fills up the row has any.
+            # All clips of a sequence have as many image tokens, one clip after the other; padding may get any
+            # position.
             of_clip, I = self.positions[...], image.shape[1]
             image = image + jnp.tile(of_clip, (-(-I // len(of_clip)), 1))[:I]
         layout = spec("batch . .")
@@ -175,10 +167,13 @@ class ImageProjection(nnx.Module):
 
 
 class DiT(nnx.Module):
-    """Velocity of noisy patches, given the noise level of each and a text for each clip.
+    """Velocity of noisy patches.
 
-    By its settings also given: latents beside the patches (Wan's image-to-video: which frames are given, and the
-    given frames encoded), and what an image encoder saw. adapter_of: (rank, scale) of a block's layer by its name.
+    Some settings add inputs: latents beside the patches (Wan's image-to-video: the conditioning frames encoded,
+    and which frames they are), and the features of an image encoder.
+
+    Args:
+      adapter_of: name of a block's layer -> (rank, scale) of its low-rank adapter, or None.
     """
 
     def __init__(self, settings: TransformerSettings, *, adapter_of=no_adapter, rngs):
@@ -192,7 +187,7 @@ class DiT(nnx.Module):
         self.patch_embedding = linear(P, D, ". embed", dtype=dtype, rngs=rngs)
         if settings.condition_channels:
             P_c = math.prod(settings.patch) * settings.condition_channels
-            # Zeros: a model that has learned without begins where it was.
+            # Zeros: a model trained without these channels computes the same at first.
             zeros = jax.nn.initializers.zeros
             self.condition_embedding = linear(
                 P_c, D, ". embed", dtype=dtype, init=zeros, use_bias=False, rngs=rngs
@@ -211,68 +206,59 @@ class DiT(nnx.Module):
         )
         self.head = linear(D, P, "embed .", dtype=dtype, init=jax.nn.initializers.zeros, rngs=rngs)
 
-    def __call__(
-        self,
-        patches,
-        times,
-        time_index,
-        positions,
-        segment_ids,
-        text,
-        text_segment_ids,
-        *,
-        condition=None,
-        image=None,
-        image_segment_ids=None,
-    ):
-        """Velocity (noise - data) of each patch.
+    def __call__(self, batch: PatchBatch, patches, times, time_index):
+        """Velocity (noise - data) of each patch, or the data if the model was trained to predict them.
 
         Args:
-          patches: noisy patches, [B, N, P] float.
-          times: the distinct noise levels of each row, in [0, 1], 0 = data, [B, T] float32; a row has at most
+          batch: describes the patches: positions, segment_ids, text (embedded, [B, S, E]), text_segment_ids,
+            condition, image and image_segment_ids; its own patches are not read.
+          patches: noisy, [B, N, P] float.
+          times: the distinct times of each sequence, in [0, 1], 0 = data, [B, T] float32; a sequence has at most
             T - 1 clips, or one.
-          levels: which of its row's times a patch has, [B, N] int32.
-          positions: (frame, row, column), [B, N, 3].
-          segments: [B, N] int32; a patch attends to patches and text of its own segment.
-          text: [B, S, E].
-          text_segment_ids: [B, S] int32.
-          condition: patches of what is given beside the noise, [B, N, P_c]; None if there are no such channels.
-          image: of an image encoder, [B, I, image_width], and its segments, [B, I] int32; None if it is not taken.
+          time_index: which of its sequence's times a patch has, [B, N] int32.
         Returns: [B, N, P] float32.
         """
-        D, T = self.settings.width, times.shape[1]
-        B = len(text)
-        patches, positions, text = (jax.reshard(a, residual) for a in (patches, positions, text))
+        settings = self.settings
+        patches, positions, text = (jax.reshard(a, residual) for a in (patches, batch.positions, batch.text))
         time_index, segment_ids, text_segment_ids = (
-            jax.reshard(a, spec("batch tokens")) for a in (time_index, segment_ids, text_segment_ids)
+            jax.reshard(a, spec("batch tokens")) for a in (time_index, batch.segment_ids, batch.text_segment_ids)
         )
-        times = jax.reshard(times, spec("few ."))
-        e = sinusoid(times * TIME_SCALE, self.settings.frequencies)
-        e = replicated_linear(self.time_out, jax.nn.silu(replicated_linear(self.time_in, e)))
-        modulation = replicated_linear(self.time_modulation, jax.nn.silu(e))
-        e, modulation = (jax.reshard(y, spec("batch . .")) for y in (e, modulation))
-        modulation = modulation.reshape(B, T, 6, D)
-        text = self.text_out(
-            jax.nn.gelu(self.text_in(text, out_sharding=residual), approximate=True), out_sharding=residual
-        )
-        one_hot = jax.nn.one_hot(time_index, T, dtype=jnp.float32)
-        rope = rope_cos_sin(rope_angles(positions, D // self.settings.heads, self.settings.rotary_base))
-        x = self.patch_embedding(patches, out_sharding=residual).astype(jnp.float32)
-        if condition is not None:
-            condition = jax.reshard(condition, residual)
-            x += self.condition_embedding(condition, out_sharding=residual).astype(jnp.float32)
-        if image is not None:
-            image = (
-                self.image_in(jax.reshard(image, spec("batch . ."))),
-                jax.reshard(image_segment_ids, spec("batch .")),
-            )
+        e, modulation = self._embed_times(times)
+        text = self._embed_text(text)
+        one_hot = jax.nn.one_hot(time_index, times.shape[1], dtype=jnp.float32)
+        rope = rope_cos_sin(rope_angles(positions, settings.width // settings.heads, settings.rotary_base))
+        x = self._embed_patches(patches, batch.condition)
+        image = None
+        if batch.image is not None:
+            image = self.image_in(jax.reshard(batch.image, spec("batch . .")))
+            image = image, jax.reshard(batch.image_segment_ids, spec("batch ."))
+        conditioning = Conditioning(modulation, one_hot, rope, segment_ids, text, text_segment_ids, image)
         x = run_stack(
             self.blocks,
-            x.astype(self.settings.dtype),  # what each layer keeps for the backward pass
-            lambda block, x: block(x, modulation, one_hot, rope, segment_ids, text, text_segment_ids, image),
-            remat=self.settings.remat,
-            unroll=self.settings.unroll,
+            x.astype(settings.dtype),  # the type in which each block's input is kept for the backward pass
+            lambda block, x: block(x, conditioning),
+            remat=settings.remat,
+            unroll=settings.unroll,
         )
         shift, scale = (select_modulation(e + self.head_modulation[i], one_hot) for i in range(2))
         x = self.head_norm(x.astype(jnp.float32)) * (1 + scale) + shift
         return self.head(x, out_sharding=residual).astype(jnp.float32)
+
+    def _embed_times(self, times):
+        """Times [B, T] -> (embeddings [B, T, D], the blocks' modulation [B, T, 6, D]), float32."""
+        e = sinusoid(jax.reshard(times, spec("few .")) * TIME_SCALE, self.settings.frequencies)
+        e = replicated_linear(self.time_out, jax.nn.silu(replicated_linear(self.time_in, e)))
+        modulation = replicated_linear(self.time_modulation, jax.nn.silu(e))
+        e, modulation = (jax.reshard(y, spec("batch . .")) for y in (e, modulation))
+        return e, modulation.reshape(*times.shape, 6, self.settings.width)
+
+    def _embed_text(self, text):
+        h = jax.nn.gelu(self.text_in(text, out_sharding=residual), approximate=True)
+        return self.text_out(h, out_sharding=residual)
+
+    def _embed_patches(self, patches, condition):
+        x = self.patch_embedding(patches, out_sharding=residual).astype(jnp.float32)
+        if condition is not None:
+            condition = jax.reshard(condition, residual)
+            x += self.condition_embedding(condition, out_sharding=residual).astype(jnp.float32)
+        return x

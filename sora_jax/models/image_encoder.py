@@ -14,8 +14,11 @@ from sora_jax.config.schema import ImageSettings
 from sora_jax.core.mesh import spec
 from sora_jax.core.patches import patchify
 from sora_jax.kernels.attention import attention, merge_heads, split_heads
-from sora_jax.models.layers.linear import Mlp, layer_norm, linear, normal_002, run_stack, sharded, stack
-from sora_jax.models.layers.params import bind
+from sora_jax.models.layers.linear import linear, normal_002
+from sora_jax.models.layers.mlp import Mlp
+from sora_jax.models.layers.norm import layer_norm
+from sora_jax.models.layers.params import bind, sharded
+from sora_jax.models.layers.remat import run_stack, stack
 
 EPSILON = 1e-5
 

@@ -12,8 +12,10 @@ from flax import nnx
 from sora_jax.config.schema import TextSettings
 from sora_jax.core.mesh import spec
 from sora_jax.kernels.attention import attention, merge_heads, split_heads
-from sora_jax.models.layers.linear import linear, rms_norm, run_stack, sharded, stack
-from sora_jax.models.layers.params import bind
+from sora_jax.models.layers.linear import linear
+from sora_jax.models.layers.norm import rms_norm
+from sora_jax.models.layers.params import bind, sharded
+from sora_jax.models.layers.remat import run_stack, stack
 
 EPSILON = 1e-6
 PAD = 0  # the token

@@ -58,18 +58,7 @@ class Denoiser(nnx.Module):
           times, levels: as DiT takes them, [B, T] float32 and [B, N] int32.
         Returns: [B, N, P] float32.
         """
-        out = self.transformer(
-            patches,
-            times,
-            time_index,
-            batch.positions,
-            batch.segment_ids,
-            batch.text,
-            batch.text_segment_ids,
-            condition=batch.condition,
-            image=batch.image,
-            image_segment_ids=batch.image_segment_ids,
-        )
+        out = self.transformer(batch, patches, times, time_index)
         return out if self.predicts == "velocity" else velocity_to(out, patches, times_at(times, time_index))
 
 

@@ -6,10 +6,9 @@ where on the GPU it may find cuBLAS faster. What is fused, kept and sent is as i
 
 import contextlib
 
-from jax._src.cudnn import fused_attention_stablehlo as stablehlo
-from jax._src.lib import cuda_versions
 from jax.experimental import topologies
 
+from sora_jax import compat
 from sora_jax.plan.topology import GIB, Chip, Topology
 
 # By JAX's device_kind: compute capability, multiprocessors, float32 units and KiB of shared memory of each (of
@@ -63,7 +62,8 @@ def target(chip: Chip) -> str:
     """The GPU as XLA wants it described, a GpuTargetConfigProto in text; cuDNN and CUDA are the installed ones."""
     capability, multiprocessors, units, shared, l2, clock = UNITS[chip.kind]
     major, minor = capability.split(".")
-    dnn, cuda = cuda_versions.cudnn_get_version(), cuda_versions.cuda_runtime_get_version()
+    versions = compat.cuda_versions()
+    dnn, cuda = versions.cudnn_get_version(), versions.cuda_runtime_get_version()
     return TARGET.format(
         kind=chip.kind,
         dnn=(dnn // 10000, dnn // 100 % 100, dnn % 100),
@@ -87,13 +87,5 @@ def compiling_for(chip: Chip):
     if not chip.node:
         yield
         return
-    ours = tuple(map(int, UNITS[chip.kind][0].split(".")))
-    names = "check_compute_capability", "is_cuda_compute_capability_equal"
-    kept = [getattr(stablehlo, name) for name in names]
-    stablehlo.check_compute_capability = lambda least: ours >= tuple(map(int, least.split(".")))
-    stablehlo.is_cuda_compute_capability_equal = lambda other: ours == tuple(map(int, other.split(".")))
-    try:
+    with compat.assume_compute_capability(UNITS[chip.kind][0]):
         yield
-    finally:
-        for name, function in zip(names, kept, strict=True):
-            setattr(stablehlo, name, function)

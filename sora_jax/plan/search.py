@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from sora_jax.config.schema import MeshSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import AXES
-from sora_jax.kernels.cudnn_gpu import suits
-from sora_jax.models.layers.linear import POLICIES
+from sora_jax.kernels.cudnn_gpu import supports
+from sora_jax.models.layers.remat import POLICIES
 from sora_jax.plan import estimate
 from sora_jax.plan.gpus import compiling_for
 from sora_jax.plan.topology import GIB, Topology
@@ -48,7 +48,7 @@ def _kernel(settings: Settings, topology: Topology, sizes: dict[str, int], what:
     model = settings.transformer
     with compiling_for(topology.chip):
         clips = settings.data.clips_per_sequence if what == "train" else 1
-        suited = sizes["ring"] == 1 and suits(jnp.dtype(model.dtype), model.width // model.heads, clips)
+        suited = sizes["ring"] == 1 and supports(jnp.dtype(model.dtype), model.width // model.heads, clips)
     return "cudnn" if suited else "chunked"
 
 

@@ -6,8 +6,8 @@ import re
 
 import jax
 import numpy as np
-from jax._src.lib import cuda_versions
 
+from sora_jax import compat
 from sora_jax.cluster.join import GPU_MEMORY_FRACTION
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.train.monitoring.flops import PEAK_FLOPS
@@ -79,7 +79,7 @@ class Topology:
     @property
     def compiled(self) -> bool:
         """Whether its steps are compiled: a TPU's always, a GPU's where jax's plugin for CUDA is installed."""
-        return bool(self.chip.dims) or cuda_versions is not None
+        return bool(self.chip.dims) or compat.cuda_versions() is not None
 
     def __str__(self):
         return self.name + (f" x {self.slices} slices" if self.slices > 1 else "")

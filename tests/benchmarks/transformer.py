@@ -30,7 +30,7 @@ from wan_cases import foreign_params
 
 from sora_jax.config.schema import MeshSettings, TransformerSettings
 from sora_jax.core.mesh import make_mesh
-from sora_jax.core.patches import grid_positions, patchify, unpatchify
+from sora_jax.core.patches import PatchBatch, grid_positions, patchify, unpatchify
 from sora_jax.interop.wan import transformer_table
 from sora_jax.models.dit import DiT
 from sora_jax.models.layers.params import bind
@@ -43,19 +43,20 @@ def ours(settings, params, latents, text):
     """(forward, step), each without arguments; step changes weights that it keeps."""
     positions = grid_positions((FRAMES, SIDE // 2, SIDE // 2))[None]
     N = positions.shape[1]
-    fixed = {
-        "times": np.full((1, 1), TIME, np.float32),
-        "time_index": np.zeros((1, N), np.int32),
-        "positions": positions,
-        "segment_ids": np.ones((1, N), np.int32),
-        "text": text,
-        "text_segment_ids": np.ones((1, TOKENS), np.int32),
-    }
+    batch = PatchBatch(
+        patches=None,
+        positions=positions,
+        segment_ids=np.ones((1, N), np.int32),
+        conditioning_mask=None,
+        text=text,
+        text_segment_ids=np.ones((1, TOKENS), np.int32),
+    )
+    times, time_index = np.full((1, 1), TIME, np.float32), np.zeros((1, N), np.int32)
     patches = patchify(latents, settings.patch)
     optimizer = optax.adamw(RATE)
 
     def velocity(params, patches):
-        return bind(DiT, settings, params)(patches, **fixed)
+        return bind(DiT, settings, params)(batch, patches, times, time_index)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def update(params, state):

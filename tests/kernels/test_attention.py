@@ -7,10 +7,12 @@ import pytest
 import tiny
 
 from sora_jax.core.errors import InputError
-from sora_jax.kernels import attention as door
-from sora_jax.kernels import chunked as kernels
-from sora_jax.kernels.attention import attention, chosen
-from sora_jax.kernels.chunked import splash
+from sora_jax.kernels import attention as entry
+from sora_jax.kernels import chunked
+from sora_jax.kernels.attention import attention, choose_kernel
+from sora_jax.kernels.cpu import attention as on_cpu
+from sora_jax.kernels.cpu.bits import round_to
+from sora_jax.kernels.splash_tpu import make_splash
 
 # Queries, keys, width of a head: lengths that are no multiple of a block, cross-attention, both published widths.
 SHAPES = {"self": (300, 300, 64), "cross": (130, 70, 128), "wide": (260, 520, 128), "two chunks": (800, 900, 64)}
@@ -19,7 +21,7 @@ SHAPES = {"self": (300, 300, 64), "cross": (130, 70, 128), "wide": (260, 520, 12
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     """The TPU kernel's program, run step by step."""
-    monkeypatch.setitem(door.KERNELS, "splash", splash(interpret=True))
+    monkeypatch.setitem(entry.BLOCK_KERNELS, "splash", make_splash(interpret=True))
 
 
 def packed(rng, length, rows=2):
@@ -66,16 +68,16 @@ def assert_same(found, expected, tolerance=1e-5):
 @pytest.mark.parametrize("shape", list(SHAPES))
 @pytest.mark.parametrize("kernel", ["chunked", "splash"])
 def test_kernel_equals_the_reference_with_its_gradient(one_device, kernel, shape, monkeypatch):
-    monkeypatch.setattr(kernels, "MOST", 512)
+    monkeypatch.setattr(chunked, "MAX_CHUNK", 512)
     arrays, segment_ids = inputs(shape)
     assert_same(run(kernel, arrays, segment_ids), run("xla", arrays, segment_ids))
 
 
 def test_heads_of_two_loops_side_by_side_come_out_in_their_order(one_device, monkeypatch):
     arrays, segment_ids = inputs((300, 300, 16), heads=6)
-    assert kernels._loops(6, 300 * 300) == 1
-    monkeypatch.setattr(kernels, "LOGITS", 300 * 300)
-    assert kernels._loops(6, 300 * 300) == 2
+    assert on_cpu.num_loops(6, 300 * 300) == 1
+    monkeypatch.setattr(on_cpu, "TWO_LOOPS_FROM", 300 * 300)
+    assert on_cpu.num_loops(6, 300 * 300) == 2
     assert_same(run("chunked", arrays, segment_ids), run("xla", arrays, segment_ids))
 
 
@@ -122,7 +124,7 @@ def test_bfloat16_is_rounded_a_few_times_and_no_more(one_device, shape):
 
 def test_bfloat16_rounded_by_bits_is_the_nearest(one_device):
     x = np.float32([0, 1, 1 + 2**-8 + 2**-20, 1 + 2**-8 - 2**-20, -3.14159, 1e-30, 3e38, np.inf, np.nan])
-    found = jax.jit(lambda x: kernels._rounded(x, jnp.bfloat16))(x)
+    found = jax.jit(lambda x: round_to(x, jnp.bfloat16))(x)
     np.testing.assert_array_equal(found.astype(np.float32), x.astype(jnp.bfloat16).astype(np.float32))
 
 
@@ -156,7 +158,7 @@ def alone():
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
 def test_attention_of_many_devices_equals_that_of_one(alone, layout, monkeypatch):
-    monkeypatch.setattr(kernels, "MOST", 64)  # several chunks on each
+    monkeypatch.setattr(chunked, "MAX_CHUNK", 64)  # several chunks on each
     with jax.set_mesh(tiny.mesh_of(**layout)):
         for arrays, segment_ids, expected in alone:
             assert_same(run("chunked", arrays, segment_ids), expected)
@@ -231,12 +233,12 @@ def test_layers_do_not_keep_the_mask_of_their_chunks(one_device):
 def test_the_kernel_is_chosen_by_platform_and_size(monkeypatch):
     def choose(kernel, length, dtype=jnp.bfloat16, clips=4, ring=1):
         x = jax.ShapeDtypeStruct((1, length, 12, 128), dtype)
-        return chosen(kernel, x, x, clips, ring)
+        return choose_kernel(kernel, x, x, clips, ring)
 
     assert choose("auto", 256) == "xla" and choose("auto", 512) == "chunked"
     monkeypatch.setattr("sora_jax.kernels.attention.platform", lambda: "tpu")
     assert choose("auto", 512) == "splash" and choose("chunked", 512) == "chunked"
-    with pytest.raises(InputError, match=r"'cudnn' is for an NVIDIA GPU.*here are tpu, bfloat16, 128"):
+    with pytest.raises(InputError, match=r"'cudnn' needs an NVIDIA GPU.*this is tpu, bfloat16, 128"):
         choose("cudnn", 4096)
     monkeypatch.setattr("sora_jax.kernels.attention.platform", lambda: "gpu")
     hopper = {"8.0": True, "9.0": True}

@@ -13,10 +13,9 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo as stablehlo
 from test_attention import inputs
 
-from sora_jax.kernels import cudnn_gpu as module
 from sora_jax.kernels.chunked import chunked
-from sora_jax.kernels.cudnn_gpu import cudnn
-from sora_jax.kernels.ring import attend
+from sora_jax.kernels.cudnn_gpu import cudnn_attention
+from sora_jax.kernels.ring import ring_attention
 
 B, N, M, CLIPS = 2, 300, 70, 4
 
@@ -68,7 +67,7 @@ def double(q, k, v, bias, mask, q_lengths, kv_lengths, q_starts=None, kv_starts=
 
 @pytest.mark.parametrize("case", ["packed", "one clip", "a clip without text"])
 def test_cudnn_is_told_the_clips_of_each_row(one_device, monkeypatch, case):
-    monkeypatch.setattr(module, "dot_product_attention", double)
+    monkeypatch.setattr(stablehlo, "dot_product_attention", double)
     arrays, (q_segment_ids, kv_segment_ids) = inputs((N, M, 64))
     clips = CLIPS
     if case == "one clip":
@@ -85,7 +84,10 @@ def test_cudnn_is_told_the_clips_of_each_row(one_device, monkeypatch, case):
         (_, y), gradients = jax.value_and_grad(loss, has_aux=True)(arrays)
         return [jnp.where((q_segment_ids > 0)[:, :, None, None], y, 0), *gradients]
 
-    found, expected = run(functools.partial(cudnn, clips=clips)), run(functools.partial(attend, chunked))
+    found, expected = (
+        run(functools.partial(cudnn_attention, clips=clips)),
+        run(functools.partial(ring_attention, chunked)),
+    )
     for ours, reference in zip(found, expected, strict=True):
         assert np.abs(reference).max() > 0.1
         np.testing.assert_allclose(ours, reference, atol=1e-5)
@@ -99,7 +101,7 @@ def test_cudnn_lowers_for_cuda_without_a_mask(one_device, monkeypatch, clips, op
     segment_ids = jax.ShapeDtypeStruct((B, 4096), jnp.int32)
 
     def loss(q, k, v, segment_ids):
-        return jnp.sum(cudnn(q, k, v, segment_ids, segment_ids, clips=clips).astype(jnp.float32))
+        return jnp.sum(cudnn_attention(q, k, v, segment_ids, segment_ids, clips=clips).astype(jnp.float32))
 
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, x, x, segment_ids)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()

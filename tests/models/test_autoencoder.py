@@ -16,8 +16,9 @@ from sora_jax.config.schema import AutoencoderSettings, MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh, spec
 from sora_jax.interop.wan import WAN21_AUTOENCODER, WAN22_AUTOENCODER
+from sora_jax.models.autoencoder import conv, streaming
 from sora_jax.models.autoencoder.blocks import FrameAttention
-from sora_jax.models.autoencoder.model import Autoencoder, conv, streaming
+from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.autoencoder.streaming import decode_stream, encode_stream
 from sora_jax.models.layers.params import abstract_params, bind, init_params
 

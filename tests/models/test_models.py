@@ -11,8 +11,8 @@ from sora_jax.config.schema import Settings
 from sora_jax.core.mesh import AXES
 from sora_jax.core.patches import PatchBatch
 from sora_jax.diffusion.flow import flow_errors
-from sora_jax.kernels.attention import apply_rope, rope_angles, rope_cos_sin
 from sora_jax.models.layers.params import RngKeys, abstract_params, bind, init_params
+from sora_jax.models.layers.rope import apply_rope, rope_angles, rope_cos_sin
 from sora_jax.models.text_encoder import TextEncoder, relative_buckets
 from sora_jax.models.video_model import VideoModel
 

@@ -9,7 +9,8 @@ import tiny
 from flax import nnx
 
 from sora_jax.core.mesh import spec
-from sora_jax.models.layers.linear import gelu, layer_norm, rms_norm
+from sora_jax.models.layers.mlp import gelu
+from sora_jax.models.layers.norm import layer_norm, rms_norm
 
 MAKE = {
     "rms": (

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from sora_jax.config.schema import TransformerSettings
-from sora_jax.models.layers.linear import POLICIES, run_stack
+from sora_jax.models.layers.remat import POLICIES, run_stack
 from sora_jax.train.objectives.flow import FlowObjective
 
 LAYERS = 2

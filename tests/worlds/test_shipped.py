@@ -22,7 +22,7 @@ from sora_jax.evaluate.benchmark import read_video
 from sora_jax.evaluate.suites.reconstruction import measure_reconstruction
 from sora_jax.generate.writer import read_metadata
 from sora_jax.models.autoencoder.model import Autoencoder
-from sora_jax.models.layers.linear import sinusoid
+from sora_jax.models.layers.modulation import sinusoid
 from sora_jax.models.video_model import VideoModel
 from sora_jax.worlds.shapes import SHIPPED_AUTOENCODER, SHIPPED_MODEL
 from sora_jax.worlds.shapes.detector import read_scene

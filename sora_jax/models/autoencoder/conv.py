@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sora_jax.core.mesh import num_shards, platform, spec
+from sora_jax.core.mesh import num_shards, spec
+from sora_jax.kernels import ops
+from sora_jax.kernels.conv import by_frame
 from sora_jax.models.layers.params import RngKeys
 
 # A weight below this many elements is cheaper to hold on every chip than to gather.
 SHARD_FROM = 2**16
-# Below so many channels, one plane convolution of K_f times the channels is 2 to 3 times faster than K_f of them.
-NARROW = 16
 
 
 def weight(init, shape: tuple[int, ...], *, rngs: RngKeys) -> nnx.Param:
@@ -73,29 +73,9 @@ def conv3d(x: jax.Array, kernel: jax.Array, *, stride: tuple[int, int, int]) -> 
     Returns: [B, (F - K_f) / stride + 1, H / stride, W / stride, C_out], sharded as x.
     """
     if kernel.shape[1:3] == (1, 1):
-        return _by_frame(x, kernel, stride[0], lambda frames, tap: frames @ tap[0, 0])
+        return by_frame(x, kernel, stride[0], lambda frames, tap: frames @ tap[0, 0])
     padding = [(0, 1) if s == 2 else (k // 2, k // 2) for k, s in zip(kernel.shape[1:3], stride[1:], strict=True)]
-
-    def planes(frames, tap):
-        layout = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(merge(frames, 0), tap, stride[1:], padding, dimension_numbers=layout)
-        return split(y, 0, frames.shape[1])
-
-    if platform() == "cpu":  # whose 3-D convolution is 3 to 4 times slower than the same as 2-D ones
-        return _by_frame(x, kernel, stride[0], planes)
-    layout = ("NDHWC", "DHWIO", "NDHWC")
-    return jax.lax.conv_general_dilated(x, kernel, stride, [(0, 0), *padding], dimension_numbers=layout)
-
-
-def _by_frame(x, kernel, stride, convolve):
-    """The sum over the kernel's frames of the plane convolutions with each."""
-    K_f, *_, C_in, C_out = kernel.shape
-    frames = (x.shape[1] - K_f) // stride + 1
-    span = (frames - 1) * stride + 1
-    shifted = [x[:, tap : tap + span : stride] for tap in range(K_f)]
-    if min(C_in, C_out) < NARROW:
-        return convolve(jnp.concatenate(shifted, axis=-1), jnp.concatenate(list(kernel), axis=-2))
-    return sum(convolve(frames, tap) for frames, tap in zip(shifted, kernel, strict=True))
+    return ops.conv3d(x, kernel, stride, padding)
 
 
 class CausalConv(nnx.Module):

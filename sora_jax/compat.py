@@ -1,0 +1,161 @@
+"""Every private function and undocumented API of other libraries that this package uses.
+
+Each entry says what public API would replace it, and with which version it was checked.
+`tests/core/test_compat.py` calls them all. Imports are inside the functions, so that a process pays only for those
+that it calls.
+"""
+
+import contextlib
+
+
+def splash_segment_ids(q, kv):
+    """Segments as the splash kernels below take them. Replaced by, checked: as `splash_forward`."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+    return SegmentIds(q, kv)
+
+
+def splash_block_sizes(q: int, kv: int):
+    """Block sizes of the splash kernels, forward and backward. Replaced by, checked: as `splash_forward`."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes
+
+    return BlockSizes(block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv)
+
+
+def _splash_options(**options):
+    return {
+        "is_mqa": False,
+        "residual_checkpoint_name": None,
+        "save_residuals": True,
+        "mask_function": None,
+        "attn_logits_soft_cap": None,
+        **options,
+    }
+
+
+def _no_mask():
+    """The mask that hides no block for its place; segments say what is hidden."""
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
+
+    return MaskInfo(data_next=None, mask_next=None, block_mask=None, partial_mask_blocks=None, q_sequence=None)
+
+
+def splash_forward(q, k, v, segment_ids, **options):
+    """(outputs [A, N, K], log of the softmax's sum [A, N]) of splash attention without a batch.
+
+    Replaced by: `splash_attention_kernel.make_splash_mha`, once it returns the sum under a gradient, which ring
+    attention merges blocks by, and takes segments without a mask of N x M. Checked: jax 0.10.2.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    forward = splash_attention_kernel._splash_attention_forward
+    y, (log_total,) = forward(_no_mask(), q, k, v, segment_ids, sinks=None, **_splash_options(**options))
+    return y, log_total
+
+
+def splash_backward(q, k, v, segment_ids, y, log_total, dy, **options):
+    """(dq, dk, dv) of `splash_forward`; y and log_total may cover more keys. Replaced by, checked: as there."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    saved = (q, k, v, segment_ids, None, y, log_total, _no_mask(), _no_mask())
+    *_, dq, dk, dv, _, _ = splash_attention_kernel._splash_attention_bwd(
+        res=saved, do=dy, **_splash_options(**options)
+    )
+    return dq, dk, dv
+
+
+def cudnn_attention(q, k, v, lengths, starts, *, scale):
+    """cuDNN's attention within runs, [B, N, A, K].
+
+    Replaced by: `jax.nn.dot_product_attention(implementation="cudnn")`, once it takes the starts of several runs;
+    it takes lengths. Checked: jax 0.10.2.
+
+    Args:
+      lengths: of queries and keys, [B, runs] int32 each; [B] if there are no starts.
+      starts: of queries and keys, [B, runs + 1] int32 each; empty for one run from the beginning.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    mask_type = cudnn.MaskType.NO_MASK if starts else cudnn.MaskType.PADDING
+    return cudnn.dot_product_attention(q, k, v, None, None, *lengths, *starts, scale=scale, mask_type=mask_type)
+
+
+# The primitive of cuDNN's forward pass, for a policy of jax.checkpoint; its outputs bear no name that
+# `save_only_these_names` could take. Replaced by: a `checkpoint_name` around them in JAX. Checked: jax 0.10.2.
+CUDNN_FORWARD_PRIMITIVE = "dot_product_attention_fwd_wrapper"
+
+
+def gpu_has_compute_capability(least: str) -> bool:
+    """Whether the default backend is an NVIDIA GPU of at least this compute capability, e.g. "9.0".
+
+    Replaced by: `jax.devices()[0].compute_capability`, once it is documented. Checked: jax 0.10.2.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    return fused_attention_stablehlo.check_compute_capability(least)
+
+
+@contextlib.contextmanager
+def assume_compute_capability(capability: str):
+    """While it lasts, JAX's rules of what cuDNN can do are answered for a GPU of this compute capability.
+
+    Replaced by: rules in JAX that ask the devices compiled for, not those of this machine. Checked: jax 0.10.2.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    assumed = tuple(map(int, capability.split(".")))
+    answers = {
+        "check_compute_capability": lambda least: assumed >= tuple(map(int, least.split("."))),
+        "is_cuda_compute_capability_equal": lambda other: assumed == tuple(map(int, other.split("."))),
+    }
+    before = {name: getattr(cudnn, name) for name in answers}
+    for name, answer in answers.items():
+        setattr(cudnn, name, answer)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(cudnn, name, function)
+
+
+def cuda_versions():
+    """Versions of the CUDA libraries in jax's plugin (cudnn_get_version() ...), or None without one.
+
+    Replaced by: `jax.print_environment_info`, once it returns them. Checked: jax 0.10.2.
+    """
+    from jax._src.lib import cuda_versions
+
+    return cuda_versions
+
+
+def distributed_state():
+    """The state of jax.distributed in this process: client, process_id, num_processes, coordinator_address.
+
+    Replaced by: `jax.process_index` and `jax.process_count`, which start the backend too early here, and a public
+    key-value store and barrier. Checked: jax 0.10.2.
+    """
+    from jax._src.distributed import global_state
+
+    return global_state
+
+
+def in_known_cluster() -> bool:
+    """Whether JAX would find the coordinator and the number of processes by itself here (Slurm, Cloud TPU, ...).
+
+    Replaced by: a public `jax.distributed.is_cluster_env`. Checked: jax 0.10.2.
+    """
+    from jax._src import clusters
+
+    kinds = clusters.ClusterEnv._cluster_types
+    return any(kind.is_env_present() for kind in kinds if not kind.opt_in_only_method)
+
+
+def array_metadata_store():
+    """Orbax's store of the shapes of sharded arrays, which its array handler needs to write them beside the
+    arrays.
+
+    Replaced by: `orbax.checkpoint.array_metadata_store`, once it is exported. Checked: orbax-checkpoint 0.12.8.
+    """
+    from orbax.checkpoint._src.metadata.array_metadata_store import Store
+
+    return Store()

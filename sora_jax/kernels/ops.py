@@ -1,0 +1,119 @@
+"""Operations that XLA:CPU needs in another form. Here stand the plain forms, and the one choice between both.
+
+The choice is made when a function is traced, by the devices of the current mesh.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from sora_jax.core.mesh import platform
+from sora_jax.kernels.cpu import attention as cpu_attention
+from sora_jax.kernels.cpu import bits as cpu_bits
+from sora_jax.kernels.cpu import conv as cpu_conv
+from sora_jax.kernels.cpu import linear as cpu_linear
+
+
+def on_cpu(cpu_form, *, one_device=False):
+    """A decorator: run `cpu_form` instead where the mesh is of CPUs; with `one_device`, only if it is a single
+    one."""
+
+    def decorate(plain):
+        @functools.wraps(plain)
+        def choose(*args, **options):
+            alone = jax.sharding.get_abstract_mesh().size <= 1
+            form = cpu_form if platform() == "cpu" and (alone or not one_device) else plain
+            return form(*args, **options)
+
+        return choose
+
+    return decorate
+
+
+@on_cpu(cpu_linear.contract)
+def contract(a, b, contracting, precision, out_sharding):
+    """The product of a and b over the dimensions `contracting`, a pair of tuples, in a's type."""
+    return jax.lax.dot_general(a, b, (contracting, ((), ())), precision=precision, out_sharding=out_sharding)
+
+
+@on_cpu(cpu_linear.sum_rows)
+def sum_rows(x):
+    """The sum over all dimensions but the last, [..., D] -> [D]."""
+    return jax.lax.reduce_sum(x, tuple(range(x.ndim - 1)))
+
+
+@on_cpu(cpu_linear.multiply_gradients, one_device=True)
+def multiply_gradients(x, scale, dy):
+    """The gradients of x [..., D] * scale [D]."""
+    return jax.vjp(jnp.multiply, x, scale)[1](dy)
+
+
+@on_cpu(cpu_linear.mean, one_device=True)
+def mean(x, y=None):
+    """The mean of x, or of x * y, over the last dimension, which stays as 1."""
+    return jnp.mean(x if y is None else x * y, axis=-1, keepdims=True)
+
+
+def select(table, one_hot):
+    """The sum of the rows of table [B, T, D], weighted by one_hot [B, N, T] -> [B, N, D]; T is small."""
+    return sum(one_hot[:, :, t, None] * table[:, None, t] for t in range(table.shape[1]))
+
+
+@on_cpu(cpu_linear.select_gradient, one_device=True)
+def select_gradient(table, one_hot, dy):
+    """The gradient of `select` for its table."""
+    return jax.vjp(lambda table: select(table, one_hot), table)[1](dy)[0]
+
+
+@on_cpu(cpu_linear.cos_sin)
+def cos_sin(angles):
+    """(cosines, sines) of the angles."""
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+@on_cpu(cpu_conv.conv3d)
+def conv3d(x, kernel, stride, padding):
+    """A convolution over frames, rows and columns.
+
+    Args:
+      x: [B, F, H, W, C_in]. kernel: [K_f, K_h, K_w, C_in, C_out].
+      stride: over frames, rows and columns. padding: (before, after) of rows and of columns; frames have none.
+    """
+    layout = ("NDHWC", "DHWIO", "NDHWC")
+    return jax.lax.conv_general_dilated(x, kernel, stride, [(0, 0), *padding], dimension_numbers=layout)
+
+
+@on_cpu(cpu_attention.map_heads)
+def map_heads(function, segment_ids, *arrays):
+    """function(segment_ids, *arrays) of each head of each packed sequence.
+
+    Args:
+      segment_ids: arrays [B, N]; the function is given [N].
+      arrays: [B, A, ...], and so are the results; the function takes and gives them without [B, A].
+    """
+    # Without this barrier XLA hoists the full N x M mask out of the loop over chunks and stores it.
+    segment_ids, arrays = jax.lax.optimization_barrier((segment_ids, arrays))
+    heads = jax.vmap(function, in_axes=(None, *(0 for _ in arrays)))
+    return jax.vmap(heads)(segment_ids, *arrays)
+
+
+@on_cpu(cpu_attention.sum_over_queries)
+def sum_over_queries(x, weights):
+    """x [N, K], weights [N, M] -> x^T weights [K, M] float32."""
+    return jnp.matmul(x.T, weights, preferred_element_type=jnp.float32)
+
+
+@on_cpu(cpu_bits.round_to)
+def round_to(x, dtype):
+    """x [...] float32 in `dtype`."""
+    return x.astype(dtype)
+
+
+@on_cpu(cpu_bits.as_bits)
+def as_bits(x):
+    """x as a loop is to slice it; `from_bits` inverts it."""
+    return x
+
+
+from_bits = cpu_bits.from_bits

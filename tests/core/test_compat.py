@@ -1,0 +1,81 @@
+"""Every entry of sora_jax.compat works with the installed versions."""
+
+import inspect
+import subprocess
+import sys
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sora_jax import compat
+
+
+@pytest.fixture
+def block():
+    """q, k, v of one head and their segments: one block of 128 by 128."""
+    q, k, v = (np.random.default_rng(n).normal(size=(1, 128, 128)).astype(np.float32) for n in range(3))
+    ones = np.ones(128, np.int32)
+    return (q, k, v), compat.splash_segment_ids(ones, ones)
+
+
+def test_splash_attention_is_softmax_attention_with_its_sum_and_gradient(block):
+    (q, k, v), segment_ids = block
+    options = {"block_sizes": compat.splash_block_sizes(128, 128), "mask_value": -1e30, "interpret": True}
+    y, log_total = compat.splash_forward(q, k, v, segment_ids, **options)
+    logits = np.einsum("ank,amk->anm", q, k)
+    np.testing.assert_allclose(log_total, jax.nn.logsumexp(logits, axis=-1), atol=1e-4)
+    np.testing.assert_allclose(y, jax.nn.softmax(logits) @ v, atol=1e-4)
+    dq, dk, dv = compat.splash_backward(q, k, v, segment_ids, y, log_total, np.ones_like(y), **options)
+    assert dq.shape == dk.shape == dv.shape == q.shape
+    np.testing.assert_allclose(jnp.sum(dv), q.size, rtol=1e-4)  # the weights of each query sum to 1
+
+
+def test_cudnn_attention_takes_the_arguments_that_compat_passes():
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    names = list(inspect.signature(cudnn.dot_product_attention).parameters)
+    assert names[:9] == [
+        "query",
+        "key",
+        "value",
+        "bias",
+        "mask",
+        "q_seqlen",
+        "kv_seqlen",
+        "q_offsets",
+        "kv_offsets",
+    ]
+    assert {"scale", "mask_type"} <= set(names) and cudnn.MaskType.PADDING != cudnn.MaskType.NO_MASK
+    primitives = {x.name for x in vars(cudnn).values() if isinstance(x, jax.extend.core.Primitive)}
+    assert compat.CUDNN_FORWARD_PRIMITIVE in primitives
+
+
+def test_gpus_are_asked_for_their_compute_capability_or_assumed_to_have_one():
+    assert not compat.gpu_has_compute_capability("8.0")  # the tests run on a CPU
+    with compat.assume_compute_capability("8.0"):
+        assert compat.gpu_has_compute_capability("8.0") and not compat.gpu_has_compute_capability("9.0")
+    assert not compat.gpu_has_compute_capability("8.0")
+
+
+def test_cuda_versions_are_none_or_can_be_read():
+    versions = compat.cuda_versions()
+    assert versions is None or versions.cudnn_get_version() > 0
+
+
+def test_a_single_process_is_not_distributed_and_in_no_known_cluster():
+    state = compat.distributed_state()
+    assert (state.process_id, state.num_processes, state.client, state.coordinator_address) == (0, 1, None, None)
+    assert state.preemption_sync_manager is None
+    assert not compat.in_known_cluster()
+
+
+def test_orbax_has_a_store_of_array_metadata():
+    assert hasattr(compat.array_metadata_store(), "write")
+
+
+def test_compat_imports_nothing_before_it_is_asked():
+    code = "import sys, sora_jax.compat; sys.exit(any(name in sys.modules for name in ('jax', 'orbax', 'flax')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
