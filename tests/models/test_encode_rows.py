@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_told(home, tmp_path):
     settings = home.settings
     with pytest.raises(InputError, match="10 of 20 clips, one of 5 frames of 12x8, are no whole patches of 8x8"):
         train_sequences(tiny.change(settings, transformer={"patch": (1, 4, 4)}))
-    with pytest.raises(InputError, match="echoes: are made of latents; `prepare` with --autoencoder"):
+    with pytest.raises(InputError, match="ghosts: are made of latents; `prepare` with --autoencoder"):
         train_sequences(tiny.change(settings, flow={"ghosts": 0.5}))
     with pytest.raises(InputError, match="latents are written, or made in the step; give one"):
         prepare(settings, home.folder / "world", tmp_path, autoencoder=home.folder / "coder")
