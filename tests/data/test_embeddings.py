@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_told(home, tmp_path):
     settings, made = home.settings, home.made
     with pytest.raises(InputError, match=r"made with another tokens .8. than config.text says .6."):
         train_sequences(tiny.change(settings, text={"max_tokens": 6}))
-    with pytest.raises(InputError, match=r"config.data.embeddings: of an encoder that stays as it is"):
+    with pytest.raises(InputError, match=r"config.data.embeddings: needs config.text.weights"):
         tiny.change(settings, text={"weights": ""})
     with pytest.raises(InputError, match="name its tokenizer with --tokenizer"):
         prepare(settings, home.folder / "world", tmp_path / "a", text_encoder=made["text_encoder"])

@@ -25,18 +25,18 @@ def test_an_echo_is_what_stands_out_from_the_ground_at_one_other_place():
     latents[2, 1, 3] += 7
     places = set()
     for moved in np.linspace(0, 1, 200, endpoint=False):
-        echo = ghost_of(latents, moved)
-        rows, columns = np.nonzero(echo[0, :, :, 0])
+        ghost = ghost_of(latents, moved)
+        rows, columns = np.nonzero(ghost[0, :, :, 0])
         down, across = rows[0] - 1, columns[0] - 2
         places.add((down % 4, across % 6))
         wanted = np.zeros_like(latents)
         wanted[:, (1 + down) % 4, (2 + across) % 6] = 5
         wanted[2, (1 + down) % 4, (3 + across) % 6] = 7
-        np.testing.assert_allclose(echo, wanted, atol=1e-6)
+        np.testing.assert_allclose(ghost, wanted, atol=1e-6)
     assert places == {(r, c) for r in range(4) for c in range(6)} - {(0, 0)}
 
 
-def test_echoes_are_of_a_share_of_the_clips_and_of_nothing_else():
+def test_ghosts_are_of_a_share_of_the_clips_and_of_nothing_else():
     batch = tiny.random_batch(0)
     assert add_ghosts(batch, range(8), tiny.SETTINGS) is batch
     echoed = clips = 0
@@ -59,16 +59,16 @@ def test_an_echo_is_moved_by_the_same_in_all_frames_and_weaker_than_its_clip():
         for segment in range(1, batch.segment_ids[b].max() + 1):
             mine = batch.segment_ids[b] == segment
             grid = tuple(batch.positions[b, mine].max(axis=0) + 1)
-            latents, echo = (unpatchify(x[b, mine], grid, patch) for x in (batch.patches, ghosts))
+            latents, ghost = (unpatchify(x[b, mine], grid, patch) for x in (batch.patches, ghosts))
             H, W = latents.shape[1:3]
             things = latents - np.median(latents, axis=2, keepdims=True)
             moved = [np.roll(things, divmod(place, W), axis=(1, 2)) for place in range(1, H * W)]
-            strengths = [np.sum(echo * x) / np.sum(x * x) for x in moved]
-            errors = [np.abs(echo - s * x).max() for s, x in zip(strengths, moved, strict=True)]
+            strengths = [np.sum(ghost * x) / np.sum(x * x) for x in moved]
+            errors = [np.abs(ghost - s * x).max() for s, x in zip(strengths, moved, strict=True)]
             assert min(errors) < 1e-5 and 0 <= strengths[int(np.argmin(errors))] <= STRONGEST
 
 
-def test_echoes_depend_on_seed_row_and_place_alone():
+def test_ghosts_depend_on_seed_row_and_place_alone():
     batch = tiny.random_batch(0)
     whole = add_ghosts(batch, range(8, 16), SETTINGS).ghosts
     part = add_ghosts(jax.tree.map(lambda x: x[[5, 2]], batch), [13, 10], SETTINGS).ghosts

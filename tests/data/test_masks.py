@@ -16,7 +16,7 @@ from sora_jax.data.loader.conditioning_masks import (
     conditioning_tasks,
     draw_conditioning_mask,
     draw_conditioning_masks,
-    drawn_kind,
+    drawn_task,
 )
 from sora_jax.diffusion.flow import clip_shifts, flow_errors, sample_times, time_shifts
 from sora_jax.train.objectives.flow import make_objective
@@ -86,7 +86,7 @@ def test_kinds_are_drawn_by_their_weights():
     assert conditioning_tasks(settings) == {"text": 0.5, "first_frame": 0.25, "outpaint": 0.25}
     settings = tiny.change(tiny.SETTINGS, masks=dataclasses.asdict(settings))
     counts = collections.Counter(
-        drawn_kind(number, segment, settings) for number in range(500) for segment in (1, 2)
+        drawn_task(number, segment, settings) for number in range(500) for segment in (1, 2)
     )
     assert counts["text"] == pytest.approx(500, abs=60) and counts["first_frame"] == pytest.approx(250, abs=60)
 

@@ -143,9 +143,8 @@ def test_every_source_is_cut_at_every_size_without_stretching(real, clips):
 def test_rows_of_the_real_clips_are_full(real):
     lines = [clip for clips in every_clip(real).values() for clip in clips]
     patches = np.array([((c.frames - 1) // 4 + 1) * (c.height // 8) * (c.width // 8) for c in lines])
-    plan = PackPlan(
-        patches, [c.tokens for c in lines], sequence_length=4096, text_length=1024, clips_per_sequence=32
-    )
+    limits = DataSettings(sequence_length=4096, text_length=1024, clips_per_sequence=32, caption_dropout=0.0)
+    plan = PackPlan(patches, [c.tokens for c in lines], limits)
     assert plan.fill > 0.95
 
 

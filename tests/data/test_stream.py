@@ -31,6 +31,7 @@ SHAPES = {
     "pixels": [(17, 40, 48), (9, 64, 32), (1, 40, 40)],
 }
 PATCH = (1, 2, 2)
+MASKS, FLOW = MaskSettings(), FlowSettings()
 
 
 def array_of(kind, index):
@@ -84,7 +85,7 @@ def data_sets(tmp_path_factory):
     return folder
 
 
-def settings_of(folder, kind, *, masks=Settings.masks, flow=Settings.flow, **changes):
+def settings_of(folder, kind, *, masks=MASKS, flow=FLOW, **changes):
     data = DataSettings(
         path=str(folder / kind),
         batch=4,
@@ -323,7 +324,7 @@ def test_a_damaged_record_stops_the_run_with_its_shard(data_sets, tmp_path):
         take(train_sequences(settings_of(tmp_path, "latents")), 6)
     text = str(error.value)
     assert f"{shard}: record 3 can't be read, Corrupted" in text
-    assert f"`sora-jax data verify --data={tmp_path / 'latents'}` tells all that is broken" in text
+    assert f"`sora-jax data verify --data={tmp_path / 'latents'}` lists what is broken" in text
     assert "\n" not in text
 
 

@@ -1,4 +1,4 @@
-"""Clips of pixels, cut to one size and length for the autoencoder."""
+"""Crops of clips of pixels, of one size and length, for training an autoencoder."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,17 @@ from sora_jax.data.loader.mixture import Mixture
 
 
 class Crops:
-    """Pixels of a split, cut to one size and length."""
+    """Crops of the clips of a split.
+
+    clips: indices of the clips that are as large as the crop.
+    pictures: indices of the clips with at least one frame of the crop's height and width.
+    notes: remarks for the user, one line each.
+
+    Args:
+      settings: data.path, data.crop_size and data.crop_frames.
+      split: "train" or "validation".
+    Raises: InputError if the autoencoder can't take such crops, or no clip is as large as the crop.
+    """
 
     def __init__(self, settings: Settings, split: str):
         data, strides = settings.data, settings.autoencoder
@@ -34,8 +44,8 @@ class Crops:
         fits = np.array(
             [[side >= cut for side, cut in zip(clip.shape, self._crop, strict=False)] for clip in clips]
         )
-        self.clips = np.flatnonzero(fits.all(axis=1))  # as large as the crop
-        self.pictures = np.flatnonzero(fits[:, 1:].all(axis=1))  # at least one frame of that size
+        self.clips = np.flatnonzero(fits.all(axis=1))
+        self.pictures = np.flatnonzero(fits[:, 1:].all(axis=1))
         wanted = f"{data.crop_frames} frames of {data.crop_size}"
         if not len(self.clips):
             largest = max(clips, key=lambda clip: np.prod(clip.shape))
@@ -50,10 +60,17 @@ class Crops:
             )
 
     def sources(self, clips: Iterable[int]) -> list[str]:
+        """The source files of these clips."""
         return [self._manifest[clip].source for clip in clips]
 
     def cut(self, clip: int, share: np.ndarray, *, frames: int | None = None) -> np.ndarray:
-        """The crop of a clip, or so many frames of it, at these shares of the free frames, rows and columns."""
+        """A crop of a clip, uint8 [F, H, W, 3].
+
+        Args:
+          clip: its index.
+          share: position of the crop along (frames, rows, columns): 0 at the beginning, 1 at the end.
+          frames: number of frames; None: data.crop_frames.
+        """
         pixels = self.records.read(self._split, int(clip))
         sizes = (frames or self._crop[0], *self._crop[1:])
         free = np.array(pixels.shape[:3]) - sizes + 1

@@ -1,9 +1,9 @@
-"""Echoes: while it learns, a clip shows itself once more through the noise, weaker and elsewhere in the picture.
+"""Ghost augmentation: in training, the noisy input of a clip also holds a weaker, shifted copy of the clip.
 
-Where a thing is to be a sampler decides over several steps, and its state can then hold the thing in two places,
-which no clip under noise does. A model that was never shown such a state keeps what it sees: it makes two. With
-echoes it learns that the stronger one counts. That a sampler's states are others than those of training is told
-in Ning et al. 2023 (arXiv 2301.11706), whose remedy is more noise; this one is of what goes wrong with places.
+A sampler fixes the position of an object over several steps, and its state may hold the object in two places, as
+noisy training clips never do. A model without this augmentation keeps both and makes two objects; with it, the
+model learns to keep the stronger one. Ning et al. 2023 (arXiv 2301.11706) describe this exposure bias of diffusion
+models and add more noise; this augmentation covers positions.
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ import numpy as np
 from sora_jax.config.schema import Settings
 from sora_jax.core.patches import PatchBatch, clip_slices, patchify, unpatchify
 
-# An echo is at most this strong: of two that are alike, nothing says which one counts.
+# Largest strength of a ghost: of two equally strong copies, nothing says which one to keep.
 STRONGEST = 0.9
-# Sets these draws apart from others of the same seed.
+# Separates these random draws from others of the same seed.
 _STREAM = 7
 
 
 def add_ghosts(batch: PatchBatch, numbers: Sequence[int], settings: Settings) -> PatchBatch:
-    """The batch (numpy) with echoes of its clips, a function of (seed, number of the row, clip in the row).
+    """The batch with ghosts of a share flow.ghosts of its clips, a function of (seed, sequence, clip in it).
 
     Args:
-      batch: with what is given of each clip; there is no echo in it.
-      numbers: of its rows.
-    Returns: the batch with `echoes`, for a share flow.ghosts of the clips; as it is, if that is 0.
+      batch: of numpy arrays, with conditioning masks and without ghosts.
+      numbers: of its sequences.
+    Returns: the batch with `ghosts`; the same batch if the share is 0.
     """
     if not settings.flow.ghosts:
         return batch
@@ -38,20 +38,21 @@ def add_ghosts(batch: PatchBatch, numbers: Sequence[int], settings: Settings) ->
                 grid = tuple((batch.positions[b, mine][-1] + 1).tolist())
                 patches = batch.patches[b, mine].astype(np.float32)
                 latents = unpatchify(patches, grid, settings.transformer.patch)
-                echo = STRONGEST * strength * ghost_of(latents, moved)
-                ghosts[b, mine] = patchify(echo, settings.transformer.patch)
+                ghost = STRONGEST * strength * ghost_of(latents, moved)
+                ghosts[b, mine] = patchify(ghost, settings.transformer.patch)
     ghosts[batch.conditioning_mask] = 0
     return batch.replace(ghosts=ghosts)
 
 
 def ghost_of(latents: np.ndarray, moved: float) -> np.ndarray:
-    """What stands out from the ground of latents [F, H, W, C], elsewhere: at one other place in all frames.
+    """The foreground of latents, shifted by the same offset in all frames, wrapping around at the edges.
 
-    The ground of each row of the picture is the median over its columns, so that it may change from top to bottom.
-    What leaves the picture at one side comes back at the other.
+    The background of each row is the median over its columns, so that it may change from top to bottom.
 
     Args:
-      moved: from 0 to 1, over all places but its own.
+      latents: [F, H, W, C].
+      moved: in [0, 1); which offset, among all but none.
+    Returns: [F, H, W, C].
     """
     _, H, W, _ = latents.shape
     place = 1 + int(moved * (H * W - 1))

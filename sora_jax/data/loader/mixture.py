@@ -1,7 +1,7 @@
-"""Several data sets as one: which they are, and which clip comes when.
+"""Several data sets as one, and the order of their clips in training.
 
-`config.data.path` names one folder, or several with their weights: "data/films:3,data/shapes:1". Of every four
-clips three are then of the first, whatever the sizes of the two.
+`config.data.path` names one folder, or several with weights: "data/films:3,data/shapes:1". Then three of four
+clips are of the first one, whatever the sizes of the two.
 """
 
 import bisect
@@ -17,12 +17,12 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.storage import digest
 from sora_jax.data.records.records import SPLITS, Clip, Records
 
-# Clips in a block: enough that the half-filled rows at its end do not count, few enough to plan in half a second.
-_LEAST, _MOST = 2048, 65536
+# Clips in a block: many, so that the half-filled sequences at its end do not count; few enough to plan quickly.
+_MIN_BLOCK, _MAX_BLOCK = 2048, 65536
 
 
 def parse_path(path: str, where: str = "config.data.path") -> list[tuple[str, float]]:
-    """Folders and their weights, 1 where none is said. Raises: InputError for a weight that is none."""
+    """The folders and their weights; a weight is 1 unless given. Raises: InputError for an invalid weight."""
     if pathlib.Path(path).is_dir():
         return [(path, 1.0)]
     named = []
@@ -30,7 +30,7 @@ def parse_path(path: str, where: str = "config.data.path") -> list[tuple[str, fl
         folder, colon, weight = part.strip().rpartition(":")
         try:
             number = float(weight) if colon else 1.0
-        except ValueError:  # a colon of the path's own
+        except ValueError:  # the colon belongs to the path
             folder, colon, number = part.strip(), "", 1.0
         named.append((folder if colon else part.strip(), number))
         if not (math.isfinite(number) and number > 0):
@@ -43,14 +43,14 @@ def parse_path(path: str, where: str = "config.data.path") -> list[tuple[str, fl
 
 
 class Mixture:
-    """Finished data sets, for reading as if they were one: the clips of the first come first.
+    """Finished data sets, read as one: the clips of the first come first.
 
     Args:
-      path: as `config.data.path`.
-      kind: "pixels" or "latents", what their records must be.
-      where: what to call the path in errors.
-    Raises: InputError if one is absent, unfinished or of the other kind, or latents of two are not of the same
-      autoencoder.
+      path: value of `config.data.path`.
+      kind: what their records must hold, "pixels" or "latents".
+      where: name of the path in error messages.
+    Raises: InputError if one is absent, unfinished or of the other kind, or their latents are of different
+      autoencoders.
     """
 
     def __init__(self, path: str | pathlib.Path, kind: str, *, where: str = "config.data.path"):
@@ -64,15 +64,16 @@ class Mixture:
 
     @property
     def digest(self) -> str:
-        """Changes with any byte of any of them, and with the weights."""
+        """A hash of all their files and of the weights."""
         sums = [sorted(records.sums.items()) for records in self.sets]
         return digest(sums if len(sums) == 1 else [sums, self.weights])
 
     def check_same(self, name: str, flag: str):
-        """Raise InputError if a file, or a folder's files, of a data set are not those of the first one.
+        """Raise InputError if a file or folder of a data set differs from that of the first one.
 
         Args:
-          flag: of `prepare`, which makes them so; {} stands for the first data set.
+          name: of the file or folder.
+          flag: flag of `prepare` that makes them equal; {} stands for the first data set.
         """
         held = [{k: v for k, v in records.sums.items() if k.split("/")[0] == name} for records in self.sets]
         for records, files in zip(self.sets, held, strict=True):
@@ -84,7 +85,7 @@ class Mixture:
 
     @functools.cached_property
     def _held(self):
-        """For each split the clips of each data set, and the numbers of the first ones."""
+        """By split: the clips of each data set, and the indices of the first ones."""
         by_split = {}
         for split in SPLITS:
             held = [[clip for clip in records.manifest if clip.split == split] for records in self.sets]
@@ -103,7 +104,7 @@ class Mixture:
         return [clip for clips in held for clip in clips]
 
     def counts(self, split: str) -> list[int]:
-        """How many clips of this split each data set has."""
+        """Number of clips of this split in each data set."""
         return [len(clips) for clips in self._held[split][0]]
 
     def read(self, split: str, index: int) -> np.ndarray:
@@ -118,47 +119,52 @@ class Mixture:
 
 
 class ClipOrder:
-    """Which clip comes when, for ever, in blocks that are a function of (seed, their number).
+    """The order of the clips in training, without end, in blocks: a function of (seed, number of the block).
 
-    Each data set runs through epochs of its own, shuffled anew each time; how many clips of a block are of which
-    follows from the weights alone.
+    Each data set runs through epochs of its own, shuffled anew each time. The weights alone decide how many clips
+    of a block are of which data set.
+
+    count: number of clips.
+    size: number of clips in a block.
 
     Args:
-      sets: the clips of each data set, indices.
-      weights: of each.
+      sets: indices of the clips of each data set.
+      weights: of each data set; they need not add up to 1.
       seed: of the order.
     """
 
     def __init__(self, sets: Sequence[np.ndarray], weights: Sequence[float] = (1.0,), *, seed: int = 0):
-        # The last one makes up for what the others' shares are rounded by: the largest, which has room for it.
+        # The last data set takes the rounding errors of the others' shares: the largest, which has room for them.
         self._order = np.argsort(weights, kind="stable")
         self._sets = [np.asarray(sets[i]) for i in self._order]
         self._shares = [weights[i] / math.fsum(weights) for i in self._order]
         self._seed = seed
         self.count = sum(len(clips) for clips in self._sets)
         # Whole epochs of a small data set, a part of one of a large one.
-        self.size = -(-_LEAST // self.count) * self.count if self.count < _LEAST else min(self.count, _MOST)
-        self.block = functools.lru_cache(maxsize=2)(self._block)  # threads read two blocks at a seam
+        self.size = (
+            -(-_MIN_BLOCK // self.count) * self.count if self.count < _MIN_BLOCK else min(self.count, _MAX_BLOCK)
+        )
+        self.block = functools.lru_cache(maxsize=2)(self._block)  # threads read two blocks where one ends
         self._which = functools.lru_cache(maxsize=2)(self._sets_of)
         self._shuffled = functools.lru_cache(maxsize=2 * len(self._sets))(self._shuffle)
 
     def __getitem__(self, number: int) -> int:
-        """Clip 0, 1, 2 ... without end."""
+        """The index of clip 0, 1, 2, ..., without end."""
         return int(self.block(number // self.size)[number % self.size])
 
     def turn(self, number: int) -> tuple[int, int]:
-        """Of which data set clip 0, 1, 2 ... is, and how many of that set come before it."""
+        """The data set of clip 0, 1, 2, ..., and how many clips of that set come before it."""
         index, place = divmod(number, self.size)
         which = self._which(index)
         before = self._begins(index)[which[place]] + np.count_nonzero(which[:place] == which[place])
         return int(self._order[which[place]]), int(before)
 
     def any(self, draw: np.random.Generator) -> int:
-        """A clip by chance, of each data set as often as its weight says."""
+        """A random clip; data sets are drawn by weight."""
         return int(draw.choice(self._sets[draw.choice(len(self._sets), p=self._shares)]))
 
     def _block(self, index):
-        """The clips of block 0, 1, 2 ..., [size]."""
+        """The clips of block 0, 1, 2, ..., [size]."""
         of_set = self._which(index)
         made = np.empty(self.size, np.int64)
         for which, (start, end) in enumerate(zip(self._begins(index), self._begins(index + 1), strict=True)):
@@ -166,18 +172,18 @@ class ClipOrder:
         return made
 
     def _sets_of(self, index):
-        """Of which data set each clip of a block is."""
+        """The data set of each clip of a block, [size]."""
         numbers = np.subtract(self._begins(index + 1), self._begins(index))
         of_set = np.repeat(np.arange(len(numbers)), numbers)
         return np.random.default_rng((self._seed, index, 4)).permutation(of_set)
 
     def _begins(self, index):
-        """How many clips of each data set come before block `index`."""
+        """The number of clips of each data set before block `index`."""
         before = [math.floor(index * self.size * share) for share in self._shares[:-1]]
         return [*before, index * self.size - sum(before)]
 
     def _run(self, which, start, end):
-        """Clips start ... end - 1 of a data set's epochs."""
+        """Clips start, ..., end - 1 of a data set's epochs."""
         n = len(self._sets[which])
         places = np.arange(start, end)
         made = np.empty(len(places), np.int64)

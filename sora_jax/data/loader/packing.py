@@ -1,4 +1,4 @@
-"""Pack clips into rows of patches, by index alone: nothing is read, and row i is a function of (seed, i)."""
+"""Pack clips into sequences, by index alone: no record is read, and sequence i is a function of (seed, i)."""
 
 import dataclasses
 import functools
@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sora_jax.config.schema import DataSettings
 from sora_jax.core.errors import InputError
 from sora_jax.data.loader.mixture import ClipOrder
 
-# Open sequences that wait for a clip that fits: more fill better and take longer.
-_OPEN_ROWS = 64
+# Open sequences that wait for a clip that fits: more of them fill better and take longer.
+_OPEN_SEQUENCES = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A clip in a row.
+    """A clip in a sequence.
 
     clip: index of the clip.
-    caption: which of its captions describes it; -1: none, the caption is dropped.
+    caption: index of its caption; -1: none, the caption is dropped.
     """
 
     clip: int
@@ -26,116 +27,117 @@ class Slot:
 
 
 class PackPlan:
-    """Which clips lie in which row, for ever. One plan is made for each block of `ClipOrder`.
+    """The clips of each packed sequence, without end. One plan is made for each block of `ClipOrder`.
 
     Args:
-      patches: of each clip, [n].
-      tokens: of each caption of each clip, its end token included, n tuples.
-      sequence_length, text_length, clips_per_sequence: what a row holds at most.
-      draws: which clip comes when; None: all in turns, shuffled anew each epoch.
-      dropout: share of the captions dropped (one token is left, the end token).
-      seed: of the choice among captions, the dropout, and the order of the rows.
-    Raises: InputError if a clip or a caption is larger than a row.
+      patches: number of patches of each clip, [n].
+      tokens: number of tokens of each caption of each clip, end token included; n tuples.
+      data: sequence_length, text_length and clips_per_sequence bound a sequence; caption_dropout is the share of
+        captions dropped (the end token remains); shuffle_seed seeds captions, dropout and order.
+      order: which clip comes when; None: all clips, shuffled anew each epoch.
+    Raises: InputError if a clip or a caption is longer than a sequence.
     """
 
     def __init__(
         self,
         patches: np.ndarray,
         tokens: list[tuple[int, ...]],
-        *,
-        sequence_length: int,
-        text_length: int,
-        clips_per_sequence: int,
-        draws: ClipOrder | None = None,
-        dropout: float = 0.0,
-        seed: int = 0,
+        data: DataSettings,
+        order: ClipOrder | None = None,
     ):
-        check_room(patches, [max(lengths) for lengths in tokens], sequence_length, text_length)
+        check_capacity(patches, [max(lengths) for lengths in tokens], data)
         self._patches = np.asarray(patches)
         self._captions = np.array([len(lengths) for lengths in tokens])
         self._tokens = np.ones((len(tokens), self._captions.max() + 1), np.int64)  # the last column: dropped
         for i, lengths in enumerate(tokens):
             self._tokens[i, : len(lengths)] = lengths
-        self._room = np.array([sequence_length, text_length, clips_per_sequence])
-        self._dropout, self._seed = dropout, seed
-        self._draws = draws or ClipOrder([np.arange(len(tokens))], seed=seed)
-        self._plan = functools.lru_cache(maxsize=2)(self._make_plan)  # threads read rows of two plans at a seam
-        self.rows = len(self._plan(0))
-        self.fill = sum(int(self._patches[slot.clip]) for row in self._plan(0) for slot in row)
-        self.fill /= self.rows * sequence_length
+        self._data = data
+        self._order = order or ClipOrder([np.arange(len(tokens))], seed=data.shuffle_seed)
+        self._plan = functools.lru_cache(maxsize=2)(self._make_plan)  # threads read two plans where one ends
+        self.sequences = len(self._plan(0))
+        used = sum(int(self._patches[slot.clip]) for slots in self._plan(0) for slot in slots)
+        self.fill = used / (self.sequences * data.sequence_length)
 
     @property
     def sequences_per_epoch(self) -> float:
-        """PackedSequences in which as many clips come as there are."""
-        return self.rows * self._draws.count / self._draws.size
+        """Mean number of sequences in which each clip comes once."""
+        return self.sequences * self._order.count / self._order.size
 
-    def __getitem__(self, row: int) -> tuple[Slot, ...]:
-        """The clips of a row, 0, 1, 2 ... without end."""
-        plan = self._plan(row // self.rows)
-        # Every plan stands for as many rows as the first one; the few more or fewer are left out or come twice.
-        return plan[row % self.rows % len(plan)]
+    def __getitem__(self, number: int) -> tuple[Slot, ...]:
+        """The clips of sequence 0, 1, 2, ..., without end."""
+        plan = self._plan(number // self.sequences)
+        # Every plan counts as many sequences as the first one; the few more or fewer are left out or come twice.
+        return plan[number % self.sequences % len(plan)]
 
     def _make_plan(self, index):
-        draw = np.random.default_rng((self._seed, index))
-        order = self._draws.block(index)
+        draw = np.random.default_rng((self._data.shuffle_seed, index))
+        order = self._order.block(index)
         captions = np.floor(draw.random(len(order)) * self._captions[order]).astype(int)
-        captions[draw.random(len(order)) < self._dropout] = -1
+        captions[draw.random(len(order)) < self._data.caption_dropout] = -1
         needs = np.stack([self._patches[order], self._tokens[order, captions], np.ones_like(order)], axis=1)
-        rows = first_fit(needs, self._room)
-        slots = [tuple(Slot(int(order[i]), int(captions[i])) for i in row) for row in rows]
-        return [slots[i] for i in draw.permutation(len(slots))]  # or the last rows, the emptiest, always came last
+        packed = first_fit(needs, _capacity(self._data))
+        slots = [tuple(Slot(int(order[i]), int(captions[i])) for i in items) for items in packed]
+        return [slots[i] for i in draw.permutation(len(slots))]  # first_fit leaves the emptiest ones last
 
 
-def pack_in_order(
-    patches: np.ndarray, tokens: np.ndarray, *, sequence_length: int, text_length: int, clips_per_sequence: int
-) -> list[list[int]]:
-    """PackedSequences that hold every clip once, each with one caption of so many tokens: for validation.
-
-    Raises: InputError if a clip or a caption is larger than a row.
-    """
-    check_room(patches, tokens, sequence_length, text_length)
-    needs = np.stack([patches, tokens, np.ones(len(patches), np.int64)], axis=1)
-    return first_fit(needs, np.array([sequence_length, text_length, clips_per_sequence]))
-
-
-def check_room(patches: np.ndarray, tokens: Sequence[int], sequence_length: int, text_length: int):
-    """Raise InputError if a clip of so many patches, or a caption of so many tokens, is larger than a row."""
-    patches, tokens = np.asarray(patches), np.asarray(tokens)
-    if patches.max() > sequence_length:
-        count = int((patches > sequence_length).sum())
-        raise InputError(
-            f"config.data.sequence_length: {sequence_length} patches are too few for {count} of "
-            f"{len(patches)} clips; "
-            f"the largest needs {patches.max()}"
-        )
-    if tokens.max() > text_length:
-        raise InputError(
-            f"config.data.text_length: {text_length} tokens are too few; the longest caption has {tokens.max()}"
-        )
-
-
-def first_fit(needs: np.ndarray, room: np.ndarray) -> list[list[int]]:
-    """PackedSequences of items, each item in the first open row that has room for it; rows open up to a bound.
+def pack_in_order(patches: np.ndarray, tokens: np.ndarray, data: DataSettings) -> list[list[int]]:
+    """Pack every clip once, each with one caption: for validation.
 
     Args:
-      needs: of each item, in any number of measures, [n, m] int.
-      room: of each row, [m] int.
+      patches: number of patches of each clip, [n].
+      tokens: number of tokens of its caption, [n].
+      data: sequence_length, text_length and clips_per_sequence bound a sequence.
+    Returns: the indices of each sequence's clips.
+    Raises: InputError if a clip or a caption is longer than a sequence.
     """
-    rows: list[list[int]] = []
-    open_rows: list[list[int]] = []
-    left = np.zeros((0, len(room)), np.int64)
+    check_capacity(patches, tokens, data)
+    needs = np.stack([patches, tokens, np.ones(len(patches), np.int64)], axis=1)
+    return first_fit(needs, _capacity(data))
+
+
+def check_capacity(patches: np.ndarray, tokens: Sequence[int], data: DataSettings):
+    """Raise InputError if a clip of so many patches, or a caption of so many tokens, is longer than a sequence."""
+    patches, tokens = np.asarray(patches), np.asarray(tokens)
+    if patches.max() > data.sequence_length:
+        count = int((patches > data.sequence_length).sum())
+        raise InputError(
+            f"config.data.sequence_length: {data.sequence_length} patches are too few for {count} of "
+            f"{len(patches)} clips; the largest needs {patches.max()}"
+        )
+    if tokens.max() > data.text_length:
+        raise InputError(
+            f"config.data.text_length: {data.text_length} tokens are too few; the longest caption has "
+            f"{tokens.max()}"
+        )
+
+
+def _capacity(data):
+    return np.array([data.sequence_length, data.text_length, data.clips_per_sequence])
+
+
+def first_fit(needs: np.ndarray, capacity: np.ndarray) -> list[list[int]]:
+    """Pack items into bins, each into the first open bin with room for it; the number of open bins is bounded.
+
+    Args:
+      needs: of each item, in m measures, [n, m] int.
+      capacity: of each bin, [m] int.
+    Returns: the indices of each bin's items.
+    """
+    full: list[list[int]] = []
+    opened: list[list[int]] = []
+    left = np.zeros((0, len(capacity)), np.int64)
     for i, need in enumerate(needs):
         fits = (left >= need).all(axis=1)
         if fits.any():
-            row = int(fits.argmax())
+            number = int(fits.argmax())
         else:
-            if len(open_rows) == _OPEN_ROWS:
+            if len(opened) == _OPEN_SEQUENCES:
                 fullest = int(left[:, 0].argmin())
-                rows.append(open_rows.pop(fullest))
+                full.append(opened.pop(fullest))
                 left = np.delete(left, fullest, axis=0)
-            open_rows.append([])
-            left = np.concatenate([left, room[None]])
-            row = len(open_rows) - 1
-        open_rows[row].append(i)
-        left[row] -= need
-    return rows + open_rows
+            opened.append([])
+            left = np.concatenate([left, capacity[None]])
+            number = len(opened) - 1
+        opened[number].append(i)
+        left[number] -= need
+    return full + opened

@@ -1,7 +1,7 @@
-"""The training streams: batch s is a function of (seed, s), so the step alone says where a run is.
+"""The training streams: batch s is a function of (seed, s), so a run resumes from its step alone.
 
-A process makes those rows of every global batch that its devices hold, so the global batch is the same array
-for any number of processes.
+A process makes only those rows of a global batch that its devices hold; the global batch is the same for any
+number of processes.
 """
 
 import dataclasses
@@ -27,16 +27,16 @@ _FOREVER = sys.maxsize
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Batches by number, or one after the other from any step on.
+    """Batches by number, or in order from any step.
 
-    batch_at: batch s of this host; depends on nothing but s.
-    batches: how many there are; for training, without end.
-    clips: how many clips take turns.
-    fill: share of the rows' patches that are not padding; 1 for crops.
-    batches_per_epoch: how many let every clip come once.
-    notes: what a person should know, each one line.
-    threads: that read ahead.
-    sources_at: the sources of the clips in the whole batch of a step, over all hosts; of streams without end.
+    batch_at: this host's part of batch s; a function of s alone.
+    batches: number of batches; endless for training.
+    clips: number of clips.
+    fill: share of the patches that are not padding; 1 for crops.
+    batches_per_epoch: mean number of batches in which each clip comes once.
+    notes: remarks for the user, one line each.
+    threads: number of threads that read ahead.
+    sources_at: source files of the clips of the global batch of a step; for training streams.
     """
 
     batch_at: Callable[[int], PatchBatch | np.ndarray]
@@ -49,7 +49,7 @@ class Stream:
     sources_at: Callable[[int], list[str]] = lambda step: []
 
     def iterate(self, start: int = 0) -> Iterator[PatchBatch | np.ndarray]:
-        """Batches start, start + 1, ...; threads read ahead until the iterator is closed (or exhausted)."""
+        """Batches start, start + 1, ...; threads read ahead until the iterator is closed or exhausted."""
         dataset = grain.MapDataset.range(start, self.batches).map(self.batch_at)
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)
         iterator = iter(dataset.to_iter_dataset(options))
@@ -60,21 +60,21 @@ class Stream:
 
 
 def train_sequences(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
-    """Packed rows of patches and captions for the transformer, shuffled, without end: PatchBatch of numpy arrays.
+    """Packed sequences for the transformer, shuffled, without end: a PatchBatch of numpy arrays each.
 
     Args:
-      settings: data.path names latents that `prepare` wrote; or pixels, where data.autoencoder encodes them in the
-        step: then the rows hold them in place of patches, and all clips of a batch have one shape.
+      settings: data.path names latents that `prepare` wrote; or pixels, if the step encodes them with
+        data.autoencoder: then a batch holds pixels in place of patches, and all its clips have one shape.
       rows: which rows of every global batch to make; None: all.
-    Raises: InputError if there is no such data set, a clip or caption is larger than a row, or echoes are wanted
-      of pixels.
+    Raises: InputError if there is no such data set, a clip or caption is longer than a sequence, or ghosts are
+      asked for with pixels.
     """
     clips = PackedSequences(settings, "train")
     data = settings.data
     local = range(data.batch) if rows is None else rows
     check_frame_times(settings.masks, clips.longest)
     if settings.flow.ghosts and clips.kind == "pixels":
-        raise InputError("config.flow.ghosts: are made of latents; `prepare` with --autoencoder, or set it to 0")
+        raise InputError("config.flow.ghosts: needs latents; `prepare` with --autoencoder, or set it to 0")
     plan = plan_sequences(clips, settings)
 
     def batch_at(step):
@@ -98,47 +98,32 @@ def train_sequences(settings: Settings, *, rows: Sequence[int] | None = None) ->
 
 
 def plan_sequences(clips: PackedSequences, settings: Settings) -> PackPlan | ShapePlan:
-    """Which clips lie in which row of training, for ever.
+    """The clips of each training sequence, without end.
 
-    Raises: InputError if a clip or caption is larger than a row.
+    Raises: InputError if a clip or caption is longer than a sequence.
     """
     data = settings.data
-    sets = sets_of(clips.records, np.arange(len(clips.patches)))
-    shared = {key: getattr(data, key) for key in ("sequence_length", "text_length")}
-    shared |= {"dropout": data.caption_dropout, "seed": data.shuffle_seed}
+    sets, weights = sets_of(clips.records, np.arange(len(clips.patches))), clips.records.weights
     if clips.kind == "latents":
-        return PackPlan(
-            clips.patches,
-            clips.tokens,
-            clips_per_sequence=data.clips_per_sequence,
-            draws=ClipOrder(sets, clips.records.weights, seed=data.shuffle_seed),
-            **shared,
-        )
-    return ShapePlan(
-        clips.patches,
-        clips.tokens,
-        clips.alike(),
-        batch=data.batch,
-        sets=sets,
-        weights=clips.records.weights,
-        **shared,
-    )
+        order = ClipOrder(sets, weights, seed=data.shuffle_seed)
+        return PackPlan(clips.patches, clips.tokens, data, order)
+    return ShapePlan(clips.patches, clips.tokens, clips.groups(), sets, weights, data)
 
 
 def validation_sequences(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
-    """The held-out sources' clips, each once with its first caption, always in the same rows; ends.
+    """The clips of the validation split, each once with its first caption, always in the same sequences.
 
-    The last batch is filled up with empty rows. Arguments and errors are those of `train_sequences`.
+    The last batch is filled up with empty sequences. Arguments and errors: as for `train_sequences`.
     """
     clips = PackedSequences(settings, "validation")
     data = settings.data
     local = range(data.batch) if rows is None else rows
     lengths = np.array([lengths[0] for lengths in clips.tokens])
-    room = {"sequence_length": data.sequence_length, "text_length": data.text_length}
     held: list[tuple[Slot, ...]] = []
-    for alike, clips_per_sequence in clips.alike():
-        packed = pack_in_order(clips.patches[alike], lengths[alike], clips_per_sequence=clips_per_sequence, **room)
-        held += [tuple(Slot(int(alike[i]), 0) for i in row) for row in packed]
+    for group, count in clips.groups():
+        limits = dataclasses.replace(data, clips_per_sequence=count)
+        packed = pack_in_order(clips.patches[group], lengths[group], limits)
+        held += [tuple(Slot(int(group[i]), 0) for i in items) for items in packed]
         held += [()] * (-len(held) % data.batch)
     batches = len(held) // data.batch
 
@@ -160,11 +145,11 @@ def validation_sequences(settings: Settings, *, rows: Sequence[int] | None = Non
 def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
     """Random crops of clips for the autoencoder, shuffled, without end: uint8 [B, F, H, W, 3].
 
-    At data.image_share of the steps the same number of frames comes as pictures, [B * F, 1, H, W, 3]: single
-    frames of any clip that has the crop's rows and columns.
+    In a share data.image_share of the steps, the same number of frames comes as pictures, [B * F, 1, H, W, 3]:
+    single frames of any clip that is large enough.
 
     Args:
-      settings: data.path names pixels that `prepare` wrote; data.crop_frames and data.crop_size the crop.
+      settings: data.path names pixels that `prepare` wrote; data.crop_frames and data.crop_size size the crops.
       rows: which rows of every global batch to make; None: all.
     Raises: InputError if there is no such data set, or no clip is as large as the crop.
     """
@@ -178,7 +163,7 @@ def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Str
     )
 
     def drawn_at(step, rows):
-        """(clip, where in it, frames or None) of each crop."""
+        """(clip, position of the crop, its frames or None) of each crop."""
         if np.random.default_rng((data.shuffle_seed, step, 2)).random() < data.image_share:
             for number in (i * data.crop_frames + frame for i in rows for frame in range(data.crop_frames)):
                 draw = np.random.default_rng((data.shuffle_seed, step, number, 3))
@@ -205,9 +190,9 @@ def train_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Str
 
 
 def validation_crops(settings: Settings, *, rows: Sequence[int] | None = None) -> Stream:
-    """The middle of each clip of the held-out sources, once, in a fixed order; ends.
+    """The middle of each clip of the validation split, once, in a fixed order.
 
-    The last batch is filled up from the beginning. Arguments and errors are those of `train_crops`.
+    The last batch is filled up from the beginning. Arguments and errors: as for `train_crops`.
     """
     crops = Crops(settings, "validation")
     data = settings.data
@@ -229,12 +214,12 @@ def validation_crops(settings: Settings, *, rows: Sequence[int] | None = None) -
 
 
 def sets_of(records: Mixture, used: np.ndarray) -> list[np.ndarray]:
-    """The clips that are used for training, of each data set.
+    """The clips that are used for training, for each data set.
 
-    Raises: InputError if a data set has none of them.
+    Raises: InputError if a data set has none.
     """
     sets = np.split(used, np.searchsorted(used, np.cumsum(records.counts("train"))[:-1]))
-    for clips, of in zip(sets, records.sets, strict=True):
+    for clips, part in zip(sets, records.sets, strict=True):
         if not len(clips):
-            raise InputError(f"config.data.path: no clip of {of.path} is as large as config.data.crop_size asks")
+            raise InputError(f"config.data.path: no clip of {part.path} is as large as config.data.crop_size asks")
     return sets

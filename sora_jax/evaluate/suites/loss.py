@@ -19,7 +19,7 @@ from sora_jax.config.training import CONDITIONING_TASKS
 from sora_jax.core.mesh import local_rows, place, spec
 from sora_jax.core.patches import PatchBatch
 from sora_jax.core.progress import progress_bar
-from sora_jax.data.loader.conditioning_masks import conditioning_tasks, draw_conditioning_masks, drawn_kind
+from sora_jax.data.loader.conditioning_masks import conditioning_tasks, draw_conditioning_masks, drawn_task
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.data.loader.stream import validation_sequences
 from sora_jax.diffusion.flow import flow_errors
@@ -123,7 +123,7 @@ def _groups_of_all(clip, t):
 
 
 def _groups_of_given(tasks, first, clip, t):
-    return [("by_task", drawn_kind(first + clip.row, clip.segment, tasks))] * (clip.frames > 1)
+    return [("by_task", drawn_task(first + clip.row, clip.segment, tasks))] * (clip.frames > 1)
 
 
 def given_tasks(settings: Settings) -> Settings | None:

@@ -129,11 +129,11 @@ def test_what_does_not_fit_is_told(home, tmp_path):
     settings = home.settings
     with pytest.raises(InputError, match="10 of 20 clips, one of 5 frames of 12x8, are no whole patches of 8x8"):
         train_sequences(tiny.change(settings, transformer={"patch": (1, 4, 4)}))
-    with pytest.raises(InputError, match="ghosts: are made of latents; `prepare` with --autoencoder"):
+    with pytest.raises(InputError, match="ghosts: needs latents; `prepare` with --autoencoder"):
         train_sequences(tiny.change(settings, flow={"ghosts": 0.5}))
     with pytest.raises(InputError, match="latents are written, or made in the step; give one"):
         prepare(settings, home.folder / "world", tmp_path, autoencoder=home.folder / "coder")
-    with pytest.raises(InputError, match="an image-to-video model is given what `prepare` encodes"):
+    with pytest.raises(InputError, match="image-to-video models need latents in the data set"):
         tiny.change(settings, transformer={"condition_channels": 6})
     with pytest.raises(InputError, match="holds pixels, not latents"):
         train_sequences(tiny.change(settings, data={"autoencoder": ""}))
