@@ -17,7 +17,7 @@ LOW_NOISE = "low_noise"  # in a workdir, that of the expert for the times below
 FLOAT32 = ("time_in", "time_out", "time_modulation")  # layers that compute in it, whatever the model's type
 
 
-def load_frozen(settings: Settings, *, have: dict | None = None, text: bool = True) -> dict:
+def load_frozen_params(settings: Settings, *, have: dict | None = None, text: bool = True) -> dict:
     """Parameters of a VideoModel that no training changes, on the current mesh, in the type that they compute in.
 
     Args:
@@ -76,4 +76,4 @@ def restore_model(folder: pathlib.Path, step: int, settings: Settings, *, text: 
     Args:
       text: False: those of a Denoiser, where the text encoder is none that was trained.
     """
-    return join(restore_computing(folder, step, settings), load_frozen(settings, text=text))
+    return join(restore_computing(folder, step, settings), load_frozen_params(settings, text=text))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sora_jax.checkpoint.frozen_params import LOW_NOISE, load_frozen, restore_computing, restore_model
+from sora_jax.checkpoint.frozen_params import LOW_NOISE, load_frozen_params, restore_computing, restore_model
 from sora_jax.checkpoint.meta import check_models, read_meta
 from sora_jax.checkpoint.model_folder import load_model
 from sora_jax.checkpoint.workdir import find_checkpoint
@@ -124,7 +124,7 @@ def load_low_noise(workdir: pathlib.Path, settings: Settings, params: dict) -> t
             f"the expert above it for those from {settings.flow.time_min}"
         )
     low = dataclasses.replace(low, transformer=settings.transformer)  # the same but for the type, perhaps
-    return join(restore_computing(folder, step, low), load_frozen(low, have=params)), low
+    return join(restore_computing(folder, step, low), load_frozen_params(low, have=params)), low
 
 
 def latent_shape(settings: Settings, sample: SampleSettings) -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ from sora_jax.plan.collectives import ring_bytes
 from sora_jax.plan.programs import abstract_frozen, chip_bytes
 from sora_jax.plan.topology import Topology
 from sora_jax.train.monitoring.flops import text_flops, train_flops, transformer_flops
-from sora_jax.train.objectives.flow import make_objective
+from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import abstract_state
 

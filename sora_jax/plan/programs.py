@@ -23,7 +23,7 @@ from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.autoencoder.streaming import decode_next, encode_next
 from sora_jax.models.layers.params import abstract_params
 from sora_jax.models.video_model import VideoModel, abstract_trained
-from sora_jax.train.objectives.flow import make_objective
+from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import abstract_state
 from sora_jax.train.step import make_step
@@ -136,7 +136,7 @@ def abstract_model(settings: Settings) -> dict:
 
 
 def abstract_frozen(settings: Settings) -> dict:
-    """Types of what `objective.frozen()` reads from files that need not be here."""
+    """Types of what `objective.frozen_params()` reads from files that need not be here."""
     if settings.objective == "autoencoder":
         path = settings.loss.perceptual_weights
         return {"lpips": load_lpips(path)} if path else {}

@@ -14,7 +14,7 @@ from sora_jax.models.layers.remat import POLICIES
 from sora_jax.plan import estimate
 from sora_jax.plan.gpus import compiling_for
 from sora_jax.plan.topology import GIB, Topology
-from sora_jax.train.loop import check_batch
+from sora_jax.train.setup import check_batch
 
 TRIES = 3  # that are compiled
 SLACK = 1.3  # how far the estimate of the memory may be above the chip's for a try

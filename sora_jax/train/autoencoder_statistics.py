@@ -1,7 +1,8 @@
-"""From a trained autoencoder's parameters to a folder that `prepare` and `sample` use."""
+"""Saving a trained autoencoder with the mean and deviation of its latents, for `prepare` and `sample`."""
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -15,28 +16,27 @@ from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import bind
 from sora_jax.train.objectives.autoencoder import AutoencoderObjective
 
-CLIPS = 256  # measured for the latents' mean and deviation
+CLIPS = 256  # measured
+MIN_VARIANCE = 1e-12
 
 
-def export_autoencoder(settings: Settings, params: dict, stream: Stream, folder: pathlib.Path):
-    """Measure the latents and write the weights with their statistics.
+def save_autoencoder(settings: Settings, params: dict, stream: Stream, folder: pathlib.Path):
+    """Write a folder with the autoencoder's weights and the statistics of its latents.
 
     Args:
       params: of the autoencoder, on the current mesh.
       stream: crops of pixels; its first batches are measured.
     """
-    batches = -(-CLIPS // settings.data.batch)
-    measured = measure_latents(
-        settings.autoencoder, params, (stream.batch_at(n) for n in range(min(batches, stream.batches)))
-    )
+    batches = min(-(-CLIPS // settings.data.batch), stream.batches)
+    measured = with_statistics(settings.autoencoder, params, (stream.batch_at(n) for n in range(batches)))
     save_model(folder, Autoencoder, measured, params)
 
 
-def measure_latents(settings: AutoencoderSettings, params: dict, batches) -> AutoencoderSettings:
-    """The settings with each latent channel's mean and standard deviation.
+def with_statistics(settings: AutoencoderSettings, params: dict, batches: Iterable) -> AutoencoderSettings:
+    """The settings with the mean and standard deviation of each latent channel.
 
     Args:
-      batches: this process's rows of pixels, [B, F, H, W, 3] uint8.
+      batches: this process's pixels, [B, F, H, W, 3] uint8.
     """
 
     @jax.jit
@@ -45,12 +45,7 @@ def measure_latents(settings: AutoencoderSettings, params: dict, batches) -> Aut
         axes = (0, 1, 2, 3)
         return jnp.mean(mean, axes), jnp.mean(jnp.square(mean), axes)
 
-    first, second = np.mean(
-        [jax.device_get(moments(params, place(batch, AutoencoderObjective.axes))) for batch in batches], axis=0
-    )
-    std = np.sqrt(np.maximum(second - first**2, 1e-12))
-    return dataclasses.replace(
-        settings,
-        latent_mean=tuple(float(x) for x in first),
-        latent_std=tuple(float(x) for x in std),
-    )
+    measured = [jax.device_get(moments(params, place(batch, AutoencoderObjective.axes))) for batch in batches]
+    first, second = np.mean(measured, axis=0)
+    std = np.sqrt(np.maximum(second - first**2, MIN_VARIANCE))
+    return dataclasses.replace(settings, latent_mean=tuple(map(float, first)), latent_std=tuple(map(float, std)))

@@ -1,4 +1,4 @@
-"""The weights that a run begins with, where they are an earlier run's and not random."""
+"""Starting a run from trained weights: the averaged weights of an earlier run, a released or a converted model."""
 
 import dataclasses
 import pathlib
@@ -16,51 +16,55 @@ from sora_jax.data.loader.mixture import Mixture
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.train.state import TrainState
 
-MEASURED = ("latent_mean", "latent_std")  # of an autoencoder, after its training
+STATISTICS = ("latent_mean", "latent_std")  # settings that are measured after an autoencoder's training
 
 
 def autoencoder_of(settings: Settings, records: Mixture) -> pathlib.Path:
-    """The folder of the autoencoder that makes a transformer's latents: in the data, or named for the step."""
+    """The folder of the autoencoder of a transformer's latents: `data.autoencoder`, or the data set's own."""
     folder = settings.data.autoencoder
     return autoencoder_folder(folder) if folder else records.autoencoder
 
 
-def check_pretrained(settings: Settings, records: Mixture):
-    """Raise InputError if `train.init_from` can't begin a run with these settings and data."""
+def check_init_from(settings: Settings, records: Mixture):
+    """Raise InputError if the weights of `train.init_from` do not fit these settings and data."""
     folder = pathlib.Path(settings.train.init_from)
-    if settings.objective == "flow":
-        stored, _ = read_meta(*find_checkpoint(folder))
-        check_models(stored, settings, str(folder))
-        for name, same in (
-            ("tokenizer.model", (folder / "tokenizer.model").read_bytes() == records.tokenizer.read_bytes()),
-            ("autoencoder", model_hash(folder / "autoencoder") == model_hash(autoencoder_of(settings, records))),
-        ):
-            if not same:
-                raise InputError(
-                    f"{records.path}: its {name} is not that of {folder}; make the data with "
-                    f"`prepare --autoencoder={folder} --tokenizer={folder / 'tokenizer.model'}`"
-                )
-        return
+    if settings.objective == "autoencoder":
+        return check_autoencoder(settings, folder)
+    stored, _ = read_meta(*find_checkpoint(folder))
+    check_models(stored, settings, str(folder))
+    for name, same in (
+        ("tokenizer.model", (folder / "tokenizer.model").read_bytes() == records.tokenizer.read_bytes()),
+        ("autoencoder", model_hash(folder / "autoencoder") == model_hash(autoencoder_of(settings, records))),
+    ):
+        if not same:
+            raise InputError(
+                f"{records.path}: its {name} is not that of {folder}; make the data with "
+                f"`prepare --autoencoder={folder} --tokenizer={folder / 'tokenizer.model'}`"
+            )
+
+
+def check_autoencoder(settings: Settings, folder: pathlib.Path):
+    """Raise InputError if the autoencoder in a folder is not the one that the settings describe."""
     stored = load_settings(autoencoder_folder(folder), AutoencoderSettings)
     for field in dataclasses.fields(stored):
         old, new = getattr(stored, field.name), getattr(settings.autoencoder, field.name)
-        if field.name not in (*EXECUTION, *MEASURED) and old != new:
+        if field.name not in (*EXECUTION, *STATISTICS) and old != new:
             raise InputError(f"{folder}: made with config.autoencoder.{field.name}={old}, now {new}")
 
 
-def begin_with(settings: Settings, state: TrainState) -> TrainState:
-    """A fresh state with the weights that `train.init_from` names; what it has none of, a discriminator, stays.
+def init_from(settings: Settings, state: TrainState) -> TrainState:
+    """A new state with the weights of `train.init_from`, and its own where these have none (a discriminator).
 
     Args:
-      state: on the current mesh; so is what is returned.
+      state: on the current mesh; so is the returned one.
     """
     folder = pathlib.Path(settings.train.init_from)
     if settings.lora.rank:
-        return state  # the weights are what the adapters adapt: see sora_jax.checkpoint.frozen_params
+        return state  # the weights are the frozen base of the adapters: see sora_jax.checkpoint.frozen_params
     if settings.objective == "flow":
         params = restore_ema(*find_checkpoint(folder), abstract_on_mesh(state.params))
     else:
         _, weights = load_model(autoencoder_folder(folder), Autoencoder, AutoencoderSettings)
         params = state.params | {"autoencoder": weights}
-    # Two sets of buffers: the state is donated to each step.
+    # Copied, because both are donated to the first update.
     return state.replace(params=params, ema=jax.tree.map(jnp.copy, params))

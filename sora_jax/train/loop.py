@@ -1,205 +1,163 @@
-"""The training loop, of every objective."""
+"""The training loop, the same for every objective."""
 
 import pathlib
-import shutil
 import time
+from collections.abc import Callable, Iterator
 
 import jax
 import rich.console
 
 from sora_jax.checkpoint.manager import Checkpoints
-from sora_jax.checkpoint.model_folder import load_settings, model_hash
 from sora_jax.checkpoint.restore import abstract_on_mesh
-from sora_jax.checkpoint.workdir import has_checkpoint
 from sora_jax.cluster.agreement import assert_equal_across_hosts, run_on_first_host
 from sora_jax.cluster.preemption import preemption
-from sora_jax.config.load import to_json
-from sora_jax.config.schema import AutoencoderSettings, Settings
-from sora_jax.core.errors import InputError
-from sora_jax.core.mesh import axes_of, local_rows, make_mesh, num_shards
-from sora_jax.core.storage import atomic_write, copy_files, digest
-from sora_jax.data.loader.mixture import Mixture
-from sora_jax.data.loader.stream import train_crops, train_sequences
+from sora_jax.config.schema import Settings
+from sora_jax.core.mesh import make_mesh
 from sora_jax.models.layers.params import count_params
-from sora_jax.train.autoencoder_statistics import export_autoencoder
-from sora_jax.train.init_from import autoencoder_of, begin_with, check_pretrained
-from sora_jax.train.monitoring.loss_monitor import Guard
-from sora_jax.train.monitoring.metrics import Metrics
-from sora_jax.train.monitoring.watch import Watch
-from sora_jax.train.objectives.flow import make_objective
+from sora_jax.train.autoencoder_statistics import save_autoencoder
+from sora_jax.train.init_from import init_from
+from sora_jax.train.monitoring.loss_monitor import LossMonitor
+from sora_jax.train.monitoring.metrics_log import MetricsLog
+from sora_jax.train.monitoring.run_monitor import RunMonitor
+from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer
+from sora_jax.train.setup import check_batch, open_data, write_workdir
 from sora_jax.train.state import TrainState, abstract_state, init_state
 from sora_jax.train.step import make_step
 
-SPLIT = {"heads": "heads_all", "width": "embed", "mlp": "mlp"}  # what of a model lies over which chips
-STREAMS = {"flow": train_sequences, "autoencoder": train_crops}
-
 
 def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Console) -> TrainState:
-    """Train, or go on training, until `train.steps` updates are done; all that is written goes into `workdir`.
+    """Train, or continue training, until `train.steps` updates are done.
 
-    SIGTERM to any process ends it sooner: all of them save after the same update.
+    SIGTERM to any process ends the run sooner: all processes save after the same update.
 
+    Args:
+      workdir: folder for everything that the run writes.
     Returns: the last state.
-    Raises: InputError for settings, data or a workdir that don't fit together.
+    Raises: InputError for settings, data or a workdir that do not fit together.
     """
-    workdir = pathlib.Path(workdir)
-    mesh = make_mesh(settings.mesh)
-    check_batch(settings, mesh)
-    watch = Watch(settings, workdir, mesh, console)
-    records = open_records(settings)
-    rows = local_rows(mesh, settings.data.batch)
-    stream = STREAMS[settings.objective](settings, rows=rows)
-    if settings.train.init_from and (settings.lora.rank or not has_checkpoint(workdir)):
-        check_pretrained(settings, records)
-    data_hash = records.digest
-    if settings.data.autoencoder:
-        folder = autoencoder_of(settings, records)
-        check_same(workdir, folder)
-        data_hash = digest([data_hash, model_hash(folder)])
-    assert_equal_across_hosts({f"the data set {settings.data.path}": data_hash})
-    objective = make_objective(settings)
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps)
-    step = make_step(objective, optimizer, settings)
-    with jax.set_mesh(mesh):
-        abstract = abstract_on_mesh(abstract_state(objective, optimizer))
-        frozen = objective.frozen()
-    # Until here nothing is written: a mistake leaves no trace.
-    for note in stream.notes:
-        console.print(f"note: {note}", highlight=False)
+    trainer = Trainer(settings, pathlib.Path(workdir), console)
     with (
-        jax.set_mesh(mesh),
+        jax.set_mesh(trainer.mesh),
         Checkpoints(workdir, settings.train.keep, settings.train.keep_every) as checkpoints,
-        preemption(checkpoints.latest() or 0) as told_to_end,
+        preemption(checkpoints.latest() or 0) as must_stop,
     ):
-        assert_equal_across_hosts({f"the last checkpoint in {workdir}": str(checkpoints.latest())})
-        if checkpoints.latest() is None:
-            run_on_first_host(lambda: start_workdir(workdir, records, settings))
-            # Checkpoints of many processes need one disk.
-            assert_equal_across_hosts(
-                {f"settings.json in {workdir}": "there" if (workdir / "settings.json").exists() else "not there"}
-            )
-            state = init_state(objective, optimizer, jax.random.key(settings.train.seed))
-            if settings.train.init_from:
-                state = begin_with(settings, state)
-        else:
-            state, trained_on, notes = checkpoints.restore(abstract, settings)
-            if trained_on != data_hash:
-                notes.append(f"{settings.data.path} is not the data set of the steps before")
-            for note in notes:
-                console.print(f"note: {note}", highlight=False, soft_wrap=True)
-        state = jax.block_until_ready(state)
-        start = int(state.step)
-        console.print(
-            f"{settings.objective}: {count_params(state.params):,} parameters on {jax.device_count()} "
-            f"{jax.devices()[0].device_kind} devices, {stream.clips} clips, {stream.fill:.0%} of each row filled, "
-            f"step {start} of {settings.train.steps}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        metrics = Metrics(workdir, start, settings.train.steps, objective.unit, console)
-        watch.begin(start, frozen, metrics, objective.unit)
-        guard = Guard(workdir, settings.train.bad_steps, stream.sources_at, console)
-
-        def tell(n, values, logged):
-            guard.see(n, values)
-            if logged:
-                metrics.log(n, values | {"skipped": guard.take_skipped()})
-
-        batches = stream.iterate(start)
-        try:
-            pending = None
-            for n in range(start + 1, settings.train.steps + 1):
-                watch.before(n)
-                waiting = time.perf_counter()
-                batch = next(batches)
-                wait = time.perf_counter() - waiting
-                watch.meets(batch)
-                units, flops = objective.work(batch)
-                # A step whose batch is still on its way is queued; the collectives of two queued programs can
-                # block each other where devices share cores.
-                state, values = step(state, frozen, jax.block_until_ready(objective.place(batch)))
-                # The step before is read while this one runs, so that the chips never wait for the host.
-                if pending:
-                    tell(*pending)
-                share = len(rows) / settings.data.batch  # of the work that all do
-                metrics.count(units / share, flops / share, wait)
-                last = told_to_end(n) or n == settings.train.steps
-                pending = n, values, last or n % settings.train.log_every == 0
-                if last or n % settings.train.save_every == 0:
-                    checkpoints.save(state, settings, data_hash)
-                watch.after(n, state, last=last)
-                if last:
-                    break
-            if pending:
-                tell(*pending)
-        finally:
-            batches.close()
-            metrics.close()
-            watch.close()
+        state = trainer.start_or_resume(checkpoints)
+        state = trainer.run_updates(state, checkpoints, must_stop)
         if settings.objective == "autoencoder" and state.step == settings.train.steps:
-            export_autoencoder(settings, state.ema["autoencoder"], stream, workdir / "autoencoder")
-    watch.end(int(state.step))
+            folder = trainer.workdir / "autoencoder"
+            save_autoencoder(settings, state.ema["autoencoder"], trainer.data.stream, folder)
+    trainer.monitor.end(int(state.step))
     return state
 
 
-def check_batch(settings: Settings, mesh: jax.sharding.Mesh):
-    """Raise InputError if the batch can't be laid out on the mesh."""
-    rows = settings.train.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
-    if settings.data.batch % rows:
-        raise InputError(
-            f"config.data.batch: {settings.data.batch} must be a multiple of accumulate x data x fsdp = {rows}"
-        )
-    if settings.objective != "flow":
-        return
-    of_data = [("data", key, "tokens") for key in ("sequence_length", "text_length")]
-    of_models = [(group, key, name) for group in ("transformer", "text") for key, name in SPLIT.items()]
-    for group, key, name in of_data + of_models:
-        size, degree = getattr(getattr(settings, group), key), num_shards(name, mesh.shape)
-        if size % degree:
-            axes = " x ".join(axes_of(name))
-            message = f"config.{group}.{key}: {size} must be a multiple of {axes} = {degree}"
-            if key == "heads":
-                work = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
-                message += f"; {work} would do, and config.mesh.ring splits sequences without this limit"
-            raise InputError(message)
+class Trainer:
+    """A run that is ready to start.
 
-
-def open_records(settings: Settings) -> Mixture:
-    """The data that a run trains on.
-
-    Raises: InputError if latents are not, or will not be, of the autoencoder that the settings describe.
+    Making one writes nothing, so that a mistake of input leaves no trace.
     """
-    if settings.objective == "autoencoder":
-        return Mixture(settings.data.path, "pixels")
-    records = Mixture(settings.data.path, settings.data.kind)
-    folder = autoencoder_of(settings, records)
-    made_by = load_settings(folder, AutoencoderSettings)
-    for key in ("latent_channels", "temporal_stride", "spatial_stride"):
-        have, wanted = getattr(made_by, key), getattr(settings.autoencoder, key)
-        if have != wanted:
-            where = folder if settings.data.autoencoder else records.path
-            raise InputError(
-                f"config.autoencoder: its {key} is {wanted}, but that of {where} is {have}; "
-                f"take the config that made the data"
-            )
-    return records
 
+    def __init__(self, settings: Settings, workdir: pathlib.Path, console: rich.console.Console):
+        self.settings, self.workdir, self.console = settings, workdir, console
+        self.mesh = make_mesh(settings.mesh)
+        check_batch(settings, self.mesh)
+        self.monitor = RunMonitor(settings, workdir, self.mesh, console)
+        self.data = open_data(settings, workdir, self.mesh)
+        assert_equal_across_hosts({f"the data set {settings.data.path}": self.data.hash})
+        self.objective = make_objective(settings)
+        self.optimizer = make_optimizer(settings.optimizer, settings.train.steps)
+        self.step = make_step(self.objective, self.optimizer, settings)
+        with jax.set_mesh(self.mesh):
+            self.abstract = abstract_on_mesh(abstract_state(self.objective, self.optimizer))
+            self.frozen_params = self.objective.frozen_params()
 
-def check_same(workdir: pathlib.Path, autoencoder: pathlib.Path):
-    """Raise InputError if a run would go on with another autoencoder than it began with."""
-    copy = workdir / "autoencoder"
-    if copy.is_dir() and has_checkpoint(workdir) and model_hash(copy) != model_hash(autoencoder):
-        raise InputError(
-            f"config.data.autoencoder: {autoencoder} is not the one that {workdir} began with; name {copy}"
+    def start_or_resume(self, checkpoints: Checkpoints) -> TrainState:
+        """The state of the last checkpoint; without one, a new state in a new workdir."""
+        self._tell(*self.data.stream.notes)
+        latest = checkpoints.latest()
+        assert_equal_across_hosts({f"the last checkpoint in {self.workdir}": str(latest)})
+        state = self._start() if latest is None else self._resume(checkpoints)
+        state = jax.block_until_ready(state)
+        self.console.print(
+            f"{self.settings.objective}: {count_params(state.params):,} parameters on {jax.device_count()} "
+            f"{jax.devices()[0].device_kind} devices, {self.data.stream.clips} clips, "
+            f"{self.data.stream.fill:.0%} of each row filled, step {state.step} of {self.settings.train.steps}",
+            highlight=False,
+            soft_wrap=True,
         )
+        return state
+
+    def _start(self) -> TrainState:
+        run_on_first_host(lambda: write_workdir(self.workdir, self.data.records, self.settings))
+        # Checkpoints of several processes need a shared disk.
+        written = "there" if (self.workdir / "settings.json").exists() else "not there"
+        assert_equal_across_hosts({f"settings.json in {self.workdir}": written})
+        state = init_state(self.objective, self.optimizer, jax.random.key(self.settings.train.seed))
+        return init_from(self.settings, state) if self.settings.train.init_from else state
+
+    def _resume(self, checkpoints: Checkpoints) -> TrainState:
+        state, trained_on, notes = checkpoints.restore(self.abstract, self.settings)
+        if trained_on != self.data.hash:
+            notes.append(f"{self.settings.data.path} is not the data set of the steps before")
+        self._tell(*notes)
+        return state
+
+    def _tell(self, *notes: str):
+        for note in notes:
+            self.console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+    def run_updates(
+        self, state: TrainState, checkpoints: Checkpoints, must_stop: Callable[[int], bool]
+    ) -> TrainState:
+        """Train from `state` to the last update, or until `must_stop(step)`, saving on the way.
+
+        Args:
+          state: donated to the first update.
+        """
+        settings, start = self.settings.train, int(state.step)
+        metrics = MetricsLog(self.workdir, start, settings.steps, self.objective.unit, self.console)
+        self.monitor.begin(start, self.frozen_params, metrics, self.objective.unit)
+        losses = LossMonitor(self.workdir, settings.bad_steps, self.data.stream.sources_at, self.console)
+
+        def report(n, values, logged):
+            losses.update(n, values)
+            if logged:
+                metrics.log(n, values | {"skipped": losses.take_skipped()})
+
+        batches = self.data.stream.iterate(start)
+        try:
+            pending = None
+            for n in range(start + 1, settings.steps + 1):
+                self.monitor.before_step(n)
+                batch, wait = timed_next(batches)
+                self.monitor.on_batch(batch)
+                units, flops = self.objective.work(batch)
+                # Wait until the batch is on the devices: where these share cores, the collectives of two queued
+                # programs can block each other.
+                batch = jax.block_until_ready(self.objective.place(batch))
+                state, values = self.step(state, self.frozen_params, batch)
+                # Read the previous update while this one runs, so that the devices never wait for the host.
+                if pending:
+                    report(*pending)
+                metrics.count(units / self.data.share, flops / self.data.share, wait)
+                last = must_stop(n) or n == settings.steps
+                pending = n, values, last or n % settings.log_every == 0
+                if last or n % settings.save_every == 0:
+                    checkpoints.save(state, self.settings, self.data.hash)
+                self.monitor.after_step(n, state, last=last)
+                if last:
+                    break
+            if pending:
+                report(*pending)
+        finally:
+            batches.close()
+            metrics.close()
+            self.monitor.close()
+        return state
 
 
-def start_workdir(workdir: pathlib.Path, records: Mixture, settings: Settings):
-    """Lay down what makes a workdir self-contained: settings, and for latents their autoencoder and tokenizer."""
-    with atomic_write(workdir / "settings.json") as temporary:
-        temporary.write_text(to_json(settings))
-    if settings.objective == "flow":
-        copy_files(autoencoder_of(settings, records), workdir / "autoencoder")
-        with atomic_write(workdir / "tokenizer.model") as temporary:
-            shutil.copyfile(records.tokenizer, temporary)
+def timed_next(batches: Iterator) -> tuple[object, float]:
+    """The next batch, and the seconds spent waiting for it."""
+    began = time.perf_counter()
+    batch = next(batches)
+    return batch, time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""What a run carries from one step to the next, and keeps on disk."""
+"""The training state: carried from step to step, and saved in checkpoints."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,14 @@ from flax import struct
 
 @struct.dataclass
 class TrainState:
-    """step: updates done, skipped ones among them; params and ema: float32 nested dicts; opt_state: Optax's.
+    """The training state.
 
-    The next batch is number `step`, and so are its noise and its times: a run goes on where its state says.
+    The next batch, its noise and its times are functions of `step`, so the state alone says where a run continues.
+
+    Attributes:
+      step: updates done, skipped ones included, int32.
+      params, ema: trained parameters and their moving average, float32 nested dicts.
+      opt_state: Optax's.
     """
 
     step: jax.Array
@@ -20,11 +25,11 @@ class TrainState:
 
 
 def init_state(objective, optimizer, key) -> TrainState:
-    """A fresh state, made on the chips that hold it: call it under the mesh."""
+    """A new state, made on the devices that hold it. Call it under the mesh."""
 
     def make(key):
         params = objective.init(key)
-        # The average starts as a copy, not as the same buffers: the state is donated to each step.
+        # Copied, because params and ema are both donated to the first step.
         ema = jax.tree.map(jnp.copy, params)
         return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
 

@@ -33,7 +33,7 @@ from sora_jax.data.loader.stream import train_sequences
 from sora_jax.data.records.records import Clip
 from sora_jax.data.records.write import finish, write_shard
 from sora_jax.data.tokenizer import train_tokenizer
-from sora_jax.train.objectives.flow import make_objective
+from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import init_state
 from sora_jax.train.step import make_step

@@ -57,7 +57,7 @@ def ours(options):
     from sora_jax.plan.programs import abstract_batch
     from sora_jax.train.monitoring.flops import PEAK_FLOPS, train_flops
     from sora_jax.train.monitoring.profiler import Profiler
-    from sora_jax.train.objectives.flow import make_objective
+    from sora_jax.train.objectives.registry import make_objective
     from sora_jax.train.optimizer import make_optimizer
     from sora_jax.train.state import init_state
     from sora_jax.train.step import make_step

@@ -30,7 +30,7 @@ from sora_jax.evaluate.checkpoint_under_test import open_checkpoint
 from sora_jax.generate.pipeline import load_generator
 from sora_jax.models.layers.params import bind, count_params
 from sora_jax.models.video_model import VideoModel
-from sora_jax.train.init_from import begin_with
+from sora_jax.train.init_from import init_from
 from sora_jax.train.state import TrainState
 
 
@@ -115,7 +115,7 @@ def test_training_begins_with_a_released_model(home):
         )
         zeros = jax.tree.map(jnp.zeros_like, load_generator(home / "run").params)
         zeros = jax.tree.map(lambda x: x.astype(jnp.float32), zeros)
-        state = begin_with(settings, TrainState(jnp.zeros((), jnp.int32), zeros, zeros, ()))
+        state = init_from(settings, TrainState(jnp.zeros((), jnp.int32), zeros, zeros, ()))
         jax.tree.map(np.testing.assert_array_equal, state.ema, rounded(load_generator(home / "run").params))
 
 

@@ -21,9 +21,9 @@ from sora_jax.models.autoencoder.model import Autoencoder, latent_statistics
 from sora_jax.models.layers.params import abstract_params
 from sora_jax.models.video_model import VideoModel
 from sora_jax.plan.programs import abstract_batch, abstract_frozen, split_over
-from sora_jax.train.loop import check_batch
-from sora_jax.train.objectives.flow import make_objective
+from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer
+from sora_jax.train.setup import check_batch
 from sora_jax.train.state import abstract_state
 from sora_jax.train.step import train_step
 

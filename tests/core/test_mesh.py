@@ -15,7 +15,7 @@ from jax.experimental import topologies
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import AXES, make_mesh
-from sora_jax.train.loop import check_batch
+from sora_jax.train.setup import check_batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,7 +118,11 @@ def test_the_loss_is_that_of_the_encoder_in_the_step(home, one_device):
     losses = []
     for settings in kinds:
         objective = FlowObjective(settings)
-        frozen, stream, held_out = objective.frozen(), train_sequences(settings), validation_sequences(settings)
+        frozen, stream, held_out = (
+            objective.frozen_params(),
+            train_sequences(settings),
+            validation_sequences(settings),
+        )
         loss = jax.jit(objective.loss)
         for step, made in enumerate([stream.batch_at(0), stream.batch_at(1), held_out.batch_at(0)]):
             batch = tiny.on_mesh(made)

@@ -11,7 +11,7 @@ from sora_jax.data.loader.conditioning_masks import draw_conditioning_masks
 from sora_jax.data.loader.ghosts import STRONGEST, add_ghosts, ghost_of
 from sora_jax.diffusion.flow import flow_errors
 from sora_jax.plan.programs import abstract_batch
-from sora_jax.train.objectives.flow import make_objective
+from sora_jax.train.objectives.registry import make_objective
 
 SETTINGS = tiny.change(tiny.SETTINGS, flow={"ghosts": 0.5})
 ALL = tiny.change(tiny.SETTINGS, flow={"ghosts": 1.0})

@@ -19,7 +19,7 @@ from sora_jax.data.loader.conditioning_masks import (
     drawn_task,
 )
 from sora_jax.diffusion.flow import clip_shifts, flow_errors, sample_times, time_shifts
-from sora_jax.train.objectives.flow import make_objective
+from sora_jax.train.objectives.registry import make_objective
 
 GRID = (5, 4, 6)
 

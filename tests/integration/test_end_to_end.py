@@ -16,8 +16,8 @@ from sora_jax.core.mesh import make_mesh
 from sora_jax.data.prepare.decode import probe, read_clip
 from sora_jax.data.records.records import Records
 from sora_jax.generate.writer import read_metadata
-from sora_jax.train.init_from import begin_with, check_pretrained
-from sora_jax.train.objectives.flow import make_objective
+from sora_jax.train.init_from import check_init_from, init_from
+from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import init_state
 
@@ -156,9 +156,9 @@ def test_a_run_begins_with_the_averaged_weights_of_another(run):
         with jax.set_mesh(make_mesh(settings.mesh)):
             objective = make_objective(settings)
             kind = "latents" if name == "model" else "pixels"
-            check_pretrained(settings, Records(settings.data.path, kind))
+            check_init_from(settings, Records(settings.data.path, kind))
             fresh = init_state(objective, make_optimizer(settings.optimizer, 1), jax.random.key(9))
-            state = begin_with(settings, fresh)
+            state = init_from(settings, fresh)
             before = restore_ema(folder, step, abstract_on_mesh(fresh.params))
         for now in (state.params, state.ema):
             assert jax.tree.all(jax.tree.map(np.array_equal, now[group], before[group]))

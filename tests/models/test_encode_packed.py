@@ -25,8 +25,8 @@ from sora_jax.data.prepare.prepare import prepare
 from sora_jax.data.records.records import Records
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.encode_packed import encode_rows, place_rows
-from sora_jax.train.monitoring.watch import Watch
-from sora_jax.train.objectives.flow import make_objective
+from sora_jax.train.monitoring.run_monitor import RunMonitor
+from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import init_state
 from sora_jax.train.step import make_step
@@ -143,12 +143,12 @@ def test_what_does_not_fit_is_told(home, tmp_path):
 
 def test_a_new_shape_is_a_start_to_who_watches(home, tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(tmp_path / "beat"))
-    watch = Watch(home.settings, tmp_path, tiny.mesh_of(), rich.console.Console(file=io.StringIO()))
+    monitor = RunMonitor(home.settings, tmp_path, tiny.mesh_of(), rich.console.Console(file=io.StringIO()))
     doing = []
     for step, size in enumerate((1, 1, 1, 2, 1, 2, 2), start=1):
-        watch.meets({"pixels": np.zeros(size)})
+        monitor.on_batch({"pixels": np.zeros(size)})
         doing.append(read_beat(tmp_path / "beat").doing)
-        watch.after(step, None, last=False)
+        monitor.after_step(step, None, last=False)
     assert doing == [STARTING, STARTING, TRAINING, STARTING, TRAINING, STARTING, TRAINING]
 
 
@@ -157,7 +157,7 @@ def updates(settings, batches, mesh):
     with jax.set_mesh(mesh):
         objective = make_objective(settings)
         optimizer = make_optimizer(settings.optimizer, settings.train.steps)
-        step, frozen = make_step(objective, optimizer, settings), objective.frozen()
+        step, frozen = make_step(objective, optimizer, settings), objective.frozen_params()
         state = init_state(objective, optimizer, jax.random.key(0))
         losses = []
         for batch in batches:

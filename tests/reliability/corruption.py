@@ -37,7 +37,7 @@ from sora_jax.cli.main import main
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.mesh import make_mesh
 from sora_jax.train import loop
-from sora_jax.train.objectives.flow import make_objective
+from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import abstract_state
 from sora_jax.train.step import make_step

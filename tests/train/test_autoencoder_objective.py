@@ -45,7 +45,7 @@ def grads_of(settings, *, parts=1, step=10, frames=5):
     objective = AutoencoderObjective(settings)
     params = jax.jit(objective.init)(jax.random.key(0))
     batch = place(batch_of(frames), objective.axes)
-    return jax.device_get(run(objective, parts, params, objective.frozen(), batch, step))
+    return jax.device_get(run(objective, parts, params, objective.frozen_params(), batch, step))
 
 
 def assert_trees_close(a, b, atol):

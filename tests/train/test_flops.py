@@ -6,9 +6,9 @@ import rich.console
 import tiny
 
 from sora_jax.config.schema import TransformerSettings
-from sora_jax.train.monitoring import metrics
+from sora_jax.train.monitoring import metrics_log
 from sora_jax.train.monitoring.flops import text_flops, train_flops, transformer_flops
-from sora_jax.train.monitoring.metrics import Metrics
+from sora_jax.train.monitoring.metrics_log import MetricsLog
 
 SMALL = TransformerSettings()
 LARGE = dataclasses.replace(SMALL, width=5120, heads=40, mlp=13824, layers=40)
@@ -35,13 +35,13 @@ def test_flops_of_a_row_are_those_of_its_clips_and_not_of_padding():
 
 
 def test_mfu_is_told_where_the_peak_is_known(tmp_path, monkeypatch):
-    monkeypatch.setitem(metrics.PEAK_FLOPS, "cpu", 1e12)
-    run = Metrics(tmp_path, 0, 2, "patches", rich.console.Console(quiet=True))
+    monkeypatch.setitem(metrics_log.PEAK_FLOPS, "cpu", 1e12)
+    run = MetricsLog(tmp_path, 0, 2, "patches", rich.console.Console(quiet=True))
     run.count(100, 5e11, 0.0)
     run._since -= 1.0  # the step took a second
     run.log(1, {"loss": 1.0})
     run.close()
-    values = metrics.json.loads((tmp_path / "metrics.jsonl").read_text())
+    values = metrics_log.json.loads((tmp_path / "metrics.jsonl").read_text())
     # 8 fake devices of 1 TFLOP/s each.
     assert values["mfu"] == pytest.approx(5e11 / 8e12, rel=0.05)
     assert values["patches_per_s"] == pytest.approx(100, rel=0.05)

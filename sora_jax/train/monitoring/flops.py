@@ -1,7 +1,6 @@
-"""Floating-point operations that a step must do, and what the chips could do: the two halves of MFU.
+"""Model FLOPs of a step and peak FLOP/s of the chips: the two halves of MFU.
 
-A multiplication and an addition count as two. Only what the model asks for counts: no rematerialisation, no
-padding, no attention between clips.
+A multiplication and an addition count as two. Rematerialisation, padding and attention between clips don't count.
 """
 
 import math
@@ -27,12 +26,16 @@ PEAK_FLOPS = {
 
 
 def transformer_flops(settings: TransformerSettings, patches: int, tokens: int, image_tokens: int = 0) -> float:
-    """One forward pass over one clip of so many patches, with a caption and images of so many tokens."""
+    """FLOPs of one forward pass over one clip.
+
+    Args:
+      patches, tokens, image_tokens: lengths of the clip, its caption and its conditioning images.
+    """
     D, M, L, E = settings.width, settings.mlp, settings.layers, settings.text_width
     P, P_c = (
         math.prod(settings.patch) * channels for channels in (settings.channels, settings.condition_channels)
     )
-    # Self-attention's four projections, cross-attention's two on the side of the patches, the MLP.
+    # Self-attention's four projections, cross-attention's two of the patches, the MLP.
     context = tokens + image_tokens
     linear = patches * (2 * 4 * D * D + 2 * 2 * D * D + 2 * 2 * D * M) + context * (2 * 2 * D * D)
     attention = 2 * 2 * D * patches * (patches + context)
@@ -41,17 +44,17 @@ def transformer_flops(settings: TransformerSettings, patches: int, tokens: int, 
 
 
 def text_flops(settings: TextSettings, tokens: int) -> float:
-    """One forward pass of the text encoder over one caption."""
+    """FLOPs of one forward pass of the text encoder over one caption."""
     E, inner = settings.width, settings.heads * settings.head_dim
     linear = tokens * (2 * 4 * E * inner + 2 * 3 * E * settings.mlp)
     return settings.layers * (linear + 2 * 2 * inner * tokens * tokens)
 
 
 def train_flops(settings: Settings, batch: PatchBatch) -> float:
-    """A step on these rows (numpy): the backward pass is twice the forward pass.
+    """FLOPs of a step on a batch (numpy); a backward pass costs two forward passes.
 
-    Weights that stay as they are have no gradient: half of it for what adapters adapt, none for a text encoder,
-    which costs nothing at all where it was run beforehand.
+    Frozen weights need no gradient of their own: one forward pass less under adapters, no backward pass through a
+    frozen text encoder. Embeddings that `prepare` made cost nothing.
     """
     passes = 2 if settings.lora.rank else 3
     text_passes = 1 if settings.lora.rank or settings.text.weights else 3

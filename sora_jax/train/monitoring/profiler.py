@@ -1,4 +1,4 @@
-"""A profile of some steps, for xprof and TensorBoard, and as a table: which operations the time went into."""
+"""Profiles of some steps, for xprof and TensorBoard, and a table of the operations that took the time."""
 
 import collections
 import pathlib
@@ -10,43 +10,43 @@ import rich.table
 
 from sora_jax.core.storage import atomic_write, explain_os_errors
 
-ASKED = "profile"  # a file of that name in the workdir asks for a profile of the next steps
-STEPS = 5  # of a profile that is asked for so
-ROWS = 20  # of the table
+REQUEST = "profile"  # a file of this name in the workdir requests a profile of the next steps
+REQUEST_STEPS = 5
+TABLE_ROWS = 20
 
 
 class Profiler:
-    """Traces steps of the first process: those of `train.profile`, and the next few when a file asks for it."""
+    """Traces steps of the first process: those of `train.profile`, and the next few when a file requests it."""
 
     def __init__(self, workdir: pathlib.Path, span: str, every: int, console: rich.console.Console):
         """
         Args:
-          span: "a:b", the steps from a to b, or "".
-          every: how many steps lie between two looks for the file: on a network's disk a look takes its time.
+          span: "FIRST:LAST" steps, or "".
+          every: interval, in steps, of looking for the request; on a network disk a look is slow.
         """
         self.workdir, self.every, self.console = workdir, every, console
         self.span = tuple(map(int, span.split(":"))) if span else (0, -1)
-        self.folder: pathlib.Path | None = None  # of the trace that is on
+        self.folder: pathlib.Path | None = None  # of the running trace
 
     def before(self, step: int):
-        """Begin to trace, if this is the first step to do so."""
+        """Start the trace, if this is its first step."""
         if jax.process_index() or self.folder:
             return
-        asked = self.workdir / ASKED
+        asked = self.workdir / REQUEST
         if step % self.every == 0 and asked.exists():
             asked.unlink()
-            self.span = (step, step + STEPS - 1)
+            self.span = (step, step + REQUEST_STEPS - 1)
         if self.span[0] <= step <= self.span[1]:
             self.span = (step, self.span[1])
             self.folder = self.workdir / "profiles" / f"{step}-{self.span[1]}"
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # half of the time would be its own
+            options.python_tracer_level = 0  # tracing Python doubles the time
             with explain_os_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(self.folder, profiler_options=options)
 
     def after(self, step: int, state, *, last: bool):
-        """End the trace, if this was its last step, and tell what it shows."""
+        """Stop the trace, if this was its last step, and print its table."""
         if not self.folder or (step < self.span[1] and not last):
             return
         jax.block_until_ready(state)
@@ -61,17 +61,17 @@ class Profiler:
         self.console.print(f"profile of steps {self.span[0]} to {step}: {folder}", highlight=False)
 
     def close(self):
-        """End a trace that an error has cut short."""
+        """Stop a trace that an error interrupted."""
         if self.folder:
             jax.profiler.stop_trace()
 
 
 def top_operations(profile, steps: int) -> rich.table.Table:
-    """The operations that took most time of their own, that of what they contain left out.
+    """A table of the operations with the most time of their own, without nested operations.
 
     Args:
       profile: a jax.profiler.ProfileData.
-      steps: how many it shows.
+      steps: number of steps in it.
     """
     own, counts, busy, span = collections.Counter(), collections.Counter(), 0.0, 0.0
     devices = collections.defaultdict(list)
@@ -91,17 +91,17 @@ def top_operations(profile, steps: int) -> rich.table.Table:
     table.add_column("operation", overflow="fold")
     for name in ("times a step", "own ms a step", "share"):
         table.add_column(name, justify="right")
-    for name, nanoseconds in own.most_common(ROWS):
+    for name, nanoseconds in own.most_common(TABLE_ROWS):
         times = counts[name] / steps / len(devices)
         table.add_row(name, f"{times:,.4g}", f"{nanoseconds / each:,.3f}", f"{nanoseconds / total:.1%}")
     return table
 
 
 def operations(profile) -> Iterable[tuple[str, list[tuple[float, float, str]]]]:
-    """(device, its (start, end, name)s, in which those of one thread or stream may lie within each other).
+    """(device, [(start, end, name), ...]) of each line of a profile; operations of one line may be nested.
 
-    An accelerator has a plane of its own: a TPU's has all operations in one line, a GPU's a line for each stream.
-    A CPU's operations lie among all else that its threads do, and are known by the name that XLA gives them.
+    An accelerator has a plane of its own, with one line of operations (TPU) or a line for each stream (GPU). On a
+    CPU, operations lie among the other events of a thread, and XLA marks them by `hlo_op`.
     """
     planes = list(profile.planes)
     accelerators = [plane for plane in planes if plane.name.startswith(("/device:TPU", "/device:GPU"))]
@@ -120,8 +120,8 @@ def operations(profile) -> Iterable[tuple[str, list[tuple[float, float, str]]]]:
 
 
 def own_times(events: list[tuple[float, float, str]]) -> list[tuple[str, float]]:
-    """(name, nanoseconds without those of the events within it) of each."""
-    found, open_ = [], []  # of those still open: their end, name, own time
+    """(name, nanoseconds without nested events) of each event."""
+    found, open_ = [], []  # open_: [end, name, own time] of the events around the current one
 
     def close(until: float):
         while open_ and open_[-1][0] <= until:
@@ -138,7 +138,7 @@ def own_times(events: list[tuple[float, float, str]]) -> list[tuple[str, float]]
 
 
 def covered(events: list[tuple[float, float, str]]) -> float:
-    """Nanoseconds in which there is any event."""
+    """Nanoseconds covered by at least one event."""
     total, until = 0.0, float("-inf")
     for start, end, _ in sorted(events):
         total += max(0.0, end - max(start, until))

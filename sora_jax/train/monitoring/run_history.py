@@ -1,4 +1,4 @@
-"""The starts of a run: when each began and ended, and from them what share of the time was of use."""
+"""The history of a run: when each start began and ended, and the goodput that follows."""
 
 import json
 import math
@@ -9,14 +9,14 @@ import numpy as np
 
 from sora_jax.core.storage import atomic_write
 
-FILE = "starts.json"
+FILE = "run_history.json"
 
 
-class Starts:
-    """`starts.json` in a workdir: for each start of the run when it began, and from which step, and when it ended.
+class RunHistory:
+    """`run_history.json` in a workdir: for each start when it began, from which step, and when it ended.
 
-    A start without an end died. The time until the next one then counts as the run's, as it was down; the time
-    after an end in order does not: nobody wanted it to run.
+    A start without an end died: the time until the next start counts as downtime. The time after an orderly end
+    does not count, because nobody wanted the run to be on.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int, began: float):
@@ -27,13 +27,13 @@ class Starts:
         self._write()
 
     def end(self, step: int):
-        """The last start has ended in order, after that step."""
+        """Record the orderly end of this start, after `step` updates."""
         self.starts[-1] |= {"ended": time.time(), "last": step}
         self._write()
 
     @property
     def seconds(self) -> float:
-        """For which the run has been on, or down."""
+        """Duration of the run: all its starts, and the downtime after those that died."""
         ends = [later["began"] for later in self.starts[1:]] + [time.time()]
         return sum(start.get("ended", end) - start["began"] for start, end in zip(self.starts, ends, strict=True))
 
@@ -42,26 +42,26 @@ class Starts:
             temporary.write_text(json.dumps(self.starts, indent=1))
 
 
-def summary(metrics: list[dict], steps: int, seconds: float, starts: int, unit: str) -> dict[str, float]:
-    """What a run came to.
+def run_totals(metrics: list[dict], steps: int, seconds: float, starts: int, unit: str) -> dict[str, float]:
+    """Totals of a run.
 
     Args:
-      metrics: the lines of its metrics.jsonl, in which every step counts once, however often it was done.
-      seconds: that it took over all of its starts.
-    Returns: steps, the units of work, hours, goodput and restarts; mfu, if it is known. Goodput is the time of all
-      updates, each at the median of their times, as a share of the whole: what compiling, saving, sampling, being
-      down and doing updates again has left.
+      metrics: the lines of its metrics.jsonl.
+      seconds: its duration over all starts.
+    Returns: steps, the units of work, hours, goodput, restarts, and mfu if it is known. Goodput is the time of all
+      updates, each at their median time, as a fraction of the duration; the rest went into compiling, saving,
+      sampling, downtime and updates done twice.
     """
 
-    def middle(name):
+    def median(name):
         return float(np.median([line[name] for line in metrics if name in line] or [math.nan]))
 
     work = [line[f"{unit}_per_s"] * line["step_seconds"] for line in metrics]
-    values = {
+    totals = {
         "steps": steps,
         unit: steps * float(np.mean(work or [math.nan])),
         "hours": seconds / 3600,
-        "goodput": float(np.minimum(1.0, steps * middle("step_seconds") / seconds)),
+        "goodput": float(np.minimum(1.0, steps * median("step_seconds") / seconds)),
         "restarts": starts - 1,
     }
-    return values if math.isnan(mfu := middle("mfu")) else values | {"mfu": mfu}
+    return totals if math.isnan(mfu := median("mfu")) else totals | {"mfu": mfu}

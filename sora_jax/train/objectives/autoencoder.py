@@ -1,4 +1,4 @@
-"""What trains the autoencoder: reconstruction, a prior on the latents, the look of pictures, and an adversary."""
+"""The autoencoder's objective: reconstruction, KL divergence, LPIPS and an adversarial loss."""
 
 import dataclasses
 import functools
@@ -14,18 +14,17 @@ from sora_jax.models.autoencoder.lpips import video_lpips
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import bind, init_params
 
-MAX_BALANCE = 1e4  # of the discriminator's pull, where its gradient vanishes
+MAX_ADVERSARIAL_WEIGHT = 1e4  # reached where the discriminator's gradient vanishes
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderObjective:
-    """Reconstruction of pixel clips: L1 + mse * MSE + kl * KL + perceptual * LPIPS, each a mean over a clip.
+    """The loss on pixel clips: L1 + mse * MSE + kl * KL + perceptual * LPIPS, each a mean over a clip.
 
     With `loss.adversarial`, a discriminator learns in the same step to tell clips from reconstructions (hinge
-    loss), and the autoencoder to mislead it. How hard it pulls is set clip by clip: `adversarial` times the norm
-    of the reconstruction terms' gradient, as in VQGAN (Esser et al. 2020, arXiv 2012.09841, eq. 7), but taken at
-    the reconstructed pixels and for each clip alone, so that neither the batch's size nor its split into
-    micro-batches changes what a clip teaches.
+    loss), and the autoencoder learns to mislead it. The adversarial gradient is scaled to `adversarial` times the
+    norm of the other terms' gradient, as in VQGAN (Esser et al. 2020, arXiv 2012.09841, eq. 7). Both are taken at
+    the reconstructed pixels, clip by clip: neither the batch size nor micro-batches change a clip's gradient.
     """
 
     settings: Settings
@@ -43,8 +42,8 @@ class AutoencoderObjective:
             params["discriminator"] = init_params(Discriminator, self.discriminator, key)
         return params
 
-    def frozen(self) -> dict:
-        """The weights of LPIPS, on every chip."""
+    def frozen_params(self) -> dict:
+        """The weights of LPIPS, replicated."""
         path = self.settings.loss.perceptual_weights
         if not path:
             return {}
@@ -54,23 +53,23 @@ class AutoencoderObjective:
         return place(batch, self.axes)
 
     def work(self, batch) -> tuple[int, float]:
-        """Frames of pixels; its FLOPs are not counted (nan)."""
+        """Frames; FLOPs are not counted (NaN)."""
         return batch.shape[0] * batch.shape[1], float("nan")
 
     def draw(self, key, batch, step):
-        """Noise for the posterior of each latent, [B, f, h, w, C]; the weight of the discriminator's pull, [B]."""
+        """Noise for the posterior of each latent, [B, f, h, w, C]; the weight of the adversarial term, [B]."""
         settings = self.settings.autoencoder
         B, F, H, W, _ = batch.shape
         f = (F - 1) // settings.temporal_stride + 1
         shape = (B, f, H // settings.spatial_stride, W // settings.spatial_stride, settings.latent_channels)
         noise = jax.random.normal(key, shape, out_sharding=spec("batch . height . ."))
         loss = self.settings.loss
-        pull = jnp.where(step >= loss.adversarial_start, loss.adversarial, 0.0)
-        return noise, jnp.broadcast_to(pull, (B,), out_sharding=spec("batch"))
+        weight = jnp.where(step >= loss.adversarial_start, loss.adversarial, 0.0)
+        return noise, jnp.broadcast_to(weight, (B,), out_sharding=spec("batch"))
 
-    def loss(self, params, frozen, batch, drawn):
-        """Batch: pixels, [B, F, H, W, 3] uint8."""
-        noise, pull = drawn
+    def loss(self, params, frozen_params, batch, drawn):
+        """The loss of pixels, [B, F, H, W, 3] uint8."""
+        noise, adversarial = drawn
         weights = self.settings.loss
         model = bind(Autoencoder, self.settings.autoencoder, params["autoencoder"])
         video = batch.astype(jnp.float32) / 127.5 - 1
@@ -79,7 +78,7 @@ class AutoencoderObjective:
         divergence = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance)
         kl = jnp.mean(divergence, axis=(1, 2, 3, 4))
 
-        if weights.perceptual or weights.adversarial:  # what judges pictures sees them whole
+        if weights.perceptual or weights.adversarial:  # LPIPS and the discriminator need whole frames
             video, made = _whole_frames(video), _whole_frames(made)
 
         def reconstruction(made):
@@ -88,43 +87,52 @@ class AutoencoderObjective:
             sums["mse"] = jnp.mean(jnp.square(error), axis=(1, 2, 3, 4))
             total = sums["l1"] + weights.mse * sums["mse"]
             if weights.perceptual:
-                sums["perceptual"] = video_lpips(frozen["lpips"], video, made)
+                sums["perceptual"] = video_lpips(frozen_params["lpips"], video, made)
                 total += weights.perceptual * sums["perceptual"]
             return total, sums
 
         if weights.adversarial:
-            judge = functools.partial(bind, Discriminator, self.discriminator)
-            total, sums = _adversarial(judge, params["discriminator"], reconstruction, video, made, pull)
+            discriminator = functools.partial(bind, Discriminator, self.discriminator)
+            total, sums = _adversarial(
+                discriminator, params["discriminator"], reconstruction, video, made, adversarial
+            )
         else:
             total, sums = reconstruction(made)
         total = jnp.sum(total + weights.kl * kl)
         return total, jnp.asarray(len(batch), jnp.float32), jax.tree.map(jnp.sum, sums | {"kl": kl})
 
 
-def _adversarial(judge, params, reconstruction, video, made, pull):
-    """The losses of both sides per clip, [B], in one differentiable number: each side's gradient is its own."""
-    judge_for_decoder = judge(jax.lax.stop_gradient(params))
+def _adversarial(discriminator, params, reconstruction, video, made, weight):
+    """The losses of both players per clip, [B], in one differentiable number: each gets the gradient of its own.
 
-    def fooling(made):
-        return -jnp.mean(judge_for_decoder(made), axis=(1, 2, 3))
+    Args:
+      discriminator: params -> model.
+      reconstruction: made -> (loss per clip, [B]; its terms).
+      weight: of the adversarial gradient relative to the reconstruction's, [B].
+    """
+    fixed_discriminator = discriminator(jax.lax.stop_gradient(params))
 
-    # Pixels' gradients of both terms, in hand to weigh the one by the other; `follow` passes them on.
+    def generator_loss(made):
+        return -jnp.mean(fixed_discriminator(made), axis=(1, 2, 3))
+
+    # Both gradients at the reconstructed pixels; `surrogate` passes their weighted sum on to the autoencoder.
     fixed = jax.lax.stop_gradient(made)
-    ones = jnp.ones_like(pull)
+    ones = jnp.ones_like(weight)
     total, backward, sums = jax.vjp(reconstruction, fixed, has_aux=True)
-    wanted = backward(ones)[0]
-    fooled, backward = jax.vjp(fooling, fixed)
-    asked = backward(ones)[0]
-    balance = jnp.clip(_norms(wanted) / (_norms(asked) + 1e-8), 0, MAX_BALANCE) * pull
-    gradient = jax.lax.stop_gradient(wanted + balance[:, None, None, None, None] * asked)
-    follow = jnp.sum(gradient * (made - fixed), axis=(1, 2, 3, 4))
-    value = jax.lax.stop_gradient(total + balance * fooled)
+    of_reconstruction = backward(ones)[0]
+    fooling, backward = jax.vjp(generator_loss, fixed)
+    of_generator = backward(ones)[0]
+    ratio = _norms(of_reconstruction) / (_norms(of_generator) + 1e-8)
+    balance = jnp.clip(ratio, 0, MAX_ADVERSARIAL_WEIGHT) * weight
+    gradient = jax.lax.stop_gradient(of_reconstruction + balance[:, None, None, None, None] * of_generator)
+    surrogate = jnp.sum(gradient * (made - fixed), axis=(1, 2, 3, 4))
+    value = jax.lax.stop_gradient(total + balance * fooling)
 
-    discriminator = judge(params)
-    real, fake = discriminator(video), discriminator(fixed)
+    learning = discriminator(params)
+    real, fake = learning(video), learning(fixed)
     hinge = jnp.mean(jax.nn.relu(1 - real), axis=(1, 2, 3)) + jnp.mean(jax.nn.relu(1 + fake), axis=(1, 2, 3))
-    sums |= {"fooling": fooled, "balance": balance, "discriminator": hinge}
-    return value + follow + hinge, sums
+    sums |= {"fooling": fooling, "balance": balance, "discriminator": hinge}
+    return value + surrogate + hinge, sums
 
 
 def _norms(x):
@@ -132,7 +140,7 @@ def _norms(x):
 
 
 def _whole_frames(video):
-    """The same with its rows gathered."""
+    """The same video with its rows of pixels gathered."""
     sharding = jax.typeof(video).sharding
     if sharding.mesh.empty:
         return video

@@ -1,15 +1,4 @@
-"""What can be trained: parameters, randomness and loss of each, for one step and one loop.
-
-An objective is static and hashable, and has
-  init(key) -> params
-  frozen() -> further parameters that the loss needs and no step changes; read from files, on the current mesh
-  draw(key, batch, step) -> everything else that the loss of this batch needs, random or not, leading axis [B]
-  loss(params, frozen, batch, drawn) -> (sum of the loss over what counts, how much counts, further sums)
-  work(batch) -> what one process's numpy batch holds: units and model FLOPs, for the metrics
-  place(batch) -> one process's numpy batch, as global arrays
-  axes, unit: logical axes of a batch's leading dimensions; what throughput is counted in
-`loss` is deterministic, so that a batch can be split into micro-batches without changing the update.
-"""
+"""Flow matching: the transformer and its text encoder learn the velocity of packed latent clips."""
 
 import dataclasses
 import math
@@ -18,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.checkpoint.frozen_params import load_frozen
-from sora_jax.checkpoint.model_folder import autoencoder_folder, load_model, load_settings
+from sora_jax.checkpoint.frozen_params import load_frozen_params
+from sora_jax.checkpoint.model_folder import autoencoder_folder, load_model
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.mesh import spec
 from sora_jax.core.patches import PatchBatch
@@ -29,14 +18,14 @@ from sora_jax.models.encode_packed import encode_rows, place_rows
 from sora_jax.models.layers.params import bind
 from sora_jax.models.video_model import init_trained, join, trained_model
 from sora_jax.train.monitoring.flops import train_flops
-from sora_jax.train.objectives.autoencoder import AutoencoderObjective
 
 
 @dataclasses.dataclass(frozen=True)
 class FlowObjective:
-    """Flow matching: the transformer and its text encoder learn the velocity of packed latent clips.
+    """The flow-matching loss of a VideoModel. Source: Lipman et al. 2022 (arXiv 2210.02747).
 
-    autoencoder: of the one that encodes them in the step; None: they are encoded.
+    Attributes:
+      autoencoder: settings of the autoencoder that encodes pixels in the step; None: the data holds latents.
     """
 
     settings: Settings
@@ -48,15 +37,15 @@ class FlowObjective:
         return init_trained(self.settings, key)
 
     def work(self, batch: PatchBatch) -> tuple[int, float]:
-        """Patches that are not padding, and the FLOPs of a step on them."""
+        """Patches without padding, and the model FLOPs of a step on them."""
         return int(np.count_nonzero(batch.segment_ids)), train_flops(self.settings, batch)
 
     def place(self, batch: PatchBatch) -> PatchBatch:
         return place_rows(batch)
 
-    def frozen(self) -> dict:
-        """A text encoder and an autoencoder that stay as they are and run in the step; what adapters adapt."""
-        frozen = load_frozen(self.settings, text=not self.settings.data.embeddings)
+    def frozen_params(self) -> dict:
+        """A published text encoder, the autoencoder that runs in the step, the base model of adapters."""
+        frozen = load_frozen_params(self.settings, text=not self.settings.data.embeddings)
         if self.autoencoder:
             folder = autoencoder_folder(self.settings.data.autoencoder)
             frozen["autoencoder"] = load_model(folder, Autoencoder, AutoencoderSettings)[1]
@@ -89,13 +78,3 @@ class FlowObjective:
             conditioning_time=self.settings.masks.noise,
         )
         return jnp.sum(errors), jnp.sum(counts), {}
-
-
-def make_objective(settings: Settings):
-    """The objective that `settings.objective` names."""
-    if settings.objective == "autoencoder":
-        return AutoencoderObjective(settings)
-    folder = settings.data.autoencoder
-    # What latents are is said by the autoencoder itself: its means and deviations, the type it computes in.
-    coder = load_settings(autoencoder_folder(folder), AutoencoderSettings) if folder else None
-    return FlowObjective(settings, coder)

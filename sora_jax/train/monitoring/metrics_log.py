@@ -1,7 +1,8 @@
-"""What a run tells: a line of JSON a log step, the same numbers for TensorBoard, a progress bar."""
+"""The metrics of a run: metrics.jsonl, TensorBoard and a progress bar."""
 
 import contextlib
 import json
+import math
 import pathlib
 import time
 
@@ -16,10 +17,10 @@ from sora_jax.core.storage import atomic_write, explain_os_errors
 from sora_jax.train.monitoring.flops import PEAK_FLOPS
 
 
-class Metrics:
-    """Writes `metrics.jsonl` and `tensorboard/` in a workdir; on other hosts than the first it writes nothing.
+class MetricsLog:
+    """Writes `metrics.jsonl` and `tensorboard/` in a workdir, on the first host only.
 
-    Lines of steps after `start` are dropped: they belong to updates that a stop has undone.
+    Lines of steps after `start` are dropped: those updates were lost when the run stopped.
 
     Raises: InputError, here and in its methods, if a line can't be written, e.g. because the disk is full.
     """
@@ -38,7 +39,7 @@ class Metrics:
             with explain_os_errors(self.path):
                 board.mkdir(parents=True, exist_ok=True)
                 self.file = self.path.open("a", encoding="utf-8")
-                # Without SummaryWriter's thread: when that fails to write it dies, and the run waits for it.
+                # Not SummaryWriter: its thread dies when it can't write, and the run would wait for it forever.
                 self.board = EventsWriter(str(board / "events"))
                 self.board.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
             if console.is_terminal:
@@ -47,21 +48,21 @@ class Metrics:
                 self.task = self.bar.add_task("training", total=steps, completed=start, numbers="")
 
     def count(self, units: int, flops: float, wait: float):
-        """Add a step's units of work and FLOPs over all hosts, and the seconds it waited for data."""
+        """Add a step's units and FLOPs over all hosts, and its seconds of waiting for data."""
         self._units += units
         self._flops += flops
         self._wait += wait
         self._count += 1
 
     def log(self, step: int, metrics: dict):
-        """Log the metrics of a step, with the speed since the last log; waits until that step is done."""
+        """Write the metrics of a step and the speed since the last call; waits until the step is done."""
         values = {name: float(value) for name, value in metrics.items()}
         now = time.perf_counter()
         seconds = now - self._since
         values["step_seconds"] = seconds / self._count
         values[f"{self.unit}_per_s"] = self._units / seconds
         values["data_wait"] = self._wait / seconds
-        if self.peak and self._flops == self._flops:  # known peak, counted FLOPs (nan otherwise)
+        if self.peak and not math.isnan(self._flops):
             values["mfu"] = self._flops / seconds / (self.peak * jax.device_count())
         self._units = self._flops = self._wait = self._count = 0
         self._since = now
@@ -80,16 +81,16 @@ class Metrics:
             self.console.print(f"step {step}/{self.steps}  {numbers}", highlight=False)
 
     @contextlib.contextmanager
-    def aside(self):
-        """Leave the time of the block out of the speed: it is spent on something else."""
+    def excluded(self):
+        """Exclude the time of the block from the speed."""
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began
 
     def picture(self, step: int, tag: str, image: bytes, size: tuple[int, int]):
-        """Show a picture in TensorBoard, PNG or GIF, which may move; on the first host alone.
+        """Add a PNG or an animated GIF to TensorBoard; call it on the first host only.
 
-        tensorboardX's `add_video` needs moviepy, writes nothing without it, and makes this very summary.
+        tensorboardX's `add_video` writes the same summary, but nothing at all without moviepy.
         """
         height, width = size
         value = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=image)
@@ -107,7 +108,7 @@ class Metrics:
 
 
 def keep_lines(path: pathlib.Path, last: int):
-    """Drop the lines of steps after `last`, and a line that was cut off, from a file that may not be there."""
+    """Drop the lines of steps after `last`, and an incomplete last line, from a file that may be absent."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

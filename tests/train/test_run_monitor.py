@@ -29,8 +29,8 @@ from sora_jax.generate.writer import read_metadata
 from sora_jax.train import loop
 from sora_jax.train.loop import train
 from sora_jax.train.monitoring.profiler import covered, own_times
-from sora_jax.train.monitoring.run_history import Starts, summary
-from sora_jax.train.monitoring.samples import check_samples
+from sora_jax.train.monitoring.run_history import RunHistory, run_totals
+from sora_jax.train.monitoring.sample_videos import check_samples
 
 PROMPTS = ("a rabbit & a bird", "a bird")
 
@@ -94,7 +94,7 @@ def home(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_that_is_told_to_end_saves_and_goes_on_to_the_bits_of_one_left_alone_and_unwatched(home):
-    assert "told to end, and saved; the same command goes on: 3 steps, " in home.first
+    assert "stopped and saved; the same command continues: 3 steps, " in home.first
     assert (home.sign.doing, home.sign.step) == ("preempted", 3)
     assert "step 3 of 4" in home.second
     assert (home.last_sign.doing, home.last_sign.start, home.last_sign.step) == ("done", 3, 4)
@@ -190,21 +190,21 @@ def test_sigterm_is_heard_in_a_process_alone_and_the_old_handler_comes_back():
 def test_time_down_after_a_death_counts_and_after_an_end_in_order_does_not(tmp_path, monkeypatch):
     clock = iter([250.0, 1000.0])
     monkeypatch.setattr("sora_jax.train.monitoring.run_history.time.time", lambda: next(clock))
-    Starts(tmp_path, 0, 100.0)  # dies
-    Starts(tmp_path, 4, 200.0).end(9)  # at 250
-    starts = Starts(tmp_path, 9, 900.0)
-    assert starts.seconds == 100 + 50 + 100
-    assert [start["step"] for start in json.loads((tmp_path / "starts.json").read_text())] == [0, 4, 9]
+    RunHistory(tmp_path, 0, 100.0)  # dies
+    RunHistory(tmp_path, 4, 200.0).end(9)  # at 250
+    history = RunHistory(tmp_path, 9, 900.0)
+    assert history.seconds == 100 + 50 + 100
+    assert [start["step"] for start in json.loads((tmp_path / "run_history.json").read_text())] == [0, 4, 9]
 
 
 def test_goodput_is_the_time_of_all_updates_by_the_whole():
     lines = [
         {"step_seconds": s, "patches_per_s": 10 / s, "mfu": m} for s, m in ((9.0, 0.1), (2.0, 0.4), (2.0, 0.4))
     ]
-    values = summary(lines, 30, 100.0, 3, "patches")
+    values = run_totals(lines, 30, 100.0, 3, "patches")
     assert values["goodput"] == 0.6 and values["mfu"] == 0.4 and values["restarts"] == 2
     assert values["patches"] == pytest.approx(300)
-    none = summary([], 0, 1.0, 1, "patches")
+    none = run_totals([], 0, 1.0, 1, "patches")
     assert math.isnan(none["goodput"]) and "mfu" not in none
 
 
@@ -213,8 +213,8 @@ def test_goodput_is_the_time_of_all_updates_by_the_whole():
     [
         ({"train": {"sample_every": 2}}, "set both or neither"),
         ({"train": {"sample_prompts": ("a bird",)}}, "set both or neither"),
-        ({"train": {"profile": "5"}}, "write first:last step"),
-        ({"train": {"profile": "5:4"}}, "write first:last step"),
+        ({"train": {"profile": "5"}}, "write FIRST:LAST"),
+        ({"train": {"profile": "5:4"}}, "write FIRST:LAST"),
     ],
 )
 def test_settings_of_what_is_watched_are_checked(changes, words):

@@ -1,4 +1,4 @@
-"""Sample videos while a run trains, from the averaged weights that are in memory, and the page that shows them."""
+"""Sample videos during training, from the averaged weights in memory, and the page that shows them."""
 
 import dataclasses
 import io
@@ -25,23 +25,23 @@ from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.video_model import join
 from sora_jax.report.figures import draw_loss_curves
 from sora_jax.report.page import Clip, Picture, Section, Sheet, write_page
-from sora_jax.train.monitoring.metrics import Metrics
+from sora_jax.train.monitoring.metrics_log import MetricsLog
 
 FOLDER, PAGE = "samples", "index.html"
-SIDE = 320  # pixels, the longer side of the pictures in the page and in TensorBoard, at most
+MAX_SIDE = 320  # pixels, of the previews in the page and in TensorBoard
 
 
 def check_samples(settings: Settings, mesh: jax.sharding.Mesh):
-    """Raise InputError if the samples that `train.sample_every` asks for can't be made."""
+    """Raise InputError if this model can't make the samples of `train.sample_every`."""
     if settings.objective != "flow":
         raise InputError(f"config.train.sample_every: an {settings.objective} makes no videos; set it to 0")
     if settings.flow.time_min > 0 or settings.flow.time_max < 1:
         raise InputError(
-            "config.train.sample_every: an expert of some of the times makes no video alone; set it to 0"
+            "config.train.sample_every: an expert of a part of the times makes no video alone; set it to 0"
         )
     if settings.transformer.condition_channels or settings.transformer.image_width:
         raise InputError(
-            "config.train.sample_every: this model is given images, which no prompt holds; set it to 0"
+            "config.train.sample_every: this model needs images, and there are only prompts; set it to 0"
         )
     check_prompts(list(settings.train.sample_prompts))
     if settings.data.embeddings:
@@ -56,26 +56,26 @@ def check_samples(settings: Settings, mesh: jax.sharding.Mesh):
         )
 
 
-class Samples:
-    """Makes the videos of `train.sample_prompts`; every process of the run makes them, the first one writes."""
+class SampleVideos:
+    """Makes the videos of `train.sample_prompts`; every process takes part, the first one writes."""
 
     def __init__(self, settings: Settings, workdir: pathlib.Path, console: rich.console.Console):
         self.settings, self.workdir, self.console = settings, workdir, console
         self._autoencoder: tuple[AutoencoderSettings, dict] | None = None
 
-    def make(self, step: int, ema: dict, frozen: dict, metrics: Metrics, advance: Callable[[], None]):
-        """Write `samples/STEP/N.mp4` and `.webp`, show them in TensorBoard, and renew the page."""
+    def make(self, step: int, ema: dict, frozen_params: dict, metrics: MetricsLog, advance: Callable[[], None]):
+        """Write `samples/STEP/N.mp4` and `.webp`, add them to TensorBoard, and rewrite the page."""
         if self._autoencoder is None:
             self._autoencoder = load_model(self.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
         train, sample = self.settings.train, self.settings.sample
-        # How far the velocity moves is known of a checkpoint, not of weights that learn.
+        # The step cache needs measurements of a checkpoint; these weights have none.
         sample = dataclasses.replace(sample, skip=0.0)
         tokenizer = Tokenizer(self.workdir / "tokenizer.model")
-        # That of the step is no part of the model.
-        frozen = {name: params for name, params in frozen.items() if name != "autoencoder"}
-        if self.settings.data.embeddings:  # for as long as it is needed: training has no room for it
-            frozen = frozen | {"text_encoder": load_encoder(self.settings.text)}
-        generator = Generator(self.settings, join(ema, frozen), *self._autoencoder, tokenizer, step)
+        # The autoencoder that encodes in the step is no part of the VideoModel.
+        frozen_params = {name: params for name, params in frozen_params.items() if name != "autoencoder"}
+        if self.settings.data.embeddings:  # loaded for this call only: training has no memory for it
+            frozen_params["text_encoder"] = load_encoder(self.settings.text)
+        generator = Generator(self.settings, join(ema, frozen_params), *self._autoencoder, tokenizer, step)
         generator = retyped(generator, sample.dtype)
         folder = self.workdir / FOLDER / str(step)
         paths = [folder / f"{n:03}.mp4" for n in range(len(train.sample_prompts))]
@@ -83,34 +83,34 @@ class Samples:
             generator, list(train.sample_prompts), paths, sample, seed=train.sample_seed, advance=advance
         ):
             if jax.process_index() == 0:
-                frames = small(paths[n], sample.fps, sample.frames)
+                frames = preview(paths[n], sample.fps, sample.frames)
                 write_webp(paths[n].with_suffix(".webp"), frames, sample.fps)
                 prompt = train.sample_prompts[n]
                 metrics.picture(step, f"samples/{n:03} {prompt}", gif_of(frames, sample.fps), frames.shape[1:3])
         if jax.process_index() == 0:
             write_sheet(self.workdir, self.settings)
-            self.console.print(f"samples of step {step}: {self.workdir / PAGE}", highlight=False)
+            self.console.print(f"samples of step {step}: {self.workdir / PAGE}", markup=False, highlight=False)
 
 
-def small(path: pathlib.Path, fps: float, frames: int) -> np.ndarray:
-    """The frames of a video, scaled down to what a page of many has room for, [F, H, W, 3] uint8."""
+def preview(path: pathlib.Path, fps: float, frames: int) -> np.ndarray:
+    """The frames of a video, scaled down to MAX_SIDE, [F, H, W, 3] uint8."""
     video = probe(path)
-    factor = min(1.0, SIDE / max(video.height, video.width))
+    factor = min(1.0, MAX_SIDE / max(video.height, video.width))
     size = (max(1, round(video.height * factor)), max(1, round(video.width * factor)))
     return read_clip(video, size, fps=fps, frames=frames)
 
 
 def gif_of(frames: np.ndarray, fps: float) -> bytes:
-    """An animated GIF, which TensorBoard plays among its images; it knows no WebP."""
+    """An animated GIF: TensorBoard plays it among its images, and knows no WebP."""
     first, *rest = (PIL.Image.fromarray(frame) for frame in frames)
     file = io.BytesIO()
-    # GIF counts in hundredths of a second.
+    # GIF's unit is a hundredth of a second.
     first.save(file, format="GIF", save_all=True, append_images=rest, duration=round(100 / fps) * 10, loop=0)
     return file.getvalue()
 
 
 def write_sheet(workdir: pathlib.Path, settings: Settings):
-    """The page of a run: its loss, and all samples that there are, a row for each step, the newest first."""
+    """Write the page of a run: a row of samples for each step, the newest first, and the loss."""
     prompts = settings.train.sample_prompts
     rows = []
     for folder in sorted((workdir / FOLDER).glob("[0-9]*"), key=lambda folder: -int(folder.name)):
@@ -118,7 +118,7 @@ def write_sheet(workdir: pathlib.Path, settings: Settings):
         clips = [
             Clip(path.with_suffix(".mp4"), path, prompt) for path, prompt in zip(previews, prompts, strict=True)
         ]
-        # Of a step whose samples were cut short, the others are shown.
+        # Samples of an interrupted step may be missing.
         rows.append((f"{int(folder.name):,}", [clip if clip.preview.exists() else None for clip in clips]))
     sections = [
         Section("Samples", "By step and prompt, with the same noise at every step.", [Sheet(prompts, rows)])
@@ -127,7 +127,7 @@ def write_sheet(workdir: pathlib.Path, settings: Settings):
     if metrics.exists() and metrics.stat().st_size:
         draw_loss_curves(workdir / "loss.png", {settings.objective: metrics})
         curve = Picture(workdir / "loss.png", "Loss over the updates.")
-        sections.append(Section("Loss", "Every logged value, and their course.", [curve]))
+        sections.append(Section("Loss", "All logged values, smoothed.", [curve]))
     write_page(
         workdir / PAGE,
         workdir.resolve().name,

@@ -1,0 +1,52 @@
+"""The training objectives by name, and what each one has to define."""
+
+from typing import Protocol
+
+from sora_jax.checkpoint.model_folder import autoencoder_folder, load_settings
+from sora_jax.config.schema import AutoencoderSettings, Settings
+from sora_jax.train.objectives.autoencoder import AutoencoderObjective
+from sora_jax.train.objectives.flow import FlowObjective
+
+
+class Objective(Protocol):
+    """What is trained: parameters, random draws and loss. Static and hashable.
+
+    Attributes:
+      axes: logical axes of a batch's leading dimensions.
+      unit: what throughput is counted in.
+    """
+
+    settings: Settings
+    axes: str
+    unit: str
+
+    def init(self, key) -> dict:
+        """New parameters, float32 nested dicts."""
+
+    def frozen_params(self) -> dict:
+        """Parameters that the loss needs and training does not change, read from files, on the current mesh."""
+
+    def place(self, batch):
+        """This process's batch (numpy) as global arrays."""
+
+    def work(self, batch) -> tuple[int, float]:
+        """(units, model FLOPs) of this process's batch; NaN where FLOPs are not counted."""
+
+    def draw(self, key, batch, step):
+        """All that the loss needs besides parameters and batch, random or a function of `step`; leading axis B."""
+
+    def loss(self, params: dict, frozen_params: dict, batch, drawn) -> tuple:
+        """(sum of the loss, its weight, further sums by name).
+
+        Deterministic, so that splitting the batch into micro-batches does not change the update.
+        """
+
+
+def make_objective(settings: Settings) -> Objective:
+    """The objective that `settings.objective` names."""
+    if settings.objective == "autoencoder":
+        return AutoencoderObjective(settings)
+    folder = settings.data.autoencoder
+    # The stored settings, not the config's: they hold the latents' statistics.
+    stored = load_settings(autoencoder_folder(folder), AutoencoderSettings) if folder else None
+    return FlowObjective(settings, stored)
