@@ -15,6 +15,7 @@ RENAMED = {
         "row_levels": "times_per_sequence",
     },
     "flow": {"echoes": "ghosts", "whole_times": "time_quantization"},
+    "sample": {"skip": "step_cache_threshold"},
 }
 
 

@@ -282,9 +282,9 @@ class SampleSettings(Group):
         0.0, "Lowest time at which steps are guided; the others cost half as much.", min=0, max=1
     )
     guidance_max: float = field(1.0, "Highest time at which steps are guided.", min=0, max=1)
-    skip: float = field(
+    step_cache_threshold: float = field(
         0.0,
-        "Reuse the last prediction while the accumulated relative change of the velocity is below this.",
+        "Reuse the last prediction while the accumulated relative change of the velocity is below this; 0: never.",
         min=0,
     )
     shift: float = field(0.0, "Shift of times towards noise; 0: by the size of the video.", min=0)

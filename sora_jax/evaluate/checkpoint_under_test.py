@@ -10,7 +10,7 @@ from sora_jax.checkpoint.model_folder import model_hash
 from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.config.load import to_json
 from sora_jax.config.schema import Settings
-from sora_jax.generate.pipeline import Generator, load_generator
+from sora_jax.generate.generator import Generator, load_generator
 
 
 @dataclasses.dataclass(frozen=True)

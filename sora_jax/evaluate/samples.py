@@ -24,8 +24,9 @@ from sora_jax.data.prepare.decode import count_frames, probe, read_frames
 from sora_jax.evaluate.benchmark import Options
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.suites.reconstruction import reconstruct
-from sora_jax.generate.pipeline import latent_shape, sample_latents
-from sora_jax.generate.request import Request
+from sora_jax.generate.generator import latent_shape
+from sora_jax.generate.pipeline import Noise, sample_latents
+from sora_jax.generate.request import Request, TaskInputs
 from sora_jax.generate.sample import sample
 from sora_jax.generate.writer import VideoWriter
 from sora_jax.models.autoencoder.streaming import decode_stream
@@ -101,7 +102,7 @@ def sample_by_command(
     prompt: str,
     path: pathlib.Path,
     cell: SampleSettings,
-    request: Request,
+    inputs: TaskInputs,
     *,
     seed: int,
     **options,
@@ -111,14 +112,10 @@ def sample_by_command(
         return
     sample(
         checkpoint.workdir,
-        [prompt],
+        Request((prompt,), inputs, seed, changes={"size": cell.size, "frames": cell.frames}),
         path,
-        changes={"size": cell.size, "frames": cell.frames},
-        negative_prompt="",
-        seed=seed,
         mesh=MeshSettings(**jax.sharding.get_mesh().shape),
         console=rich.console.Console(quiet=True),
-        request=request,
         generator=checkpoint.generator,
         **options,
     )
@@ -135,7 +132,7 @@ def _sampler(checkpoint, seed):
 
     def make(prompts, cell, first):
         generator, padded = checkpoint.generator, prompts + [prompts[-1]] * (_rows() - len(prompts))
-        latents = sample_latents(generator, padded, cell, seed=seed, first=first)
+        latents = sample_latents(generator, padded, cell, Noise(seed, first))
         for number in range(len(prompts)):
             made = decode_stream(generator.autoencoder_params, generator.autoencoder, latents[number])
             yield np.concatenate(list(made))

@@ -1,6 +1,6 @@
-"""Videos longer than a model sees at once: window after window, each given the end (or beginning) of the others.
+"""Videos longer than the model sees at once: window after window, each given the end (or beginning) of the others.
 
-Of what is finished only latents are kept, on disk: memory does not grow, and what was interrupted goes on.
+Finished windows are kept on disk as latents. So memory does not grow, and an interrupted command goes on.
 """
 
 import functools
@@ -14,36 +14,35 @@ import rich.console
 
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.core.storage import atomic_write
-from sora_jax.generate.conditioning_images import Given
-from sora_jax.generate.input_video import Footage
-from sora_jax.generate.tasks import Coder, beginning, ending, hold
+from sora_jax.generate.conditioning_images import ConditioningFrames
+from sora_jax.generate.input_video import InputVideo
+from sora_jax.generate.tasks import Coder, condition_on, first_frames, last_frames
 from sora_jax.models.autoencoder.streaming import decode_more, decode_stream
 
-CONTEXT = 1 / 3  # of a window's latents that the next one is given
+CONTEXT = 1 / 3  # share of a window's latent frames that the next one is given
 
-# (number of the window, share of the video at which it begins, what gives it what it is given, unfinished latents
-# after that) -> its latents
-Make = Callable[[int, float, Callable[[], Given | None], np.ndarray], np.ndarray]
+# (number of the window, share of the video at which it begins, a function that makes its conditioning, unfinished
+# latents after that) -> its latents
+SampleWindow = Callable[[int, float, Callable[[], ConditioningFrames | None], np.ndarray], np.ndarray]
 
 
-class Windows:
-    """The finished windows of a video, in a folder beside it until the video is there.
+class SavedWindows:
+    """The finished windows of a video, in a folder beside it until the video is complete.
 
     Args:
       out: the video's file.
-      made_of: all that the windows depend on; those of another wish are thrown away.
+      request: all that the windows depend on; those of another request are deleted.
     """
 
-    def __init__(self, out: pathlib.Path, made_of: Mapping, console: rich.console.Console):
+    def __init__(self, out: pathlib.Path, request: Mapping, console: rich.console.Console):
         self.folder = out.with_name(f"{out.name}.windows")
-        note, wanted = self.folder / "made_of.json", json.dumps(made_of, indent=1, sort_keys=True)
-        there = len(list(self.folder.glob("*.npy")))
+        note, wanted = self.folder / "request.json", json.dumps(request, indent=1, sort_keys=True)
+        saved = len(list(self.folder.glob("*.npy")))
         same = note.is_file() and note.read_text() == wanted
-        if there:
-            what = "going on after them" if same else "of another wish, thrown away"
-            console.print(
-                f"note: {self.folder}: {there} windows are there, {what}", highlight=False, soft_wrap=True
-            )
+        if saved:
+            fate = "going on after them" if same else "of another request, deleted"
+            told = f"note: {self.folder}: {saved} finished windows, {fate}"
+            console.print(told, highlight=False, soft_wrap=True)
 
         def prepare():
             if not same:
@@ -53,11 +52,11 @@ class Windows:
 
         run_on_first_host(prepare)
 
-    def get(self, number: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The latents of a window: as they were saved, or made and saved, whole or not at all."""
+    def get(self, number: int, sample: Callable[[], np.ndarray]) -> np.ndarray:
+        """The latents of a window: read from disk, or sampled and saved, whole or not at all."""
         path = self.folder / f"{number:05}.npy"
         if not path.is_file():
-            latents = make()
+            latents = sample()
 
             def write():
                 with atomic_write(path) as temporary:
@@ -70,94 +69,103 @@ class Windows:
         run_on_first_host(lambda: shutil.rmtree(self.folder))
 
 
-def context_of(latents: int) -> int:
+def context_frames(latents: int) -> int:
     """How many of a window's latent frames are given to the next window."""
     return max(1, round(latents * CONTEXT))
 
 
-def known_of(stride: int, window: int, given: Footage | None) -> int:
+def given_latents(stride: int, window: int, video: InputVideo | None) -> int:
     """How many latent frames of the first window of `forward` are given."""
-    context = context_of((window - 1) // stride + 1)
-    return 0 if given is None else min(context, (given.frames - 1) // stride + 1)
+    context = context_frames((window - 1) // stride + 1)
+    return 0 if video is None else min(context, (video.frames - 1) // stride + 1)
 
 
 def count(
-    stride: int, window: int, frames: int, given: Footage | None, *, backward: bool = False, ahead: int = 0
+    stride: int, window: int, frames: int, video: InputVideo | None, *, backward: bool = False, ahead: int = 0
 ) -> int:
-    """How many windows `forward` or `backward` makes; the arguments are theirs, stride: frames in a latent."""
+    """How many windows `forward` or `backward` samples; its arguments, and stride: frames in a latent frame."""
     n = (window - 1) // stride + 1
-    context = context_of(n)
+    context = context_frames(n)
     if backward:
-        return -(-frames // (1 + stride * (n - min(context, given.frames // stride) - 1)))
-    known = known_of(stride, window, given)
-    first = stride * (n - ahead - known) + (0 if known else 1 - stride)
+        return -(-frames // (1 + stride * (n - min(context, video.frames // stride) - 1)))
+    given = given_latents(stride, window, video)
+    first = stride * (n - ahead - given) + (0 if given else 1 - stride)
     return 1 + max(0, -(-(frames - first) // (stride * (n - ahead - context))))
 
 
 def forward(
-    coder: Coder, make: Make, window: int, frames: int, given: Footage | None = None, *, ahead: int = 0
+    coder: Coder,
+    sample: SampleWindow,
+    window: int,
+    frames: int,
+    video: InputVideo | None = None,
+    *,
+    ahead: int = 0,
 ) -> Iterator[np.ndarray]:
-    """A video, or what follows a given one and itself before it, chunk by chunk, [F, H, W, 3] uint8.
+    """A new video, or a given one and what follows it, chunk by chunk, [F, H, W, 3] uint8.
 
-    Each window is given the last frames, encoded anew to begin it as a video begins; the decoder goes on over all.
+    Each window begins with the last frames before it, encoded as the beginning of a video. One decoder goes over
+    all windows.
 
     Args:
       window: frames that the model sees at once; frames: new ones.
-      ahead: latents that a window leaves unfinished, for the next one to go on with.
+      ahead: latent frames that a window leaves unfinished, for the next one to go on with.
     """
     n = (window - 1) // coder.stride + 1
-    context = context_of(n)
+    context = context_frames(n)
     tail_frames, total = 1 + coder.stride * (context - 1), frames
-    past, tail = None, None
-    if given is not None:
-        for latent in coder.encoded(ending(coder, given)):
-            shown, past = decode_more(coder.params, coder.settings, latent[None], past)
-            yield shown
-        known = 1 + coder.stride * (known_of(coder.stride, window, given) - 1)
-        tail = np.stack(list(given.read(given.frames - known)))
-    number, rest = 0, np.zeros((0,), np.float32)
+    cache, tail = None, None
+    if video is not None:
+        for latent in coder.encoded(last_frames(coder, video)):
+            chunk, cache = decode_more(coder.params, coder.settings, latent[None], cache)
+            yield chunk
+        given = 1 + coder.stride * (given_latents(coder.stride, window, video) - 1)
+        tail = np.stack(list(video.read(video.frames - given)))
+    number, unfinished = 0, np.zeros((0,), np.float32)
     while frames > 0:
-        latents = make(number, 1 - frames / total, functools.partial(_prefix, coder, n, tail), rest)
-        latents, rest = latents[: n - ahead], latents[n - ahead :]
+        latents = sample(number, 1 - frames / total, functools.partial(_prefix, coder, n, tail), unfinished)
+        latents, unfinished = latents[: n - ahead], latents[n - ahead :]
         if tail is not None:
             latents = latents[(len(tail) - 1) // coder.stride + 1 :]
-        shown, past = decode_more(coder.params, coder.settings, latents, past)
-        tail = (shown if tail is None else np.concatenate([tail, shown]))[-tail_frames:]
-        yield shown[:frames]
-        frames -= len(shown)
+        chunk, cache = decode_more(coder.params, coder.settings, latents, cache)
+        tail = (chunk if tail is None else np.concatenate([tail, chunk]))[-tail_frames:]
+        yield chunk[:frames]
+        frames -= len(chunk)
         number += 1
 
 
 def _prefix(coder, n, tail):
-    return None if tail is None else hold(coder, n, {0: coder.encode(tail)})
+    return None if tail is None else condition_on(coder, n, {0: coder.encode(tail)})
 
 
-def backward(coder: Coder, make: Make, window: int, frames: int, given: Footage) -> Iterator[np.ndarray]:
-    """What comes before a given video, and itself after it, chunk by chunk, [F, H, W, 3] uint8.
+def backward(
+    coder: Coder, sample: SampleWindow, window: int, frames: int, video: InputVideo
+) -> Iterator[np.ndarray]:
+    """What comes before a given video, and the video, chunk by chunk, [F, H, W, 3] uint8.
 
-    The last window is made first; all are decoded when the first one is there, each as a video of its own.
+    The last window is sampled first. All are decoded when the first one is there, each as a video of its own.
     """
     n = (window - 1) // coder.stride + 1
-    context = min(context_of(n), given.frames // coder.stride)
-    head = np.stack(list(given.read(0, context * coder.stride)))
+    context = min(context_frames(n), video.frames // coder.stride)
+    head = np.stack(list(video.read(0, context * coder.stride)))
     number, left = 0, frames
     while left > 0:
         begins = max(0.0, (left - 1 - coder.stride * (n - context - 1)) / frames)
-        latents = make(number, begins, functools.partial(_suffix, coder, n, head), head[:0])
-        shown = coder.decode(latents[: n - context])
-        head = np.concatenate([shown, head])[: len(head)]
-        left -= len(shown)
+        latents = sample(number, begins, functools.partial(_suffix, coder, n, head), head[:0])
+        chunk = coder.decode(latents[: n - context])
+        head = np.concatenate([chunk, head])[: len(head)]
+        left -= len(chunk)
         number += 1
     skip = -left
     for i in reversed(range(number)):
-        latents = make(i, 0.0, lambda: None, head[:0])[: n - context]  # saved: it is not made again
-        for shown in decode_stream(coder.params, coder.settings, latents):
-            if skip < len(shown):
-                yield shown[skip:]
-            skip = max(0, skip - len(shown))
-    yield from decode_stream(coder.params, coder.settings, coder.encoded(beginning(coder, given)))
+        latents = sample(i, 0.0, lambda: None, head[:0])[: n - context]  # read from disk
+        for chunk in decode_stream(coder.params, coder.settings, latents):
+            if skip < len(chunk):
+                yield chunk[skip:]
+            skip = max(0, skip - len(chunk))
+    yield from decode_stream(coder.params, coder.settings, coder.encoded(first_frames(coder, video)))
 
 
 def _suffix(coder, n, head):
     later = coder.encode_later(head)[-(len(head) // coder.stride) :]
-    return hold(coder, n, {n - len(later): later})
+    return condition_on(coder, n, {n - len(later): later})

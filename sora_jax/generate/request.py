@@ -1,14 +1,15 @@
-"""What is asked of `sample` beside prompts: the task, what is given for it, and whether these belong together."""
+"""A request to `sample`: prompts, settings, and a task with the files that it is given."""
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
-from sora_jax.config.schema import Settings
+from sora_jax.config.schema import SampleSettings, Settings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.data.loader.conditioning_masks import conditioning_tasks
 
-LONGEST = 600.0  # seconds; more is a mistake
-# What each task must be given, and what it may be.
+MAX_SECONDS = 600.0  # of a video; more is a mistake
+# (the inputs that each task needs, those that it may have)
 TASKS = {
     "text": ((), ("seconds", "story", "rolling")),
     "image": ((), ("image", "last_image")),
@@ -22,16 +23,22 @@ TASKS = {
 }
 FLAGS = {"videos": "video", "keyframes": "keyframe", "last_image": "last-image"}
 DIRECTIONS = ("forward", "backward")
+STRENGTH = 0.6  # the default of an edit
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """A task and what it is given; the defaults are text to video.
+class TaskInputs:
+    """A task and its inputs; the defaults are text to video.
 
     task: of TASKS; "": `image` if there is a picture, else `text`.
-    keyframes: "SECONDS:FILE"; seconds: of what is made, None: as the model makes them; strength: share of the
-      solver's steps that an edit runs; story: prompts that take turns over a long video; rolling: a long video's
-      frames are finished one after the other; watermark: a text.
+    image, last_image: pictures that the video begins and ends with.
+    videos: given videos; keyframes: "SECONDS:FILE"; mask: a picture, white where an inpainting paints.
+    direction: of DIRECTIONS, of an extension.
+    seconds: length of the new part, in (0, 600]; None: as many frames as the model samples at once.
+    strength: share of the steps that an edit runs, in [0, 1]; None: STRENGTH.
+    story: prompts that take turns over a long video.
+    rolling: finish the latent frames of a long video one after the other.
+    watermark: a text on the video.
     """
 
     task: str = ""
@@ -53,15 +60,22 @@ class Request:
 
     @property
     def long(self) -> bool:
-        """Whether it is made window after window."""
+        """Whether the video is sampled window after window."""
         return self.name == "extend" or (self.name == "text" and self.seconds is not None)
 
     @property
     def backward(self) -> bool:
         return self.direction == "backward"
 
+    @property
+    def edit_strength(self) -> float:
+        """Share of the solver's steps that are run."""
+        if self.name != "edit":
+            return 1.0
+        return STRENGTH if self.strength is None else self.strength
+
     def described(self) -> dict:
-        """What of it was given, for the metadata of what is made."""
+        """The task and the inputs that were given, for the metadata of the video."""
         given = {"task": self.name}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -72,40 +86,68 @@ class Request:
         return given
 
 
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Videos to make: one for each prompt, all of one task.
+
+    prompts: texts; a long video with a story has one.
+    seed: of the noise; prompt number n has the seed's n-th noise.
+    changes: SampleSettings that differ from the checkpoint's own.
+    step_cache_file: with the measured velocity change, written if it is absent; None: beside the checkpoint.
+    asked: the prompts, or the story, before they were expanded; () if they were not.
+    """
+
+    prompts: tuple[str, ...]
+    inputs: TaskInputs = TaskInputs()
+    seed: int = 0
+    negative_prompt: str = ""
+    changes: Mapping = dataclasses.field(default_factory=dict)
+    step_cache_file: pathlib.Path | None = None
+    asked: tuple[str, ...] = ()
+
+    def settings(self, own: SampleSettings) -> SampleSettings:
+        """The checkpoint's own settings with the changes."""
+        return dataclasses.replace(own, **self.changes)
+
+
 def _is_given(value) -> bool:
     return value not in (None, "", ()) and value is not False  # a strength of 0 is given
 
 
-def check_request(request: Request):
-    """Raise InputError if the task is none, or what is given is too little, too much or out of its range."""
-    name = request.name
+def check_inputs(inputs: TaskInputs):
+    """Raise InputError for an unknown task, and for inputs that are missing, not the task's, or out of range."""
+    name = inputs.name
     if name not in TASKS:
         raise InputError(f"--task={name}: {did_you_mean(name, TASKS)}")
-    needed, taken = TASKS[name]
-    for field in dataclasses.fields(Request):
+    needed, optional = TASKS[name]
+    for field in dataclasses.fields(TaskInputs):
         key, flag = field.name, FLAGS.get(field.name, field.name)
-        given = _is_given(getattr(request, key))
+        given = _is_given(getattr(inputs, key))
         if key in needed and not given:
             raise InputError(f"--{flag}: is needed for --task={name}")
-        if given and key not in (*needed, *taken, "task", "watermark"):
+        if given and key not in (*needed, *optional, "task", "watermark"):
             others = ", ".join(task for task, keys in TASKS.items() if key in keys[0] + keys[1])
             raise InputError(f"--{flag}: --task={name} takes none; it is for {others}")
-    if name == "image" and not (request.image or request.last_image):
+    if name == "image" and not (inputs.image or inputs.last_image):
         raise InputError("--image: is needed for --task=image, or --last-image")
     for flag in ("story", "rolling"):
-        if getattr(request, flag) and not request.long:
+        if getattr(inputs, flag) and not inputs.long:
             raise InputError(f"--{flag}: is for a long video; name its length, --seconds")
-    if request.rolling and request.backward:
+    if inputs.rolling and inputs.backward:
         raise InputError("--rolling: goes forward; leave it out, or --direction=backward")
-    wanted = 2 if name == "connect" else 1
-    if request.videos and len(request.videos) != wanted:
-        raise InputError(f"--video: {len(request.videos)} are given, but --task={name} takes {wanted}")
-    if request.seconds is not None and not 0 < request.seconds <= LONGEST:
-        raise InputError(f"--seconds={request.seconds:g}: must be above 0 and at most {LONGEST:g}")
-    if request.strength is not None and not 0 <= request.strength <= 1:
-        raise InputError(f"--strength={request.strength:g}: must be from 0, the video itself, to 1, another one")
-    if request.direction and request.direction not in DIRECTIONS:
-        raise InputError(f"--direction={request.direction}: {did_you_mean(request.direction, DIRECTIONS)}")
+    _check_values(inputs)
+
+
+def _check_values(inputs):
+    count = 2 if inputs.name == "connect" else 1
+    if inputs.videos and len(inputs.videos) != count:
+        raise InputError(f"--video: {len(inputs.videos)} are given, but --task={inputs.name} takes {count}")
+    if inputs.seconds is not None and not 0 < inputs.seconds <= MAX_SECONDS:
+        raise InputError(f"--seconds={inputs.seconds:g}: must be above 0 and at most {MAX_SECONDS:g}")
+    if inputs.strength is not None and not 0 <= inputs.strength <= 1:
+        raise InputError(f"--strength={inputs.strength:g}: must be from 0, the video itself, to 1, another one")
+    if inputs.direction and inputs.direction not in DIRECTIONS:
+        raise InputError(f"--direction={inputs.direction}: {did_you_mean(inputs.direction, DIRECTIONS)}")
 
 
 def read_keyframe(text: str, fps: float) -> tuple[int, pathlib.Path]:
@@ -120,29 +162,32 @@ def read_keyframe(text: str, fps: float) -> tuple[int, pathlib.Path]:
     return number, pathlib.Path(name)
 
 
-def untrained_note(request: Request, settings: Settings) -> str:
-    """What to tell of a task that the model has not learned; "" if it has, or need not."""
-    name = request.name
+def untrained_note(inputs: TaskInputs, settings: Settings) -> str:
+    """What to print of a task that the model was not trained for; "" if it was, or need not be."""
+    name = inputs.name
     if settings.transformer.condition_channels and name == "image":
         return ""
-    kinds = {
-        "image": ("first_last" if request.image else "last_frame",)
-        if request.last_image
-        else ("first_frame", "prefix", "first_last"),
-        "keyframes": ("random_frames",),
-        "extend": ("suffix", "prefix_suffix") if request.backward else ("prefix", "prefix_suffix"),
-        "text": ("prefix", "prefix_suffix") if request.long else (),
-        "loop": ("prefix_suffix",) if request.videos else (),
-        "connect": ("prefix_suffix",),
-        "inpaint": ("inpaint",),
-        "outpaint": ("outpaint",),
-    }.get(name, ())
-    known = conditioning_tasks(settings.masks)
-    if request.rolling and not settings.masks.forcing:
-        return "--rolling: this model has not learned frames with a time each (config.masks.forcing is 0)"
-    if not kinds or set(kinds) & set(known):
+    if name == "image" and inputs.last_image:
+        useful = ("first_last" if inputs.image else "last_frame",)
+    else:
+        useful = {
+            "image": ("first_frame", "prefix", "first_last"),
+            "keyframes": ("random_frames",),
+            "extend": ("suffix" if inputs.backward else "prefix", "prefix_suffix"),
+            "text": ("prefix", "prefix_suffix") if inputs.long else (),
+            "loop": ("prefix_suffix",) if inputs.videos else (),
+            "connect": ("prefix_suffix",),
+            "inpaint": ("inpaint",),
+            "outpaint": ("outpaint",),
+        }.get(name, ())
+    trained = conditioning_tasks(settings.masks)
+    if inputs.rolling and not settings.masks.forcing:
+        return (
+            "--rolling: this model was not trained on frames with times of their own (config.masks.forcing is 0)"
+        )
+    if not useful or set(useful) & set(trained):
         return ""
     return (
-        f"--task={name}: this model has not learned to be given that (config.masks.{kinds[0]} is 0); "
-        f"it has learned {', '.join(known)}"
+        f"--task={name}: this model was not trained for it (config.masks.{useful[0]} is 0); "
+        f"it was trained for {', '.join(trained)}"
     )

@@ -1,122 +1,83 @@
-"""What each step of a run does, known before the first: which expert, how much guidance, or nothing at all.
-
-A step is skipped where the velocity has hardly moved since the model last ran: it goes on towards the data that
-were found then.
-How far it moves, from noise to video, is measured in one run that skips nothing, and kept in a small file.
-Source: Ma et al. 2025 (arXiv 2506.09045), MagCache. That measures the residual of the transformer's blocks, by the
-ratio of its magnitudes; here it is the velocity that a solver takes, guidance and all, by its whole change.
-"""
+"""The denoising schedule: the noise times of a run, and what each step does, known before the first step."""
 
 import dataclasses
-import json
 import math
-import pathlib
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.config.schema import SampleSettings, Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write, read_object
-
-FILE = "drift.json"  # in a workdir
-FIRST = 0.2  # of the steps, which are never skipped, as in arXiv 2506.09045: they decide what is to be seen
-
-
-@dataclasses.dataclass(frozen=True)
-class Drift:
-    """How far the velocity has moved by each time of a run, as a share of its own size.
-
-    times: falling; moved: rising from 0; step: updates that the parameters had had.
-    """
-
-    times: tuple[float, ...]
-    moved: tuple[float, ...]
-    step: int
-
-    def at(self, times: np.ndarray) -> np.ndarray:
-        """How far it has moved by these times, which may be of a run with other steps."""
-        return np.interp(-np.asarray(times), -np.asarray(self.times), self.moved)
+from sora_jax.core.patches import patch_grid
+from sora_jax.diffusion.flow import shift_of
+from sora_jax.diffusion.solvers import time_grid
+from sora_jax.generate.generator import Generator, latent_shape
+from sora_jax.generate.step_cache import ALWAYS_RUN
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step: by the expert of low noise or not, with this guidance; or skipped, towards the data before."""
+    """One step.
 
-    low: bool
+    low_noise: the model is the expert for low noise.
+    guidance: scale; 1: no guidance.
+    cached: the model does not run; the clean data of the last step are reused.
+    """
+
+    low_noise: bool
     guidance: float
-    skipped: bool
+    cached: bool
 
 
-def schedule(
-    settings: Settings,
-    sample: SampleSettings,
-    times: np.ndarray,
-    drift: Drift | None,
-    *,
-    low_guidance: float = 0.0,
-) -> list[Step]:
-    """The steps of a run from times[0] to times[-1].
+@dataclasses.dataclass(frozen=True)
+class DenoisingSchedule:
+    """times: falling to 0, [steps + 1] float32; steps: one from each time to the next."""
+
+    times: np.ndarray
+    steps: tuple[Step, ...]
+
+    @property
+    def cached(self) -> list[int]:
+        """Numbers of the steps that the step cache serves."""
+        return [i for i, step in enumerate(self.steps) if step.cached]
+
+
+def denoising_schedule(
+    generator: Generator, sample: SampleSettings, *, strength: float = 1.0
+) -> DenoisingSchedule:
+    """The schedule of a run.
 
     Args:
-      drift: None: it is not measured, so that no step may be skipped.
-      low_guidance: of the expert of low noise, which takes the times below flow.time_min.
-    Raises: InputError if steps are to be skipped without a drift.
+      strength: share of the steps that are run, the last ones, in (0, 1]; 1 begins with noise.
+    Raises: InputError for a video size that the model can't make, or a step cache whose change is not measured.
     """
-    if sample.skip and drift is None:
+    times = denoising_times(generator.settings, sample, strength)
+    return DenoisingSchedule(times, tuple(_steps(generator, sample, times)))
+
+
+def denoising_times(settings: Settings, sample: SampleSettings, strength: float) -> np.ndarray:
+    """Noise times from `strength` (before the shift) down to 0, [steps + 1] float32."""
+    grid = patch_grid(latent_shape(settings, sample), settings.transformer.patch)
+    shift = sample.shift or settings.flow.shift_scale * float(shift_of(int(np.prod(grid)), grid[0]))
+    quantization = settings.flow.time_quantization
+    end = min(1 / quantization, strength) if quantization else 0.0
+    return np.asarray(time_grid(max(1, round(sample.steps * strength)), shift, strength, end=end))
+
+
+def _steps(generator, sample, times):
+    threshold, change = sample.step_cache_threshold, generator.velocity_change
+    if threshold and change is None:
         raise InputError(
-            f"config.sample.skip={sample.skip:g}: how far this model's velocity moves has not been measured; "
-            f"`sora-jax sample` does so the first time"
+            f"config.sample.step_cache_threshold={threshold:g}: the velocity change of this model has not been "
+            f"measured; `sora-jax sample` measures it the first time"
         )
-    steps, count, ran = [], len(times) - 1, 0.0
-    moved = drift.at(times) if sample.skip else np.zeros(len(times))
+    changes = change.at(times) if threshold else np.zeros(len(times))
+    steps, always, last_run = [], math.ceil(ALWAYS_RUN * (len(times) - 1)), 0.0
     for i, t in enumerate(times[:-1]):
-        low = bool(t < settings.flow.time_min)
-        guidance = low_guidance if low else sample.guidance
+        low_noise = bool(t < generator.settings.flow.time_min)
+        guidance = generator.low_noise[1].sample.guidance if low_noise else sample.guidance
         guidance = guidance if sample.guidance_min <= t <= sample.guidance_max else 1.0
-        same = bool(steps) and (steps[-1].low, steps[-1].guidance) == (low, guidance)
-        skipped = bool(sample.skip) and same and i >= math.ceil(FIRST * count) and moved[i] - ran <= sample.skip
-        ran = ran if skipped else moved[i]
-        steps.append(Step(low, guidance, skipped))
+        same = bool(steps) and (steps[-1].low_noise, steps[-1].guidance) == (low_noise, guidance)
+        cached = bool(threshold) and same and i >= always and changes[i] - last_run <= threshold
+        last_run = last_run if cached else changes[i]
+        steps.append(Step(low_noise, guidance, bool(cached)))
     return steps
-
-
-class Meter:
-    """Measures a drift: called with the time and the velocity [B, N, P] of each step of a run that skips none."""
-
-    def __init__(self):
-        self.times, self.moved, self._last = [], [0.0], None
-
-    def __call__(self, t: float, velocity: jax.Array):
-        if self._last is not None:
-            self.moved.append(self.moved[-1] + float(_change(velocity, self._last)))
-        self.times.append(float(t))
-        self._last = velocity
-
-    def drift(self, step: int) -> Drift:
-        return Drift(tuple(self.times), tuple(self.moved), step)
-
-
-@jax.jit
-def _change(velocity, before):
-    """The size of the difference, as a share of that of the velocity; what is known has none."""
-    return jnp.sqrt(jnp.sum(jnp.square(velocity - before)) / jnp.sum(jnp.square(before)))
-
-
-def write_drift(path: pathlib.Path, drift: Drift):
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(drift), indent=1) + "\n")
-
-
-def read_drift(path: pathlib.Path) -> Drift:
-    """What `write_drift` wrote. Raises: InputError if it is not there, or is none."""
-    found = read_object(path)
-    try:
-        times, moved = (tuple(map(float, found[name])) for name in ("times", "moved"))
-        drift = Drift(times, moved, int(found["step"]))
-    except (KeyError, TypeError, ValueError):
-        times = moved = ()
-    if not times or len(times) != len(moved) or np.any(np.diff(times) >= 0) or np.any(np.diff(moved) < 0):
-        raise InputError(f"{path}: is no measured drift; remove it, and it is measured again")
-    return drift

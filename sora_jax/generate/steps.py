@@ -1,5 +1,6 @@
-"""The programs of a sampler: what runs on the mesh before its first step, and in each one."""
+"""The two compiled programs of sampling: `begin`, which runs once, and `solver_step`, which runs every step."""
 
+import dataclasses
 import functools
 import math
 
@@ -17,111 +18,129 @@ from sora_jax.diffusion.solvers import Solver
 from sora_jax.models.layers.params import bind
 from sora_jax.models.video_model import VideoModel
 
+GOLDEN_RATIO = 0.618  # of a loop, between the seams of two successive steps: the most even spread
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def begin(settings: Settings, solver: Solver, params: dict, batch: PatchBatch, key, first, time=1.0):
-    """What the steps of a solver need: rows in pairs for guidance, their text encoded, and its first state.
+
+@dataclasses.dataclass(frozen=True)
+class StepProgram:
+    """The static arguments of the programs: a new value compiles anew.
+
+    loop: latent frames of a looped video (see `on_loop`); 0: the video is no loop.
+    """
+
+    settings: Settings
+    solver: Solver
+    loop: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepInputs:
+    """The arrays that all steps of a run share.
+
+    pairs: the rows (conditional, unconditional) of each video, with noise in the place of patches.
+    conditioning_mask: True: given, so that no step moves it; [B, N] bool.
+    times: of the denoising schedule, falling; [steps + 1] float32.
+    """
+
+    pairs: PatchBatch
+    conditioning_mask: jax.Array
+    times: jax.Array
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def begin(program: StepProgram, params: dict, batch: PatchBatch, key, first, time=1.0):
+    """(rows in pairs for guidance with their text encoded, the solver's first state).
+
+    A model trained with and without conditioning frames has none in the unconditional rows (config.masks.guided).
+    Guidance then strengthens both; strengthened alone, the prompt would win over the frames.
 
     Args:
       batch: its text has two rows for each row of patches: the prompt and the negative prompt.
-    Returns: pairs, with noise in the place of patches; the state. A model that has learned with and without is
-      given nothing in the unconditional rows (config.masks.guided): guidance then strengthens what is given beside
-      the prompt, which would win over it otherwise (docs/tasks.md).
+      first: number of the first video; video n has the key's n-th noise, whatever else is in its batch.
+      time: the noise time of the first state, in (0, 1].
     """
+    settings, solver = program.settings, program.solver
     model = bind(VideoModel, settings, params)
     pairs = jax.tree.map(in_pairs, batch.replace(text=None, text_segment_ids=None))
     if settings.masks.guided and {"text"} < conditioning_tasks(settings.masks).keys():
         conditional = jax.reshard(jnp.arange(len(pairs.conditioning_mask)) % 2 == 0, spec("batch"))
         pairs = pairs.replace(conditioning_mask=pairs.conditioning_mask & conditional[:, None])
     pairs = model.embed_text(pairs.replace(text=batch.text, text_segment_ids=batch.text_segment_ids))
-    # One key a row: a video does not depend on what else is in its batch, or on the mesh.
     numbers = first + jnp.arange(len(batch.conditioning_mask))
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
     noise = jax.vmap(lambda key: jax.random.normal(key, batch.patches.shape[1:]))(keys)
-    # As the batch lies: its rows over the mesh, or all of them on every chip.
-    noise = jax.reshard(noise, jax.P(jax.typeof(batch.conditioning_mask).sharding.spec[0], RULES["tokens"], None))
+    rows = jax.typeof(batch.conditioning_mask).sharding.spec[0]
+    noise = jax.reshard(noise, jax.P(rows, RULES["tokens"], None))
     x = start_from(noise, batch, time=time, conditioning_time=settings.masks.noise)
     return pairs.replace(patches=in_pairs(noise)), solver.start(x, jax.vmap(jax.random.key_data)(keys))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="loop", donate_argnames="state")
-def solver_step(
-    settings: Settings,
-    solver: Solver,
-    params: dict,
-    pairs: PatchBatch,
-    conditioning_mask,
-    state,
-    times,
-    i,
-    guidance,
-    *,
-    loop: int = 0,
-    moving=None,
-):
-    """The state of the solver one step on, the velocity that it took, the last one if there are several, and the
-    data that this says.
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
+def solver_step(program: StepProgram, params: dict, inputs: StepInputs, state, i, guidance, moving=None):
+    """(the solver's next state, the velocity it used, the clean data that this velocity predicts).
+
+    A solver with several velocities a step returns the last one.
 
     Args:
-      pairs, state: as `begin` makes them first.
-      i: number of the step; or that of each frame of patches, [f], for a solver of SINGLE_STEP.
-      guidance: its scale, or each frame's; None: the conditional velocity alone, at half of the cost.
-      moving: which frames take the step, [f]; None: all that are not known.
-      ring: frames of patches of a video that is a ring (see `on_loop`); 0: it is none.
+      state: of the solver, donated.
+      i: number of the step, a scalar; or one for each latent frame, [f], with a solver of SINGLE_STEP.
+      guidance: scale, a scalar or [f]; None: the conditional velocity alone, at half the cost.
+      moving: the latent frames that take the step, [f] bool; None: all.
     """
+    settings, loop, conditioning_mask = program.settings, program.loop, inputs.conditioning_mask
     model = bind(VideoModel, settings, params)
-    rows = pairs if guidance is not None else jax.tree.map(first_of_pairs, pairs)
+    rows = inputs.pairs if guidance is not None else jax.tree.map(first_of_pairs, inputs.pairs)
     count = i.size
     if i.ndim:
         i, guidance, moving = (
-            None if v is None else _of_patches(v, conditioning_mask.shape[1]) for v in (i, guidance, moving)
+            None if v is None else _per_patch(v, conditioning_mask.shape[1]) for v in (i, guidance, moving)
         )
-    lacking = (
-        in_pairs(conditioning_mask) if guidance is not None else conditioning_mask
-    ) & ~rows.conditioning_mask
+    # Unconditional rows without conditioning frames have these frames at the noise time of all others.
+    noisy = (in_pairs(conditioning_mask) if guidance is not None else conditioning_mask) & ~rows.conditioning_mask
 
-    def velocity(x, t):
-        x = jnp.where(lacking[..., None], renoised(x, rows.patches, settings.masks.noise, t), x)
-        told = quantize_time(t, settings.flow)
+    def model_velocity(x, t):
+        x = jnp.where(noisy[..., None], renoised(x, rows.patches, settings.masks.noise, t), x)
+        time = quantize_time(t, settings.flow)
         frames = rows
-        if told.ndim:
-            told = told[:, :: told.shape[1] // count, 0]
+        if time.ndim:
+            time = time[:, :: time.shape[1] // count, 0]
             frames = rows.replace(time_index=1 + rows.positions[..., 0])
-        told = jnp.zeros_like(rows.segment_ids[:, :1], jnp.float32) + told
-        table, time_index = time_table(frames, told, conditioning_time=settings.masks.noise)
+        time = jnp.zeros_like(rows.segment_ids[:, :1], jnp.float32) + time
+        table, time_index = time_table(frames, time, conditioning_time=settings.masks.noise)
         return model.velocity(frames, x, table, time_index)
 
-    made = on_loop(velocity, loop, _turn(i, loop)) if loop else velocity
-    made = guided(made, guidance) if guidance is not None else made
-    found = []
+    velocity_fn = on_loop(model_velocity, loop, _loop_turn(i, loop)) if loop else model_velocity
+    velocity_fn = guided(velocity_fn, guidance) if guidance is not None else velocity_fn
+    used = []
 
-    def held(x, t):
-        velocity = freeze_conditioning(made, conditioning_mask)(x, t)
-        found.append((velocity, x - t * velocity))
+    def velocity(x, t):
+        velocity = freeze_conditioning(velocity_fn, conditioning_mask)(x, t)
+        used.append((velocity, x - t * velocity))
         return velocity
 
-    stays = conditioning_mask if moving is None else conditioning_mask | ~moving[..., 0]
-    return _stepped(solver, held, stays, state, times, i), *found[-1]
+    frozen = conditioning_mask if moving is None else conditioning_mask | ~moving[..., 0]
+    return _step(program.solver, velocity, frozen, state, inputs.times, i), *used[-1]
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
-def step_again(solver: Solver, data, conditioning_mask, state, times, i):
-    """The state of the solver one step on, by the data [B, N, P] that a step before found; no model runs."""
-    return _stepped(solver, lambda x, t: (x - data) / t, conditioning_mask, state, times, i)
+def cached_step(solver: Solver, data, conditioning_mask, state, times, i):
+    """The solver's next state, from the clean data [B, N, P] that an earlier step predicted; no model runs."""
+    return _step(solver, lambda x, t: (x - data) / t, conditioning_mask, state, times, i)
 
 
-def _stepped(solver, velocity, conditioning_mask, state, times, i):
-    """Known patches stay where they are, whatever the solver adds."""
-    x, *rest = solver.step(velocity, state, times, i)
-    return jnp.where(conditioning_mask[..., None], state[0], x), *rest
+def _step(solver, velocity_fn, frozen, state, times, i):
+    """The solver's next state; frozen patches stay where they are, whatever the solver adds."""
+    x, *rest = solver.step(velocity_fn, state, times, i)
+    return jnp.where(frozen[..., None], state[0], x), *rest
 
 
-def _of_patches(values, patches):
-    """What frames have, [f], for each of their patches, [1, N, 1]; the same on every chip."""
+def _per_patch(values, patches):
+    """Values of latent frames, [f], for each of their patches, [1, N, 1]; the same on every chip."""
     return jnp.repeat(values, patches // len(values), total_repeat_length=patches)[None, :, None]
 
 
-def _turn(i, frames):
-    """Of the ring in step i: every one in turn, each about a golden ratio of the ring from the one before."""
+def _loop_turn(i, frames):
+    """How far the loop is turned in step i, so that its seam lies between other frames in every step."""
     n = frames - 1
-    return i * next(k for k in range(round(0.618 * n), n + 1) if math.gcd(k, n) == 1) % n
+    return i * next(k for k in range(round(GOLDEN_RATIO * n), n + 1) if math.gcd(k, n) == 1) % n

@@ -16,8 +16,9 @@ from sora_jax.config.schema import LoraSettings, Settings
 from sora_jax.core.mesh import num_shards, spec
 from sora_jax.core.patches import PatchBatch, patch_grid
 from sora_jax.data.conditioning_frames import conditioning_frame_indices, image_token_capacity
-from sora_jax.generate.pipeline import SOLVERS, latent_shape
-from sora_jax.generate.steps import begin, solver_step
+from sora_jax.generate.generator import latent_shape
+from sora_jax.generate.pipeline import SOLVERS
+from sora_jax.generate.steps import StepInputs, StepProgram, begin, solver_step
 from sora_jax.interop.lpips import load_lpips
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.autoencoder.streaming import decode_next, encode_next
@@ -73,18 +74,15 @@ def sample(settings: Settings) -> Program:
     I = len(conditioning_frame_indices(settings.transformer, 1)) * settings.image.tokens
     batch = _rows(settings, rows, N, 2 * rows, text.max_tokens, I, jnp.float32, "batch")
     params = abstract_on_mesh(abstract_model(settings))
-    solver, number = SOLVERS[made.solver], jax.ShapeDtypeStruct((), jnp.int32)
+    program, number = StepProgram(settings, SOLVERS[made.solver]), jax.ShapeDtypeStruct((), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    pairs, state = abstract_on_mesh(
-        jax.eval_shape(functools.partial(begin, settings, solver), params, batch, key, number)
-    )
+    pairs, state = abstract_on_mesh(jax.eval_shape(functools.partial(begin, program), params, batch, key, number))
     times = jax.ShapeDtypeStruct((made.steps + 1,), jnp.float32)
+    inputs = StepInputs(pairs, batch.conditioning_mask, times)
     guidance = jax.ShapeDtypeStruct((), jnp.float32)
     return Program(
         "sample",
-        lambda: solver_step.lower(
-            settings, solver, params, pairs, batch.conditioning_mask, state, times, number, guidance
-        ),
+        lambda: solver_step.lower(program, params, inputs, state, number, guidance),
         {"weights": params, "autoencoder": abstract_autoencoder(settings), "batch": (pairs, state)},
         # With and without the prompt; Heun's second velocity is a part of the same step.
         (2 * rows * (2 if made.solver == "heun" else 1), N, text.max_tokens),

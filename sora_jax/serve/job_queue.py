@@ -21,7 +21,8 @@ from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.storage import atomic_write, content_hash
-from sora_jax.generate.pipeline import check_prompts, load_generator
+from sora_jax.generate.generator import load_generator
+from sora_jax.generate.pipeline import check_prompts
 from sora_jax.generate.request import Request, check_request
 from sora_jax.generate.sample import sample
 from sora_jax.generate.writer import read_metadata

@@ -11,7 +11,7 @@ import rich.console
 
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
-from sora_jax.generate.pipeline import read_run
+from sora_jax.generate.generator import read_run
 from sora_jax.serve.job_queue import Studio
 from sora_jax.serve.request_filter import LOCAL, Guard
 from sora_jax.serve.uploads import Limits

@@ -20,9 +20,10 @@ from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.evaluate.metrics.image_quality import psnr, ssim
-from sora_jax.generate.conditioning_images import video_size
-from sora_jax.generate.pipeline import load_generator, plan_steps, sample_latents
-from sora_jax.generate.schedule import Meter
+from sora_jax.generate.generator import load_generator, video_size
+from sora_jax.generate.pipeline import Noise, sample_latents
+from sora_jax.generate.schedule import denoising_schedule
+from sora_jax.generate.step_cache import VelocityMeter
 from sora_jax.models.autoencoder.streaming import decode_stream
 from sora_jax.worlds.shapes.detector import read_scene
 from sora_jax.worlds.shapes.prompt_suite import agreement, make_prompts
@@ -33,21 +34,25 @@ OPTIONS = {
     "no guidance": {"guidance": 1.0},
     "guidance at 0.3 to 0.9": {"guidance_min": 0.3, "guidance_max": 0.9},
     "guidance at 0.3 to 1": {"guidance_min": 0.3},
-    **{f"skip {share:g}": {"skip": share} for share in (0.05, 0.1, 0.15, 0.2, 0.3)},
-    "half of the steps": {"steps": 0.5},  # what skipping is to be better than
+    **{f"step cache {share:g}": {"step_cache_threshold": share} for share in (0.05, 0.1, 0.15, 0.2, 0.3)},
+    "half of the steps": {"steps": 0.5},  # what the step cache has to beat
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
-    "bfloat16, skip 0.1, guidance at 0.3 to 1": {"dtype": "bfloat16", "skip": 0.1, "guidance_min": 0.3},
+    "bfloat16, step cache 0.1, guidance at 0.3 to 1": {
+        "dtype": "bfloat16",
+        "step_cache_threshold": 0.1,
+        "guidance_min": 0.3,
+    },
 }
 
 
 def measure(generator, sample, prompts, seed):
     """(seconds of each, videos [F, H, W, 3] uint8)."""
-    sample_latents(generator, prompts[:1], sample, seed=seed)  # compiles
+    sample_latents(generator, prompts[:1], sample, Noise(seed))  # compiles
     seconds, videos = [], []
     for n, prompt in enumerate(prompts):
         start = time.perf_counter()
-        latents = sample_latents(generator, [prompt], sample, seed=seed, first=n)[0]
+        latents = sample_latents(generator, [prompt], sample, Noise(seed, n))[0]
         seconds.append(time.perf_counter() - start)
         frames = decode_stream(generator.autoencoder_params, generator.autoencoder, latents)
         videos.append(np.concatenate(list(frames)))
@@ -79,7 +84,9 @@ def main():
     asked = parser.parse_args()
     generators = {"": load_generator(asked.checkpoint)}
     own = generators[""].settings.sample
-    own = dataclasses.replace(own, skip=0.0, steps=asked.steps or own.steps, solver=asked.solver or own.solver)
+    own = dataclasses.replace(
+        own, step_cache_threshold=0.0, steps=asked.steps or own.steps, solver=asked.solver or own.solver
+    )
     if asked.prompts:
         prompts = asked.prompts.read_text().splitlines()[: asked.samples]
     else:
@@ -99,12 +106,12 @@ def main():
         if sample.dtype not in generators:
             generators[sample.dtype] = load_generator(asked.checkpoint, dtype=sample.dtype)
         generator = generators[sample.dtype]
-        if sample.skip:
-            meter = Meter()  # on a prompt that is none of the measured ones' noise
-            plain = dataclasses.replace(sample, skip=0.0)
-            sample_latents(generator, prompts[:1], plain, seed=asked.seed + 1, meter=meter)
-            generator = dataclasses.replace(generator, drift=meter.drift(generator.step))
-        runs = sum(not step.skipped for step in plan_steps(generator, sample)[1])
+        if sample.step_cache_threshold:
+            meter = VelocityMeter()  # on a prompt that is none of the measured ones' noise
+            plain = dataclasses.replace(sample, step_cache_threshold=0.0)
+            sample_latents(generator, prompts[:1], plain, Noise(asked.seed + 1), on_step=meter)
+            generator = dataclasses.replace(generator, velocity_change=meter.result(generator.step))
+        runs = sum(not step.cached for step in denoising_schedule(generator, sample).steps)
         seconds, videos = measure(generator, sample, prompts, asked.seed)
         median = statistics.median(seconds)
         first = first or (median, videos)

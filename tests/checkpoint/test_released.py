@@ -27,7 +27,7 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.diffusion.flow import time_table
 from sora_jax.evaluate.checkpoint_under_test import open_checkpoint
-from sora_jax.generate.pipeline import load_generator
+from sora_jax.generate.generator import load_generator
 from sora_jax.models.layers.params import bind, count_params
 from sora_jax.models.video_model import VideoModel
 from sora_jax.train.init_from import init_from

@@ -19,7 +19,8 @@ from sora_jax.data.conditioning_frames import (
     grey_except,
 )
 from sora_jax.data.prepare.decode import probe
-from sora_jax.generate.pipeline import load_generator, sample_latents
+from sora_jax.generate.generator import load_generator
+from sora_jax.generate.pipeline import sample_latents
 from sora_jax.generate.tasks import animate
 from sora_jax.generate.writer import read_metadata
 

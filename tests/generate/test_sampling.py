@@ -16,7 +16,8 @@ from sora_jax.diffusion.conditioning import renoised, start_from
 from sora_jax.diffusion.flow import shift_times
 from sora_jax.generate import pipeline
 from sora_jax.generate.conditioning_images import Given
-from sora_jax.generate.pipeline import Generator, rows_at_once, sample_latents
+from sora_jax.generate.generator import Generator
+from sora_jax.generate.pipeline import batch_size, sample_latents
 from sora_jax.generate.schedule import Drift, Meter, read_drift, schedule, write_drift
 from sora_jax.models.layers.params import init_params
 from sora_jax.models.video_model import VideoModel
@@ -128,7 +129,7 @@ def test_a_step_without_guidance_costs_half(alone):
 def test_the_halves_of_a_guided_step_run_on_chips_of_their_own(alone, tokenizer):
     _, plain = alone
     with jax.set_mesh(tiny.mesh_of(2)):
-        assert (rows_at_once(1, 3.0), rows_at_once(1, 1.0), rows_at_once(2, 3.0)) == (1, 2, 2)
+        assert (batch_size(1, 3.0), batch_size(1, 1.0), batch_size(2, 3.0)) == (1, 2, 2)
         seen, begin = [], pipeline.begin
 
         def spied(*args):

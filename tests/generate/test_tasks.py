@@ -21,7 +21,8 @@ from sora_jax.diffusion.flow import times_at
 from sora_jax.diffusion.solvers import time_grid, unipc
 from sora_jax.generate import long_videos as long
 from sora_jax.generate import tasks
-from sora_jax.generate.pipeline import SOLVERS, load_generator, open_batch, sample_latents
+from sora_jax.generate.generator import load_generator
+from sora_jax.generate.pipeline import SOLVERS, make_batch, sample_latents
 from sora_jax.generate.rolling import clock_of, roll
 from sora_jax.generate.steps import begin, solver_step
 from sora_jax.models.layers.params import abstract_params
@@ -341,7 +342,7 @@ def test_frames_at_the_same_step_are_a_window(generator, solver):
     """What is at a step of its own takes the step that it would take with all others."""
     settings, solver = generator.settings, SOLVERS[solver]
     sample = dataclasses.replace(settings.sample, guidance=2.0)
-    batch, grid, _ = open_batch(generator, ["a bird"], sample, "", None)
+    batch, grid, _ = make_batch(generator, ["a bird"], sample, "", None)
     times = time_grid(4, 2.0)
 
     def step(i, guidance, **options):

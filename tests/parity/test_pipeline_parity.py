@@ -28,7 +28,8 @@ from wan_published import SHIFT, write_published
 from sora_jax.cli.main import main
 from sora_jax.core.patches import patch_grid, patchify, unpatchify
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.generate.pipeline import latent_shape, load_generator, sample_latents
+from sora_jax.generate.generator import latent_shape, load_generator, with_guidance
+from sora_jax.generate.pipeline import Noise, sample_latents
 from sora_jax.generate.tasks import animate
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import bind
@@ -132,16 +133,17 @@ def test_frames_equal_diffusers_pipeline(tmp_path, case, boundary, width, images
         settings.sample, size=f"{width}x{HEIGHT}", frames=FRAMES, steps=STEPS, guidance=GUIDANCE
     )
     pictures = [picture(n, width) for n in range(images)]
+    conditioning = None
+    if pictures:
+        given = dict(zip((0, FRAMES - 1), pictures, strict=False))
+        conditioning = animate(generator, FRAMES, given).conditioning
     latents = sample_latents(
-        generator,
+        with_guidance(generator, LOW_GUIDANCE),
         PROMPTS,
         sample,
-        seed=SEED,
+        Noise(SEED),
         negative_prompt=NEGATIVE,
-        low_guidance=LOW_GUIDANCE,
-        given=animate(generator, FRAMES, dict(zip((0, FRAMES - 1), pictures, strict=False))).given
-        if pictures
-        else None,
+        conditioning=conditioning,
     )
 
     @jax.jit

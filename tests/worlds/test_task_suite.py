@@ -7,7 +7,7 @@ import pytest
 from test_tasks import write_run
 
 from sora_jax.cli.main import main
-from sora_jax.generate.request import Request
+from sora_jax.generate.request import TaskInputs
 from sora_jax.worlds.shapes.detector import read_paths
 from sora_jax.worlds.shapes.prompt_suite import SEED
 from sora_jax.worlds.shapes.renderer import render, sample_scene
@@ -26,7 +26,7 @@ def moving(frames, index=0):
 
 
 def trial_of(video, words, joins):
-    return Trial("extend", words, Request(), [video[:FRAMES]], range(FRAMES), joins=joins)
+    return Trial("extend", words, TaskInputs(), [video[:FRAMES]], range(FRAMES), joins=joins)
 
 
 def test_joins_of_the_truth_do_not_show():
@@ -50,7 +50,8 @@ def test_a_loop_is_joined_where_it_begins_again():
     video, words = moving(27)
     there_and_back = np.concatenate([video[:10], video[10:0:-1]])
     (once, closed) = (
-        measure_trial(Trial("loop", words, Request(), joins=(0,)), v, None, 16.0) for v in (video, there_and_back)
+        measure_trial(Trial("loop", words, TaskInputs(), joins=(0,)), v, None, 16.0)
+        for v in (video, there_and_back)
     )
     assert once["jump"] > 5 and closed["jump"] == pytest.approx(1.0, abs=0.2) and closed["given"] is None
 

@@ -17,7 +17,8 @@ from sora_jax.core.mesh import num_shards
 from sora_jax.core.patches import patch_grid
 from sora_jax.data.prepare.decode import probe, read_clip
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.generate.pipeline import Generator, check_prompts, latent_shape, retyped
+from sora_jax.generate.generator import Generator, latent_shape, with_dtype
+from sora_jax.generate.pipeline import check_prompts
 from sora_jax.generate.sample import write_videos
 from sora_jax.generate.writer import write_webp
 from sora_jax.interop.encoders import check_encoder, load_encoder
@@ -69,14 +70,14 @@ class SampleVideos:
             self._autoencoder = load_model(self.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
         train, sample = self.settings.train, self.settings.sample
         # The step cache needs measurements of a checkpoint; these weights have none.
-        sample = dataclasses.replace(sample, skip=0.0)
+        sample = dataclasses.replace(sample, step_cache_threshold=0.0)
         tokenizer = Tokenizer(self.workdir / "tokenizer.model")
         # The autoencoder that encodes in the step is no part of the VideoModel.
         frozen_params = {name: params for name, params in frozen_params.items() if name != "autoencoder"}
         if self.settings.data.embeddings:  # loaded for this call only: training has no memory for it
             frozen_params["text_encoder"] = load_encoder(self.settings.text)
         generator = Generator(self.settings, join(ema, frozen_params), *self._autoencoder, tokenizer, step)
-        generator = retyped(generator, sample.dtype)
+        generator = with_dtype(generator, sample.dtype)
         folder = self.workdir / FOLDER / str(step)
         paths = [folder / f"{n:03}.mp4" for n in range(len(train.sample_prompts))]
         for n in write_videos(

@@ -37,7 +37,8 @@ from sora_jax.data.prepare.decode import probe, read_clip
 from sora_jax.data.prepare.prepare import prepare
 from sora_jax.data.records.records import Records
 from sora_jax.evaluate.suites.reconstruction import measure_reconstruction
-from sora_jax.generate.pipeline import latent_shape
+from sora_jax.generate.generator import latent_shape
+from sora_jax.generate.request import Request
 from sora_jax.generate.sample import sample
 from sora_jax.generate.writer import write_webp
 from sora_jax.models.autoencoder.model import Autoencoder
@@ -210,16 +211,7 @@ def make_world(folder: pathlib.Path, console: rich.console.Console):
 
 def make_samples(checkpoint: pathlib.Path, out: pathlib.Path, console: rich.console.Console) -> list[Clip]:
     """A video for each prompt, as mp4 and animated WebP."""
-    paths = sample(
-        checkpoint,
-        list(PROMPTS),
-        out,
-        changes={},
-        negative_prompt="",
-        seed=0,
-        mesh=MeshSettings(),
-        console=console,
-    )
+    paths = sample(checkpoint, Request(tuple(PROMPTS)), out, mesh=MeshSettings(), console=console)
     clips = []
     for path, prompt in zip(paths, PROMPTS, strict=True):
         video = probe(path)

@@ -16,7 +16,7 @@ from sora_jax.evaluate.benchmark import Benchmark, Options, terminal_table
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.samples import captions_of, cells, digest, repeat_prompts, sample_by_command
 from sora_jax.evaluate.suites.temporal import STANDS, gradient
-from sora_jax.generate.request import Request, check_request
+from sora_jax.generate.request import TaskInputs, check_inputs
 from sora_jax.generate.writer import write_webp
 from sora_jax.report.figures import draw_contact_sheet, draw_courses
 from sora_jax.report.page import Clip, Gallery, Picture, Section, Table
@@ -75,7 +75,7 @@ def _as_asked(span, prompt, window, fps):
 def _check(checkpoint: CheckpointUnderTest, options: Options):
     if options.sampler:
         raise InputError("--suite=long: takes no other sampler: it is the verb `sample` that is measured")
-    check_request(Request(seconds=options.seconds))
+    check_inputs(TaskInputs(seconds=options.seconds))
     if checkpoint.settings.transformer.condition_channels:
         raise InputError(
             f"--suite=long: {checkpoint.workdir} takes pictures beside the noise, and makes no long video"
@@ -122,9 +122,9 @@ def _make(checkpoint, options, prompts, cell: SampleSettings, console) -> list[p
                 prompt,
                 path,
                 cell,
-                Request(seconds=options.seconds),
+                TaskInputs(seconds=options.seconds),
                 seed=options.seed + n,
-                tell=lambda done, total, n=n: bar.update(task, completed=n + done / total),
+                on_progress=lambda done, total, n=n: bar.update(task, completed=n + done / total),
             )
             bar.update(task, completed=n + 1)
     return paths

@@ -21,7 +21,7 @@ from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.samples import cells, digest, sample_by_command, size_of
 from sora_jax.evaluate.suites.reconstruction import BEST_PSNR
 from sora_jax.evaluate.suites.temporal import STANDS
-from sora_jax.generate.request import Request
+from sora_jax.generate.request import TaskInputs
 from sora_jax.generate.tasks import Coder, coder_of
 from sora_jax.generate.writer import VideoWriter
 from sora_jax.report.figures import draw_contact_sheet
@@ -42,7 +42,7 @@ MOVES = 0.1  # pixels a frame; what is slower stands
 class Trial:
     """One task on one scene.
 
-    prompt: what the video should show; request: with the files of what is given.
+    prompt: what the video should show; inputs: with the given files.
     given: frames, each part [F, H, W, 3] uint8 a video of its own; at: their numbers in the result; where: of its
       pixels those that were given, [H, W] bool, None: all. Given frames are as large, or have no others.
     joins: numbers of frames that follow on frames of another origin; 0: on the last one.
@@ -50,7 +50,7 @@ class Trial:
 
     name: str
     prompt: str
-    request: Request
+    inputs: TaskInputs
     given: Sequence[np.ndarray] = ()
     at: Sequence[int] = ()
     where: np.ndarray | None = None
@@ -80,38 +80,38 @@ def make_trials(number: int, cell: SampleSettings, coder: Coder, folder: pathlib
         files, frames = zip(*(pictures[n] for n in numbers), strict=True)
         if name == "keyframes":
             places = (f"{n / fps}:{file}" for n, file in zip(numbers, files, strict=True))
-            request = Request("keyframes", keyframes=tuple(places))
+            inputs = TaskInputs("keyframes", keyframes=tuple(places))
         else:
-            request = Request("image", **{"image" if n == 0 else "last_image": pictures[n][0] for n in numbers})
-        yield Trial(name, asked(F), request, frames, numbers)
+            inputs = TaskInputs("image", **{"image" if n == 0 else "last_image": pictures[n][0] for n in numbers})
+        yield Trial(name, asked(F), inputs, frames, numbers)
 
     before, later = truth[:F], truth[new : new + F]
     file = kept("before.mp4", before)
-    request = Request("extend", videos=(file,), seconds=new / fps)
-    yield Trial("extend forward", asked(F + new), request, [before], range(F), joins=(F,))
-    request = Request("extend", videos=(kept("later.mp4", later),), seconds=new / fps, direction="backward")
-    yield Trial("extend backward", asked(F + new), request, [later], range(new, new + F), joins=(new,))
+    inputs = TaskInputs("extend", videos=(file,), seconds=new / fps)
+    yield Trial("extend forward", asked(F + new), inputs, [before], range(F), joins=(F,))
+    inputs = TaskInputs("extend", videos=(kept("later.mp4", later),), seconds=new / fps, direction="backward")
+    yield Trial("extend backward", asked(F + new), inputs, [later], range(new, new + F), joins=(new,))
     after = truth[F + gap : 2 * F + gap]
-    request = Request("connect", videos=(file, kept("after.mp4", after)), seconds=gap / fps)
+    inputs = TaskInputs("connect", videos=(file, kept("after.mp4", after)), seconds=gap / fps)
     at = [*range(F), *range(F + gap, 2 * F + gap)]
-    yield Trial("connect", asked(2 * F + gap), request, [before, after], at, joins=(F, F + gap))
-    yield Trial("loop", asked(F - 1), Request("loop"), joins=(0,))
+    yield Trial("connect", asked(2 * F + gap), inputs, [before, after], at, joins=(F, F + gap))
+    yield Trial("loop", asked(F - 1), TaskInputs("loop"), joins=(0,))
 
     known = np.broadcast_to((np.arange(W) < W // 2) == number % 2, (H, W))
     mask = kept("mask.png", np.where(known[None, :, :, None], 0, np.full(3, 255)).astype(np.uint8))
-    request = Request("inpaint", videos=(file,), mask=mask)
-    yield Trial("inpaint", asked(F), request, [before], range(F), where=known)
+    inputs = TaskInputs("inpaint", videos=(file,), mask=mask)
+    yield Trial("inpaint", asked(F), inputs, [before], range(F), where=known)
     # As many whole patches at each side as make about a quarter of the picture.
     sides = (coder.settings.spatial_stride * p for p in coder.patch)
     y, x = (max(1, side // p // 4) * p for side, p in zip((H, W), sides, strict=True))
     known = np.zeros((H, W), bool)
     known[y : H - y, x : W - x] = True
     cut = before[:, y : H - y, x : W - x]
-    request = Request("outpaint", videos=(kept("cut.mp4", cut),))
-    yield Trial("outpaint", asked(F), request, [cut], range(F), where=known)
+    inputs = TaskInputs("outpaint", videos=(kept("cut.mp4", cut),))
+    yield Trial("outpaint", asked(F), inputs, [cut], range(F), where=known)
     for strength in STRENGTHS:
-        request = Request("edit", videos=(file,), strength=strength)
-        yield Trial(f"edit at {strength:g}", asked(F, other), request, [before], range(F))
+        inputs = TaskInputs("edit", videos=(file,), strength=strength)
+        yield Trial(f"edit at {strength:g}", asked(F, other), inputs, [before], range(F))
 
 
 def measure_trial(trial: Trial, made: np.ndarray, alone: np.ndarray | None, fps: float) -> dict:
@@ -187,7 +187,7 @@ def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict
                 for trial in make_trials(number, cell, coder, folder / f"{number:03}"):
                     path = folder / f"{number:03}" / trial.name.replace(",", "").replace(" ", "-") / "made.mp4"
                     seed = options.seed + number
-                    sample_by_command(checkpoint, trial.prompt, path, cell, trial.request, seed=seed)
+                    sample_by_command(checkpoint, trial.prompt, path, cell, trial.inputs, seed=seed)
                     results += _read(checkpoint.out, trial, path, coder, cell)
                 bar.advance(task)
     values: dict = {}

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.storage import atomic_write
-from sora_jax.generate.conditioning_images import video_size
-from sora_jax.generate.pipeline import load_generator, sample_latents
+from sora_jax.generate.generator import load_generator, video_size
+from sora_jax.generate.pipeline import Noise, sample_latents
 from sora_jax.models.autoencoder.streaming import decode_stream
 from sora_jax.report.figures import INK, PAPER, draw_contact_sheet
 from sora_jax.worlds.shapes.detector import read_scene
@@ -46,7 +46,7 @@ def measure(generator, sample, count):
     latents = [
         one
         for n, group in enumerate(groups)
-        for one in sample_latents(generator, group, sample, seed=0, first=n * AT_ONCE)
+        for one in sample_latents(generator, group, sample, Noise(0, n * AT_ONCE))
     ]
     coder = generator.autoencoder_params, generator.autoencoder
     videos = [np.concatenate(list(decode_stream(*coder, one))) for one in latents]
