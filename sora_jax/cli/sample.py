@@ -42,31 +42,35 @@ WATERMARK = Flag("watermark", "Text to write into the lower right corner of the 
 
 
 def run(values, console):
+    from sora_jax.generate.request import Request
     from sora_jax.generate.sample import sample
 
     story = story_of(values)
     chat.check_unused(values, "expand")
     chosen = {name: values[name].value for name in declarations(SampleSettings)}
+    request = Request(
+        tuple(story[:1] or prompts_of(values)),
+        task_inputs_of(values, story),
+        values.seed,
+        values.negative_prompt,
+        {name: value for name, value in chosen.items() if value is not None},
+        path_of(values, "step_cache_file"),
+    )
     sample(
         checkpoint_of(values),
-        story[:1] or prompts_of(values),
+        request,
         pathlib.Path(values.out),
-        changes={name: value for name, value in chosen.items() if value is not None},
-        negative_prompt=values.negative_prompt,
-        request=request_of(values, story),
-        drift=path_of(values, "drift"),
         expand=expansion_of(values, console) if values.expand else None,
-        seed=values.seed,
         mesh=mesh_of(values),
         console=console,
     )
 
 
-def request_of(values, story):
-    """The request that the flags of tasks and long videos make."""
-    from sora_jax.generate.request import Request
+def task_inputs_of(values, story):
+    """The task and the inputs that the flags name."""
+    from sora_jax.generate.request import TaskInputs
 
-    return Request(
+    return TaskInputs(
         task=values.task or "",
         image=path_of(values, "image"),
         last_image=path_of(values, "last_image"),
@@ -152,10 +156,11 @@ COMMAND = Command(
         "Sampling": (
             *_settings_flags("size", "frames", "fps", "steps", "solver", "guidance"),
             Flag("seed", "Seed of the noise: the same seed makes the same video.", int, 0),
-            *_settings_flags("guidance_min", "guidance_max", "shift", "skip"),
+            *_settings_flags("guidance_min", "guidance_max", "shift", "step_cache_threshold"),
             Flag(
-                "drift",
-                "File of measurements for --skip, made if it is absent; default: drift.json in the workdir.",
+                "step-cache-file",
+                "File with the measured change of the velocity, made if it is absent; default: "
+                "velocity_change.json in the workdir.",
             ),
         ),
         "Task": TASK,

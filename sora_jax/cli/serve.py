@@ -17,8 +17,7 @@ def run(values, console):
     serve(
         checkpoint_of(values),
         pathlib.Path(values.out),
-        host=values.host,
-        port=values.port,
+        address=(values.host, values.port),
         examples=lines_of(values, "prompts") if values.prompts else list(EXAMPLES),
         dtype=values.dtype,
         mesh=mesh_of(values),

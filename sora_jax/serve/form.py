@@ -1,4 +1,4 @@
-"""The form: its fields, the wish that they are, and how they were for a video that was made."""
+"""The form of the page: its fields, the request that they make, and their values for a finished video."""
 
 import dataclasses
 import pathlib
@@ -9,33 +9,58 @@ import gradio as gr
 from sora_jax.config.fields import declarations
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
-from sora_jax.generate.request import DIRECTIONS, TASKS, Request
-from sora_jax.generate.sample import STRENGTH
-from sora_jax.serve.job_queue import Wish
+from sora_jax.generate.request import DIRECTIONS, STRENGTH, TASKS, Request, TaskInputs
+from sora_jax.serve.job_queue import JobQueue
 from sora_jax.serve.uploads import admit
 
 KEYFRAMES = 3
 LOADED = ("dtype",)  # settings that the model was loaded with
+HEIGHT = 220  # pixels of a picture or video in the form
 
 
-def make_fields():
-    """The fields of tasks by their names; those that `text` does not take are hidden."""
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """The components of the form, by name.
 
-    def picture(label, key):
+    task, prompt: of every request; inputs: of its task; options: of every request, in the folded part; settings:
+    SampleSettings that may differ from the model's.
+    """
+
+    task: gr.Radio
+    prompt: gr.Textbox
+    inputs: dict[str, gr.components.Component]
+    options: dict[str, gr.components.Component]
+    settings: dict[str, gr.components.Component]
+
+    @property
+    def components(self) -> list:
+        """All of them, in the order in which Gradio passes their values."""
+        parts = self.inputs.values(), self.options.values(), self.settings.values()
+        return [self.task, self.prompt, *(component for part in parts for component in part)]
+
+    def read(self, values) -> dict:
+        """The values of the components, by name."""
+        names = ["task", "prompt", *self.inputs, *self.options, *self.settings]
+        return dict(zip(names, values, strict=True))
+
+
+def make_inputs() -> dict:
+    """The fields of task inputs by name; those that `text` does not take are hidden."""
+
+    def picture(label, name):
         return gr.Image(
             label=label,
             type="filepath",
             image_mode=None,
             sources=["upload"],
             visible=False,
-            height=220,
-            elem_id=key,
+            height=HEIGHT,
+            elem_id=name,
         )
 
-    def video(label, key):
-        return gr.Video(
-            label=label, sources=["upload"], include_audio=True, loop=True, visible=False, height=220, elem_id=key
-        )
+    def video(label, name):
+        options = {"include_audio": True, "loop": True, "visible": False}
+        return gr.Video(label=label, sources=["upload"], height=HEIGHT, elem_id=name, **options)
 
     fields = {}
     with gr.Row(elem_classes="asked"):
@@ -48,9 +73,9 @@ def make_fields():
             fields[f"time{n}"] = gr.Number(n * 0.5, label="At second", minimum=0, visible=False)
             fields[f"picture{n}"] = picture("Picture", f"picture{n}")
     fields["direction"] = gr.Radio(DIRECTIONS, value=DIRECTIONS[0], label="Direction", visible=False)
-    # No gr.Number: it turns an empty field into a 0.
+    # A gr.Number would turn an empty field into a 0.
     fields["seconds"] = gr.Textbox(
-        label="Seconds", info="How much is made; empty: as the model does", elem_id="seconds"
+        label="Seconds", info="Length of the new part; empty: as many frames as below", elem_id="seconds"
     )
     fields["strength"] = gr.Slider(0, 1, STRENGTH, label="Strength", visible=False)
     fields["story"] = gr.Textbox(
@@ -59,58 +84,56 @@ def make_fields():
     return fields
 
 
-def make_settings(defaults):
-    """What any task may be told, and the SampleSettings that may differ from the model's."""
-    changes = {}
+def make_settings(defaults: SampleSettings) -> tuple[dict, dict]:
+    """The options of every request, and the SampleSettings, by name."""
+    settings = {}
     with gr.Accordion("Settings", open=False):
         with gr.Row():
-            seed = gr.Textbox(label="Seed", info="Empty: another one each time", elem_id="seed")
-            negative = gr.Textbox(label="Negative prompt", info="What to keep away from")
-            watermark = gr.Textbox(label="Watermark", info="A text in the corner")
+            options = {
+                "seed": gr.Textbox(label="Seed", info="Empty: another one each time", elem_id="seed"),
+                "negative_prompt": gr.Textbox(label="Negative prompt", info="What the video should not show"),
+                "watermark": gr.Textbox(label="Watermark", info="A text in the corner"),
+            }
         with gr.Row():
-            for field in dataclasses.fields(SampleSettings):
-                if field.name in LOADED:
+            for name, declared in declarations(SampleSettings).items():
+                if name in LOADED:
                     continue
-                told = {
-                    "label": field.name.replace("_", " ").capitalize(),
-                    "info": declarations(SampleSettings)[field.name].meaning,
-                    "min_width": 130,
-                }
-                value = getattr(defaults, field.name)
-                if field.type is str:
-                    changes[field.name] = gr.Textbox(value, elem_id=field.name, **told)
-                else:
-                    whole = {"precision": 0} if field.type is int else {}
-                    changes[field.name] = gr.Number(value, elem_id=field.name, **whole, **told)
-    return seed, negative, watermark, changes
+                value = getattr(defaults, name)
+                about = {"label": name.replace("_", " ").capitalize(), "info": declared.meaning}
+                field = gr.Textbox if isinstance(value, str) else gr.Number
+                whole = {"precision": 0} if isinstance(value, int) else {}
+                settings[name] = field(value, elem_id=name, min_width=130, **about, **whole)
+    return options, settings
 
 
-def taken(task):
-    return {key for keys in TASKS[task] for key in keys} | ({"second"} if task == "connect" else set())
+def names_of(task: str) -> set[str]:
+    """The names in TaskInputs of a task's inputs, and `second` for a second video."""
+    return {name for names in TASKS[task] for name in names} | ({"second"} if task == "connect" else set())
 
 
-def field_of(key):
-    """The name in TASKS of what a field of the form is a part of."""
-    return {
-        "video": "videos",
-        **{f"{part}{n}": "keyframes" for part in ("time", "picture") for n in range(KEYFRAMES)},
-    }.get(key, key)
+def input_of(field: str) -> str:
+    """The name in TaskInputs of what a field of the form is a part of."""
+    if field.startswith(("time", "picture")):
+        return "keyframes"
+    return "videos" if field == "video" else field
 
 
-def read_wish(studio, uploads, listed, changed, values):
-    """What the form asks for; fields that its task does not take are left out, though they may be filled."""
-    task, prompt, negative, seed, watermark, *rest = values
-    given = {key: value for key, value in zip(listed, rest, strict=False) if field_of(key) in taken(task)}
+def read_request(queue: JobQueue, uploads: pathlib.Path, form: Form, values) -> Request:
+    """The request that the form's values make; fields of other tasks are left out.
 
-    def file(key):
-        if not given.get(key):
-            return None
-        return studio.keep(admit(given[key], uploads, studio.limits))
+    Raises: InputError for an upload that is refused, or text that is no number.
+    """
+    values = form.read(values)
+    taken = names_of(values["task"])
+    given = {name: values[name] for name in form.inputs if input_of(name) in taken}
+
+    def file(name):
+        return queue.keep(admit(given[name], uploads, queue.limits)) if given.get(name) else None
 
     pictures = [(given[f"time{n}"] or 0, file(f"picture{n}")) for n in range(KEYFRAMES) if f"time{n}" in given]
     story = tuple(line.strip() for line in (given.get("story") or "").splitlines() if line.strip())
-    request = Request(
-        task=task,
+    inputs = TaskInputs(
+        task=values["task"],
         image=file("image"),
         last_image=file("last_image"),
         mask=file("mask"),
@@ -120,21 +143,21 @@ def read_wish(studio, uploads, listed, changed, values):
         seconds=read_number("seconds", given.get("seconds"), float),
         strength=given.get("strength"),
         story=story,
-        watermark=watermark or "",
+        watermark=values["watermark"] or "",
     )
     changes = {}
-    for key, value in zip(changed, rest[len(listed) :], strict=True):
-        kind = type(getattr(studio.defaults, key))
-        if value not in (None, "") and kind(value) != getattr(studio.defaults, key):
-            changes[key] = kind(value)
-    prompt = prompt.strip() or (story[0] if story else "")
-    number = read_number("seed", seed, int)
-    seed = random.randrange(2**31) if number is None else number
-    return Wish(prompt, request, seed, negative or "", changes)
+    for name in form.settings:
+        own, value = getattr(queue.defaults, name), values[name]
+        if value not in (None, "") and type(own)(value) != own:
+            changes[name] = type(own)(value)
+    prompt = values["prompt"].strip() or (story[0] if story else "")
+    seed = read_number("seed", values["seed"], int)
+    seed = random.randrange(2**31) if seed is None else seed
+    return Request((prompt,), inputs, seed, values["negative_prompt"] or "", changes)
 
 
-def read_number(name, text, kind):
-    """What a field says, None if it is empty. Raises: InputError if it is no number."""
+def read_number(name: str, text: str | None, kind: type):
+    """The number in a field, None if it is empty. Raises: InputError if it is no number."""
     if not (text or "").strip():
         return None
     try:
@@ -143,8 +166,8 @@ def read_number(name, text, kind):
         raise InputError(f"--{name}={text}: is no {'whole ' if kind is int else ''}number") from None
 
 
-def fill(studio, listed, changed, metadata):
-    """The form as it was for a video that was made; in the order of its values."""
+def form_values(queue: JobQueue, form: Form, metadata: dict) -> list:
+    """The values of the form's components for a video with this metadata, in the order of `components`."""
     videos = metadata.get("videos", [])
     saved = {
         **metadata,
@@ -155,14 +178,14 @@ def fill(studio, listed, changed, metadata):
     for n, text in enumerate(metadata.get("keyframes", [])):
         time, _, path = text.partition(":")
         saved |= {f"time{n}": float(time), f"picture{n}": path}
-    inputs = (studio.out / "inputs").resolve()
+    inputs = (queue.out / "inputs").resolve()
     fields = []
-    for key in listed:
-        value = saved.get(key)
-        if isinstance(value, str) and key not in ("direction", "story"):
-            # The file says it, so it is looked at: only what was given here is given again.
+    for name in form.inputs:
+        value = saved.get(name)
+        if isinstance(value, str) and name not in ("direction", "story"):
+            # The name comes from the file: only a file that was uploaded here is used again.
             path = pathlib.Path(value).resolve()
             value = str(path) if path.is_relative_to(inputs) and path.is_file() else None
-        fields.append(gr.skip() if value is None and key in ("direction", "strength") else value)
-    words = [metadata.get(key) for key in ("task", "prompt", "negative_prompt", "seed", "watermark")]
-    return [*words, *fields, *(metadata.get(key, getattr(studio.defaults, key)) for key in changed)]
+        fields.append(gr.skip() if value is None and name in ("direction", "strength") else value)
+    settings = [metadata.get(name, getattr(queue.defaults, name)) for name in form.settings]
+    return [metadata.get("task"), metadata.get("prompt"), *fields, *map(metadata.get, form.options), *settings]

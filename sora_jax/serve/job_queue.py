@@ -1,7 +1,7 @@
-"""One loaded model, a queue of wishes for it, and the folder of what was made; no web page in here.
+"""One loaded model, a queue of requests for it, and the folder of finished videos; no web page in here.
 
-A wish is what `sora-jax sample` is told, and `generate.sample.sample` makes it, one at a time in one thread, so
-that programs compiled for one are there for the next of the same shape.
+`generate.sample.sample` serves one request at a time in one thread, so programs that were compiled for a request
+serve the next one of the same shape.
 """
 
 import collections
@@ -16,51 +16,41 @@ import traceback
 import jax
 import rich.console
 
-from sora_jax.config.load import parse_size
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.storage import atomic_write, content_hash
-from sora_jax.generate.generator import load_generator
+from sora_jax.generate.generator import load_generator, video_size
 from sora_jax.generate.pipeline import check_prompts
-from sora_jax.generate.request import Request, check_request
+from sora_jax.generate.request import Request, check_inputs
 from sora_jax.generate.sample import sample
 from sora_jax.generate.writer import read_metadata
 from sora_jax.serve.uploads import Limits
 
-WAITING = 20  # wishes that may wait; more are refused
-MOST_STEPS = 1000
+MAX_WAITING = 20  # requests in the queue
+MAX_STEPS = 1000  # of the solver
 
 
 class Stopped(Exception):
-    """The one who wished for it wants it no more."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Wish:
-    """What is asked for; changes: SampleSettings that differ from the model's own."""
-
-    prompt: str
-    request: Request
-    seed: int = 0
-    negative_prompt: str = ""
-    changes: dict = dataclasses.field(default_factory=dict)
+    """The job was cancelled."""
 
 
 @dataclasses.dataclass
 class Job:
-    """A wish on its way.
+    """A request on its way to the file `out`.
 
-    state: waiting, running, made, failed or stopped; told: why it failed, in one line.
-    done, total: steps of the solver; notes: what was done to what it is given.
+    state: waiting, running, made, failed or stopped; error: why it failed, in one line.
+    done, total: steps of the solver.
+    notes: what was done to the inputs.
+    seconds: how long it ran.
     """
 
-    wish: Wish
+    request: Request
     out: pathlib.Path
     state: str = "waiting"
     done: int = 0
     total: int = 0
-    told: str = ""
+    error: str = ""
     notes: list[str] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
@@ -70,13 +60,13 @@ class Job:
         return self.state in ("made", "failed", "stopped")
 
 
-class Studio:
-    """A model that makes wishes come true one after another, and remembers what it made.
+class JobQueue:
+    """A model that serves requests one after the other, and knows the videos that it made.
 
     Args:
       checkpoint: workdir of a training run; it is read once.
-      out: folder for videos and, below it, for copies of what they were given.
-      dtype: to compute in, for all wishes; "": as the checkpoint says.
+      out: folder for videos and, below it, for copies of their inputs.
+      dtype: to compute in, for all requests; "": as the checkpoint says.
     Raises: InputError as `sample` does for a checkpoint that can't be used.
     """
 
@@ -96,94 +86,94 @@ class Studio:
             self.generator = load_generator(checkpoint, dtype=dtype or None)
         self._loaded = {"dtype": dtype} if dtype else {}
         self.defaults = self.generator.settings.sample
-        self._jobs: collections.deque[Job] = collections.deque()
-        self._now: Job | None = None
+        self._waiting: collections.deque[Job] = collections.deque()
+        self._running: Job | None = None
         self._change = threading.Condition()
-        self._known: dict[tuple[str, int], dict] = {}
-        threading.Thread(target=self._work, daemon=True, name="studio").start()
+        self._metadata: dict[tuple[str, int], dict] = {}
+        threading.Thread(target=self._work, daemon=True, name="job queue").start()
 
-    def submit(self, wish: Wish) -> Job:
-        """Put a wish into the queue. Raises: InputError for one that can't be made, or if too many wait."""
-        self.check(wish)
+    def submit(self, request: Request) -> Job:
+        """The job of a new request. Raises: InputError for one that can't be served, or if too many wait."""
+        self.check(request)
         with self._change:
-            if len(self._jobs) >= WAITING:
-                raise InputError(f"{WAITING} wishes are waiting already; try again when some are made")
-            job = Job(wish, self._free_name(wish))
-            self._jobs.append(job)
+            if len(self._waiting) >= MAX_WAITING:
+                raise InputError(f"{MAX_WAITING} requests are waiting already; try again when some are served")
+            job = Job(request, self._free_name(request))
+            self._waiting.append(job)
             self._change.notify_all()
         return job
 
-    def check(self, wish: Wish):
-        """Raise InputError for what can be seen to be wrong without making it."""
-        check_prompts([wish.prompt, *wish.request.story], wish.negative_prompt)
-        check_request(wish.request)
-        settings = dataclasses.replace(self.defaults, **wish.changes)
-        size = parse_size(settings.size, "--size")
-        height, width = (size, size) if isinstance(size, int) else size
+    def check(self, request: Request):
+        """Raise InputError for a request that is wrong or over the limits, as far as it shows before it runs."""
+        check_prompts([*request.prompts, *request.inputs.story], request.negative_prompt)
+        check_inputs(request.inputs)
+        settings = request.settings(self.defaults)
+        height, width = video_size(settings)
         if width * height > self.limits.pixels:
             raise InputError(f"--size={settings.size}: at most {self.limits.pixels:,} pixels are made here")
         if settings.frames > self.limits.frames:
             raise InputError(f"--frames={settings.frames}: at most {self.limits.frames:,} at once are made here")
-        if settings.steps > MOST_STEPS:
-            raise InputError(f"--steps={settings.steps}: at most {MOST_STEPS:,} are taken here")
+        if settings.steps > MAX_STEPS:
+            raise InputError(f"--steps={settings.steps}: at most {MAX_STEPS:,} are taken here")
 
     def stop(self, job: Job):
-        """Make no more of it: one that waits is forgotten, one that is being made ends after its present step."""
+        """Cancel a job: it leaves the queue, or ends after its present step."""
         job.stop.set()
         with self._change:
-            if job in self._jobs:
-                self._jobs.remove(job)
+            if job in self._waiting:
+                self._waiting.remove(job)
                 job.state = "stopped"
             self._change.notify_all()
 
     def ahead(self, job: Job) -> int:
-        """How many are made before it."""
+        """How many jobs run before this one."""
         with self._change:
-            return (self._jobs.index(job) if job in self._jobs else 0) + (self._now not in (None, job))
+            waiting = self._waiting.index(job) if job in self._waiting else 0
+            return waiting + (self._running not in (None, job))
 
     def latest(self) -> Job | None:
-        """The wish that is being made or, if there is none, the next one."""
+        """The running job or, if there is none, the next one."""
         with self._change:
-            return self._now or (self._jobs[0] if self._jobs else None)
+            return self._running or (self._waiting[0] if self._waiting else None)
 
     def wait(self, job: Job, seconds: float):
-        """Until something happened to any job, or so long."""
+        """Wait until any job has changed, at most so long."""
         with self._change:
             if not job.over:
                 self._change.wait(seconds)
 
     def keep(self, path: pathlib.Path) -> pathlib.Path:
-        """A copy of a given file that stays as long as what was made of it, named by its content."""
+        """A copy of an input that stays as long as the videos made from it, named by its content."""
         kept = self.out / "inputs" / f"{content_hash(path)}-{path.name}"
         if not kept.is_file():
             with atomic_write(kept) as temporary:
                 shutil.copyfile(path, temporary)
         return kept
 
-    def made(self) -> list[tuple[pathlib.Path, dict]]:
-        """The folder's videos, newest first, and what the files say of how they were made."""
+    def finished(self) -> list[tuple[pathlib.Path, dict]]:
+        """The folder's videos that sora_jax made, newest first, and their metadata."""
         found = []
         for path in self.out.glob("[!.]*.mp4"):
             key = (path.name, path.stat().st_mtime_ns)
-            if key not in self._known:
+            if key not in self._metadata:
                 try:
-                    self._known[key] = read_metadata(path)
+                    self._metadata[key] = read_metadata(path)
                 except InputError:
-                    self._known[key] = {}  # not of sora_jax: it is not shown
-            if self._known[key]:
-                found.append((key[1], path, self._known[key]))
+                    self._metadata[key] = {}
+            if self._metadata[key]:
+                found.append((key[1], path, self._metadata[key]))
         return [(path, metadata) for _, path, metadata in sorted(found, key=lambda item: item[0], reverse=True)]
 
     def find(self, name: str) -> tuple[pathlib.Path, dict]:
-        """One of `made`, by its file's name alone. Raises: InputError if it is none of them."""
-        for path, metadata in self.made():
+        """One of `finished`, by the name of its file. Raises: InputError if there is none."""
+        for path, metadata in self.finished():
             if path.name == name:
                 return path, metadata
         raise InputError(f"{name}: no such video here")
 
-    def _free_name(self, wish):
-        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{wish.request.name}-{wish.seed}"
-        taken = {job.out for job in self._jobs} | ({self._now.out} if self._now else set())
+    def _free_name(self, request):
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{request.inputs.name}-{request.seed}"
+        taken = {job.out for job in self._waiting} | ({self._running.out} if self._running else set())
         path, more = self.out / f"{stem}.mp4", 1
         while path.exists() or path in taken:
             more += 1
@@ -193,25 +183,24 @@ class Studio:
     def _work(self):
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._jobs)
-                job = self._now = self._jobs.popleft()
+                self._change.wait_for(lambda: self._waiting)
+                job = self._running = self._waiting.popleft()
                 job.state = "running"
                 self._change.notify_all()
             began = time.perf_counter()
-            state, told = self._make(job)
+            state, error = self._run(job)
             with self._change:
-                job.seconds, job.told = time.perf_counter() - began, told
-                job.state, self._now = state, None
+                job.seconds, job.error = time.perf_counter() - began, error
+                job.state, self._running = state, None
                 self._change.notify_all()
             line = f"{job.out}: {state} after {job.seconds:.1f} s"
-            self.console.print(f"{line}: {told}" if told else line, highlight=False, markup=False)
+            self.console.print(f"{line}: {error}" if error else line, highlight=False, markup=False)
 
-    def _make(self, job):
-        """How a job ended, and what is to tell of it."""
-        told = io.StringIO()
-        wish = job.wish
+    def _run(self, job) -> tuple[str, str]:
+        """(state, error) of a job that has ended."""
+        printed = io.StringIO()
 
-        def tell(done, total):
+        def on_progress(done, total):
             if job.stop.is_set():
                 raise Stopped
             with self._change:
@@ -221,26 +210,22 @@ class Studio:
         try:
             sample(
                 self.checkpoint,
-                [wish.prompt],
+                dataclasses.replace(job.request, changes={**job.request.changes, **self._loaded}),
                 job.out,
-                changes=wish.changes | self._loaded,
-                negative_prompt=wish.negative_prompt,
-                seed=wish.seed,
                 mesh=self.mesh,
-                console=rich.console.Console(file=told, width=10_000),
-                request=wish.request,
+                console=rich.console.Console(file=printed, width=10_000),
                 generator=self.generator,
-                tell=tell,
+                on_progress=on_progress,
             )
         except Stopped:
             return "stopped", ""
         except InputError as error:
             return "failed", str(error)
-        except Exception as error:  # a bug, or too little memory: this wish is lost, and not those that wait
+        except Exception as error:  # a bug, or too little memory: the jobs that wait are not lost
             traceback.print_exc()
             line = (str(error).splitlines() or [""])[0]
             return "failed", f"{type(error).__name__}: {line}; the terminal has more"
         finally:
             shutil.rmtree(job.out.with_name(f"{job.out.name}.windows"), ignore_errors=True)
-            job.notes = [line[6:] for line in told.getvalue().splitlines() if line.startswith("note: ")]
+            job.notes = [line[6:] for line in printed.getvalue().splitlines() if line.startswith("note: ")]
         return "made", ""

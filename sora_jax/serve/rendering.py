@@ -1,4 +1,4 @@
-"""What the page shows of jobs and of what was made, as HTML; whatever came from outside is escaped."""
+"""HTML of jobs and finished videos; text from outside is escaped."""
 
 import html
 import re
@@ -43,10 +43,10 @@ STYLE = """
 .about { width: 100%; font-size: 0.85em; } .about td { padding: 2px 8px 2px 0; overflow-wrap: anywhere; }
 .about td:first-child { opacity: 0.6; white-space: nowrap; }
 """
-# A file that the server would refuse is not sent at all.
+# Files that the server would refuse are not sent.
 UPLOADS = """<script>
 function refuse(event, files) {
-  const file = [...(files || [])].find(file => file.size > MOST);
+  const file = [...(files || [])].find(file => file.size > MAX_BYTES);
   if (!file) return;
   event.stopImmediatePropagation();
   event.preventDefault();
@@ -55,14 +55,14 @@ function refuse(event, files) {
   told.className = 'too-large';
   told.role = 'alert';
   const size = bytes => (bytes / 2 ** 20).toFixed(1).replace('.0', '');
-  told.textContent = `${file.name}: ${size(file.size)} MiB; at most ${size(MOST)} MiB are taken`;
+  told.textContent = `${file.name}: ${size(file.size)} MiB; at most ${size(MAX_BYTES)} MiB are taken`;
   document.body.append(told);
   setTimeout(() => told.remove(), 8000);
 }
 document.addEventListener('change', event => refuse(event, event.target.files), true);
 document.addEventListener('drop', event => refuse(event, event.dataTransfer.files), true);
 </script>"""
-# A card plays while it is pointed at; the name that is sent is looked up among what was made.
+# A card plays while it is pointed at; its name is looked up among the finished videos.
 CARDS = """
 const card = event => event.target.closest && event.target.closest('[data-name]');
 element.addEventListener('click', event => {
@@ -75,10 +75,10 @@ element.addEventListener('mouseout', event => { const c = card(event); if (c) c.
 
 
 def status_html(job, ahead):
-    """How far a job is, as HTML."""
-    seed = f"seed {job.wish.seed}"
+    """The progress of a job."""
+    seed = f"seed {job.request.seed}"
     if job.state == "failed":
-        return bad_html(job.told.replace(f"{job.out.parent}/", ""))
+        return error_html(job.error.replace(f"{job.out.parent}/", ""))
     if job.state == "stopped":
         return f'<p class="job-line">Cancelled after step {job.done}.</p>'
     if job.state == "waiting":
@@ -86,7 +86,7 @@ def status_html(job, ahead):
     if job.state == "made":
         line, share = f"Made in {job.seconds:.1f} s · {seed}", 1.0
     elif not job.total:
-        line, share = f"Reading what is given · {seed}", 0.0
+        line, share = f"Reading the inputs · {seed}", 0.0
     else:
         line, share = f"Step {job.done} of {job.total} · {seed}", job.done / job.total
     bar = f'<div class="job-bar"><div style="width:{100 * share:.1f}%"></div></div>'
@@ -97,18 +97,18 @@ def status_html(job, ahead):
     return f'<p class="job-line">{line}</p>{bar}{notes}'
 
 
-def bad_html(line):
+def error_html(line):
     return f'<p class="job-bad">{html.escape(line)}</p>'
 
 
 def about_html(metadata):
-    """How a video was made, as a table."""
+    """A video's metadata, as a table."""
     rows = []
     for key, value in metadata.items():
         if key in ("sora_jax", "number", "ai_generated") or value in ("", None):
             continue
         if key in ("image", "last_image", "mask", "videos", "keyframes"):
-            # Of "0.5:served/inputs/cat.png" the time stays.
+            # "0.5:served/inputs/cat.png" -> "0.5:cat.png"
             value = ", ".join(
                 re.sub(r"(^|:).*/", r"\1", item) for item in ([value] if isinstance(value, str) else value)
             )
@@ -117,9 +117,9 @@ def about_html(metadata):
     return f"<details><summary>How it was made</summary>{table}</details>"
 
 
-def cards_html(studio):
-    """The gallery, as HTML."""
-    made = studio.made()
+def cards_html(queue):
+    """The gallery."""
+    made = queue.finished()
     cards = []
     for path, metadata in made[:SHOWN]:
         url = html.escape(f"/gradio_api/file={urllib.parse.quote(str(path))}")

@@ -1,7 +1,7 @@
-"""What a request may ask of the server, whatever the page's own library would answer.
+"""A filter of HTTP requests before Gradio, which would serve more than this page needs.
 
-Requests from other sites, for other hosts, for the library's proxy and its download of addresses are refused, and
-every file that a request names must lie in the folder of uploads.
+Requests from other sites, for other hosts, and for Gradio's proxy and downloads are refused. Every file that a
+request names must lie in the folder of uploads.
 """
 
 import json
@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 LOCAL = ("localhost", "127.0.0.1", "::1")
 API = "/gradio_api"
 CLOSED = tuple(f"{API}/{name}" for name in ("proxy=", "run", "api", "call", "stream", "dev", "deep_link"))
-WORDS = 2**20  # bytes of a request that is no upload
-# Nothing is fetched from anywhere else, whatever the page or a prompt in it says.
+MAX_BODY = 2**20  # bytes of a request that is no upload, and of an upload's form around the file
+# Browsers fetch nothing from elsewhere, whatever the page or a prompt in it says.
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; "
     "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -20,18 +20,18 @@ POLICY = (
 )
 
 
-class Guard:
+class RequestFilter:
     """An ASGI application around another one.
 
     Args:
       uploads: the folder in which files that a request names must lie.
-      most: bytes of an upload.
-      host: that the server listens at; for one of this machine alone, requests for other names are refused, which
-        a page of another site could send after its name was made to mean this machine.
+      max_bytes: of an upload.
+      host: that the server listens at. At a local one, requests for other host names are refused: another site can
+        make its name mean this machine (DNS rebinding).
     """
 
-    def __init__(self, app, *, uploads: pathlib.Path, most: int, host: str):
-        self.app, self.uploads, self.most = app, uploads.resolve(), most
+    def __init__(self, app, *, uploads: pathlib.Path, max_bytes: int, host: str):
+        self.app, self.uploads, self.max_bytes = app, uploads.resolve(), max_bytes
         self.local = host in LOCAL
 
     async def __call__(self, scope, receive, send):
@@ -60,19 +60,19 @@ class Guard:
             return 404, "not here"
         length = headers.get("content-length", "")
         if scope["method"] == "POST" and not length.isdecimal():
-            return 411, "its length is to be named"
-        # A form's own words around the file.
-        if scope["method"] == "POST" and int(length) > (self.most + WORDS if _is_upload(path) else WORDS):
-            return 413, "larger than is taken here"
+            return 411, "a Content-Length is needed"
+        limit = MAX_BODY + (self.max_bytes if _is_upload(path) else 0)
+        if scope["method"] == "POST" and int(length) > limit:
+            return 413, "too large"
         return None
 
     async def _checked(self, receive):
-        """A `receive` that gives the body again, and why it is refused, or None."""
+        """(a `receive` that gives the body again; why it is refused, or None)."""
         body, more = b"", True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return receive, (400, "broken off")
+                return receive, (400, "cut off")
             body += message.get("body", b"")
             more = message.get("more_body", False)
 
@@ -84,12 +84,12 @@ class Guard:
         try:
             values = json.loads(body) if body else None
         except ValueError:
-            return again, (400, "no JSON")
-        if not all(map(self._may_be_named, _files(values))):
+            return again, (400, "not JSON")
+        if not all(map(self._is_allowed, _files(values))):
             return again, (403, "a file that was not uploaded here")
         return again, None
 
-    def _may_be_named(self, file):
+    def _is_allowed(self, file):
         path, url = file.get("path"), file.get("url")
         if isinstance(url, str) and url.startswith("data:"):
             return False
@@ -103,7 +103,7 @@ def _is_upload(path):
 
 
 def _files(value):
-    """Every object of a JSON value that names a file."""
+    """Every object in a JSON value that names a file."""
     if isinstance(value, dict):
         if "path" in value or "url" in value:
             yield value

@@ -1,4 +1,4 @@
-"""The verb `serve`: a page in the browser for a trained model."""
+"""The command `serve`: a page in the browser for a trained model."""
 
 import errno
 import importlib.util
@@ -12,8 +12,8 @@ import rich.console
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.generate.generator import read_run
-from sora_jax.serve.job_queue import Studio
-from sora_jax.serve.request_filter import LOCAL, Guard
+from sora_jax.serve.job_queue import JobQueue
+from sora_jax.serve.request_filter import LOCAL, RequestFilter
 from sora_jax.serve.uploads import Limits
 
 
@@ -21,8 +21,7 @@ def serve(
     checkpoint: pathlib.Path,
     out: pathlib.Path,
     *,
-    host: str,
-    port: int,
+    address: tuple[str, int],
     examples: list[str],
     mesh: MeshSettings,
     console: rich.console.Console,
@@ -33,21 +32,22 @@ def serve(
 
     Args:
       checkpoint: workdir of a training run.
-      out: folder for what is made.
-      host, port: where the server listens.
+      out: folder for videos and copies of their inputs.
+      address: (host, port) that the server listens at.
       examples: prompts to try.
       dtype: to compute in; "": as the checkpoint says.
-      limits: of what is uploaded; None: those of `Limits`.
-    Raises: InputError where Gradio is absent, the port is taken, or the checkpoint is none; before the parameters
-      are read.
+      limits: of uploads and videos; None: those of `Limits`.
+    Raises: InputError if Gradio is absent, the port is taken, or there is no checkpoint; before the parameters are
+      read.
     """
     if importlib.util.find_spec("gradio") is None:
         raise InputError("the page needs Gradio: pip install 'sora_jax[serve]'")
     read_run(checkpoint)
+    host, port = address
     listening = listen(host, port)
     limits = limits or Limits()
     with listening, tempfile.TemporaryDirectory(prefix="sora_jax_serve_") as uploads:
-        # Read when Gradio is imported: where uploads go, and that it asks nobody for news of itself.
+        # Gradio reads these when it is imported.
         os.environ |= {
             "GRADIO_TEMP_DIR": uploads,
             "GRADIO_ANALYTICS_ENABLED": "False",
@@ -56,27 +56,26 @@ def serve(
         }
         import uvicorn
 
-        from sora_jax.serve.page import page
+        from sora_jax.serve.app import make_app
 
         out.mkdir(parents=True, exist_ok=True)
-        studio = Studio(checkpoint, out.resolve(), mesh=mesh, limits=limits, console=console, dtype=dtype)
-        app = Guard(
-            page(studio, pathlib.Path(uploads), examples),
-            uploads=pathlib.Path(uploads),
-            most=limits.bytes,
-            host=host,
-        )
+        queue = JobQueue(checkpoint, out.resolve(), mesh=mesh, limits=limits, console=console, dtype=dtype)
+        folder = pathlib.Path(uploads)
+        app = make_app(queue, folder, examples)
+        app = RequestFilter(app, uploads=folder, max_bytes=limits.bytes, host=host)
         shown = f"[{host}]" if ":" in host else host
-        console.print(f"http://{shown}:{port}: the page; what is made lies in {out}", highlight=False)
+        console.print(f"http://{shown}:{port}: the page; videos lie in {out}", highlight=False)
         if host not in LOCAL:
-            console.print(f"note: whoever reaches {host} can use it: there are no passwords", highlight=False)
-        # What still streams to a browser is not waited for.
+            console.print(
+                f"note: everybody who reaches {host} can use it: there are no passwords", highlight=False
+            )
+        # The end does not wait for videos that stream to a browser.
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listening])
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound there. Raises: InputError if it can't be."""
+    """A socket that listens there. Raises: InputError if that can't be."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -1,4 +1,4 @@
-"""Files that a browser sent: how large they may be, and where they may lie."""
+"""Uploads: how large they may be, and where they must lie."""
 
 import dataclasses
 import pathlib
@@ -20,9 +20,9 @@ class Limits:
 
 
 def admit(path: str | pathlib.Path, folder: pathlib.Path, limits: Limits) -> pathlib.Path:
-    """The file, if it lies in the folder, is a video or picture, and is not too large.
+    """The file, if it lies in the folder, is a video or picture, and is within the limits.
 
-    Raises: InputError, which tells no more of the path than its name.
+    Raises: InputError, with no more of the path than its name.
     """
     path, folder = pathlib.Path(path).resolve(), folder.resolve()
     name = path.name
@@ -31,7 +31,7 @@ def admit(path: str | pathlib.Path, folder: pathlib.Path, limits: Limits) -> pat
     if (size := path.stat().st_size) > limits.bytes:
         raise InputError(f"{name}: {size / 2**20:.1f} MiB; at most {limits.bytes / 2**20:g} MiB are taken")
     try:
-        # A picture's header first: a small file may unfold into gigabytes.
+        # A picture's header first: a small file may decode into gigabytes.
         with warnings.catch_warnings(), Image.open(path) as picture:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             _check_pixels(name, *picture.size, limits)

@@ -20,7 +20,7 @@ from sora_jax.data.conditioning_frames import (
 )
 from sora_jax.data.prepare.decode import probe
 from sora_jax.generate.generator import load_generator
-from sora_jax.generate.pipeline import sample_latents
+from sora_jax.generate.pipeline import Noise, sample_latents
 from sora_jax.generate.tasks import animate
 from sora_jax.generate.writer import read_metadata
 
@@ -48,9 +48,9 @@ class Home:
         return main(["sample", f"--checkpoint={self.folder}/wan", *size, *flags])
 
 
-def given_of(generator, images):
-    """What 5 frames are given to begin (and end) with these."""
-    return animate(generator, 5, dict(zip((0, 4), images, strict=False))).given
+def conditioning_of(generator, images):
+    """The conditioning of 5 frames that begin (and end) with these."""
+    return animate(generator, 5, dict(zip((0, 4), images, strict=False))).conditioning
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -82,14 +82,14 @@ def test_the_picture_matters_and_the_mesh_does_not(home):
         images = [*images, blue] if home.case == "flf2v" else images
         with jax.set_mesh(tiny.mesh_of(**mesh)):
             generator = load_generator(home.folder / "wan", dtype="float32")
-            given = given_of(generator, images)
+            conditioning = conditioning_of(generator, images)
             prompts = ["a bird"] * int(np.prod([mesh.get(axis, 1) for axis in ("data", "fsdp")]))
-            latents.append(sample_latents(generator, prompts, sample, seed=4, given=given)[0])
+            latents.append(sample_latents(generator, prompts, sample, Noise(4), conditioning=conditioning)[0])
     assert np.abs(latents[0] - latents[2]).max() > 0.05
     np.testing.assert_allclose(latents[0], latents[1], atol=1e-3)
     if home.case == "ti2v":  # held, but for the rounding of the solver's sums
         with jax.set_mesh(tiny.mesh_of()):
-            first = given_of(load_generator(home.folder / "wan", dtype="float32"), [red]).latents[:1]
+            first = conditioning_of(load_generator(home.folder / "wan", dtype="float32"), [red]).latents[:1]
         np.testing.assert_allclose(latents[0][:1], first, atol=1e-5)
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import rich.console
+import rich.progress
 import tiny
 from PIL import Image
 from test_tasks import write_run
@@ -17,9 +18,9 @@ from sora_jax.cli.main import main
 from sora_jax.cli.sample import LONG, TASK, WATERMARK
 from sora_jax.data.prepare.decode import probe, read_clip, write_clip
 from sora_jax.generate import long_videos as long
-from sora_jax.generate import sample as verb
 from sora_jax.generate.provenance import marked, params_hash
-from sora_jax.generate.request import FLAGS, TASKS, Request
+from sora_jax.generate.request import FLAGS, TASKS, TaskInputs
+from sora_jax.generate.sampler import VideoSampler
 from sora_jax.generate.writer import read_metadata
 from sora_jax.worlds.shapes.renderer import render, sample_scene
 
@@ -87,9 +88,9 @@ def test_every_task_makes_a_video_and_says_what_was_done(home, capsys, case):
     if case == "connect":
         assert "tall.mp4: 64x80, scaled to cover 64x64" in told
     learned = name in ("text", "edit", "loop") and "--video=tall.mp4" not in flags
-    assert ("has not learned to be given that" in told) != learned
+    assert ("was not trained for it" in told) != learned
     if not learned:
-        assert "it has learned nothing, first" in told
+        assert "it was trained for text, first_frame" in told
     manifest = json.loads((home / "out.c2pa.json").read_text())
     labels = {item["label"]: item["data"] for item in manifest["assertions"]}
     assert labels["sora_jax.generation"]["task"] == name
@@ -106,43 +107,48 @@ def test_an_interrupted_minute_goes_on_at_its_last_window_bit_for_bit(home, caps
     flags = ["--task=text", "--seconds=1.5", "--story=story.txt", "--solver=heun", *more]
     (home / "part.mp4").unlink(missing_ok=True)
     assert make(*flags, out="whole.mp4") == 0
-    made, call = [], verb.Maker.__call__
+    made, latents = [], VideoSampler.latents
 
-    def counted(maker, prompts, *args, window=0, **kwargs):
+    def counted(sampler, prompts, *args, window=0, **kwargs):
         if window == 2 and stop:
             raise KeyboardInterrupt
         made.append((window, prompts[0]))
-        return call(maker, prompts, *args, window=window, **kwargs)
+        return latents(sampler, prompts, *args, window=window, **kwargs)
 
-    monkeypatch.setattr(verb.Maker, "__call__", counted)
+    monkeypatch.setattr(VideoSampler, "latents", counted)
     stop = True
     assert make(*flags, out="part.mp4") == 130
     assert made == [(0, "a bird"), (1, "a bird")] and not (home / "part.mp4").exists()
     assert len(list((home / "part.mp4.windows").glob("*.npy"))) == 2
     stop = False
     assert make(*flags, out="part.mp4") == 0
-    assert "2 windows are there, going on after them" in "".join(capsys.readouterr())
+    assert "2 finished windows, going on after them" in "".join(capsys.readouterr())
     assert [number for number, _ in made] == list(range(windows)) and made[-1][1] == "a rabbit"
     assert (home / "part.mp4").read_bytes() == (home / "whole.mp4").read_bytes()
     assert probe(home / "part.mp4").frames == 24 and not (home / "part.mp4.windows").exists()
 
 
 def test_a_video_goes_on_rolling_and_a_model_that_has_not_learned_it_is_named(home, capsys, monkeypatch):
-    done, told = [], verb.Maker.watch
+    done, update = [], rich.progress.Progress.update
     monkeypatch.setattr(
-        verb.Maker, "watch", lambda maker, tell: told(maker, lambda *at: (done.append(at), tell(*at)))
+        rich.progress.Progress,
+        "update",
+        lambda bar, task, completed, total: (
+            done.append((completed, total)),
+            update(bar, task, completed=completed, total=total),
+        ),
     )
     assert make("--task=extend", "--video=wide.mp4", "--seconds=0.5", "--rolling", "--solver=ancestral") == 0
     assert probe(home / "out.mp4").frames == 25 + 8 and read_metadata(home / "out.mp4")["rolling"] is True
-    assert "this model has not learned frames with a time each" in "".join(capsys.readouterr())
+    assert "this model was not trained on frames with times of their own" in "".join(capsys.readouterr())
     assert [number for number, _ in done] == list(range(1, len(done) + 1)) and done[-1][1] == len(done)
 
 
-def test_windows_are_made_once_and_those_of_another_wish_are_thrown_away(tmp_path):
+def test_windows_are_sampled_once_and_those_of_another_request_are_deleted(tmp_path):
     console = rich.console.Console(record=True, width=200)
 
-    def windows(**made_of):
-        return long.Windows(tmp_path / "out.mp4", made_of, console)
+    def windows(**request):
+        return long.SavedWindows(tmp_path / "out.mp4", request, console)
 
     def never():
         raise AssertionError("made again")
@@ -154,7 +160,7 @@ def test_windows_are_made_once_and_those_of_another_wish_are_thrown_away(tmp_pat
     with pytest.raises(AssertionError, match="made again"):
         windows(seed=1).get(3, never)
     told = console.export_text()
-    assert "1 windows are there, going on after them" in told and "of another wish, thrown away" in told
+    assert "1 finished windows, going on after them" in told and "of another request, deleted" in told
     first.remove()
     assert list(tmp_path.iterdir()) == []
 
@@ -177,7 +183,7 @@ def test_windows_are_made_once_and_those_of_another_wish_are_thrown_away(tmp_pat
         (["--task=edit", "--video=wde.mp4"], "wde.mp4: no such file, did you mean 'wide.mp4'?"),
         (["--task=inpaint", "--video=tall.mp4", "--mask=mask.png"], "mask.png: 128x96, but tall.mp4 is 64x80"),
         (["--task=inpaint", "--video=wide.mp4", "--mask=white.png"], "white.png: all of it is bright"),
-        (["--task=outpaint", "--video=wide.mp4"], "--size=64x64: the video is 128x96; around it there is room"),
+        (["--task=outpaint", "--video=wide.mp4"], "--size=64x64: the video is 128x96; name a larger size"),
         (["--task=keyframes", "--keyframe=1:picture.png"], "--keyframe=1:picture.png: the video ends at 0.5 s"),
         (["--task=keyframes", "--keyframe=picture.png"], "is not SECONDS:FILE, such as 1.5:cat.png"),
         (["--task=text", "--image=picture.png"], "--image: --task=text takes none; it is for image"),
@@ -190,9 +196,12 @@ def test_windows_are_made_once_and_those_of_another_wish_are_thrown_away(tmp_pat
         (["--rolling", "--task=loop"], "--rolling: --task=loop takes none; it is for text, extend"),
         (
             ["--rolling", "--seconds=1", "--solver=unipc"],
-            "unipc remembers the step before; --solver can be euler, heun",
+            "unipc uses earlier steps; --solver can be euler, heun",
         ),
-        (["--rolling", "--seconds=1", "--skip=0.1"], "--skip=0.1: --rolling skips no step"),
+        (
+            ["--rolling", "--seconds=1", "--step-cache-threshold=0.1"],
+            "--step-cache-threshold=0.1: --rolling has no step cache",
+        ),
         (
             ["--task=extend", "--video=wide.mp4", "--seconds=1", "--direction=backward", "--rolling"],
             "goes forward",
@@ -236,15 +245,17 @@ def test_a_prompt_is_written_out_shown_used_and_kept(home, server, capsys):
 
 
 @pytest.mark.slow
-def test_what_may_be_skipped_is_measured_once(home, capsys):
+def test_the_velocity_change_is_measured_once(home, capsys):
     told = []
-    for flags in ([], [], ["--drift=other.json"], ["--drift=other.json"]):
-        assert make("--skip=9", "--steps=5", "--frames=1", *flags, out="quick.mp4") == 0
+    for flags in ([], [], ["--step-cache-file=other.json"], ["--step-cache-file=other.json"]):
+        assert make("--step-cache-threshold=9", "--steps=5", "--frames=1", *flags, out="quick.mp4") == 0
         told.append("".join(capsys.readouterr()))
-        assert "4 of 5 steps are skipped" in told[-1]
-        assert read_metadata(home / "quick.mp4")["skipped_steps"] == [1, 2, 3, 4]
+        assert "4 of 5 steps are cached" in told[-1]
+        assert read_metadata(home / "quick.mp4")["cached_steps"] == [1, 2, 3, 4]
     assert ["is measured once" in text for text in told] == [True, False, True, False]
-    assert json.loads((home / "run/drift.json").read_text()) == json.loads((home / "other.json").read_text())
+    assert json.loads((home / "run/velocity_change.json").read_text()) == json.loads(
+        (home / "other.json").read_text()
+    )
 
 
 @pytest.mark.slow
@@ -257,7 +268,7 @@ def test_the_negative_prompt_changes_the_video(home):
 
 
 def test_every_flag_of_a_request_is_taken_by_a_task():
-    fields = {field.name for field in dataclasses.fields(Request)}
+    fields = {field.name for field in dataclasses.fields(TaskInputs)}
     taken = {key for needed, more in TASKS.values() for key in needed + more}
     assert fields == taken | {"task", "watermark"}
     assert {FLAGS.get(name, name).replace("-", "_") for name in fields} == {

@@ -15,10 +15,12 @@ from sora_jax.data.tokenizer import train_tokenizer
 from sora_jax.diffusion.conditioning import renoised, start_from
 from sora_jax.diffusion.flow import shift_times
 from sora_jax.generate import pipeline
-from sora_jax.generate.conditioning_images import Given
+from sora_jax.generate.conditioning_images import ConditioningFrames
 from sora_jax.generate.generator import Generator
-from sora_jax.generate.pipeline import batch_size, sample_latents
-from sora_jax.generate.schedule import Drift, Meter, read_drift, schedule, write_drift
+from sora_jax.generate.pipeline import Noise, batch_size, sample_latents
+from sora_jax.generate.schedule import denoising_schedule
+from sora_jax.generate.step_cache import VelocityChange, VelocityMeter, read_velocity_change, write_velocity_change
+from sora_jax.generate.steps import StepInputs, StepProgram
 from sora_jax.models.layers.params import init_params
 from sora_jax.models.video_model import VideoModel
 
@@ -51,13 +53,13 @@ def make(generator, monkeypatch=None, prompts=("a bird",), **changes):
     scales, step = [], pipeline.solver_step
 
     def spied(*args, **options):
-        scales.append(None if args[8] is None else float(args[8]))
+        scales.append(None if args[5] is None else float(args[5]))
         return step(*args, **options)
 
     if monkeypatch:
         monkeypatch.setattr(pipeline, "solver_step", spied)
     sample = dataclasses.replace(SETTINGS.sample, **changes)
-    latents = sample_latents(generator, list(prompts), sample, seed=3)
+    latents = sample_latents(generator, prompts, sample, Noise(3))
     if monkeypatch:
         monkeypatch.undo()
     return latents, scales
@@ -67,7 +69,7 @@ def test_the_sampler_shifts_its_times_as_training_does():
     def times(**flow):
         settings = tiny.change(SETTINGS, flow=flow, sample={"shift": 0.0})
         generator = Generator(settings, {}, settings.autoencoder, {}, None, step=0)
-        return pipeline.plan_steps(generator, settings.sample)[0]
+        return denoising_schedule(generator, settings.sample).times
 
     np.testing.assert_allclose(times(shift_scale=3.0), shift_times(times(), 3.0), atol=1e-6)
 
@@ -101,26 +103,19 @@ def test_a_step_without_guidance_costs_half(alone):
     )
     both = np.ones((2, SETTINGS.text.max_tokens), np.int32)
     batch = jax.tree.map(jnp.asarray, batch.replace(text=both, text_segment_ids=both))
-    solver = pipeline.SOLVERS["euler"]
+    program = StepProgram(SETTINGS, pipeline.SOLVERS["euler"])
     pairs, state = jax.eval_shape(
         lambda params, batch: pipeline.begin(
-            SETTINGS, solver, params, batch, jax.random.key(0), jnp.int32(0), jnp.float32(1)
+            program, params, batch, jax.random.key(0), jnp.int32(0), jnp.float32(1)
         ),
         generator.params,
         batch,
     )
+    inputs = StepInputs(pairs, batch.conditioning_mask, jnp.linspace(1, 0, 5))
     flops = [
-        pipeline.solver_step.lower(
-            SETTINGS,
-            solver,
-            generator.params,
-            pairs,
-            batch.conditioning_mask,
-            state,
-            jnp.linspace(1, 0, 5),
-            jnp.int32(0),
-            scale,
-        ).cost_analysis()["flops"]
+        pipeline.solver_step.lower(program, generator.params, inputs, state, jnp.int32(0), scale).cost_analysis()[
+            "flops"
+        ]
         for scale in (jnp.float32(3), None)
     ]
     assert 0.45 < flops[1] / flops[0] < 0.55
@@ -146,38 +141,32 @@ def test_the_halves_of_a_guided_step_run_on_chips_of_their_own(alone, tokenizer)
     np.testing.assert_allclose(latents, plain, atol=1e-5)
 
 
-def test_guidance_strengthens_what_is_given_where_the_model_has_learned_to_be_given_it(alone):
+def test_guidance_strengthens_conditioning_frames_if_the_model_was_trained_with_and_without(alone):
     generator, _ = alone
     draw = np.random.default_rng(1)
     pictures = draw.normal(size=(2, 2, 4, 4, 4)).astype(np.float32)
-    conditioning_mask = np.broadcast_to(
-        np.array([True, False])[:, None, None], (2, 2, 2)
-    )  # of two frames the first
+    mask = np.broadcast_to(np.array([True, False])[:, None, None], (2, 2, 2))  # the first of two frames
 
     def differ(guidance, **masks):
-        """How far the frame that is made, in one step, depends on the one that is given."""
+        """How much the sampled frame, in one step, depends on the conditioning frame."""
         settings = tiny.change(SETTINGS, masks=masks, sample={"guidance": guidance, "steps": 1})
         ours = dataclasses.replace(generator, settings=settings)
         made = [
             sample_latents(
-                ours,
-                ["a bird"],
-                settings.sample,
-                seed=3,
-                given=Given(latents=given, conditioning_mask=conditioning_mask),
+                ours, ["a bird"], settings.sample, Noise(3), conditioning=ConditioningFrames(latents, mask)
             )
-            for given in pictures
+            for latents in pictures
         ]
         return np.abs(made[0][0, 1] - made[1][0, 1]).max()
 
     assert differ(1.0, first_frame=1) > 1e-3
-    assert differ(0.0, first_frame=1) == 0  # the unconditional row alone, in which it is noise
-    # Models that have learned nothing but that, or have never learned it, or are sampled as the published ones.
+    assert differ(0.0, first_frame=1) == 0  # only the unconditional row, without conditioning frames
+    # Models trained only with conditioning frames, or never with them, or sampled as the published ones are.
     for masks in ({"first_frame": 1, "text": 0.0}, {}, {"first_frame": 1, "guided": False}):
         assert differ(0.0, **masks) > 1e-3
 
 
-def test_what_the_unconditional_row_lacks_lies_on_the_path_to_noise():
+def test_conditioning_frames_that_the_unconditional_row_lacks_lie_on_the_path_to_noise():
     draw = np.random.default_rng(0)
     data, noise = draw.normal(size=(2, 1, 3, 4)).astype(np.float32)
     batch = PatchBatch(*[None] * 6).replace(patches=data, conditioning_mask=np.ones((1, 3), bool))
@@ -195,38 +184,42 @@ def test_the_noise_of_ancestral_steps_is_a_video_s_own_on_any_mesh(alone, tokeni
     np.testing.assert_allclose(both[:1], wanted, atol=1e-5)
 
 
-def test_steps_are_skipped_until_the_velocity_has_moved():
-    times = np.linspace(1, 0, 11)
-    drift = Drift(tuple(times[:-1]), tuple(0.1 * n for n in range(10)), step=0)
+def test_steps_are_cached_until_the_velocity_has_changed():
+    times = tuple(np.linspace(1, 0, 11)[:-1])
+    change = VelocityChange(times, tuple(0.1 * n for n in range(10)), step=0)
+    settings = tiny.change(SETTINGS, sample={"steps": 10, "shift": 1.0})
+    generator = Generator(settings, {}, settings.autoencoder, {}, None, step=0, velocity_change=change)
 
-    def skipped(**changes):
-        sample = dataclasses.replace(SETTINGS.sample, **changes)
-        return [i for i, step in enumerate(schedule(SETTINGS, sample, times, drift)) if step.skipped]
+    def cached(generator=generator, **changes):
+        return denoising_schedule(generator, dataclasses.replace(settings.sample, **changes)).cached
 
-    assert skipped() == []
-    # The first fifth runs; then one of two, as the velocity moves by a tenth a step; then two of three.
-    assert skipped(skip=0.15) == [2, 4, 6, 8] and skipped(skip=0.25) == [2, 3, 5, 6, 8, 9]
-    assert skipped(skip=0.25, guidance_max=0.65) == [2, 3, 5, 6, 8, 9]  # from step 4 on, which runs anyway
-    assert skipped(skip=0.25, guidance_max=0.75) == [2, 4, 5, 7, 8]  # a step whose guidance is another one runs
-    finer = schedule(SETTINGS, dataclasses.replace(SETTINGS.sample, skip=0.12), np.linspace(1, 0, 21), drift)
-    assert sum(step.skipped for step in finer) == 11  # of half the length: two of three, after the first four
+    assert cached() == []
+    # The first fifth runs; then one of two, as the velocity changes by a tenth a step; then two of three.
+    assert cached(step_cache_threshold=0.15) == [2, 4, 6, 8]
+    assert cached(step_cache_threshold=0.25) == [2, 3, 5, 6, 8, 9]
+    # From step 4 on there is no guidance; that step would run anyway.
+    assert cached(step_cache_threshold=0.25, guidance_max=0.65) == [2, 3, 5, 6, 8, 9]
+    # A step with other guidance than the one before runs.
+    assert cached(step_cache_threshold=0.25, guidance_max=0.75) == [2, 4, 5, 7, 8]
+    # Steps of half the length: two of three, after the first four.
+    assert len(cached(step_cache_threshold=0.12, steps=20)) == 11
     with pytest.raises(InputError, match="has not been measured"):
-        schedule(SETTINGS, dataclasses.replace(SETTINGS.sample, skip=0.1), times, None)
+        cached(dataclasses.replace(generator, velocity_change=None), step_cache_threshold=0.1)
 
 
 @pytest.mark.parametrize("solver", ["euler", "ancestral", "unipc"])
-def test_a_skipped_step_takes_the_data_found_last(alone, monkeypatch, solver):
+def test_a_cached_step_takes_the_data_predicted_last(alone, monkeypatch, solver):
     generator, plain = alone
-    meter = Meter()
+    meter = VelocityMeter()
     sample = dataclasses.replace(SETTINGS.sample, solver=solver)
-    measured = sample_latents(generator, ["a bird"], sample, seed=3, meter=meter)
-    drift = meter.drift(0)
-    assert drift.times == (1.0, 0.75, 0.5, 0.25) and np.all(np.diff(drift.moved) > 0)
-    generator = dataclasses.replace(generator, drift=drift)
-    skipping = make(generator, monkeypatch, solver=solver, skip=1e-9)
+    measured = sample_latents(generator, ["a bird"], sample, Noise(3), on_step=meter)
+    change = meter.result(0)
+    assert change.times == (1.0, 0.75, 0.5, 0.25) and np.all(np.diff(change.change) > 0)
+    generator = dataclasses.replace(generator, velocity_change=change)
+    skipping = make(generator, monkeypatch, solver=solver, step_cache_threshold=1e-9)
     assert len(skipping[1]) == 4
     np.testing.assert_array_equal(skipping[0], measured)
-    latents, scales = make(generator, monkeypatch, solver=solver, skip=1e9)
+    latents, scales = make(generator, monkeypatch, solver=solver, step_cache_threshold=1e9)
     assert scales == [3.0]  # the model has run once
     if solver == "euler":
         np.testing.assert_array_equal(measured, plain)
@@ -234,14 +227,18 @@ def test_a_skipped_step_takes_the_data_found_last(alone, monkeypatch, solver):
         np.testing.assert_allclose(latents, make(generator, solver=solver, steps=1)[0], atol=1e-5)
 
 
-def test_a_drift_comes_back_from_its_file_and_a_bad_one_is_told(tmp_path):
-    drift, path = Drift((1.0, 0.5), (0.0, 0.25), 7), tmp_path / "drift.json"
-    write_drift(path, drift)
-    assert read_drift(path) == drift
-    for text in ("{}", '{"times": [0, 1], "moved": [0, 1], "step": 1}', '{"times": [1], "moved": [], "step": 1}'):
+def test_a_velocity_change_comes_back_from_its_file_and_a_malformed_one_is_told(tmp_path):
+    change, path = VelocityChange((1.0, 0.5), (0.0, 0.25), 7), tmp_path / "velocity_change.json"
+    write_velocity_change(path, change)
+    assert read_velocity_change(path) == change
+    for text in (
+        "{}",
+        '{"times": [0, 1], "change": [0, 1], "step": 1}',
+        '{"times": [1], "change": [], "step": 1}',
+    ):
         path.write_text(text)
-        with pytest.raises(InputError, match=r"drift\.json: is no measured drift"):
-            read_drift(path)
+        with pytest.raises(InputError, match=r"velocity_change\.json: not a measured velocity change"):
+            read_velocity_change(path)
 
 
 def test_settings_of_guidance_that_can_not_be_are_told():

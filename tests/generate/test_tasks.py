@@ -22,9 +22,9 @@ from sora_jax.diffusion.solvers import time_grid, unipc
 from sora_jax.generate import long_videos as long
 from sora_jax.generate import tasks
 from sora_jax.generate.generator import load_generator
-from sora_jax.generate.pipeline import SOLVERS, make_batch, sample_latents
-from sora_jax.generate.rolling import clock_of, roll
-from sora_jax.generate.steps import begin, solver_step
+from sora_jax.generate.pipeline import SOLVERS, Noise, make_batch, sample_latents
+from sora_jax.generate.rolling import RollingWindow, rolling_schedule, sample_rolling_latents
+from sora_jax.generate.steps import StepInputs, StepProgram, begin, solver_step
 from sora_jax.models.layers.params import abstract_params
 from sora_jax.models.video_model import VideoModel
 from sora_jax.worlds.shapes import SHIPPED_AUTOENCODER
@@ -60,7 +60,7 @@ def write_run(folder, **masks):
 
 
 class Film:
-    """Footage from an array."""
+    """An input video from an array."""
 
     def __init__(self, frames):
         self._frames, self.frames = frames, len(frames)
@@ -96,7 +96,9 @@ def shown(generator, task, made):
 
 def run(generator, task, seed=0):
     sample = dataclasses.replace(generator.settings.sample, frames=task.frames)
-    made = sample_latents(generator, ["a bird"], sample, seed=seed, given=task.given, loop=task.loop)[0]
+    made = sample_latents(
+        generator, ["a bird"], sample, Noise(seed), conditioning=task.conditioning, loop=task.loop
+    )[0]
     return made, shown(generator, task, made)
 
 
@@ -130,8 +132,10 @@ def test_what_is_not_painted_comes_back(generator, coder):
     known = np.ones((64, 64), bool)
     known[16:37, 20:50] = False
     video = clip(6)[:FRAMES]
-    task = tasks.repaint(coder, video, known)
-    assert task.given.conditioning_mask.sum() == 5 * (16 - 2 * 3)  # patches of 16 x 16 with no pixel of the region
+    task = tasks.inpaint(coder, video, known)
+    assert task.conditioning.conditioning_mask.sum() == 5 * (
+        16 - 2 * 3
+    )  # patches of 16 x 16 with no pixel of the region
     _, made = run(generator, task)
     assert_comes_back(coder, video, np.where(known[..., None], made, coder.decode(coder.encode(video))))
     assert psnr(made[:, ~known], video[:, ~known]) < 20
@@ -142,12 +146,12 @@ def test_a_video_comes_back_inside_the_canvas_around_it(generator, coder):
     canvas, known = tasks.on_canvas(coder, small, (64, 64))
     assert np.array_equal(canvas[:, known].reshape(small.shape), small)
     assert known[16:48].any(axis=1).all() and known.sum() == 32 * 48
-    task = tasks.repaint(coder, canvas, known)
+    task = tasks.inpaint(coder, canvas, known)
     _, made = run(generator, task)
     own = coder.decode(coder.encode(canvas))
     assert psnr(made[:, known], canvas[:, known]) >= psnr(own[:, known], canvas[:, known]) - 0.5
     for wrong, size in ((small, (16, 64)), (canvas, (64, 64))):
-        with pytest.raises(InputError, match="around it there is room only in a larger one"):
+        with pytest.raises(InputError, match="name a larger size to paint around it"):
             tasks.on_canvas(coder, wrong, size)
 
 
@@ -176,13 +180,13 @@ def test_a_solver_starts_at_the_time_asked_for_and_known_patches_at_their_own(on
     np.testing.assert_array_equal(start_from(noise, batch)[:, 3:], noise[:, 3:])
 
 
-def ring_video():
+def looped_video():
     """A video of 16 frames without a beginning: a picture that swings."""
     return np.stack([np.roll(clip(8)[0], round(6 * np.sin(np.pi * i / 8)), axis=1) for i in range(16)])
 
 
 def test_a_loop_has_no_seam(coder):
-    video = ring_video()
+    video = looped_video()
     thrice = coder.encode(np.concatenate([*[video] * 3, video[:1]]))
     loop = thrice[9:17]  # of frames 17 to 32, the second time round
     grid = (9, 4, 4)
@@ -239,7 +243,7 @@ def truth():
 
 
 def windows_of(coder, truth, begins):
-    """What makes windows of a perfect model, which begin at these frames; and a list of what each was given."""
+    """(a sampler of a perfect model's windows, which begin at these frames; what each window was given)."""
     seen = []
 
     def make(number, share, give, rest):
@@ -298,11 +302,13 @@ def test_a_video_goes_back_window_after_window_without_a_seam(coder, truth):
 
 
 def test_frames_of_a_rolling_window_lie_a_lag_apart():
-    clock = clock_of(5, 2, 6)  # two frames are given, three take two steps more each
-    assert (clock.lag, clock.ahead, clock.steps) == (2, 2, 6)
-    np.testing.assert_array_equal(clock.course(5, 2, 2), [[6, 6, 4, 2, 0], [6, 6, 5, 3, 1], [6, 6, 6, 4, 2]])
+    schedule = rolling_schedule(5, 2, 6)  # two frames are given, three take two steps more each
+    assert (schedule.lag, schedule.ahead, schedule.steps) == (2, 2, 6)
+    np.testing.assert_array_equal(
+        schedule.step_table(5, 2, 2), [[6, 6, 4, 2, 0], [6, 6, 5, 3, 1], [6, 6, 6, 4, 2]]
+    )
     for known in (0, 1, 2):  # what the first window leaves is where the next one begins
-        first = clock.course(5, known, 0)
+        first = schedule.step_table(5, known, 0)
         assert first[0].tolist() == [6] * known + [0] * (5 - known) and first[-1].tolist() == [6, 6, 6, 4, 2]
         assert set(np.unique(np.diff(first, axis=0))) == {0, 1}
 
@@ -310,7 +316,7 @@ def test_frames_of_a_rolling_window_lie_a_lag_apart():
 def test_a_rolling_video_of_a_perfect_model_has_no_seam(generator, coder, truth, monkeypatch):
     """And of what a window leaves unfinished the next one makes the rest."""
     sample = dataclasses.replace(generator.settings.sample, steps=6)
-    clock, n = clock_of(5, long.context_of(5), sample.steps), 5
+    schedule, n = rolling_schedule(5, long.context_frames(5), sample.steps), 5
     left, stars = [], {}
 
     def oracle(self, batch, x, table, time_index):
@@ -325,40 +331,37 @@ def test_a_rolling_video_of_a_perfect_model_has_no_seam(generator, coder, truth,
         if number:
             np.testing.assert_array_equal(rest, left[-1])
         with jax.disable_jit():  # the oracle is not a part of any program that is kept
-            made = roll(generator, ["a bird"], sample, clock, rest, seed=1, window=number, given=give())[0]
+            made = sample_rolling_latents(
+                generator,
+                ["a bird"],
+                sample,
+                Noise(1, window=number),
+                RollingWindow(schedule, rest),
+                conditioning=give(),
+            )[0]
         held = 2 if number else 0
-        np.testing.assert_allclose(made[held : n - clock.ahead], latents[held : n - clock.ahead], atol=1e-3)
-        assert np.abs(made[n - clock.ahead :] - latents[n - clock.ahead :]).mean() > 0.1
-        left.append(made[n - clock.ahead :])
+        np.testing.assert_allclose(made[held : n - schedule.ahead], latents[held : n - schedule.ahead], atol=1e-3)
+        assert np.abs(made[n - schedule.ahead :] - latents[n - schedule.ahead :]).mean() > 0.1
+        left.append(made[n - schedule.ahead :])
         return made
 
-    video = np.concatenate(list(long.forward(coder, make, FRAMES, 15, ahead=clock.ahead)))
-    assert len(video) == 15 and len(left) == 6 == long.count(2, FRAMES, 15, None, ahead=clock.ahead)
+    video = np.concatenate(list(long.forward(coder, make, FRAMES, 15, ahead=schedule.ahead)))
+    assert len(video) == 15 and len(left) == 6 == long.count(2, FRAMES, 15, None, ahead=schedule.ahead)
     assert_no_seam(coder, truth, video, [5, 7, 9, 11, 13])
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 def test_frames_at_the_same_step_are_a_window(generator, solver):
-    """What is at a step of its own takes the step that it would take with all others."""
-    settings, solver = generator.settings, SOLVERS[solver]
-    sample = dataclasses.replace(settings.sample, guidance=2.0)
+    """Frames with a step number each take the same step as frames with one for all."""
+    program = StepProgram(generator.settings, SOLVERS[solver])
+    sample = dataclasses.replace(generator.settings.sample, guidance=2.0)
     batch, grid, _ = make_batch(generator, ["a bird"], sample, "", None)
     times = time_grid(4, 2.0)
 
     def step(i, guidance, **options):
-        pairs, state = begin(settings, solver, generator.params, batch, jax.random.key(0), jnp.int32(0))
-        return solver_step(
-            settings,
-            solver,
-            generator.params,
-            pairs,
-            batch.conditioning_mask,
-            state,
-            times,
-            i,
-            guidance,
-            **options,
-        )[0][0]
+        pairs, state = begin(program, generator.params, batch, jax.random.key(0), jnp.int32(0))
+        inputs = StepInputs(pairs, batch.conditioning_mask, times)
+        return solver_step(program, generator.params, inputs, state, i, guidance, **options)[0][0]
 
     whole = step(jnp.int32(1), jnp.float32(2))
     frames = np.full(grid[0], 1)
@@ -367,18 +370,19 @@ def test_frames_at_the_same_step_are_a_window(generator, solver):
     half = step(jnp.asarray(frames), jnp.full(grid[0], 2.0), moving=jnp.arange(grid[0]) < 2)
     count = half.shape[1] // grid[0]
     np.testing.assert_allclose(half[:, : 2 * count], whole[:, : 2 * count], atol=1e-5)
-    start = begin(settings, solver, generator.params, batch, jax.random.key(0), jnp.int32(0))[1][0]
+    start = begin(program, generator.params, batch, jax.random.key(0), jnp.int32(0))[1][0]
     np.testing.assert_array_equal(half[:, 2 * count :], start[:, 2 * count :])
 
 
 def test_a_rolling_window_is_the_same_on_any_mesh(generator, tmp_path):
-    sample, clock = dataclasses.replace(generator.settings.sample, solver="ancestral"), clock_of(5, 2, 4)
-    wanted = roll(generator, ["a bird"], sample, clock, np.zeros((0,), np.float32), seed=1)
+    sample = dataclasses.replace(generator.settings.sample, solver="ancestral")
+    window = RollingWindow(rolling_schedule(5, 2, 4), np.zeros((0,), np.float32))
+    wanted = sample_rolling_latents(generator, ["a bird"], sample, Noise(1), window)
     assert np.abs(wanted[0, 2] - wanted[0, 3]).max() > 0.1  # finished, and not
     run_of = write_run(tmp_path / "run")
     with jax.set_mesh(tiny.mesh_of(2, ulysses=2)):
         other = load_generator(run_of)
-        found = roll(other, ["a bird"] * 2, sample, clock, np.zeros((0,), np.float32), seed=1)
+        found = sample_rolling_latents(other, ["a bird"] * 2, sample, Noise(1), window)
     np.testing.assert_allclose(found[:1], wanted, atol=1e-4)
 
 
@@ -391,8 +395,8 @@ def test_pictures_that_no_latent_can_hold_are_told(coder):
     with pytest.raises(InputError, match="8 frames between two videos; --frames=9 leaves 6"):
         tasks.connect(coder, FRAMES, Film(clip()[:5]), Film(clip()[:5]), 4)
     for known in (np.ones((64, 64), bool), ~np.eye(64, dtype=bool) & np.eye(64, dtype=bool)):
-        with pytest.raises(InputError, match="is known of the video in whole patches of 16x16"):
-            tasks.repaint(coder, clip()[:5], known)
+        with pytest.raises(InputError, match="is kept of the video in whole patches of 16x16"):
+            tasks.inpaint(coder, clip()[:5], known)
 
 
 def test_a_suffix_encoded_after_stillness_is_nearest_to_what_training_saw(coder, truth):

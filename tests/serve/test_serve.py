@@ -27,10 +27,10 @@ from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.data.prepare.decode import probe, write_clip
 from sora_jax.generate import long_videos as long
-from sora_jax.generate.request import Request
+from sora_jax.generate.request import Request, TaskInputs
 from sora_jax.generate.writer import read_metadata
-from sora_jax.serve.job_queue import Studio, Wish
-from sora_jax.serve.request_filter import Guard
+from sora_jax.serve.job_queue import JobQueue
+from sora_jax.serve.request_filter import RequestFilter
 from sora_jax.serve.uploads import Limits, admit
 from sora_jax.worlds.shapes.renderer import render, sample_scene
 
@@ -80,8 +80,8 @@ def test_uploads_are_bounded_and_lie_where_uploads_lie(uploads, tmp_path):
         assert words in str(raised.value) and str(tmp_path) not in str(raised.value)
 
 
-def ask(guard, method, path, body=b"", **headers):
-    """The status of an answer; 200 if the application behind the guard was asked, and got the whole body."""
+def ask(app, method, path, body=b"", **headers):
+    """The status of an answer; 200 if the application behind the filter was asked, and got the whole body."""
     headers = {"host": "127.0.0.1:7860", "content-length": str(len(body)), **headers}
     scope = {
         "type": "http",
@@ -97,7 +97,7 @@ def ask(guard, method, path, body=b"", **headers):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(guard(scope, receive, send))
+    asyncio.run(app(scope, receive, send))
     return sent[0]["status"], dict(sent[0]["headers"])
 
 
@@ -108,19 +108,19 @@ def test_requests_from_elsewhere_for_other_files_and_for_addresses_are_refused(u
         bodies.append((await receive())["body"])
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    guard = Guard(application, uploads=uploads, most=1000, host="127.0.0.1")
-    status, headers = ask(guard, "GET", "/")
+    request_filter = RequestFilter(application, uploads=uploads, max_bytes=1000, host="127.0.0.1")
+    status, headers = ask(request_filter, "GET", "/")
     assert status == 200 and b"default-src 'self'" in headers[b"content-security-policy"]
-    assert ask(guard, "GET", "/", host="evil.example")[0] == 403
-    assert ask(guard, "POST", "/gradio_api/upload", b"x", origin="http://evil.example")[0] == 403
-    assert ask(guard, "POST", "/gradio_api/upload", b"x", origin="http://127.0.0.1:7860")[0] == 200
-    assert ask(guard, "POST", "/gradio_api/upload", content_length=str(2**21))[0] == 413
+    assert ask(request_filter, "GET", "/", host="evil.example")[0] == 403
+    assert ask(request_filter, "POST", "/gradio_api/upload", b"x", origin="http://evil.example")[0] == 403
+    assert ask(request_filter, "POST", "/gradio_api/upload", b"x", origin="http://127.0.0.1:7860")[0] == 200
+    assert ask(request_filter, "POST", "/gradio_api/upload", content_length=str(2**21))[0] == 413
     for path in ("file=http://evil.example/a.png", "proxy=https://evil.example", "run/start", "call/start"):
-        assert ask(guard, "GET", f"/gradio_api/{path}")[0] == 404
+        assert ask(request_filter, "GET", f"/gradio_api/{path}")[0] == 404
 
     def join(file):
         body = json.dumps({"data": ["a", [{"value": file}]], "fn_index": 1}).encode()
-        status, _ = ask(guard, "POST", "/gradio_api/queue/join", body)
+        status, _ = ask(request_filter, "POST", "/gradio_api/queue/join", body)
         assert status != 200 or bodies[-1] == body
         return status
 
@@ -130,11 +130,12 @@ def test_requests_from_elsewhere_for_other_files_and_for_addresses_are_refused(u
     assert join({"path": "http://evil.example/a.png"}) == join({"url": "data:image/png;base64,AAAA"}) == 403
     assert join("a" * 2**20) == 413
     # Of another machine, by its name: the same page.
-    assert ask(Guard(application, uploads=uploads, most=1, host="0.0.0.0"), "GET", "/", host="box:7860")[0] == 200
+    public = RequestFilter(application, uploads=uploads, max_bytes=1, host="0.0.0.0")
+    assert ask(public, "GET", "/", host="box:7860")[0] == 200
 
 
-def test_windows_are_counted_before_they_are_made():
-    """As `test_an_interrupted_minute_...` makes them: 24 frames in windows of 9, 6, 6 and 6, 2 frames a latent."""
+def test_windows_are_counted_before_they_are_sampled():
+    """As `test_an_interrupted_minute_...` samples them: 24 frames in windows of 9, 6, 6 and 6, 2 frames a latent."""
     assert long.count(2, 9, 24, None, backward=False) == 4
     assert long.count(2, 9, 9, None, backward=False) == 1
     assert long.count(2, 9, 10, None, backward=False) == 2
@@ -183,67 +184,69 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def studio(run):
+def queue(run):
     console = rich.console.Console(quiet=True)
-    return Studio(run, run.parent / "made", mesh=MeshSettings(), limits=LIMITS, console=console)
+    return JobQueue(run, run.parent / "made", mesh=MeshSettings(), limits=LIMITS, console=console)
 
 
-def finished(studio, job, seconds=120):
+def finished(queue, job, seconds=120):
     end = time.monotonic() + seconds
     while not job.over and time.monotonic() < end:
-        studio.wait(job, 0.5)
+        queue.wait(job, 0.5)
     return job
 
 
 @pytest.mark.slow
-def test_a_second_wish_of_the_same_shape_compiles_nothing(studio):
+def test_a_second_request_of_the_same_shape_compiles_nothing(queue):
     compiled = []
 
     def listener(event, duration, **kwargs):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
-    first = finished(studio, studio.submit(Wish("a bird", Request(), seed=1)))
-    assert first.state == "made", first.told
+    first = finished(queue, queue.submit(Request(("a bird",), seed=1)))
+    assert first.state == "made", first.error
     assert (first.done, first.total) == (2, 2)
     jax.monitoring.register_event_duration_secs_listener(listener)
-    second = finished(studio, studio.submit(Wish("a rabbit", Request(), seed=2)))
+    second = finished(queue, queue.submit(Request(("a rabbit",), seed=2)))
     same = list(compiled)
-    third = finished(studio, studio.submit(Wish("a rabbit", Request(), seed=2, changes={"frames": 5})))
+    third = finished(queue, queue.submit(Request(("a rabbit",), seed=2, changes={"frames": 5})))
     assert second.state == third.state == "made" and same == [] and compiled != []
     assert read_metadata(second.out)["prompt"] == "a rabbit"
-    assert [path for path, _ in studio.made()] == [third.out, second.out, first.out]
+    assert [path for path, _ in queue.finished()] == [third.out, second.out, first.out]
 
 
 @pytest.mark.slow
-def test_a_cancelled_wish_ends_after_its_step_and_the_next_is_made(studio):
-    job = studio.submit(Wish("a bird", Request(), changes={"steps": 1000}))
-    waits = studio.submit(Wish("a bird", Request()))
-    dropped = studio.submit(Wish("a bird", Request()))
+def test_a_cancelled_request_ends_after_its_step_and_the_next_is_made(queue):
+    job = queue.submit(Request(("a bird",), changes={"steps": 1000}))
+    waits = queue.submit(Request(("a bird",)))
+    dropped = queue.submit(Request(("a bird",)))
     while job.done < 2:
-        studio.wait(job, 0.5)
-    assert studio.ahead(waits) == 1 and studio.ahead(dropped) == 2
-    studio.stop(dropped)
-    studio.stop(job)
-    finished(studio, job)
+        queue.wait(job, 0.5)
+    assert queue.ahead(waits) == 1 and queue.ahead(dropped) == 2
+    queue.stop(dropped)
+    queue.stop(job)
+    finished(queue, job)
     assert (job.state, dropped.state) == ("stopped", "stopped") and 2 <= job.done < 900
-    assert finished(studio, waits).state == "made"
+    assert finished(queue, waits).state == "made"
     assert not job.out.exists() and not dropped.out.exists()
-    assert not list(studio.out.glob(".*"))
+    assert not list(queue.out.glob(".*"))
 
 
 @pytest.mark.slow
-def test_a_wish_that_can_not_be_made_is_told_and_the_next_is_made(studio, tmp_path):
+def test_a_request_that_can_not_be_served_is_told_and_the_next_is_served(queue, tmp_path):
     with pytest.raises(InputError, match="--video: is needed for --task=extend"):
-        studio.submit(Wish("a bird", Request(task="extend", seconds=1.0)))
+        queue.submit(Request(("a bird",), TaskInputs(task="extend", seconds=1.0)))
     with pytest.raises(InputError, match="--size=9999x9999: at most"):
-        studio.submit(Wish("a bird", Request(), changes={"size": "9999x9999"}))
-    job = finished(studio, studio.submit(Wish("a bird", Request(), changes={"frames": 4})))
-    assert job.state == "failed" and "--frames=4: must be 2 n + 1" in job.told
+        queue.submit(Request(("a bird",), changes={"size": "9999x9999"}))
+    job = finished(queue, queue.submit(Request(("a bird",), changes={"frames": 4})))
+    assert job.state == "failed" and "--frames=4: must be 2 n + 1" in job.error
     write_clip(tmp_path / "cat.mp4", render(sample_scene(3, 2), frames=20, size=(80, 64)), fps=16)
-    kept = studio.keep(tmp_path / "cat.mp4")
+    kept = queue.keep(tmp_path / "cat.mp4")
     (tmp_path / "cat.mp4").unlink()
-    job = finished(studio, studio.submit(Wish("a bird", Request(task="extend", videos=(kept,), seconds=0.5))))
+    job = finished(
+        queue, queue.submit(Request(("a bird",), TaskInputs(task="extend", videos=(kept,), seconds=0.5)))
+    )
     assert job.state == "made" and job.done == job.total and probe(job.out).frames == 19 + 8
     assert "scaled to cover 64x64" in job.notes[0]
 
@@ -260,7 +263,7 @@ def served(run, out, log):
         "from sora_jax.serve.serve import serve\n"
         "from sora_jax.serve.uploads import Limits\n"
         "from sora_jax.config.schema import MeshSettings\n"
-        f"serve(pathlib.Path({str(run)!r}), pathlib.Path({str(out)!r}), host='127.0.0.1', port={port},\n"
+        f"serve(pathlib.Path({str(run)!r}), pathlib.Path({str(out)!r}), address=('127.0.0.1', {port}),\n"
         "      examples=['a bird'], mesh=MeshSettings(), console=rich.console.Console(stderr=True),\n"
         "      limits=Limits(bytes=2**20, pixels=256 * 256, frames=60))\n"
     )
@@ -285,7 +288,7 @@ def served(run, out, log):
 
 @pytest.mark.slow
 def test_the_page_in_a_browser(run, tmp_path):
-    """A prompt typed, a video played, a picture animated, a wish cancelled, an upload that is too large."""
+    """A prompt typed, a video played, a picture animated, a job cancelled, an upload that is too large."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs sora_jax[ci]: playwright")
     pytest.importorskip("gradio", reason="needs sora_jax[serve]")
     if not CHROMIUM.exists() and not shutil.which("chromium"):
