@@ -135,7 +135,7 @@ def test_requests_from_elsewhere_for_other_files_and_for_addresses_are_refused(u
 
 
 def test_windows_are_counted_before_they_are_sampled():
-    """As `test_an_interrupted_minute_...` samples them: 24 frames in windows of 9, 6, 6 and 6, 2 frames a latent."""
+    """24 frames in windows of 9, 6, 6 and 6, as an interrupted minute has them; 2 frames a latent."""
     assert long.count(2, 9, 24, None, backward=False) == 4
     assert long.count(2, 9, 9, None, backward=False) == 1
     assert long.count(2, 9, 10, None, backward=False) == 2
