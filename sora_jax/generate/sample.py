@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import rich.console
 
-from sora_jax.cluster.processes import run_on_first_host
+from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.config.schema import MeshSettings, SampleSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
