@@ -35,8 +35,13 @@ class Noise:
 
     @property
     def key(self) -> jax.Array:
-        key = jax.random.key(self.seed)
-        return jax.random.fold_in(key, self.window) if self.window else key
+        """The key of a window that is sampled at once; the first window's is the seed's own."""
+        return self.rolling_key if self.window else jax.random.key(self.seed)
+
+    @property
+    def rolling_key(self) -> jax.Array:
+        """The key of a rolling window."""
+        return jax.random.fold_in(jax.random.key(self.seed), self.window)
 
 
 def sample_latents(

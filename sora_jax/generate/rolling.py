@@ -109,7 +109,7 @@ def sample_rolling_latents(
     schedule = denoising_schedule(generator, dataclasses.replace(sample, steps=rolling.steps))
     scales = np.array([*(step.guidance for step in schedule.steps), 1.0], np.float32)
     program = StepProgram(settings, SOLVERS[sample.solver])
-    pairs, state = begin(program, generator.params, batch, noise.key, jnp.int32(noise.first))
+    pairs, state = begin(program, generator.params, batch, noise.rolling_key, jnp.int32(noise.first))
     state = _with_unfinished(state, window.unfinished, given, grid, settings.transformer.patch)
     # Finished frames keep the final time.
     inputs = StepInputs(pairs, batch.conditioning_mask, np.append(schedule.times, schedule.times[-1]))

@@ -83,7 +83,7 @@ def averages(workdir: pathlib.Path, step: int) -> dict:
     [
         (["--prompt="], "--prompt: is empty"),
         (["--prompt= \n "], "--prompt: is empty"),
-        (["--prompt=" + "rabbit " * 14_286], "--prompt: 100,002 characters; at most 10,000"),
+        (["--prompt=" + "rabbit " * 14_286], "--prompt: 100,002 characters; the limit is 10,000"),
         (["--prompt=a", "--negative-prompt=" + "x" * 10_001], "--negative-prompt: 10,001 characters"),
         (["--prompts=absent.txt"], "--prompts=absent.txt: no such file"),
         (["--prompt=a", "--size=33x32"], "the width 33 is no multiple of 16; the nearest are 32 and 48"),
