@@ -23,7 +23,7 @@ from sora_jax.data.prepare.captions import find_sources
 from sora_jax.data.prepare.decode import count_frames, probe, read_frames
 from sora_jax.evaluate.benchmark import Options
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
-from sora_jax.evaluate.suites.reconstruction import reconstruct
+from sora_jax.evaluate.metrics.reconstruction import reconstruct
 from sora_jax.generate.generator import latent_shape
 from sora_jax.generate.pipeline import Noise, sample_latents
 from sora_jax.generate.request import Request, TaskInputs

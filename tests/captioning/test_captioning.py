@@ -26,7 +26,7 @@ from sora_jax.data.prepare.decode import write_clip
 from sora_jax.worlds.shapes.captions import STYLES
 from sora_jax.worlds.shapes.captions import caption as say
 from sora_jax.worlds.shapes.prompts import read_prompt, write_out
-from sora_jax.worlds.shapes.renderer import BACKGROUNDS, sample_scene, write_world
+from sora_jax.worlds.shapes.renderer import BACKGROUNDS, World, sample_scene, write_world
 
 server = chat_server.server
 
@@ -337,10 +337,10 @@ def test_the_template_keeps_what_is_asked_and_adds_the_rest():
 
 
 def test_prepare_takes_the_three_captions_of_the_shapes_world(tmp_path):
-    write_world(tmp_path, 3, lengths=(5, 1))
+    write_world(tmp_path, 3, World(lengths=(5, 1)))
     for i, source in enumerate(find_sources(tmp_path)):
         scene = sample_scene(0, i)
-        said = [say(scene, style, moving=i != 1, turned=[False] * len(scene.things)) for style in STYLES]
+        said = [say(scene, style, moving=i != 1, bounced=[False] * len(scene.things)) for style in STYLES]
         assert source.captions == tuple(said)
 
 

@@ -17,7 +17,7 @@ from sora_jax.data.prepare.decode import probe, read_clip
 from sora_jax.data.records.records import Records
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import init_params
-from sora_jax.worlds.shapes.renderer import write_world
+from sora_jax.worlds.shapes.renderer import World, write_world
 
 CONFIG = """
 import tiny
@@ -44,7 +44,7 @@ class Home:
     def __init__(self, folder):
         self.folder = folder
         (folder / "config.py").write_text(CONFIG)
-        write_world(folder / "videos", 10, seed=1, sizes=("32x32",), lengths=(9, 18, 1))
+        write_world(folder / "videos", 10, World(seed=1, sizes=("32x32",), lengths=(9, 18, 1)))
         settings = tiny.SETTINGS.autoencoder
         with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):
             params = jax.jit(lambda: init_params(Autoencoder, settings, jax.random.key(0)))()

@@ -27,7 +27,7 @@ from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import bind
 from sora_jax.models.text_encoder import TextEncoder
 from sora_jax.train.objectives.flow import FlowObjective
-from sora_jax.worlds.shapes.renderer import write_world
+from sora_jax.worlds.shapes.renderer import World, write_world
 
 CODER = AutoencoderSettings(
     width=4, decoder_width=4, multipliers=(1, 1), blocks=1, temporal=(True,), latent_channels=4, dtype="float32"
@@ -39,7 +39,7 @@ class Home:
 
     def __init__(self, folder):
         self.folder, self.encoder = folder, folder / "umt5"
-        write_world(folder / "world", 6, seed=1, sizes=("16x16",), lengths=(5,))
+        write_world(folder / "world", 6, World(seed=1, sizes=("16x16",), lengths=(5,)))
         captions = [json.loads(line) for line in (folder / "world/captions.jsonl").read_text().splitlines()]
         words = train_tokenizer([line["caption"] for line in captions], folder / "words.model", vocabulary=400)
         text = dataclasses.replace(tiny.SETTINGS.text, vocabulary=words.vocabulary, weights=str(self.encoder))

@@ -32,7 +32,7 @@ from sora_jax.data.records.records import Records
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import bind, init_params
-from sora_jax.worlds.shapes.renderer import write_world
+from sora_jax.worlds.shapes.renderer import World, write_world
 
 TINY = tiny.CODER
 
@@ -51,7 +51,7 @@ def settings_of(**data) -> Settings:
 def world(tmp_path_factory) -> pathlib.Path:
     """Ten videos and pictures of the shapes world."""
     folder = tmp_path_factory.mktemp("world")
-    write_world(folder, 10, seed=1, sizes=("64x64", "96x64"), lengths=(17, 27, 1))
+    write_world(folder, 10, World(seed=1, sizes=("64x64", "96x64"), lengths=(17, 27, 1)))
     return folder
 
 
@@ -229,7 +229,7 @@ def test_files_that_can_not_be_read_are_listed_and_stop_nothing(world, tmp_path)
     (videos / "000003.mp4").write_bytes(b"")
     (videos / "notes.mp4").write_text("no video at all\n" * 100)
     (videos / "000000.txt").write_text("A shape moves.")
-    write_world(tmp_path / "small", 1, sizes=("16x16",))
+    write_world(tmp_path / "small", 1, World(sizes=("16x16",)))
     shutil.copy(tmp_path / "small/000000.mp4", videos / "small.mp4")
     report = prepare(settings_of(frames=(17, 5)), videos, tmp_path / "d")
     reasons = dict(report.skipped)

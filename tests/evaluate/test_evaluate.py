@@ -21,9 +21,9 @@ from sora_jax.core.errors import InputError
 from sora_jax.data.prepare.decode import probe, write_clip
 from sora_jax.evaluate.benchmark import Options, terminal_table
 from sora_jax.evaluate.evaluate import evaluate
+from sora_jax.evaluate.metrics.motion import MEASURES, measure_motion
 from sora_jax.evaluate.suites.loss import validation_losses
 from sora_jax.evaluate.suites.registry import BENCHMARKS
-from sora_jax.evaluate.suites.temporal import MEASURES, measure_motion
 from sora_jax.generate.writer import read_metadata
 from sora_jax.models.layers.params import init_params
 from sora_jax.models.video_model import VideoModel
@@ -310,7 +310,7 @@ def test_the_temporal_suite_measures_samples_beside_real_videos(home, tmp_path):
 
 def test_what_becomes_of_a_long_video_is_told_span_by_span():
     scene = dataclasses.replace(asked(0), things=asked(0).things[:1])
-    prompt = caption(scene, "plain", moving=True, turned=[False])
+    prompt = caption(scene, "plain", moving=True, bounced=[False])
     video = render(scene, frames=90, size=(64, 64)).astype(float)
     video[30:60] = np.minimum(video[30:60] + 20, 255)
     video[60:] = video[60:].mean(axis=(1, 2), keepdims=True)
@@ -362,7 +362,7 @@ def test_samples_for_vbench_are_named_as_its_tool_reads_them(home, tmp_path):
         (["--suite=fvd"], "--videomae is missing"),
         (["--suite=fvd", "--videomae=nowhere"], "nowhere: no such folder"),
         (["--suite=clip"], "--clip is missing"),
-        (["--suite=temporal", "--frames=1", "--prompts=p.txt"], "1 frames do not move"),
+        (["--suite=temporal", "--frames=1", "--prompts=p.txt"], "motion needs 3 frames or more, not 1"),
         (["--suite=long", "--frames=5", "--prompts=p.txt"], "5 frames at once; 9 will do"),
         (["--suite=long", "--seconds=0", "--prompts=p.txt"], "--seconds=0: must be above 0"),
         (["--suite=long", "--seconds=1", "--prompts=p.txt"], "6 spans of 3 frames or more"),

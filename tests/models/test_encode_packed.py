@@ -30,7 +30,7 @@ from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import init_state
 from sora_jax.train.step import make_step
-from sora_jax.worlds.shapes.renderer import write_world
+from sora_jax.worlds.shapes.renderer import World, write_world
 
 CODER = tiny.CODER
 CLIPS_IN_A_ROW = {(5, 16, 16): 2, (5, 8, 12): 3, (1, 16, 16): 3, (1, 8, 12): 3}
@@ -41,7 +41,7 @@ class Home:
 
     def __init__(self, folder):
         self.folder = folder
-        write_world(folder / "world", 9, seed=1, sizes=("16x16",), lengths=(6,))
+        write_world(folder / "world", 9, World(seed=1, sizes=("16x16",), lengths=(6,)))
         with jax.set_mesh(tiny.mesh_of()):
             save_model(folder / "coder", Autoencoder, CODER, tiny.random_params(Autoencoder, CODER))
         self.settings = tiny.change(

@@ -21,6 +21,7 @@ from sora_jax.worlds.shapes.renderer import (
     SPEEDS,
     Scene,
     Thing,
+    World,
     bounces,
     is_held_out,
     render,
@@ -124,7 +125,7 @@ def test_captions_name_every_attribute():
     for i in range(300):
         scene = sample_scene(5, i)
         for style in STYLES:
-            text = caption(scene, style, moving=True, turned=[False] * len(scene.things)).lower()
+            text = caption(scene, style, moving=True, bounced=[False] * len(scene.things)).lower()
             for thing in scene.things:
                 assert thing.colour in text
                 assert thing.shape in text
@@ -142,17 +143,17 @@ def test_captions_name_every_attribute():
             assert words & set().union(*ways.values()) <= allowed  # no direction that is not there
             assert all(words & ways[thing.motion] for thing in scene.things if thing.motion != "still")
     scene = dataclasses.replace(sample_scene(5, 0), things=sample_scene(5, 0).things[:1])
-    assert "moves" not in caption(scene, "plain", moving=False, turned=[False])
+    assert "moves" not in caption(scene, "plain", moving=False, bounced=[False])
 
 
 def test_long_captions_vary_in_their_words():
-    texts = {caption(sample_scene(5, i, things=1), "long", moving=True, turned=[False]) for i in range(200)}
+    texts = {caption(sample_scene(5, i, things=1), "long", moving=True, bounced=[False]) for i in range(200)}
     assert len(texts) == 200
 
 
 def test_the_plain_caption_is_the_prompt_of_the_docs():
     thing = Thing("circle", "red", "small", "left", "slow")
-    texts = {caption(Scene((thing,), "blue", wording=w), "plain", moving=True, turned=[False]) for w in range(9)}
+    texts = {caption(Scene((thing,), "blue", wording=w), "plain", moving=True, bounced=[False]) for w in range(9)}
     assert texts == {
         "a small red circle moves left on a blue background",
         "a small red circle moves slowly left on a blue background",
@@ -161,7 +162,7 @@ def test_the_plain_caption_is_the_prompt_of_the_docs():
 
 def test_a_world_is_a_folder_of_real_videos(tmp_path):
     options = {"seed": 7, "sizes": ("64x64", "96x48"), "lengths": (17, 1)}
-    write_world(tmp_path / "w", 8, **options)
+    write_world(tmp_path / "w", 8, World(**options))
     lines = [json.loads(line) for line in (tmp_path / "w/captions.jsonl").read_text().splitlines()]
     assert len(lines) == 8
     shapes = collections.Counter()
@@ -178,18 +179,18 @@ def test_a_world_is_a_folder_of_real_videos(tmp_path):
 
 
 def test_a_world_can_keep_to_one_thing_and_one_style(tmp_path):
-    write_world(tmp_path, 9, lengths=(1,), things=1, styles=("terse",))
+    write_world(tmp_path, 9, World(lengths=(1,), things=1, styles=("terse",)))
     lines = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
     assert [set(line) for line in lines] == [{"video", "caption"}] * 9
     scenes = [sample_scene(0, index, things=1) for index in range(9)]
-    texts = [caption(scene, "terse", moving=False, turned=[False]) for scene in scenes]
+    texts = [caption(scene, "terse", moving=False, bounced=[False]) for scene in scenes]
     assert [line["caption"] for line in lines] == texts
 
 
 def test_videos_of_a_world_can_be_windows_captioned_as_the_whole(tmp_path):
     drawn = {"things": 2, "colours": ("red", "orange"), "motions": ("left", "right")}
-    write_world(tmp_path, 6, seed=3, lengths=(5,), lead_in=40, **drawn)
-    begun, turned = [], []
+    write_world(tmp_path, 6, World(seed=3, lengths=(5,), lead_in=40, **drawn))
+    begun, bounced = [], []
     for index, line in enumerate((tmp_path / "captions.jsonl").read_text().splitlines()):
         line = json.loads(line)
         scene = sample_scene(3, index, **drawn)
@@ -201,17 +202,17 @@ def test_videos_of_a_world_can_be_windows_captioned_as_the_whole(tmp_path):
         apart = [np.abs(made - whole[n : n + 5]).mean() for n in range(41)]
         begun.append(int(np.argmin(apart)))
         assert min(apart) < 2  # what the codec costs
-        turned.append(bounces(scene, frames=begun[-1] + 5, size=(64, 64), fps=16.0))
-        assert line["long_caption"] == caption(scene, "long", moving=True, turned=turned[-1])
-    assert max(begun) > 20 and len(set(begun)) > 3 and np.any(turned)
+        bounced.append(bounces(scene, frames=begun[-1] + 5, size=(64, 64), fps=16.0))
+        assert line["long_caption"] == caption(scene, "long", moving=True, bounced=bounced[-1])
+    assert max(begun) > 20 and len(set(begun)) > 3 and np.any(bounced)
 
 
 def test_a_world_is_finished_after_a_stop_and_never_mixed(tmp_path):
-    write_world(tmp_path, 3, seed=1)
+    write_world(tmp_path, 3, World(seed=1))
     before = (tmp_path / "000001.mp4").stat().st_mtime_ns
     (tmp_path / "000002.mp4").unlink()
-    write_world(tmp_path, 4, seed=1)
+    write_world(tmp_path, 4, World(seed=1))
     assert (tmp_path / "000001.mp4").stat().st_mtime_ns == before
     assert sorted(path.name for path in tmp_path.glob("*.mp4")) == [f"{i:06d}.mp4" for i in range(4)]
     with pytest.raises(InputError, match="holds another shapes world"):
-        write_world(tmp_path, 4, seed=2)
+        write_world(tmp_path, 4, World(seed=2))

@@ -19,7 +19,7 @@ from sora_jax.cli.main import main
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.data.prepare.decode import probe, read_clip
 from sora_jax.evaluate.benchmark import read_video
-from sora_jax.evaluate.suites.reconstruction import measure_reconstruction
+from sora_jax.evaluate.metrics.reconstruction import measure_reconstruction
 from sora_jax.generate.writer import read_metadata
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.modulation import sinusoid

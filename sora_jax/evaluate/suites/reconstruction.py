@@ -1,10 +1,9 @@
-"""How much of a video survives the autoencoder: PSNR, SSIM, MS-SSIM and LPIPS of its reconstruction."""
+"""The benchmark `reconstruction`: PSNR, SSIM, MS-SSIM and LPIPS of an autoencoder on held-out clips."""
 
 import pathlib
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.checkpoint.model_folder import load_model
@@ -14,47 +13,14 @@ from sora_jax.core.progress import progress_bar
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.evaluate.benchmark import Benchmark, Options, terminal_table
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
-from sora_jax.evaluate.metrics.image_quality import SCALE_WEIGHTS, WINDOW, ms_ssim, psnr, ssim
+from sora_jax.evaluate.metrics.reconstruction import measure_reconstruction
 from sora_jax.interop.lpips import load_lpips
-from sora_jax.models.autoencoder.lpips import lpips
 from sora_jax.models.autoencoder.model import Autoencoder
-from sora_jax.models.autoencoder.streaming import decode_stream, encode_stream
 from sora_jax.report.figures import draw_reconstruction
 from sora_jax.report.page import Picture, Section, Table
 
-BEST_PSNR = 100.0  # dB, of a frame that comes back exactly: its true value, infinity, would spoil every mean
-LEAST_MS_SSIM = WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)  # pixels of a side
 MEASURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "lpips": "LPIPS"}
 PICTURES = 8  # at most, in a report
-
-
-def reconstruct(params: dict, settings: AutoencoderSettings, video: np.ndarray) -> np.ndarray:
-    """Pixels through the autoencoder and back, as a stream: [F, H, W, 3] uint8 -> the same."""
-    latents = (frame for piece in encode_stream(params, settings, video) for frame in piece)
-    return np.concatenate(list(decode_stream(params, settings, latents)))
-
-
-def measure_reconstruction(
-    params: dict, settings: AutoencoderSettings, video: np.ndarray, lpips_params: dict | None = None
-) -> tuple[dict[str, float], np.ndarray]:
-    """({"psnr": dB, "ssim": up to 1, ...}, means over the frames; the reconstruction) of [F, H, W, 3] uint8.
-
-    MS-SSIM is there for frames of 176 pixels a side, LPIPS if there are weights for it.
-    """
-    made = reconstruct(params, settings, video)
-    values = {"psnr": jnp.minimum(psnr(video, made), BEST_PSNR), "ssim": ssim(video, made)}
-    if min(video.shape[1:3]) >= LEAST_MS_SSIM:
-        values["ms_ssim"] = ms_ssim(video, made)
-    if lpips_params is not None:
-        values["lpips"] = jnp.stack(
-            [_lpips(lpips_params, a[None], b[None]) for a, b in zip(video, made, strict=True)]
-        )
-    return {name: float(jnp.mean(value)) for name, value in values.items()}, made
-
-
-@jax.jit
-def _lpips(params, a, b):
-    return lpips(params, *(x.astype(jnp.float32) / 127.5 - 1 for x in (a, b)))
 
 
 def _check(checkpoint: CheckpointUnderTest, options: Options):

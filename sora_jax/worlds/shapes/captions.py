@@ -1,4 +1,4 @@
-"""What is said about a scene of the shapes world: terse, plain, or long and in varied words."""
+"""Captions of the shapes world: terse, plain, or long and in varied words."""
 
 import random
 
@@ -25,14 +25,14 @@ _OPENINGS = ("", "In this video, ", "A short animation: ", "The camera is fixed:
 _PICTURES = ("", "In this picture, ", "A simple drawing: ", "A still image: ")
 
 
-def caption(scene, style: str, *, moving: bool, turned: list[bool]) -> str:
-    """A caption of the scene; the same scene and style always give the same words.
+def caption(scene, style: str, *, moving: bool, bounced: list[bool]) -> str:
+    """A caption of a scene; the same for the same scene and style.
 
     Args:
-      scene: a `shapes.Scene`.
+      scene: a `renderer.Scene`.
       style: one of STYLES.
-      moving: False for a picture, whose caption says nothing of motion.
-      turned: for each thing, whether it bounces off an edge.
+      moving: False for a picture, whose caption leaves out motion.
+      bounced: for each thing, whether it bounces off an edge.
     """
     words = random.Random(f"{scene.wording} {style}")
     if style == "terse":
@@ -41,7 +41,7 @@ def caption(scene, style: str, *, moving: bool, turned: list[bool]) -> str:
     if style == "plain":
         things = " and ".join(_plain(thing, moving, words) for thing in scene.things)
         return f"{things} on a {scene.background} background"
-    things = [_long(*pair, moving, words) for pair in zip(scene.things, turned, strict=True)]
+    things = [_long(*pair, moving, words) for pair in zip(scene.things, bounced, strict=True)]
     where = f"{words.choice(('on', 'against', 'in front of'))} {words.choice(_BACKGROUNDS[scene.background])}"
     opening = words.choice(_OPENINGS if moving else _PICTURES)
     text = opening + words.choice((f"{', while '.join(things)}, {where}", f"{where}, {', and '.join(things)}"))
@@ -63,7 +63,7 @@ def _plain(thing, moving, words):
     return f"{text} moves{adverb} {thing.motion}"
 
 
-def _long(thing, turned, moving, words):
+def _long(thing, bounced, moving, words):
     size = words.choice(_SIZES[thing.size])
     text = words.choice(
         (f"{_article(size)} {thing.colour} {thing.shape}", f"{_article(size)} {thing.shape} in {thing.colour}")
@@ -72,10 +72,10 @@ def _long(thing, turned, moving, words):
         return f"{text} {words.choice(('is seen', 'is shown', 'can be seen'))}"
     if thing.motion == "still":
         return f"{text} {words.choice(_STILL)}"
-    verb, way = words.choice(_VERBS), words.choice(_MOTIONS[thing.motion])
+    verb, motion = words.choice(_VERBS), words.choice(_MOTIONS[thing.motion])
     speed = words.choice(_SPEEDS[thing.speed])
-    end = words.choice((" and bounces off the edge", " until it bounces back")) if turned else ""
-    return words.choice((f"{text} {verb} {way} {speed}{end}", f"{text} {verb} {speed} {way}{end}"))
+    end = words.choice((" and bounces off the edge", " until it bounces back")) if bounced else ""
+    return words.choice((f"{text} {verb} {motion} {speed}{end}", f"{text} {verb} {speed} {motion}{end}"))
 
 
 def _article(word):

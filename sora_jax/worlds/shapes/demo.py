@@ -36,7 +36,7 @@ from sora_jax.core.storage import atomic_write
 from sora_jax.data.prepare.decode import probe, read_clip
 from sora_jax.data.prepare.prepare import prepare
 from sora_jax.data.records.records import Records
-from sora_jax.evaluate.suites.reconstruction import measure_reconstruction
+from sora_jax.evaluate.metrics.reconstruction import measure_reconstruction
 from sora_jax.generate.generator import latent_shape
 from sora_jax.generate.request import Request
 from sora_jax.generate.sample import sample
@@ -47,7 +47,7 @@ from sora_jax.report.figures import draw_loss_curves, draw_reconstruction
 from sora_jax.report.page import Clip, Picture, write_demo_page
 from sora_jax.train.loop import train
 from sora_jax.worlds.shapes import SHIPPED_AUTOENCODER, SHIPPED_MODEL
-from sora_jax.worlds.shapes.renderer import write_world
+from sora_jax.worlds.shapes.renderer import World, write_world
 
 CLIPS = 640
 SIZE, FRAMES, FPS = "64x64", 17, 16.0
@@ -202,9 +202,7 @@ def make_world(folder: pathlib.Path, console: rich.console.Console):
         write_world(
             folder,
             CLIPS,
-            sizes=(SIZE,),
-            lengths=(FRAMES,),
-            fps=FPS,
+            World(sizes=(SIZE,), lengths=(FRAMES,), fps=FPS),
             progress=lambda done: bar.update(task, completed=done),
         )
 

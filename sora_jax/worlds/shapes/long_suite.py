@@ -14,8 +14,8 @@ from sora_jax.core.progress import progress_bar
 from sora_jax.data.prepare.decode import probe, read_frames
 from sora_jax.evaluate.benchmark import Benchmark, Options, terminal_table
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
+from sora_jax.evaluate.metrics.motion import STILL_BELOW, gradient
 from sora_jax.evaluate.samples import captions_of, cells, digest, repeat_prompts, sample_by_command
-from sora_jax.evaluate.suites.temporal import STANDS, gradient
 from sora_jax.generate.request import TaskInputs, check_inputs
 from sora_jax.generate.writer import write_webp
 from sora_jax.report.figures import draw_contact_sheet, draw_courses
@@ -60,7 +60,7 @@ def measure_spans(spans: Iterable[np.ndarray], prompt: str, *, window: int, fps:
         first = first or own
         found = {"colour": float(np.linalg.norm(own[0] - first[0]))}
         for name, value, usual in zip(("sharpness", "motion"), own[1:], first[1:], strict=True):
-            found[name] = value / usual if usual > STANDS else None
+            found[name] = value / usual if usual > STILL_BELOW else None
         found["as asked"] = _as_asked(span, prompt, window, fps) if of_shapes else None
         made.append(found)
     return made

@@ -52,8 +52,8 @@ def make_prompts(count: int, *, size: tuple[int, int], frames: int, fps: float) 
     prompts = []
     for index in range(count):
         scene = sample_scene(SEED, index, held_out=True)
-        turned = bounces(scene, frames=frames, size=size, fps=fps)
-        prompts.append(caption(scene, "plain", moving=frames > 1, turned=turned))
+        bounced = bounces(scene, frames=frames, size=size, fps=fps)
+        prompts.append(caption(scene, "plain", moving=frames > 1, bounced=bounced))
     return prompts
 
 

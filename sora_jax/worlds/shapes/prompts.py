@@ -85,7 +85,7 @@ def write_out(prompt: str) -> str:
     else:  # asked for as it is: the model may try
         things = tuple(_whole(thing, draw) for thing in said)
     scene = Scene(things, where, wording=draw.randrange(2**31))
-    return caption(scene, "long", moving=True, turned=[False] * len(things))
+    return caption(scene, "long", moving=True, bounced=[False] * len(things))
 
 
 def _whole(said, draw) -> Thing:

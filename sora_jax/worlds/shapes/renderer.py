@@ -1,7 +1,7 @@
-"""The shapes world: short captioned videos rendered by code, so that every claim of a caption can be checked.
+"""The shapes world: short videos rendered by code, whose captions can be checked word by word.
 
 One or two coloured shapes move over a background and bounce off its edges. Scene `index` of a seed is always the
-same scene. A tenth of all combinations of attributes is held out by a hash: training never sees them.
+same. A tenth of all combinations of attributes is held out by a hash, and never trained on.
 """
 
 import dataclasses
@@ -37,25 +37,27 @@ BACKGROUNDS = {  # colours at the top and at the bottom
     "blue": ((50, 80, 170), (50, 80, 170)),
     "sky": ((110, 170, 235), (230, 240, 250)),
 }
-CAMOUFLAGE = frozenset({("blue", "blue"), ("blue", "sky")})  # (colour, background) pairs that never meet
+CAMOUFLAGE = frozenset({("blue", "blue"), ("blue", "sky")})  # (colour, background) pairs that are not drawn
 
-_STRAIGHT_SECONDS = 10 / 16  # what moves does so for at least this long before its first bounce
+_STRAIGHT_SECONDS = 10 / 16  # shortest time before the first bounce
 _TWO = 1 / 3  # share of the scenes with two shapes
-_LEAD_IN = 1  # sets these draws apart from those of the scenes
+_LEAD_IN = 1  # key of random draws, different from those of the scenes
 
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One shape.
+    """A moving shape.
 
-    place: where it starts, (x, y) in [0, 1], as shares of where it may start.
+    Args:
+      speed: "none" if it is still.
+      place: start, (x, y) in [0, 1] of the region where it may start.
     """
 
     shape: str
     colour: str
     size: str
     motion: str
-    speed: str  # "none" if it is still
+    speed: str
     place: tuple[float, float] = (0.5, 0.5)
 
 
@@ -63,8 +65,9 @@ class Thing:
 class Scene:
     """One or two things over a background.
 
-    swapped: of two things, whether the first is in the lower or right lane.
-    wording: chooses the words of the caption.
+    Args:
+      swapped: whether the first of two things has the lower or right lane.
+      wording: seed of the words of the caption.
     """
 
     things: tuple[Thing, ...]
@@ -92,8 +95,8 @@ def sample_scene(
 
     Args:
       held_out: draw from the held-out combinations only, instead of from the others only.
-      things: how many, 1 or 2; None leaves it to chance.
-      colours, motions: to draw from; of colours two at least that no background hides.
+      things: number of things, 1 or 2; None: drawn.
+      colours, motions: to draw from; at least two colours that are visible on every background.
     """
     draw = np.random.default_rng((seed, index))
     background = _pick(draw, BACKGROUNDS)
@@ -122,18 +125,18 @@ def _pick(draw, options):
 
 
 def _share_an_axis(a, b):
-    """Two things move along the same axis, each in its own lane, so that they never meet."""
+    """Whether two things move along one axis; each then has a lane, and they never meet."""
     (a_x, a_y), (b_x, b_y) = MOTIONS[a.motion], MOTIONS[b.motion]
     return not (a_x and b_y) and not (a_y and b_x)
 
 
 def render(scene: Scene, *, frames: int, size: tuple[int, int], fps: float = 16.0) -> np.ndarray:
-    """The scene as video, uint8 [F, H, W, 3].
+    """The scene as video, [F, H, W, 3] uint8.
 
     Args:
       frames: F.
       size: (H, W).
-      fps: frames a second; speeds are in sides a second.
+      fps: frames a second.
     """
     H, W = size
     top, bottom = (np.array(colour, np.float32) for colour in BACKGROUNDS[scene.background])
@@ -174,13 +177,13 @@ def trajectories(scene: Scene, *, frames: int, size: tuple[int, int], fps: float
 
 
 def bounces(scene: Scene, *, frames: int, size: tuple[int, int], fps: float) -> list[bool]:
-    """Whether each thing turns round within the video."""
+    """Whether each thing bounces off an edge within the video."""
     paths = trajectories(scene, frames=frames, size=size, fps=fps)
     return [bool((np.diff(np.sign(np.diff(path, axis=0)), axis=0) != 0).any()) for path in paths]
 
 
 def half_sides(shape, radius):
-    """Half the width and half the height of the shape whose area is that of a circle of this radius."""
+    """(half the width, half the height) of a shape with the area of a circle of this radius."""
     if shape == "circle":
         return radius, radius
     if shape == "square":
@@ -208,73 +211,92 @@ def coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndar
     return np.clip(0.5 - distance, 0, 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A folder of videos of the shapes world; equal worlds have equal videos.
+
+    Args:
+      sizes: "WIDTHxHEIGHT" each; sizes and lengths take turns.
+      lengths: numbers of frames; 1 is a PNG picture.
+      held_out: draw scenes from the held-out combinations only, instead of from the others only.
+      things: number in each scene, 1 or 2; None: either.
+      colours, motions: to draw from. Two things of similar colours or opposite motions are harder to learn.
+      lead_in: a video starts up to this many frames, drawn evenly, after its scene, and has the caption of the
+        whole: a window of a longer video. After a bounce, a thing moves against its caption; train on such videos
+        with conditioning frames, not from text alone.
+      styles: of the captions, from STYLES; the first is the one used for validation.
+    """
+
+    seed: int = 0
+    sizes: tuple[str, ...] = ("64x64",)
+    lengths: tuple[int, ...] = (17,)
+    fps: float = 16.0
+    held_out: bool = False
+    things: int | None = None
+    colours: tuple[str, ...] = tuple(COLOURS)
+    motions: tuple[str, ...] = tuple(MOTIONS)
+    lead_in: int = 0
+    styles: tuple[str, ...] = STYLES
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """The sizes as (H, W). Raises: InputError for a size that is not WIDTHxHEIGHT."""
+        shapes = [parse_size(size, "sizes") for size in self.sizes]
+        if any(isinstance(shape, int) for shape in shapes):
+            raise InputError(f"sizes: the shapes world needs WIDTHxHEIGHT, not {', '.join(self.sizes)}")
+        return shapes
+
+
 def write_world(
     folder: pathlib.Path,
     count: int,
+    world: World = World(),
     *,
-    seed: int = 0,
-    sizes: Sequence[str] = ("64x64",),
-    lengths: Sequence[int] = (17,),
-    fps: float = 16.0,
-    held_out: bool = False,
-    things: int | None = None,
-    colours: Sequence[str] = tuple(COLOURS),
-    motions: Sequence[str] = tuple(MOTIONS),
-    lead_in: int = 0,
-    styles: Sequence[str] = STYLES,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """A folder of `count` captioned videos (PNG pictures where one frame long), as anybody's folder would be.
-
-    Sizes and lengths take turns. What is there already is kept, so a stopped call can be repeated.
+    """Write `count` captioned videos and captions.jsonl; files that are there are kept.
 
     Args:
-      sizes: "WIDTHxHEIGHT" each.
-      lengths: numbers of frames.
-      things: in each scene, 1 or 2; None leaves it to chance.
-      colours, motions: of things. Two of colours near to one another, or of opposite ways, are harder to learn.
-      lead_in: a video begins up to so many frames, drawn evenly, after its scene does, and is captioned as the
-        whole of it: windows of longer videos. A thing that has turned by then goes another way than its caption
-        says: to be learned from where frames are given, not from text alone (docs/evaluation.md).
-      styles: of the captions, from STYLES; the first is the one used for validation.
-      progress: called with the number of videos that are there.
+      progress: called with the number of videos that are complete.
     Raises: InputError if the folder holds another world.
     """
-    shapes = [parse_size(size, "sizes") for size in sizes]
-    if any(isinstance(shape, int) for shape in shapes):
-        raise InputError(f"sizes: the shapes world needs WIDTHxHEIGHT, not {', '.join(sizes)}")
-    world = {
-        "seed": seed,
-        "sizes": list(sizes),
-        "lengths": list(lengths),
-        "fps": fps,
-        "held_out": held_out,
-        "things": things,
-        "colours": list(colours),
-        "motions": list(motions),
-        "lead_in": lead_in,
-        "styles": list(styles),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    description = folder / "world.json"
-    if description.exists() and json.loads(description.read_text()) != world:
-        raise InputError(f"{folder}: holds another shapes world ({description.name}); choose another folder")
-    with atomic_write(description) as path:
-        path.write_text(json.dumps(world) + "\n")
+    shapes = world.shapes()
+    _check_folder(folder, world)
     lines = []
     for index in range(count):
-        scene = sample_scene(seed, index, held_out=held_out, things=things, colours=colours, motions=motions)
-        frames = lengths[index // len(shapes) % len(lengths)]
-        size = shapes[index % len(shapes)]
-        path = folder / f"{index:06d}{'.png' if frames == 1 else '.mp4'}"
-        skipped = int(np.random.default_rng((seed, index, _LEAD_IN)).integers(lead_in + 1))
-        if not path.exists():
-            whole = render(scene, frames=skipped + frames, size=size, fps=fps)
-            write_clip(path, whole[skipped:], fps=fps)
-        turned = bounces(scene, frames=skipped + frames, size=size, fps=fps)
-        wordings = {style: caption(scene, style, moving=frames > 1, turned=turned) for style in styles}
-        keys = ("caption", *(f"{style}_caption" for style in styles[1:]))
-        lines.append({"video": path.name, **dict(zip(keys, wordings.values(), strict=True))})
+        lines.append(_write_video(folder, index, world, shapes[index % len(shapes)]))
         progress(index + 1)
     with atomic_write(folder / "captions.jsonl") as path:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _check_folder(folder, world):
+    """Make the folder with its world.json. Raises: InputError if it holds another world."""
+    text = json.dumps(dataclasses.asdict(world))
+    folder.mkdir(parents=True, exist_ok=True)
+    description = folder / "world.json"
+    if description.exists() and json.loads(description.read_text()) != json.loads(text):
+        raise InputError(f"{folder}: holds another shapes world ({description.name}); choose another folder")
+    with atomic_write(description) as path:
+        path.write_text(text + "\n")
+
+
+def _write_video(folder, index, world, size) -> dict[str, str]:
+    """Write video `index`, unless it is there; returns its line of captions.jsonl."""
+    scene = sample_scene(
+        world.seed,
+        index,
+        held_out=world.held_out,
+        things=world.things,
+        colours=world.colours,
+        motions=world.motions,
+    )
+    frames = world.lengths[index // len(world.sizes) % len(world.lengths)]
+    skipped = int(np.random.default_rng((world.seed, index, _LEAD_IN)).integers(world.lead_in + 1))
+    path = folder / f"{index:06d}{'.png' if frames == 1 else '.mp4'}"
+    if not path.exists():
+        whole = render(scene, frames=skipped + frames, size=size, fps=world.fps)
+        write_clip(path, whole[skipped:], fps=world.fps)
+    bounced = bounces(scene, frames=skipped + frames, size=size, fps=world.fps)
+    keys = ("caption", *(f"{style}_caption" for style in world.styles[1:]))
+    captions = [caption(scene, style, moving=frames > 1, bounced=bounced) for style in world.styles]
+    return {"video": path.name, **dict(zip(keys, captions, strict=True))}

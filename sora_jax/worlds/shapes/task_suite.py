@@ -18,9 +18,9 @@ from sora_jax.core.progress import progress_bar
 from sora_jax.data.prepare.decode import write_clip
 from sora_jax.evaluate.benchmark import Benchmark, Options, read_video, terminal_table
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
+from sora_jax.evaluate.metrics.motion import STILL_BELOW
+from sora_jax.evaluate.metrics.reconstruction import MAX_PSNR
 from sora_jax.evaluate.samples import cells, digest, sample_by_command, size_of
-from sora_jax.evaluate.suites.reconstruction import BEST_PSNR
-from sora_jax.evaluate.suites.temporal import STANDS
 from sora_jax.generate.request import TaskInputs
 from sora_jax.generate.tasks import Coder, coder_of
 from sora_jax.generate.writer import VideoWriter
@@ -66,8 +66,8 @@ def make_trials(number: int, cell: SampleSettings, coder: Coder, folder: pathlib
     truth = render(scene, frames=2 * F + new, size=(H, W), fps=fps)
 
     def asked(frames, of=scene):
-        turned = bounces(of, frames=frames, size=(H, W), fps=fps)
-        return caption(of, "plain", moving=True, turned=turned)
+        bounced = bounces(of, frames=frames, size=(H, W), fps=fps)
+        return caption(of, "plain", moving=True, bounced=bounced)
 
     def kept(name, frames):
         path = folder / name
@@ -132,7 +132,7 @@ def measure_trial(trial: Trial, made: np.ndarray, alone: np.ndarray | None, fps:
     if trial.joins:
         x = made.astype(np.float32)
         change = np.abs(x - np.roll(x, 1, axis=0)).mean(axis=(1, 2, 3))  # to each frame from the one before
-        values["join"] = _at_joins(change, trial.joins, STANDS)
+        values["join"] = _at_joins(change, trial.joins, STILL_BELOW)
         paths = read[1] if read else []
         steps = [np.linalg.norm(path - np.roll(path, 1, axis=0), axis=1) for path in paths]
         jumps = [jump for step in steps if (jump := _at_joins(step, trial.joins, MOVES)) is not None]
@@ -146,7 +146,7 @@ def _psnr(a, b, where):
         return x[:, kept].astype(np.float64)
 
     error = np.square(chosen(a) - chosen(b))
-    return min(BEST_PSNR, float(10 * np.log10(255**2 / max(error.mean(), 1e-9))))
+    return min(MAX_PSNR, float(10 * np.log10(255**2 / max(error.mean(), 1e-9))))
 
 
 def _at_joins(change, joins, least):

@@ -16,14 +16,14 @@ from sora_jax.cli.main import main as sora_jax
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
 from sora_jax.worlds.shapes import SHIPPED_AUTOENCODER, SHIPPED_MODEL
-from sora_jax.worlds.shapes.renderer import write_world
+from sora_jax.worlds.shapes.renderer import World, write_world
 
 CONFIG = pathlib.Path(__file__).parents[3] / "configs/shapes.py"
 ACROSS, ALONG = ({"things": 2, "motions": ways} for ways in (("left", "right"), ("up", "down")))
 WARM = {"things": 2, "colours": ("red", "orange", "yellow")}
 PICTURES, SHORT = {"lengths": (1,)}, {"lengths": (5,)}
 
-# Name -> seed, number, options of `write_world`.
+# Name -> seed, number, options of `World`.
 SETS = {
     "images": (21, 16_000, PICTURES),
     "single": (22, 10_000, {"things": 1}),
@@ -68,7 +68,7 @@ def make(name: str, out: pathlib.Path, count: int | None, console: rich.console.
     videos = out / "rendered" / name
     with progress_bar(console) as bar:
         task = bar.add_task(f"{name}: rendering", total=number, numbers="")
-        write_world(videos, number, seed=seed, **options, progress=lambda done: bar.update(task, completed=done))
+        write_world(videos, number, World(seed, **options), progress=lambda done: bar.update(task, completed=done))
     code = sora_jax(
         [
             "prepare",
