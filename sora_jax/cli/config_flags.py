@@ -37,17 +37,17 @@ def read_config(named: str) -> ConfigDict:
     """The config of a Python file or of a workdir's settings.json.
 
     Args:
-      named: a path; of a Python file followed by ":ARGUMENT", the argument of its get_config().
+      named: a path; after ".py" can follow ":ARGUMENT", the argument of the file's get_config().
     Raises: InputError for a file that is absent or in error; it names the line.
     """
-    name, _, argument = named.partition(":")
-    file = pathlib.Path(name)
+    file, argument = pathlib.Path(named), ""
+    if ".py:" in named and not file.is_file():  # a folder's name can have a colon, too
+        name, _, argument = named.rpartition(".py:")
+        file = pathlib.Path(f"{name}.py")
     if not file.is_file():
         there = [str(path) for path in file.parent.glob("*.py")]
         raise InputError(f"--config: no file {file}" + (f", {did_you_mean(str(file), there)}" if there else ""))
     if file.suffix == ".json":
-        if argument:
-            raise InputError(f"--config={named}: settings take no argument {argument!r}, a Python file does")
         return to_config(from_json(Settings, read_object(file), str(file)))
     try:
         get_config = runpy.run_path(str(file)).get("get_config")

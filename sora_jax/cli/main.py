@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-import rich.console
 from absl import flags
 
 import sora_jax
@@ -13,6 +12,7 @@ from sora_jax.cli.commands import COMMANDS
 from sora_jax.cli.config_flags import define_config, one_line
 from sora_jax.cli.flags import Command
 from sora_jax.cli.help import help_text, overview
+from sora_jax.core.console import Console, print_error, printable
 from sora_jax.core.errors import InputError, did_you_mean
 
 PREFIX = "--"
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(name, [underscored(argument) for argument in rest])
     except InputError as error:
-        print(f"sora-jax {name}: {error}", file=sys.stderr)
+        print_error(f"sora-jax {printable(name)}", error)
         return error.code
     except KeyboardInterrupt:
         print(f"sora-jax {name}: interrupted; the same command continues from what is complete", file=sys.stderr)
@@ -60,7 +60,7 @@ def run(name: str, arguments: list[str]):
     if {"--help", "-h"} & set(arguments):
         show(help_text(name))
         return
-    command, console = COMMANDS[name], rich.console.Console(stderr=True)
+    command, console = COMMANDS[name], Console(stderr=True)
     values = parse(command, [f"sora-jax {name}", *arguments])
     # Grain and TFDS ask absl whether the program has read its flags.
     flags.FLAGS.mark_as_parsed()
@@ -87,7 +87,7 @@ def parse(command: Command, argv: list[str]) -> flags.FlagValues:
     return values
 
 
-def joined(command: Command, values: flags.FlagValues, console: rich.console.Console):
+def joined(command: Command, values: flags.FlagValues, console: Console):
     """A context in which the processes of a cluster are connected, for a command that computes with them."""
     if not command.joins:
         return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Files that are there in full or not at all."""
+"""Files on disk: written whole or not at all, and known by hashes of their content."""
 
 import contextlib
 import errno
@@ -7,12 +7,15 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 
 from sora_jax.core.errors import InputError, did_you_mean
 
-# What the user can mend; any other OSError is a bug and keeps its traceback.
+# Errors that the user can mend; any other OSError is a bug and keeps its traceback.
 USER_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -22,15 +25,19 @@ USER_ERRORS = {
     errno.EROFS: "that disk is read-only",
     errno.ENOTDIR: "a file stands where a folder should be",
     errno.EEXIST: "a file stands where a folder should be",
+    errno.ENAMETOOLONG: "the name is too long",
 }
 
-
-_ENDS = 2**16  # bytes at both ends of a file by which its content is known
+STALE_SECONDS = 86_400  # age from which a temporary file of another host is taken to be abandoned
+_STEM = 40  # characters of the file's own name in that of its temporary file, which may have 255 bytes
+# .NAME.sora_jax-HOST-PID-RANDOM.SUFFIX: no file of a user has such a name.
+_TEMPORARY = re.compile(r"\..*\.sora_jax-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}(\.\w+)?")
+_ENDS = 2**16  # bytes at both ends of a file that `content_hash` reads
 
 
 @contextlib.contextmanager
 def explain_os_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Tell in one line what the user can mend of the system's errors while `path` is being written."""
+    """Turn an OSError of writing `path` that the user can mend into an InputError."""
     try:
         yield
     except OSError as error:
@@ -41,38 +48,66 @@ def explain_os_errors(path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A temporary file to write, which takes the place of `path` at the end, or vanishes if an error comes first.
+    """A temporary file to write, which replaces `path` at the end of the block, or is removed after an error.
 
     Args:
-      path: the file to write; its folder is made if it is not there. A file that stands there is kept until the
-        new one is complete and on the disk.
+      path: the file to write; its folder is made if it is absent. An existing file stays until the new one is
+        complete and on the disk.
     Raises: InputError if it can't be written, e.g. because the disk is full.
     """
     path = pathlib.Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file in it")
-    # Hidden, and with the suffix kept: writers choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = temporary_path(path)
     try:
         with explain_os_errors(path):
+            if path.is_dir():
+                raise InputError(f"{path}: is a folder; name a file in it")
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.touch()
             mode = temporary.stat().st_mode
             yield temporary
-            temporary.chmod(mode)  # as the umask says: some writers replace the file by one of their owner's alone
+            temporary.chmod(mode)  # as the umask says: some writers make a file that only its owner can read
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
     finally:
-        with contextlib.suppress(NotADirectoryError):
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
+def temporary_path(path: pathlib.Path) -> pathlib.Path:
+    """A new hidden name beside `path`, unique over hosts and processes, with its suffix: writers go by that."""
+    owner = f"{_host()}-{os.getpid()}-{secrets.token_hex(8)}"
+    return path.with_name(f".{path.stem[:_STEM]}.sora_jax-{owner}{path.suffix}")
+
+
 def remove_stale_temporaries(folder: pathlib.Path):
-    """Remove the temporary files that `replacing` has left in a folder because its process was killed."""
+    """Remove the temporary files that `atomic_write` left in a folder because its process was killed.
+
+    Only names of our own form, and of those only files of a dead process of this host, or older than a day.
+    """
     for path in folder.glob(".*"):
-        if path.is_file() and re.fullmatch(r"\..+\.\d+(\.\w+)?", path.name):
-            path.unlink()
+        owner = _TEMPORARY.fullmatch(path.name)
+        if not owner or not path.is_file():
+            continue
+        dead = owner[1] == _host() and not process_exists(int(owner[2]))
+        if dead or time.time() - path.stat().st_mtime > STALE_SECONDS:
+            path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    """A hash of this host's name: a host's name itself is nobody's business."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def process_exists(pid: int) -> bool:
+    """Whether this host has a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -81,7 +116,7 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def content_hash(path: str | os.PathLike) -> str:
-    """A hash of a file's size and both its ends: quick, and another for any video that is not a copy."""
+    """A hash of a file's size and both its ends."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -93,13 +128,13 @@ def content_hash(path: str | os.PathLike) -> str:
 
 
 def weights_digest(folder: str | os.PathLike) -> str:
-    """A hash of a folder's safetensors, by their `identity`; of no folder, "", it is that of no files."""
+    """A hash of the safetensors in a folder; "" counts as an empty folder."""
     files = sorted(pathlib.Path(folder).glob("*.safetensors")) if folder else []
     return digest([content_hash(file) for file in files])
 
 
 def digest(value) -> str:
-    """A hash of anything that JSON can hold."""
+    """A hash of any value that JSON can hold."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
@@ -111,14 +146,14 @@ def read_object(path: pathlib.Path) -> dict:
     try:
         values = json.loads(path.read_text())
     except ValueError as error:
-        raise InputError(f"{path}: no JSON ({error}); copy it anew from where it comes from") from None
+        raise InputError(f"{path}: no JSON ({error}); copy it again from its source") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: an object is needed, not {type(values).__name__}")
     return values
 
 
 def copy_files(source: pathlib.Path, target: pathlib.Path):
-    """Copy the files of a folder into another one, each whole or not at all.
+    """Copy the files of a folder into another one, each atomically.
 
     Raises: InputError if one can't be written, e.g. because the disk is full.
     """

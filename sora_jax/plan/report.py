@@ -9,7 +9,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import rich.console
-import rich.markup
 import rich.table
 
 from sora_jax.core.storage import atomic_write
@@ -24,8 +23,8 @@ def show(plan, console: rich.console.Console):
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.sizes.items() if size > 1) or "1 device"
     how = f"compiled in {plan.seconds:.0f} s" if plan.compiled else "by formulas alone: an estimate throughout"
     if not topology.compiled:
-        how += rich.markup.escape(f"; {INSTALL_CUDA} brings the compiler")
-    console.print(f"\n[bold]{plan.what}[/] on {topology}: {mesh}; {how}", highlight=False)
+        how += f"; {INSTALL_CUDA} brings the compiler"
+    console.print(f"\n{plan.what} on {topology}: {mesh}; {how}")
     if plan.what in ("train", "sample"):
         model = plan.settings.transformer
         console.print(f"attention {model.attention}, remat {model.remat}", highlight=False)
@@ -33,7 +32,7 @@ def show(plan, console: rich.console.Console):
     table.columns[1].justify = "right"
     for name, size in plan.parts.items():
         table.add_row(name, gib(size))
-    verdict = "fits" if plan.fits else f"[red]{plan.over:.1f} GiB too much[/]"
+    verdict = "fits" if plan.fits else f"{plan.over:.1f} GiB too much"
     table.add_row("needed at the peak" + ("" if plan.compiled else " (estimate)"), gib(plan.needed))
     if plan.host:
         table.add_row("in the host's memory", gib(plan.host))

@@ -10,6 +10,7 @@ import pytest
 import sora_jax
 from sora_jax.cli import help as cli_help
 from sora_jax.cli.commands import COMMANDS
+from sora_jax.cli.config_flags import read_config
 from sora_jax.cli.main import main
 from sora_jax.config.load import to_config
 from sora_jax.config.schema import Settings
@@ -237,3 +238,16 @@ def test_a_checkpoint_that_is_not_there_is_told(capsys, here):
 def test_the_version_is_the_package_s_own(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"sora_jax {sora_jax.__version__}\n"
+
+
+def test_a_config_in_a_folder_with_a_colon_takes_an_argument(tmp_path):
+    folder = tmp_path / "with:colon.py:"
+    folder.mkdir()
+    file = folder / "x.py"
+    file.write_text(
+        "from sora_jax.config.load import default_config\n"
+        "def get_config(steps='1'):\n    config = default_config()\n    config.train.steps = int(steps)\n"
+        "    return config\n"
+    )
+    assert read_config(f"{file}:7").train.steps == 7
+    assert read_config(str(file)).train.steps == 1

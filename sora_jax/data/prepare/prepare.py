@@ -11,11 +11,10 @@ import pathlib
 import shutil
 from collections import Counter
 
-from rich.console import Console
-
 from sora_jax.checkpoint.model_folder import autoencoder_folder, load_settings
 from sora_jax.cluster.agreement import assert_equal_across_hosts, barrier, flatten, run_on_first_host
 from sora_jax.config.schema import AutoencoderSettings, Settings
+from sora_jax.core.console import Console
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import USER_ERRORS, atomic_write, copy_files, remove_stale_temporaries
 from sora_jax.data.prepare.captions import find_sources

@@ -159,7 +159,7 @@ def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict
 
     run_on_first_host(read_all)
     for fault in values.get("faults", ()):
-        console.print(f"[bold red]FAULT[/] {checkpoint.name}: {fault}", highlight=False)
+        console.print(f"FAULT {checkpoint.name}: {fault}", style="bold red")
     if values:
         console.print(terminal_table(("attribute", checkpoint.name, "captions shuffled"), list(_rows(values))))
     return values
