@@ -14,7 +14,12 @@ from sora_jax.config.load import to_config
 from sora_jax.config.schema import Settings
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 MOST_LINES = 250
 GROUPS = "|".join(field.name for field in dataclasses.fields(Settings) if dataclasses.is_dataclass(field.type))
@@ -30,7 +35,9 @@ pages = pytest.mark.parametrize("page", PAGES, ids=NAMES)
 
 def commands(text: str) -> list[str]:
     """Every `sora-jax ...` line; a command goes on after a backslash at the end of its line."""
-    found = re.findall(r"^ *(?:\$ |[A-Z_]+=\S+ )*(?:\.venv/bin/)?sora-jax (\S.*)$", text.replace("\\\n", " "), re.M)
+    found = re.findall(
+        r"^ *(?:\$ |[A-Z_]+=\S+ )*(?:\.venv/bin/)?sora-jax (\S.*)$", text.replace("\\\n", " "), re.M
+    )
     return [command.split(" # ")[0].replace(" ... ", " ").removesuffix(" ...") for command in found]
 
 
@@ -42,7 +49,9 @@ def anchors(text: str) -> set[str]:
 
 @pages
 def test_a_page_has_at_most_250_lines(page):
-    assert len(page.read_text().splitlines()) <= MOST_LINES or page.name == "commands.md" or page.name == "config.md"
+    assert (
+        len(page.read_text().splitlines()) <= MOST_LINES or page.name == "commands.md" or page.name == "config.md"
+    )
 
 
 @pages
