@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from sora_jax.checkpoint.checksums import checksums, named_leaves
 from sora_jax.checkpoint.model_folder import load_settings
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, read_with_orbax
+from sora_jax.checkpoint.renamed import present_name
 from sora_jax.checkpoint.workdir import BROKEN, RELEASED, steps_in
 from sora_jax.config.load import from_dict
 from sora_jax.config.schema import Settings
@@ -71,6 +72,7 @@ def load_meta(folder: pathlib.Path, step: int) -> Meta:
             raise BrokenCheckpoint("meta is not what was written")
     except (AttributeError, KeyError, TypeError) as error:
         raise BrokenCheckpoint(f"meta lacks {error}") from error
+    leaves = {present_name(name): leaf for name, leaf in leaves.items()}
     return Meta(from_dict(Settings, settings, f"{folder}/{step}"), data_hash, leaves)
 
 

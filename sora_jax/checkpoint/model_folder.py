@@ -17,6 +17,7 @@ import safetensors
 import safetensors.numpy
 from jax.experimental import multihost_utils
 
+from sora_jax.checkpoint.renamed import present_name
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.config.load import from_json, to_json
 from sora_jax.core.errors import InputError, did_you_mean
@@ -67,9 +68,9 @@ def load_model(folder, module_class, settings_class):
     path = pathlib.Path(folder) / WEIGHTS
     expected = _expected(module_class, settings)
     with open_tensors(path) as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        _check_shapes(path, found, expected)
-        arrays = [_place(file.get_slice(name), shape) for name, shape in expected.items()]
+        tensors = {present_name(name): file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        _check_shapes(path, {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}, expected)
+        arrays = [_place(tensors[name], shape) for name, shape in expected.items()]
     abstract = abstract_params(module_class, settings)
     return settings, jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
@@ -106,7 +107,7 @@ def open_tensors(path):
 
 
 def named(params: dict) -> Iterator[tuple[str, jax.Array]]:
-    """Every leaf with its dotted name, e.g. "decoder.levels.0.blocks.1.conv1.kernel"."""
+    """Every leaf with its dotted name, e.g. "decoder.up_blocks.0.blocks.1.conv1.kernel"."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         yield ".".join(str(key.key) for key in path), leaf
 

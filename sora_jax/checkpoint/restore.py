@@ -16,6 +16,7 @@ from sora_jax.checkpoint.checksums import checksums, leaf_name, named_leaves
 from sora_jax.checkpoint.meta import check_leaves, explain_broken, load_meta
 from sora_jax.checkpoint.model_folder import load_model
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, read_with_orbax
+from sora_jax.checkpoint.renamed import present_name
 from sora_jax.checkpoint.workdir import RELEASED
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
@@ -31,13 +32,27 @@ def read_state(folder: pathlib.Path, step: int, abstract):
       abstract: a TrainState of shapes with shardings, or a part of it as nested dicts.
     Raises: BrokenCheckpoint; InputError if it can't be read here.
     """
-    args = ocp.args.PyTreeRestore(
-        item=abstract,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-        partial_restore=True,
-    )
     path, handler = folder / str(step) / "state", ocp.PyTreeCheckpointHandler()
-    return read_with_orbax(lambda: handler.restore(path, args=args), path)
+    wanted = named_leaves(abstract)
+    item = abstract
+    if any(
+        "quant_conv" in name for name in wanted
+    ):  # of an autoencoder, which may have been written with old names
+        stored = read_with_orbax(lambda: handler.metadata(path), path).tree
+        if any(present_name(name) != name for name in named_leaves(stored)):
+            item = jax.tree.map_with_path(
+                lambda path, _: wanted.get(present_name(leaf_name(path)), ocp.PLACEHOLDER), stored
+            )
+    args = ocp.args.PyTreeRestore(
+        item=item,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+        partial_restore=item is abstract,
+    )
+    state = read_with_orbax(lambda: handler.restore(path, args=args), path)
+    if item is abstract:
+        return state
+    found = {present_name(name): x for name, x in named_leaves(state).items()}
+    return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in wanted])
 
 
 def verify(state, leaves: Mapping[str, dict]):
@@ -58,7 +73,7 @@ def verify_step(folder: pathlib.Path, step: int) -> int:
         raise InputError(f"{folder}/{step}: has no checksums, an early version wrote it")
     path, handler = folder / str(step) / "state", ocp.PyTreeCheckpointHandler()
     stored = read_with_orbax(lambda: handler.metadata(path), path).tree
-    if missing := leaves.keys() - named_leaves(stored).keys():
+    if missing := leaves.keys() - {present_name(name) for name in named_leaves(stored)}:
         raise BrokenCheckpoint(f"{min(missing)} is not there")
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     types = {
@@ -67,14 +82,15 @@ def verify_step(folder: pathlib.Path, step: int) -> int:
     }
     for group in in_groups(types):
         item = jax.tree.map_with_path(
-            lambda path, _, group=group: group.get(leaf_name(path), ocp.PLACEHOLDER), stored
+            lambda path, _, group=group: group.get(present_name(leaf_name(path)), ocp.PLACEHOLDER), stored
         )
         restore_args = jax.tree.map(
             lambda x: ocp.RestoreArgs() if x is ocp.PLACEHOLDER else ocp.ArrayRestoreArgs(sharding=sharding), item
         )
         args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args)
         read = read_with_orbax(lambda args=args: handler.restore(path, args=args), path)
-        verify({name: x for name, x in named_leaves(read).items() if name in group}, leaves)
+        found = {present_name(name): x for name, x in named_leaves(read).items()}
+        verify({name: x for name, x in found.items() if name in group}, leaves)
     return len(leaves)
 
 

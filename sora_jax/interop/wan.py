@@ -57,8 +57,8 @@ TEXT_ALIASES = ("encoder.embed_tokens.weight",)  # of the embedding: some files 
 
 AUTOENCODER_KERNELS = {
     "shortcut": "o i 1 1 1 -> i o",
-    "moments": "o i 1 1 1 -> i o",
-    "unlatent": "o i 1 1 1 -> i o",
+    "quant_conv": "o i 1 1 1 -> i o",
+    "post_quant_conv": "o i 1 1 1 -> i o",
     "qkv": "o i 1 1 -> i o",
     "out": "o i 1 1 -> i o",
     "space": "o i h w -> 1 h w i o",
@@ -80,29 +80,29 @@ def autoencoder_table(settings: AutoencoderSettings) -> dict[str, Tensor]:
 
 def _autoencoder_modules(settings: AutoencoderSettings) -> dict[str, str]:
     """Our name of each module of the autoencoder that holds weights -> diffusers' name."""
-    names = {"moments": "quant_conv", "unlatent": "post_quant_conv"}
+    names = {name: name for name in ("quant_conv", "post_quant_conv")}
     for half in ("encoder", "decoder"):
         for ours in ("conv_in", "conv_out", "norm_out"):
             names[f"{half}.{ours}"] = f"{half}.{ours}"
         for i in (0, 1):
-            names |= _block(f"{half}.middle.block{i + 1}", f"{half}.mid_block.resnets.{i}")
+            names |= _block(f"{half}.mid_block.block{i + 1}", f"{half}.mid_block.resnets.{i}")
         attention = f"{half}.mid_block.attentions.0"
         for ours, theirs in (("norm", "norm"), ("qkv", "to_qkv"), ("out", "proj")):
-            names[f"{half}.middle.attention.{ours}"] = f"{attention}.{theirs}"
+            names[f"{half}.mid_block.attention.{ours}"] = f"{attention}.{theirs}"
     flat = 0  # Wan 2.1's encoder is one list of blocks and downsamplings
     for i in range(len(settings.multipliers)):
-        level, down, up = f"encoder.levels.{i}", f"encoder.down_blocks.{i}", f"decoder.up_blocks.{i}"
+        level, down, up = f"encoder.down_blocks.{i}", f"encoder.down_blocks.{i}", f"decoder.up_blocks.{i}"
         for j in range(settings.blocks):
             theirs = f"{down}.resnets.{j}" if settings.shortcuts else f"encoder.down_blocks.{flat + j}"
             names |= _block(f"{level}.blocks.{j}", theirs)
         flat += settings.blocks
         for j in range(settings.blocks + 1):
-            names |= _block(f"decoder.levels.{i}.blocks.{j}", f"{up}.resnets.{j}")
+            names |= _block(f"decoder.up_blocks.{i}.blocks.{j}", f"{up}.resnets.{j}")
         if i < len(settings.temporal):
             down = f"{down}.downsampler" if settings.shortcuts else f"encoder.down_blocks.{flat}"
             names |= _resample(f"{level}.resample", down)
             up = f"{up}.upsampler" if settings.shortcuts else f"{up}.upsamplers.0"
-            names |= _resample(f"decoder.levels.{i}.resample", up)
+            names |= _resample(f"decoder.up_blocks.{i}.resample", up)
             flat += 1
     return names
 

@@ -11,16 +11,16 @@ from sora_jax.core.patches import PatchBatch, patchify
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import bind
 
-PIECE = 4  # latent frames at a time
+CHUNK = 4  # latent frames at a time
 
 
-def place_rows(batch: PatchBatch) -> PatchBatch:
+def place_packed(batch: PatchBatch) -> PatchBatch:
     """`mesh.place` of packed rows: tokens over their axes; pixels by rows of the batch alone."""
     placed = place(batch.replace(pixels=None), "batch tokens")
     return placed if batch.pixels is None else placed.replace(pixels=place(batch.pixels, "batch"))
 
 
-def encode_rows(
+def encode_packed(
     settings: AutoencoderSettings, params: dict, batch: PatchBatch, patch: tuple[int, int, int]
 ) -> PatchBatch:
     """The batch with the patches of its pixels: as `prepare` encodes clips, and as the stream packs their latents.
@@ -46,7 +46,7 @@ def encode_rows(
 
     def encoded(clip):  # [B, F, H, W, 3] -> [B, n, P]
         video = jax.reshard(clip, layout).astype(jnp.float32) / 127.5 - 1
-        mean, _ = model.encode(video, piece=PIECE)
+        mean, _ = model.encode(video, chunk=CHUNK)
         return cut(jax.reshard(model.to_latents(mean), spec("batch . . . .")).astype(jnp.bfloat16))
 
     patches = jax.lax.map(encoded, jnp.moveaxis(batch.pixels, 1, 0))

@@ -112,12 +112,12 @@ def _stream(settings, what, step, first, then, dtype, *, rows):
     layout = jax.NamedSharding(mesh, spec(". . height . ." if divides else ". . . . ."))
     params = abstract_autoencoder(settings)
     first, then = (jax.ShapeDtypeStruct(shape, dtype, sharding=layout) for shape in (first, then))
-    _, past = jax.eval_shape(functools.partial(step, model), params, first, None)
-    past = abstract_on_mesh(past)
-    parts = {"autoencoder": params, "stream": past, "batch": then}
+    _, cache = jax.eval_shape(functools.partial(step, model), params, first, None)
+    cache = abstract_on_mesh(cache)
+    parts = {"autoencoder": params, "stream": cache, "batch": then}
     if what == "decode":
         parts["weights"] = abstract_on_mesh(abstract_model(settings))
-    return Program(what, lambda: step.lower(model, params, then, past), parts, None)
+    return Program(what, lambda: step.lower(model, params, then, cache), parts, None)
 
 
 def abstract_autoencoder(settings: Settings) -> dict:

@@ -48,9 +48,9 @@ def step_memory(mesh, settings, half: str, size: tuple[int, int], dtype: str) ->
         place = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_chip))
         params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), params)
         begin, go_on = (jax.ShapeDtypeStruct(shape, kind) for shape in shapes)
-        _, past = jax.eval_shape(functools.partial(step, settings), place(params), place(begin), None)
-        compiled = step.lower(settings, place(params), place(go_on), place(past)).compile()
-        carried = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(past))
+        _, cache = jax.eval_shape(functools.partial(step, settings), place(params), place(begin), None)
+        compiled = step.lower(settings, place(params), place(go_on), place(cache)).compile()
+        carried = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(cache))
         return compiled.memory_analysis().peak_memory_in_bytes / GIB, carried / GIB
 
 

@@ -50,13 +50,13 @@ SMALL_FOLDED = AutoencoderSettings(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def encode(settings, params, video, piece=0):
-    return bind(Autoencoder, settings, params).encode(video, piece=piece)
+def encode(settings, params, video, chunk=0):
+    return bind(Autoencoder, settings, params).encode(video, chunk=chunk)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def decode(settings, params, latents, piece=0):
-    return bind(Autoencoder, settings, params).decode(latents, piece=piece)
+def decode(settings, params, latents, chunk=0):
+    return bind(Autoencoder, settings, params).decode(latents, chunk=chunk)
 
 
 @functools.cache
@@ -92,14 +92,14 @@ def test_published_sizes_have_the_published_number_of_parameters(settings, encod
     assert settings.spatial_stride == (8 if settings is WAN21_AUTOENCODER else 16)
 
 
-@pytest.mark.parametrize(("settings", "piece"), [(SMALL, 3), (SMALL_FOLDED, 1)])
-def test_a_scan_over_pieces_equals_the_whole(settings, piece):
+@pytest.mark.parametrize(("settings", "chunk"), [(SMALL, 3), (SMALL_FOLDED, 1)])
+def test_a_scan_over_chunks_equals_the_whole(settings, chunk):
     params, video = params_of(settings), random_video(17)
-    whole, pieces = encode(settings, params, video), encode(settings, params, video, piece)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), pieces, whole)
+    whole, chunks = encode(settings, params, video), encode(settings, params, video, chunk)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), chunks, whole)
     latents = whole[0]
     np.testing.assert_allclose(
-        decode(settings, params, latents, piece), decode(settings, params, latents), atol=1e-5
+        decode(settings, params, latents, chunk), decode(settings, params, latents), atol=1e-5
     )
 
 
@@ -108,9 +108,9 @@ def test_streams_equal_the_whole_and_one_program_serves_every_length():
     pixels = np.random.default_rng(0).integers(0, 256, (9, 16, 24, 3), np.uint8)
     model = bind(Autoencoder, SMALL, params)
     whole = model.to_latents(encode(SMALL, params, pixels[None] / np.float32(127.5) - 1)[0])
-    pieces = list(encode_stream(params, SMALL, iter(pixels)))
-    assert [piece.shape for piece in pieces] == [(1, 8, 12, 4)] * 5
-    latents = np.concatenate(pieces)
+    chunks = list(encode_stream(params, SMALL, iter(pixels)))
+    assert [chunk.shape for chunk in chunks] == [(1, 8, 12, 4)] * 5
+    latents = np.concatenate(chunks)
     np.testing.assert_allclose(latents, whole[0], atol=1e-5)
     video = np.concatenate(list(decode_stream(params, SMALL, latents)))
     again = decode(SMALL, params, model.from_latents(latents[None]))[0]
@@ -262,10 +262,10 @@ def test_attention_in_columns_equals_attention_at_once(monkeypatch):
     params, latents = params_of(SMALL), random_latents(5, SMALL)
     whole = decode(SMALL, params, latents)
     B, F, H, W, _ = latents.shape
-    monkeypatch.setattr(FrameAttention, "SCORES", 3 * B * F * H * H * W)
+    monkeypatch.setattr(FrameAttention, "MAX_LOGITS", 3 * B * F * H * H * W)
     # A fresh jit: the number of scores is not among its arguments.
-    pieces = jax.jit(lambda z: bind(Autoencoder, SMALL, params).decode(z))(latents)
-    np.testing.assert_allclose(pieces, whole, atol=1e-5)
+    chunks = jax.jit(lambda z: bind(Autoencoder, SMALL, params).decode(z))(latents)
+    np.testing.assert_allclose(chunks, whole, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from sora_jax.data.loader.stream import plan_sequences, train_sequences, validat
 from sora_jax.data.prepare.prepare import prepare
 from sora_jax.data.records.records import Records
 from sora_jax.models.autoencoder.model import Autoencoder
-from sora_jax.models.encode_packed import encode_rows, place_rows
+from sora_jax.models.encode_packed import encode_packed, place_packed
 from sora_jax.train.monitoring.run_monitor import RunMonitor
 from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer
@@ -172,7 +172,7 @@ def test_training_on_the_fly_equals_training_on_prepared_latents(home):
     rows = [PackedSequences(settings, "train") for settings in kinds]
     plan, batches = plan_sequences(rows[0], home.settings), []
     grids = [rows[0].grids[plan[4 * step][0].clip] for step in range(40)]  # of each batch's clips
-    encode = jax.jit(encode_rows, static_argnums=(0, 3))
+    encode = jax.jit(encode_packed, static_argnums=(0, 3))
     for step in (grids.index((3, 2, 3)), grids.index((3, 4, 4))):
         numbers = range(4 * step, 4 * step + 4)
         slots = [plan[number] for number in numbers]
@@ -181,7 +181,7 @@ def test_training_on_the_fly_equals_training_on_prepared_latents(home):
         for mesh in (tiny.mesh_of(), tiny.mesh_of(data=2, ulysses=4)):
             with jax.set_mesh(mesh):
                 params = load_model(home.folder / "coder", Autoencoder, AutoencoderSettings)[1]
-                made = encode(CODER, params, place_rows(batches[-1][0]), (1, 2, 2))
+                made = encode(CODER, params, place_packed(batches[-1][0]), (1, 2, 2))
             expected = batches[-1][1]
             for name in ("positions", "segment_ids", "conditioning_mask", "text", "text_segment_ids"):
                 np.testing.assert_array_equal(getattr(made, name), getattr(expected, name))

@@ -30,7 +30,7 @@ class ClipEncoder:
     Raises: InputError if there is no such autoencoder or image encoder.
     """
 
-    PIECE = 4  # latent frames encoded at a time
+    CHUNK = 4  # latent frames encoded at a time
 
     def __init__(self, folder: pathlib.Path, settings: Settings):
         self.folder = autoencoder_folder(folder)
@@ -68,7 +68,7 @@ class ClipEncoder:
             videos["given"] = grey_except({i: frames[i] for i in at}, F)
         with jax.set_mesh(self._mesh):
             for name, video in videos.items():
-                pieces = encode_stream(self._params, self.settings, video, piece=self.PIECE)
+                pieces = encode_stream(self._params, self.settings, video, chunk=self.CHUNK)
                 made[name] = np.concatenate(list(pieces))
             if self._transformer.image_width:
                 images = clip_preprocess([frames[i] for i in at], self._image.size)

@@ -26,7 +26,7 @@ from sora_jax.diffusion.flow import flow_errors
 from sora_jax.evaluate.benchmark import Benchmark, Options, side_by_side, terminal_table
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.models.autoencoder.model import Autoencoder
-from sora_jax.models.encode_packed import encode_rows, place_rows
+from sora_jax.models.encode_packed import encode_packed, place_packed
 from sora_jax.models.layers.params import bind
 from sora_jax.models.video_model import trained_model
 from sora_jax.report.page import Section, Table
@@ -69,7 +69,7 @@ def validation_losses(
     clips = 0
     for number, batch in enumerate(batches):
         first = number * settings.data.batch
-        placed = place_rows(batch)
+        placed = place_packed(batch)
         if batch.pixels is not None:
             placed = encode(placed)
         segment_ids, positions = multihost_utils.process_allgather(
@@ -186,7 +186,7 @@ def _encoder(checkpoint):
     if settings.data.kind == "latents":
         return None
     coder, params = load_model(checkpoint.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
-    encode = jax.jit(functools.partial(encode_rows, coder, patch=settings.transformer.patch))
+    encode = jax.jit(functools.partial(encode_packed, coder, patch=settings.transformer.patch))
     return functools.partial(encode, params)
 
 

@@ -1,4 +1,4 @@
-"""The parts that the encoder and the decoder of the video autoencoder share."""
+"""The blocks of the video autoencoder's encoder and decoder."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sora_jax.models.autoencoder.conv import CausalConv, Linear, Norm, merge, split
+from sora_jax.models.autoencoder.conv import CausalConv, Linear, Norm, average_down, merge, repeat_up, split
 from sora_jax.models.layers.params import RngKeys
 
 
@@ -18,18 +18,17 @@ class ResidualBlock(nnx.Module):
         self.conv2 = CausalConv(C_out, C_out, (3, 3, 3), rngs=rngs)
         self.shortcut = None if C_in == C_out else Linear(C_in, C_out, rngs=rngs)
 
-    def __call__(self, x, past=None):
-        past1, past2 = past or (None, None)
-        h, past1 = self.conv1(jax.nn.silu(self.norm1(x)), past1)
-        h, past2 = self.conv2(jax.nn.silu(self.norm2(h)), past2)
-        return h + (x if self.shortcut is None else self.shortcut(x)), (past1, past2)
+    def __call__(self, x, cache=None):
+        cache1, cache2 = cache or (None, None)
+        h, cache1 = self.conv1(jax.nn.silu(self.norm1(x)), cache1)
+        h, cache2 = self.conv2(jax.nn.silu(self.norm2(h)), cache2)
+        return h + (x if self.shortcut is None else self.shortcut(x)), (cache1, cache2)
 
 
 class FrameAttention(nnx.Module):
     """One head of attention among the pixels of each frame."""
 
-    # Scores held at once, in elements; above it, the queries go column by column.
-    SCORES = 2**26
+    MAX_LOGITS = 2**26  # held at once; for more, the queries go a few columns at a time
 
     def __init__(self, C: int, *, rngs: RngKeys):
         self.norm = Norm(C, rngs=rngs)
@@ -39,16 +38,16 @@ class FrameAttention(nnx.Module):
     def __call__(self, x):
         B, F, H, W, C = x.shape
         q, k, v = jnp.split(self.qkv(self.norm(x)), 3, axis=-1)
-        # Queries keep their rows' shards; keys and values of a frame are needed whole.
+        # Queries stay split by rows; keys and values of a frame are needed whole.
         k, v = (merge(_rows_gathered(a), 2) for a in (k, v))
 
         @jax.checkpoint
-        def attend(q):  # [B, F, H, w, C]
-            scores = jnp.einsum("bfhwc,bfnc->bfhwn", q, k, preferred_element_type=jnp.float32)
-            weights = jax.nn.softmax(scores * C**-0.5, axis=-1).astype(v.dtype)
+        def attend(q):  # [B, F, H, columns, C]
+            logits = jnp.einsum("bfhwc,bfnc->bfhwn", q, k, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(logits * C**-0.5, axis=-1).astype(v.dtype)
             return jnp.einsum("bfhwn,bfnc->bfhwc", weights, v)
 
-        columns = max(1, min(W, self.SCORES // (B * F * H * H * W)))
+        columns = max(1, min(W, self.MAX_LOGITS // (B * F * H * H * W)))
         while W % columns:
             columns -= 1
         if columns == W:
@@ -67,36 +66,56 @@ def _rows_gathered(x):
     return jax.reshard(x, jax.P(batch, frames, None, *rest))
 
 
-class Middle(nnx.Module):
+class MidBlock(nnx.Module):
     def __init__(self, C: int, *, rngs: RngKeys):
         self.block1 = ResidualBlock(C, C, rngs=rngs)
         self.attention = FrameAttention(C, rngs=rngs)
         self.block2 = ResidualBlock(C, C, rngs=rngs)
 
-    def __call__(self, x, past=None):
-        past1, past2 = past or (None, None)
-        x, past1 = self.block1(x, past1)
-        x, past2 = self.block2(self.attention(x), past2)
-        return x, (past1, past2)
+    def __call__(self, x, cache=None):
+        cache1, cache2 = cache or (None, None)
+        x, cache1 = self.block1(x, cache1)
+        x, cache2 = self.block2(self.attention(x), cache2)
+        return x, (cache1, cache2)
 
 
-class Level(nnx.Module):
-    """Residual blocks, then a change of size: of rows and columns by `side`, of frames by `frames`."""
+class ResampledBlocks(nnx.Module):
+    """Residual blocks, then `resample`, a `Downsample` or `Upsample`, if there is one.
 
-    def __init__(self, C_in: int, C_out: int, blocks: int, *, resample, rngs: RngKeys):
-        widths = [C_in] + [C_out] * blocks
-        pairs = itertools.pairwise(widths)
+    Args:
+      blocks: number of residual blocks; the first goes from C_in to C_out channels.
+      shortcut: add the input, resampled without weights, to the output.
+    """
+
+    def __init__(self, C_in: int, C_out: int, blocks: int, *, resample, shortcut: bool, rngs: RngKeys):
+        pairs = itertools.pairwise([C_in] + [C_out] * blocks)
         self.blocks = nnx.List([ResidualBlock(*pair, rngs=rngs) for pair in pairs])
-        self.resample = resample
+        self.resample, self.shortcut = resample, shortcut
         self.side = 1 if resample is None else 2
         self.frames = 1 if resample is None or resample.time is None else 2
 
-    def __call__(self, x, past=None):
-        *past, past_resample = past or (None,) * (len(self.blocks) + 1)
-        kept = []
-        for block, past_block in zip(self.blocks, past, strict=True):
-            x, past_block = block(x, past_block)
-            kept.append(past_block)
+    def run(self, x, cache):
+        *caches, resample_cache = cache or (None,) * (len(self.blocks) + 1)
+        new = []
+        for block, block_cache in zip(self.blocks, caches, strict=True):
+            x, block_cache = block(x, block_cache)
+            new.append(block_cache)
         if self.resample is not None:
-            x, past_resample = self.resample(x, past_resample)
-        return x, (*kept, past_resample)
+            x, resample_cache = self.resample(x, resample_cache)
+        return x, (*new, resample_cache)
+
+
+class DownBlock(ResampledBlocks):
+    def __call__(self, x, cache=None):
+        y, new_cache = self.run(x, cache)
+        if self.shortcut:
+            y = y + average_down(x, y.shape[-1], frames=self.frames, side=self.side)
+        return y, new_cache
+
+
+class UpBlock(ResampledBlocks):
+    def __call__(self, x, cache=None):
+        y, new_cache = self.run(x, cache)
+        if self.shortcut and self.resample is not None:
+            y = y + repeat_up(x, y.shape[-1], frames=self.frames, side=self.side, first=cache is None)
+        return y, new_cache

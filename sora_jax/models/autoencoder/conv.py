@@ -1,7 +1,7 @@
 """Causal 3-D convolution, and the layers around it that know time and space.
 
-Every layer that looks back in time takes the frames it saw last (`past`) and returns those that its next call
-will need; `past=None` is the beginning of a clip. A clip in one call and a clip in pieces are the same code.
+Every layer that looks back in time takes the frames it saw last (`cache`) and returns those that its next call
+will need; `cache=None` is the beginning of a clip. A clip in one call and a clip in pieces are the same code.
 """
 
 import math
@@ -100,16 +100,16 @@ class CausalConv(nnx.Module):
         self.kernel = weight(init, (*kernel, C_in, C_out), rngs=rngs)
         self.bias = weight(jax.nn.initializers.zeros, (C_out,), rngs=rngs)
 
-    def __call__(self, x, past=None):
+    def __call__(self, x, cache=None):
         """[B, F, H, W, C_in] -> [B, F / stride, ...], and the last frames; before a clip are frames of zeros."""
         if self.history:
-            if past is None:
+            if cache is None:
                 x = jnp.pad(x, ((0, 0), (self.history, 0), (0, 0), (0, 0), (0, 0)))
             else:
-                x = jnp.concatenate([past, x], axis=1)
-            past = x[:, x.shape[1] - self.history :]
+                x = jnp.concatenate([cache, x], axis=1)
+            cache = x[:, x.shape[1] - self.history :]
         y = conv3d(x, gathered(self.kernel, x.dtype), stride=self.stride)
-        return y + gathered(self.bias, x.dtype), past
+        return y + gathered(self.bias, x.dtype), cache
 
 
 class Linear(nnx.Module):
@@ -145,15 +145,15 @@ class Downsample(nnx.Module):
         sizes = {"kernel": (3, 1, 1), "stride": (2, 1, 1)}
         self.time = CausalConv(C, C, **sizes, init=identity_init, rngs=rngs) if temporal else None
 
-    def __call__(self, x, past=None):
+    def __call__(self, x, cache=None):
         x, _ = self.space(x)
         if self.time is None:
             return x, None
-        if past is not None:
-            return self.time(x, past)
+        if cache is not None:
+            return self.time(x, cache)
         first = x[:, :1]
-        rest, past = self.time(x[:, 1:], first)
-        return jnp.concatenate([first, rest], axis=1), past
+        rest, cache = self.time(x[:, 1:], first)
+        return jnp.concatenate([first, rest], axis=1), cache
 
 
 class Upsample(nnx.Module):
@@ -166,14 +166,14 @@ class Upsample(nnx.Module):
         self.time = CausalConv(C_in, 2 * C_in, (3, 1, 1), init=identity_init, rngs=rngs) if temporal else None
         self.space = CausalConv(C_in, C_out, (1, 3, 3), rngs=rngs)
 
-    def __call__(self, x, past=None):
+    def __call__(self, x, cache=None):
         if self.time is not None:
-            first, rest = (x[:, :1], x[:, 1:]) if past is None else (x[:, :0], x)
-            pairs, past = self.time(rest, past)
+            first, rest = (x[:, :1], x[:, 1:]) if cache is None else (x[:, :0], x)
+            pairs, cache = self.time(rest, cache)
             if rest.shape[1]:
                 pairs = merge(jnp.stack(jnp.split(pairs, 2, axis=-1), axis=2), 1)
                 x = jnp.concatenate([first, pairs], axis=1)
-        return self.space(repeat_pixels(x))[0], past
+        return self.space(repeat_pixels(x))[0], cache
 
 
 def split(x, axis: int, size: int):
@@ -223,7 +223,7 @@ def pixel_unshuffle(video, patch: int):
     return merge(x.transpose(0, 1, 2, 4, 6, 5, 3), 4, axes=3)
 
 
-def unfold_pixels(x, patch: int):
+def pixel_shuffle(x, patch: int):
     """Invert `pixel_unshuffle`."""
     x = split(split(x, 4, patch), 4, patch)  # [B, F, H, W, C, w, h]
     return merge(merge(x.transpose(0, 1, 2, 6, 3, 5, 4), 4), 2)

@@ -1,7 +1,7 @@
 """A causal video autoencoder in Wan's form: both published geometries and any smaller one.
 
 A clip of 1 + s * n frames becomes 1 + n latent frames, s = settings.temporal_stride; the first frame is always
-alone, so an image is a clip of one frame. `encode` and `decode` take a whole clip, or scan over it in pieces at
+alone, so an image is a clip of one frame. `encode` and `decode` take a whole clip, or scan over it in chunks at
 a memory that does not grow with its length.
 """
 
@@ -12,17 +12,15 @@ from flax import nnx
 
 from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
-from sora_jax.models.autoencoder.blocks import Level, Middle
+from sora_jax.models.autoencoder.blocks import DownBlock, MidBlock, UpBlock
 from sora_jax.models.autoencoder.conv import (
     CausalConv,
     Downsample,
     Linear,
     Norm,
     Upsample,
-    average_down,
+    pixel_shuffle,
     pixel_unshuffle,
-    repeat_up,
-    unfold_pixels,
 )
 from sora_jax.models.layers.params import RngKeys
 
@@ -39,34 +37,32 @@ def narrow_init(key, shape, dtype, out_sharding=None):
 
 
 class Encoder(nnx.Module):
-    """Pixels, or blocks of them -> features of the latents' size."""
+    """Pixels, or blocks of them -> features at the latents' size."""
 
     def __init__(self, settings: AutoencoderSettings, *, rngs: RngKeys):
         widths = [settings.width * m for m in (1, *settings.multipliers)]
         temporal = (*settings.temporal, None)
-        self.shortcuts = settings.shortcuts
         self.conv_in = CausalConv(COLOURS * settings.patch**2, widths[0], (3, 3, 3), rngs=rngs)
-        self.levels = nnx.List([])
+        self.down_blocks = nnx.List([])
         for C_in, C_out, halve_time in zip(widths[:-1], widths[1:], temporal, strict=True):
             down = None if halve_time is None else Downsample(C_out, temporal=halve_time, rngs=rngs)
-            self.levels.append(Level(C_in, C_out, settings.blocks, resample=down, rngs=rngs))
-        self.middle = Middle(widths[-1], rngs=rngs)
+            self.down_blocks.append(
+                DownBlock(C_in, C_out, settings.blocks, resample=down, shortcut=settings.shortcuts, rngs=rngs)
+            )
+        self.mid_block = MidBlock(widths[-1], rngs=rngs)
         self.norm_out = Norm(widths[-1], rngs=rngs)
         self.conv_out = CausalConv(widths[-1], 2 * settings.latent_channels, (3, 3, 3), rngs=rngs)
 
-    def __call__(self, x, past=None):
-        past_in, past_levels, past_middle, past_out = past or (None, (None,) * len(self.levels), None, None)
-        x, past_in = self.conv_in(x, past_in)
-        kept = []
-        for level, past_level in zip(self.levels, past_levels, strict=True):
-            y, past_level = level(x, past_level)
-            if self.shortcuts:
-                y = y + average_down(x, y.shape[-1], frames=level.frames, side=level.side)
-            x = y
-            kept.append(past_level)
-        x, past_middle = self.middle(x, past_middle)
-        x, past_out = self.conv_out(jax.nn.silu(self.norm_out(x)), past_out)
-        return x, (past_in, tuple(kept), past_middle, past_out)
+    def __call__(self, x, cache=None):
+        cache_in, caches, cache_mid, cache_out = cache or (None, (None,) * len(self.down_blocks), None, None)
+        x, cache_in = self.conv_in(x, cache_in)
+        new = []
+        for block, block_cache in zip(self.down_blocks, caches, strict=True):
+            x, block_cache = block(x, block_cache)
+            new.append(block_cache)
+        x, cache_mid = self.mid_block(x, cache_mid)
+        x, cache_out = self.conv_out(jax.nn.silu(self.norm_out(x)), cache_out)
+        return x, (cache_in, tuple(new), cache_mid, cache_out)
 
 
 class Decoder(nnx.Module):
@@ -76,34 +72,31 @@ class Decoder(nnx.Module):
         multipliers = settings.multipliers[::-1]
         widths = [settings.decoder_width * m for m in (multipliers[0], *multipliers)]
         temporal = (*settings.temporal[::-1], None)
-        self.shortcuts = settings.shortcuts
         self.conv_in = CausalConv(settings.latent_channels, widths[0], (3, 3, 3), rngs=rngs)
-        self.middle = Middle(widths[0], rngs=rngs)
-        self.levels = nnx.List([])
+        self.mid_block = MidBlock(widths[0], rngs=rngs)
+        self.up_blocks = nnx.List([])
         C_in = widths[0]
         for C_out, double_time in zip(widths[1:], temporal, strict=True):
-            # Without shortcuts the upsampling halves the channels, with them they stay.
+            # Without shortcuts the upsampling halves the channels.
             C_next = C_out if settings.shortcuts else C_out // 2
             up = None if double_time is None else Upsample(C_out, C_next, temporal=double_time, rngs=rngs)
-            self.levels.append(Level(C_in, C_out, settings.blocks + 1, resample=up, rngs=rngs))
+            self.up_blocks.append(
+                UpBlock(C_in, C_out, settings.blocks + 1, resample=up, shortcut=settings.shortcuts, rngs=rngs)
+            )
             C_in = C_next
         self.norm_out = Norm(widths[-1], rngs=rngs)
         self.conv_out = CausalConv(widths[-1], COLOURS * settings.patch**2, (3, 3, 3), rngs=rngs)
 
-    def __call__(self, x, past=None):
-        past_in, past_middle, past_levels, past_out = past or (None, None, (None,) * len(self.levels), None)
-        x, past_in = self.conv_in(x, past_in)
-        x, past_middle = self.middle(x, past_middle)
-        kept = []
-        for level, past_level in zip(self.levels, past_levels, strict=True):
-            y, kept_level = level(x, past_level)
-            if self.shortcuts and level.resample is not None:
-                first = past_level is None
-                y = y + repeat_up(x, y.shape[-1], frames=level.frames, side=level.side, first=first)
-            x = y
-            kept.append(kept_level)
-        x, past_out = self.conv_out(jax.nn.silu(self.norm_out(x)), past_out)
-        return x, (past_in, past_middle, tuple(kept), past_out)
+    def __call__(self, x, cache=None):
+        cache_in, cache_mid, caches, cache_out = cache or (None, None, (None,) * len(self.up_blocks), None)
+        x, cache_in = self.conv_in(x, cache_in)
+        x, cache_mid = self.mid_block(x, cache_mid)
+        new = []
+        for block, block_cache in zip(self.up_blocks, caches, strict=True):
+            x, block_cache = block(x, block_cache)
+            new.append(block_cache)
+        x, cache_out = self.conv_out(jax.nn.silu(self.norm_out(x)), cache_out)
+        return x, (cache_in, cache_mid, tuple(new), cache_out)
 
 
 class Autoencoder(nnx.Module):
@@ -118,57 +111,57 @@ class Autoencoder(nnx.Module):
         self.settings = settings
         self.encoder = Encoder(settings, rngs=rngs)
         C = settings.latent_channels
-        self.moments = Linear(2 * C, 2 * C, bias_init=narrow_init, rngs=rngs)
-        self.unlatent = Linear(settings.latent_channels, settings.latent_channels, rngs=rngs)
+        self.quant_conv = Linear(2 * C, 2 * C, bias_init=narrow_init, rngs=rngs)
+        self.post_quant_conv = Linear(settings.latent_channels, settings.latent_channels, rngs=rngs)
         self.decoder = Decoder(settings, rngs=rngs)
 
-    def encode_piece(self, video, past=None):
-        """The posterior of the next frames of a clip, and what the piece after it will need.
+    def encode_chunk(self, video, cache=None):
+        """The posterior of the next frames of a clip, and what the chunk after it will need.
 
         Args:
-          video: [B, F, H, W, 3] float in [-1, 1]; F = 1 + s * n if past is None (the clip begins), else s * n.
-          past: what the piece before it returned.
-        Returns: (mean, logvar), each [B, F', H', W', C] float32, raw; past.
+          video: [B, F, H, W, 3] float in [-1, 1]; F = 1 + s * n if cache is None (the clip begins), else s * n.
+          cache: what the chunk before it returned.
+        Returns: (mean, logvar), each [B, F', H', W', C] float32, raw; cache.
         """
         x = pixel_unshuffle(video, self.settings.patch).astype(self.settings.dtype)
-        x, past = self.encoder(x, past)
-        mean, logvar = jnp.split(self.moments(x).astype(jnp.float32), 2, axis=-1)
-        return (mean, jnp.clip(logvar, *LOGVAR_RANGE)), past
+        x, cache = self.encoder(x, cache)
+        mean, logvar = jnp.split(self.quant_conv(x).astype(jnp.float32), 2, axis=-1)
+        return (mean, jnp.clip(logvar, *LOGVAR_RANGE)), cache
 
-    def decode_piece(self, latents, past=None):
-        """The next frames of a clip, and what the piece after it will need.
+    def decode_chunk(self, latents, cache=None):
+        """The next frames of a clip, and what the chunk after it will need.
 
         Args:
-          latents: raw, [B, F', H', W', C]; past: what the piece before it returned, None if the clip begins.
-        Returns: video, [B, F, H, W, 3] float32, not clipped to [-1, 1]; past.
+          latents: raw, [B, F', H', W', C]; cache: what the chunk before it returned, None if the clip begins.
+        Returns: video, [B, F, H, W, 3] float32, not clipped to [-1, 1]; cache.
         """
-        x = self.unlatent(latents.astype(self.settings.dtype))
-        x, past = self.decoder(x, past)
-        return unfold_pixels(x, self.settings.patch).astype(jnp.float32), past
+        x = self.post_quant_conv(latents.astype(self.settings.dtype))
+        x, cache = self.decoder(x, cache)
+        return pixel_shuffle(x, self.settings.patch).astype(jnp.float32), cache
 
-    def encode(self, video, *, piece: int = 0):
+    def encode(self, video, *, chunk: int = 0):
         """The posterior of a clip.
 
         Args:
           video: [B, F, H, W, 3] float in [-1, 1], F = 1 + s * n; NaN in, NaN out.
-          piece: latent frames at a time, in a scan whose memory does not grow with F; 0: all at once.
+          chunk: latent frames at a time, in a scan whose memory does not grow with F; 0: all at once.
         Returns: (mean, logvar), each [B, F', H', W', C] float32, raw.
         Raises: InputError if the frames, rows or columns do not fit, or the type is no float.
         """
         check_video(video.shape, video.dtype, self.settings)
-        return _in_pieces(self.encode_piece, video, self.settings.temporal_stride, piece)
+        return _in_chunks(self.encode_chunk, video, self.settings.temporal_stride, chunk)
 
-    def decode(self, latents, *, piece: int = 0):
+    def decode(self, latents, *, chunk: int = 0):
         """The clip of raw latents.
 
         Args:
           latents: raw, [B, F', H', W', C].
-          piece: latent frames at a time, in a scan whose memory does not grow with F'; 0: all at once.
+          chunk: latent frames at a time, in a scan whose memory does not grow with F'; 0: all at once.
         Returns: video, [B, F, H, W, 3] float32, not clipped to [-1, 1].
         Raises: InputError if the channels do not fit, or the type is no float.
         """
         check_latents(latents.shape, latents.dtype, self.settings)
-        return _in_pieces(self.decode_piece, latents, 1, piece)
+        return _in_chunks(self.decode_chunk, latents, 1, chunk)
 
     def to_latents(self, mean):
         """Normalised latents from raw ones."""
@@ -181,31 +174,31 @@ class Autoencoder(nnx.Module):
         return latents * scale + offset
 
 
-def _in_pieces(step, x, stride, piece):
-    """Run step over x [B, F, ...]: its first frame with what is left over, then pieces of piece * stride."""
-    size = piece * stride
-    if not piece or x.shape[1] <= size:
+def _in_chunks(step, x, stride, chunk):
+    """Run step over x [B, F, ...]: its first frame with what is left over, then chunks of chunk * stride."""
+    size = chunk * stride
+    if not chunk or x.shape[1] <= size:
         return step(x)[0]
     start = 1 + (x.shape[1] - 1) % size
-    pieces = (x.shape[1] - start) // size
-    first, past = step(x[:, :start])
-    shapes, _ = jax.eval_shape(step, x[:, start : start + size], past)
+    chunks = (x.shape[1] - start) // size
+    first, cache = step(x[:, :start])
+    shapes, _ = jax.eval_shape(step, x[:, start : start + size], cache)
     before, frames = (jax.tree.leaves(made)[0].shape[1] for made in (first, shapes))
 
-    # Written in place, in one buffer: joining the pieces afterwards would hold the whole output twice.
+    # Written in place, in one buffer: joining the chunks afterwards would hold the whole output twice.
     def extended(made):
-        return jnp.pad(made, ((0, 0), (0, pieces * frames), (0, 0), (0, 0), (0, 0)))
+        return jnp.pad(made, ((0, 0), (0, chunks * frames), (0, 0), (0, 0), (0, 0)))
 
     def body(carry, index):
-        past, out = carry
-        made, past = step(jax.lax.dynamic_slice_in_dim(x, start + index * size, size, axis=1), past)
+        cache, out = carry
+        made, cache = step(jax.lax.dynamic_slice_in_dim(x, start + index * size, size, axis=1), cache)
 
         def write(out, made):
             return jax.lax.dynamic_update_slice_in_dim(out, made, before + index * frames, axis=1)
 
-        return (past, jax.tree.map(write, out, made)), None
+        return (cache, jax.tree.map(write, out, made)), None
 
-    (_, out), _ = jax.lax.scan(body, (past, jax.tree.map(extended, first)), jnp.arange(pieces))
+    (_, out), _ = jax.lax.scan(body, (cache, jax.tree.map(extended, first)), jnp.arange(chunks))
     return out
 
 

@@ -1,6 +1,6 @@
-"""Videos through the autoencoder as streams: any length, at the memory of one piece, and of one tile if asked.
+"""Videos through the autoencoder as streams: any length, at the memory of one chunk, and of one tile if asked.
 
-Two compiled programs, the beginning's and that of every piece after it, serve every length.
+Two compiled programs, the beginning's and that of every chunk after it, serve every length.
 """
 
 import functools
@@ -20,91 +20,91 @@ from sora_jax.models.layers.params import bind
 
 
 def decode_stream(
-    params: dict, settings: AutoencoderSettings, latents, *, piece: int = 1, tile: int = 0
+    params: dict, settings: AutoencoderSettings, latents, *, chunk: int = 1, tile: int = 0
 ) -> Iterator[np.ndarray]:
     """Decode a video as a stream.
 
     Args:
       latents: normalised, [F', H', W', C]: an array, or any iterable of frames [H', W', C].
-      piece: latent frames at a time.
+      chunk: latent frames at a time.
       tile: rows and columns of latents at a time, blended over a quarter of their side where they meet; for a
         device that is too small for whole frames. 0: whole frames.
     Yields: the next frames, [F, H, W, 3] uint8.
     Raises: InputError if a frame does not fit or is not finite.
     """
-    chunks = _chunks(latents, piece, functools.partial(_check_latents, settings))
+    chunks = _chunks(latents, chunk, functools.partial(_check_latents, settings))
     step = functools.partial(_step, decode_next, settings, params, 1)
     yield from _run(_tiled(step, tile, 1, settings.spatial_stride) if tile else step, chunks)
 
 
-def decode_more(params: dict, settings: AutoencoderSettings, latents, past=None):
+def decode_more(params: dict, settings: AutoencoderSettings, latents, cache=None):
     """Decode the next latents of a video, for one whose latents are made while it is being decoded.
 
     Args:
-      latents: normalised, [F', H', W', C]; past: what the call before it returned, None if the video begins.
-    Returns: frames, [F, H, W, 3] uint8; past.
+      latents: normalised, [F', H', W', C]; cache: what the call before it returned, None if the video begins.
+    Returns: frames, [F, H, W, 3] uint8; cache.
     """
     made = []
     for chunk in _chunks(latents, 1, functools.partial(_check_latents, settings)):
-        frames, past = _step(decode_next, settings, params, 1, chunk, past)
+        frames, cache = _step(decode_next, settings, params, 1, chunk, cache)
         made.append(np.asarray(frames)[0])
-    return np.concatenate(made), past
+    return np.concatenate(made), cache
 
 
 def encode_stream(
-    params: dict, settings: AutoencoderSettings, frames, *, piece: int = 1, tile: int = 0
+    params: dict, settings: AutoencoderSettings, frames, *, chunk: int = 1, tile: int = 0
 ) -> Iterator[np.ndarray]:
     """Encode a video as a stream.
 
     Args:
       frames: [F, H, W, 3] uint8, or float in [-1, 1]: an array, or any iterable of frames [H, W, 3].
-      piece: latent frames at a time.
+      chunk: latent frames at a time.
       tile: rows and columns of latents at a time, as for `decode_stream`. 0: whole frames.
     Yields: the next normalised latents (the posterior's mean), [F', H', W', C] float32.
     Raises: InputError if a frame does not fit or is not finite, or at the end if the number of frames does not.
     """
     side = settings.spatial_stride
-    chunks = _chunks(frames, piece * settings.temporal_stride, functools.partial(_check_frames, settings))
+    chunks = _chunks(frames, chunk * settings.temporal_stride, functools.partial(_check_frames, settings))
     step = functools.partial(_step, encode_next, settings, params, side)
     yield from _run(_tiled(step, tile, side, 1) if tile else step, chunks)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def decode_next(settings, params, latents, past):
-    """The next piece of a video and what the one after it needs: latents [B, f, h, w, C] -> uint8 frames."""
+def decode_next(settings, params, latents, cache):
+    """The next chunk of a video and what the one after it needs: latents [B, f, h, w, C] -> uint8 frames."""
     model = bind(Autoencoder, settings, params)
-    video, past = model.decode_piece(model.from_latents(latents), past)
-    return _whole(jnp.rint(jnp.clip(video * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)), past
+    video, cache = model.decode_chunk(model.from_latents(latents), cache)
+    return _whole(jnp.rint(jnp.clip(video * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)), cache
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def encode_next(settings, params, frames, past):
+def encode_next(settings, params, frames, cache):
     """The next latents of a video, and what those after them need; frames uint8, or float in [-1, 1]."""
     model = bind(Autoencoder, settings, params)
     if frames.dtype == jnp.uint8:
         frames = frames.astype(jnp.float32) / 127.5 - 1
-    (mean, _), past = model.encode_piece(frames, past)
-    return _whole(model.to_latents(mean)), past
+    (mean, _), cache = model.encode_chunk(frames, cache)
+    return _whole(model.to_latents(mean)), cache
 
 
 def _whole(x):
     return x if jax.typeof(x).sharding.mesh.empty else jax.reshard(x, jax.P())
 
 
-def _step(program, settings, params, rows_per_latent, chunk, past):
+def _step(program, settings, params, rows_per_latent, chunk, cache):
     """Run the program on the current mesh, rows over context if the latents' rows divide."""
     mesh = jax.sharding.get_mesh()
     if not mesh.empty:
         divides = chunk.shape[2] % (num_shards("height", mesh.shape) * rows_per_latent) == 0
         layout = ". . height . ." if divides else ". . . . ."
         chunk = jax.device_put(chunk, jax.NamedSharding(mesh, spec(layout)))
-    return program(settings, params, chunk, past)
+    return program(settings, params, chunk, cache)
 
 
 def _run(step, chunks):
-    made, past = None, None
+    made, cache = None, None
     for chunk in chunks:
-        before, (made, past) = made, step(chunk, past)
+        before, (made, cache) = made, step(chunk, cache)
         if before is not None:  # fetched while the next is being made
             yield np.asarray(before)[0]
     if made is None:
@@ -121,13 +121,13 @@ def _tiled(step, tile, size_in, size_out):
     if tile < 4:
         raise InputError(f"tile: {tile} latents are too few to blend; at least 4 are needed, 32 are usual")
 
-    def run(chunk, pasts):
+    def run(chunk, caches):
         H, W = (side // size_in for side in chunk.shape[2:4])
         tiles = list(itertools.product(_spans(H, tile), _spans(W, tile)))
         total, weight, kept = None, np.zeros((H * size_out, W * size_out, 1), np.float32), []
-        for (rows, columns), past in zip(tiles, pasts or [None] * len(tiles), strict=True):
-            made, past = step(chunk[:, :, _scaled(rows, size_in), _scaled(columns, size_in)], past)
-            kept.append(jax.device_get(past))
+        for (rows, columns), cache in zip(tiles, caches or [None] * len(tiles), strict=True):
+            made, cache = step(chunk[:, :, _scaled(rows, size_in), _scaled(columns, size_in)], cache)
+            kept.append(jax.device_get(cache))
             if total is None:
                 total = np.zeros((*made.shape[:2], *weight.shape[:2], made.shape[-1]), np.float32)
             fade = _fade(rows, H, size_out)[:, None, None] * _fade(columns, W, size_out)[:, None]

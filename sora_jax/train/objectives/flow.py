@@ -14,7 +14,7 @@ from sora_jax.core.mesh import spec
 from sora_jax.core.patches import PatchBatch
 from sora_jax.diffusion.flow import flow_errors, sample_times
 from sora_jax.models.autoencoder.model import Autoencoder
-from sora_jax.models.encode_packed import encode_rows, place_rows
+from sora_jax.models.encode_packed import encode_packed, place_packed
 from sora_jax.models.layers.params import bind
 from sora_jax.models.video_model import init_trained, join, trained_model
 from sora_jax.train.monitoring.flops import train_flops
@@ -41,7 +41,7 @@ class FlowObjective:
         return int(np.count_nonzero(batch.segment_ids)), train_flops(self.settings, batch)
 
     def place(self, batch: PatchBatch) -> PatchBatch:
-        return place_rows(batch)
+        return place_packed(batch)
 
     def frozen_params(self) -> dict:
         """A published text encoder, the autoencoder that runs in the step, the base model of adapters."""
@@ -68,7 +68,7 @@ class FlowObjective:
         if self.autoencoder:
             frozen = dict(frozen)
             coder = frozen.pop("autoencoder")
-            batch = encode_rows(self.autoencoder, coder, batch, self.settings.transformer.patch)
+            batch = encode_packed(self.autoencoder, coder, batch, self.settings.transformer.patch)
         model = bind(trained_model(self.settings), self.settings, join(params, frozen))
         embedded = model.embed_text(batch)
         errors, counts = flow_errors(
