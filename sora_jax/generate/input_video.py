@@ -57,7 +57,7 @@ def open_input_video(
     if video.frames > 1 and abs(video.fps - fps) > 0.01:
         changes.append(f"{video.frames} frames at {video.fps:.4g} a second, taken as {opened.frames} at {fps:g}")
     if changes:
-        console.print(f"note: {path}: {'; '.join(changes)}", highlight=False, soft_wrap=True)
+        console.print(f"note: {path}: {'; '.join(changes)}")
     return opened
 
 

@@ -42,7 +42,7 @@ class SavedWindows:
         if saved:
             fate = "going on after them" if same else "of another request, deleted"
             told = f"note: {self.folder}: {saved} finished windows, {fate}"
-            console.print(told, highlight=False, soft_wrap=True)
+            console.print(told)
 
         def prepare():
             if not same:

@@ -114,7 +114,7 @@ def make_videos(
             if request.asked:
                 own["asked"] = list(request.asked) if request.inputs.story else request.asked[n]
             write_video(paths[n], frames, inputs.settings.fps, own, inputs.files, request.inputs.watermark)
-            console.print(f"{paths[n]}: {request.prompts[n]}", highlight=False)
+            console.print(f"{paths[n]}: {request.prompts[n]}")
 
 
 def output_paths(out: pathlib.Path, count: int) -> list[pathlib.Path]:
@@ -146,7 +146,7 @@ def expand_prompts(request: Request, expand: Callable, console: rich.console.Con
     expanded = dict(zip(unique, expand(unique), strict=True))
     check_prompts(list(expanded.values()))
     for prompt, text in expanded.items():
-        console.print(f"{prompt} -> {text}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{prompt} -> {text}")
     inputs = dataclasses.replace(request.inputs, story=tuple(expanded[p] for p in story))
     prompts = tuple(expanded[p] for p in request.prompts)
     return dataclasses.replace(request, prompts=prompts, inputs=inputs, asked=tuple(asked))
@@ -255,4 +255,4 @@ def write_video(
 
 def _note(console: rich.console.Console, text: str):
     if text:
-        console.print(f"note: {text}", highlight=False, soft_wrap=True)
+        console.print(f"note: {text}")

@@ -17,6 +17,7 @@ import jax
 import rich.console
 
 from sora_jax.config.schema import MeshSettings
+from sora_jax.core.console import Console
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.storage import atomic_write, content_hash
@@ -194,7 +195,7 @@ class JobQueue:
                 job.state, self._running = state, None
                 self._change.notify_all()
             line = f"{job.out}: {state} after {job.seconds:.1f} s"
-            self.console.print(f"{line}: {error}" if error else line, highlight=False, markup=False)
+            self.console.print(f"{line}: {error}" if error else line)
 
     def _run(self, job) -> tuple[str, str]:
         """(state, error) of a job that has ended."""
@@ -213,7 +214,7 @@ class JobQueue:
                 dataclasses.replace(job.request, changes={**job.request.changes, **self._loaded}),
                 job.out,
                 mesh=self.mesh,
-                console=rich.console.Console(file=printed, width=10_000),
+                console=Console(file=printed),
                 generator=self.generator,
                 on_progress=on_progress,
             )

@@ -64,11 +64,9 @@ def serve(
         app = make_app(queue, folder, examples)
         app = RequestFilter(app, uploads=folder, max_bytes=limits.bytes, host=host)
         shown = f"[{host}]" if ":" in host else host
-        console.print(f"http://{shown}:{port}: the page; videos lie in {out}", highlight=False)
+        console.print(f"http://{shown}:{port}: the page; videos lie in {out}")
         if host not in LOCAL:
-            console.print(
-                f"note: everybody who reaches {host} can use it: there are no passwords", highlight=False
-            )
+            console.print(f"note: everybody who reaches {host} can use it: there are no passwords")
         # The end does not wait for videos that stream to a browser.
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listening])

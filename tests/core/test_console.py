@@ -3,9 +3,11 @@
 import io
 
 import pytest
+import rich.table
 
 from sora_jax.cli.main import main
 from sora_jax.core.console import Console, printable
+from sora_jax.core.progress import progress_bar
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,23 @@ def test_a_console_prints_what_it_is_given():
     file = io.StringIO()
     Console(file=file, force_terminal=True, width=80).print("[red]a[/red] [/x] \x1b]0;title\x07\nb")
     assert file.getvalue() == "[red]a[/red] [/x] \\x1b]0;title\\x07\nb\n"
+
+
+def test_a_console_neither_wraps_text_nor_replaces_emoji_codes():
+    file, text = io.StringIO(), "say :smile: " + "x" * 300
+    Console(file=file, width=80).print(text)
+    assert file.getvalue() == text + "\n"
+
+
+def test_cells_of_tables_and_progress_bars_are_text_too():
+    file = io.StringIO()
+    console = Console(file=file, width=120)
+    table = rich.table.Table("[/head]")
+    table.add_row("a [red] cell[/]")
+    console.print(table)
+    with progress_bar(console) as bar:
+        bar.add_task("folder[/x]", total=1, numbers="[/n]")
+    assert all(text in file.getvalue() for text in ("[/head]", "a [red] cell[/]", "folder[/x]", "[/n]"))
 
 
 def test_an_error_with_a_name_of_control_characters_is_one_line(capsys):
