@@ -1,6 +1,7 @@
-"""Mesh axes, and the one table that says how every array lies on them.
+"""Mesh axes, and the one table of how arrays are split over them.
 
-A size-1 axis is the default, so a laptop and a pod run the same code.
+The default size of an axis is 1, so that a laptop and a pod run the same code. `ring` and `ulysses` are the two
+forms of context parallelism: both split the tokens of a sequence.
 """
 
 import math
@@ -15,18 +16,21 @@ from sora_jax.core.errors import InputError
 
 AXES = ("data", "fsdp", "ring", "ulysses", "tensor")
 
-# Logical name of an array's dimension -> mesh axes it is split over.
+# Logical name of an array's dimension -> the mesh axes that it is split over.
 RULES = {
     ".": None,  # on every chip
     "batch": ("data", "fsdp"),
-    "few": "data",  # rows that go where a weight lies, instead of the weight to them
+    "few": "data",  # few vectors, which travel to the shards of a weight instead of gathering it
     "tokens": ("ring", "ulysses"),  # a sequence dimension of activations
     "height": ("ring", "ulysses"),  # rows of pixels or of latents in the autoencoder
     "embed": ("fsdp", "ring", "ulysses"),  # the model width of a weight
     "mlp": "tensor",
     "heads": "tensor",
-    "heads_all": ("ulysses", "tensor"),  # inside attention: few heads (Ulysses) of
-    "ring": "ring",  # the tokens that a chip of the ring holds
+    "heads_all": (
+        "ulysses",
+        "tensor",
+    ),  # heads inside attention, where Ulysses trades token shards for head shards
+    "ring": "ring",  # tokens inside attention
 }
 
 
@@ -42,20 +46,20 @@ def axes_of(name: str) -> tuple[str, ...]:
 
 
 def num_shards(name: str, sizes: Mapping[str, int]) -> int:
-    """Over how many chips a logical dimension is split, on a mesh of these sizes of its axes."""
+    """Number of shards of a logical dimension, on a mesh with axes of these sizes."""
     return math.prod(sizes[axis] for axis in axes_of(name))
 
 
 def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.sharding.Mesh:
-    """A mesh over all devices, or over those given.
+    """A mesh over `devices`, by default all.
 
-    Slices of TPUs, which only a data centre's network joins, differ along the outermost axis of a size above 1,
-    and along no other: only sums of gradients, or weights, cross the slow network.
+    TPU slices are joined by the data centre's network alone. They are split along the outermost axis of a size
+    above 1, so that only gradients or weights cross the slow network.
 
     Args:
-      settings: sizes of the axes; one of them may be -1, it takes what is left.
-    Raises: InputError if the sizes do not multiply to the number of devices, or the slices do not divide the
-      outermost.
+      settings: sizes of the axes; one of them may be -1, for all remaining devices.
+    Raises: InputError if the product of the sizes is not the number of devices, or the number of slices does not
+      divide the outermost axis.
     """
     jax.config.update("jax_remove_size_one_mesh_axis_from_type", True)
     devices = jax.devices() if devices is None else devices
@@ -72,7 +76,7 @@ def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.shardi
         raise InputError(f"config.mesh: {wanted} = {product} devices, but {len(devices)} are there")
     slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
     if slices < 2:
-        # An axis may take a part of a side of the torus, such as 4 of 16.
+        # An axis may be a part of a side of the torus, such as 4 of 16.
         grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
         return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
     outer = next(i for i, size in enumerate(sizes) if size > 1)
@@ -88,26 +92,27 @@ def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.shardi
 
 
 def platform() -> str:
-    """What the current mesh is of: "tpu", "gpu" or "cpu", also where its devices are not here (`plan`)."""
+    """The platform of the current mesh, "tpu", "gpu" or "cpu", also of devices that are not here (`plan`)."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
 def over_gloo() -> bool:
-    """Whether collectives go through Gloo, which tells those of the same devices apart by their order alone.
+    """Whether collectives go through Gloo: on CPUs, between processes.
 
-    XLA:CPU (jaxlib 0.10.2) begins a collective that needs nothing of a loop while the loop's own go on, in each
-    process at another time; Gloo then takes the one for the other. So loops are unrolled there, or hold none.
+    Gloo matches the collectives of the same devices by their order alone. XLA:CPU (jaxlib 0.10.2) starts an
+    independent collective while those of a loop run, at another time in each process, and Gloo confuses them. With
+    Gloo, loops are unrolled or hold no collective.
     """
     return jax.default_backend() == "cpu" and jax.process_count() > 1
 
 
 def local_rows(mesh: jax.sharding.Mesh, batch: int) -> list[int]:
-    """Which rows of a global batch the devices of this process hold, rising.
+    """The indices of the sequences of a global batch that this process's devices hold, ascending.
 
-    Where context or tensor reaches over several processes, they hold the same rows.
+    Processes that share an axis ring, ulysses or tensor hold the same sequences.
 
-    Raises: InputError if the rows can't be split evenly.
+    Raises: InputError if the batch can't be split evenly.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch % parts:
@@ -119,10 +124,11 @@ def local_rows(mesh: jax.sharding.Mesh, batch: int) -> list[int]:
 
 
 def place(batch, axes: str):
-    """The rows of a batch that this process holds (numpy), in the order of `local_rows` -> global arrays.
+    """Global arrays from this process's sequences of a batch.
 
     Args:
-      axes: logical axes of the leading dimensions, the first of them "batch"; others are there in full.
+      batch: numpy arrays, the sequences in the order of `local_rows`.
+      axes: logical axes of the leading dimensions, of which the first is "batch"; others are not split.
     """
     mesh = jax.sharding.get_mesh()
     parts = mesh.shape["data"] * mesh.shape["fsdp"]

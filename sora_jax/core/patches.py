@@ -1,7 +1,7 @@
-"""Spacetime patches: what a video of any size, length and aspect ratio is to the rest of the system.
+"""Spacetime patches, the form of a video of any size, length and aspect ratio.
 
-Every patch knows where it is, which clip it belongs to, and whether it is given. `patchify`, `unpatchify` and
-`grid_positions` take numpy and JAX arrays alike: the stream cuts patches on the host, sampling on the device.
+Every patch has a position, the clip that it belongs to, and whether it is conditioning. `patchify`, `unpatchify`
+and `grid_positions` take numpy and JAX arrays alike: training makes patches on the host, sampling on the device.
 """
 
 import itertools
@@ -16,19 +16,20 @@ from sora_jax.core.errors import InputError
 
 @struct.dataclass
 class PatchBatch:
-    """Packed rows of patches and of the text that describes them.
+    """Packed sequences of patches, and of the text that describes them.
 
     patches: latent patches, [B, N, P] float, P = p_f * p_h * p_w * C in that order.
     positions: (frame, row, column) of each patch in its own clip's grid, [B, N, 3] int32.
-    segments: which clip of its row a patch belongs to, 1 ... G; 0 = padding, [B, N] int32.
-    known: True = given, clean and without loss, [B, N] bool.
+    segment_ids: the clip of its sequence that a patch belongs to, 1 ... G; 0 = padding, [B, N] int32.
+    conditioning_mask: True = given, clean, without loss, [B, N] bool.
     text: tokens [B, S] int32, or their embeddings [B, S, E].
-    text_segment_ids: which clip of its row a token describes; 0 = padding, [B, S] int32.
-    levels: which of its row's times a patch has if it is not known, 1 ..., [B, N] int32; None: that of its clip.
-    condition: for image-to-video, patches of what is given beside the noise (data/given.py), [B, N, P_c] float.
-    image: what an image encoder sees in the given frames, [B, I, E] float; image_segment_ids: whose, [B, I] int32.
-    echoes: what is added to clean patches before the noise (data/echoes.py), [B, N, P] float.
-    pixels: for clips that are not encoded yet, of one shape, [B, k, F, H, W, 3] uint8; then there are no patches.
+    text_segment_ids: the clip of its sequence that a token describes; 0 = padding, [B, S] int32.
+    time_index: which of its sequence's times a patch without conditioning has, 1 ..., [B, N] int32; None: its
+      clip's.
+    condition: patches of the channels beside the noise (data/conditioning_frames.py), [B, N, P_c] float.
+    image: features of an image encoder, [B, I, E] float; image_segment_ids: their clips, [B, I] int32.
+    ghosts: added to clean patches before the noise (data/loader/ghosts.py), [B, N, P] float.
+    pixels: of clips that are not encoded yet, all of one shape, [B, k, F, H, W, 3] uint8, instead of patches.
     """
 
     patches: jax.Array | None
@@ -56,7 +57,7 @@ def patch_grid(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> tupl
 
 
 def patchify(latents, patch: tuple[int, int, int]):
-    """Latents [..., F, H, W, C] -> patches [..., N, P]; columns run fastest, in the clip and in a patch."""
+    """Latents [..., F, H, W, C] -> patches [..., N, P]; columns run fastest, in a clip and in a patch."""
     *batch, F, H, W, C = latents.shape
     f, h, w = patch_grid((F, H, W), patch)
     p_f, p_h, p_w = patch
@@ -66,7 +67,7 @@ def patchify(latents, patch: tuple[int, int, int]):
 
 
 def put_patches(out: np.ndarray, latents: np.ndarray, patch: tuple[int, int, int]):
-    """Write the patches of latents [F, H, W, C] where they are to be, out [N, P]: `patchify` with a copy less."""
+    """Write the patches of latents [F, H, W, C] into out [N, P]: `patchify` without a temporary array."""
     *shape, C = latents.shape
     f, h, w = patch_grid(tuple(shape), patch)
     p_f, p_h, p_w = patch
@@ -84,7 +85,7 @@ def unpatchify(patches, grid: tuple[int, int, int], patch: tuple[int, int, int])
 
 
 def clip_slices(segment_ids: np.ndarray) -> list[slice]:
-    """Where the clips of a row are, one after another, of its segments [N]; padding follows them."""
+    """The slices of a sequence's clips, from its segment_ids [N]; padding follows the clips."""
     ends = np.cumsum(np.bincount(segment_ids)[1:]).tolist()
     return [slice(*ends) for ends in itertools.pairwise([0, *ends])]
 

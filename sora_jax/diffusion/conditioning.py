@@ -1,4 +1,4 @@
-"""What a solver is given: known patches, a video to begin with, time that closes to a ring."""
+"""Conditioning of a solver: frozen patches, an input video to start from, time that loops."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,11 @@ from sora_jax.core.mesh import spec
 
 
 def freeze_conditioning(velocity_fn, conditioning_mask):
-    """A velocity function that leaves known patches where they are.
+    """A velocity function that is 0 for conditioning patches.
 
     Args:
       velocity_fn: (x, t) -> velocity, [B, N, P].
-      known: [B, N] bool.
+      conditioning_mask: [B, N] bool.
     """
 
     def velocity(x, t):
@@ -21,33 +21,35 @@ def freeze_conditioning(velocity_fn, conditioning_mask):
 
 
 def start_from(noise, batch, *, time=1.0, conditioning_time: float = 0.0):
-    """What a solver starts from, [B, N, P]: the batch's patches, known ones at conditioning_time, the others
-    at `time`.
+    """The batch's patches with noise, [B, N, P], from which a solver starts.
 
-    time 1 is noise alone; below it the solver edits what the patches show.
-    Source: Meng et al. 2021 (arXiv 2108.01073), SDEdit, on a straight path.
+    Args:
+      noise: [B, N, P].
+      time: of patches without conditioning; 1: noise alone. Below 1 the solver edits what the patches show.
+        Source: Meng et al. 2021 (arXiv 2108.01073), SDEdit, on a straight path.
+      conditioning_time: of conditioning patches.
     """
     t = jnp.where(batch.conditioning_mask, conditioning_time, time)[..., None]
     return (1 - t) * batch.patches + t * noise
 
 
 def renoised(x, noise, conditioning_time: float, time):
-    """Patches [B, N, P] that `start_from` put at conditioning_time, taken on along the same path to `time`."""
+    """Patches [B, N, P] that have conditioning_time, moved along the path of the same noise to `time`."""
     keep = (1 - time) / (1 - conditioning_time)
     return keep * x + (time - keep * conditioning_time) * noise
 
 
 def on_loop(velocity_fn, frames: int, turn):
-    """The velocity of a video that is a ring: its last frame comes before its first one.
+    """The velocity of a looped video, whose last frame comes before its first.
 
-    The state's frame 0 is no part of the ring and stays as it is, as it is of another kind (a causal autoencoder's
-    first latent). In its place the model is shown the frame before the one that comes first in this turn.
+    Frame 0 of x is outside the loop and keeps its value: a causal autoencoder's first latent is of another kind.
+    In its place the model sees the frame before the first of the rotated loop.
 
     Args:
       velocity_fn: (x, t) -> velocity, [B, N, P].
-      frames: in x, that of no part included.
-      turn: by how many frames the ring is turned before the model sees it; another one in each step puts the seam
-        elsewhere. Source: Bi et al. 2025 (arXiv 2502.20307), latent shift.
+      frames: number in x, frame 0 included.
+      turn: frames by which the loop is rotated before the model sees it; a different one in each step moves the
+        seam. Source: Bi et al. 2025 (arXiv 2502.20307), latent shift.
     """
 
     def split(x):

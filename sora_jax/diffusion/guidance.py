@@ -7,29 +7,28 @@ from sora_jax.core.mesh import RULES
 
 
 def in_pairs(x):
-    """Each row twice, one after the other: [B, ...] -> [2 B, ...], rows over the mesh.
+    """Each sequence twice, one after the other: [B, ...] -> [2 B, ...], split over "batch".
 
-    Rows of x that lie over the mesh stay where they are; of rows that every chip holds the two of a pair come to
-    lie on different chips, which then run side by side.
+    Sequences that are split over the mesh stay where they are. Of a replicated one, the two copies go to different
+    chips, which then run in parallel.
     """
     rest = jax.typeof(x).sharding.spec[1:]
     return jnp.repeat(x, 2, axis=0, out_sharding=jax.P(RULES["batch"], *rest))
 
 
 def first_of_pairs(x):
-    """The first row of each pair, of which both lie on the same chips: [2 B, ...] -> [B, ...]."""
+    """The first sequence of each pair; both lie on the same chips: [2 B, ...] -> [B, ...]."""
     rows, *rest = jax.typeof(x).sharding.spec
     pairs = jnp.reshape(x, (len(x) // 2, 2, *x.shape[1:]), out_sharding=jax.P(rows, None, *rest))
     return pairs[:, 0]
 
 
 def guided(velocity_fn, scale):
-    """A velocity function that is pushed away from the unconditional velocity.
+    """A velocity function with classifier-free guidance.
 
     Args:
-      velocity_fn: (x, t) -> velocity for rows in pairs (conditional, unconditional), [2 B, N, P]: one pass makes
-        both.
-      scale: scalar, 1 = the conditional velocity itself.
+      velocity_fn: (x, t) -> velocity of pairs (conditional, unconditional), [2 B, N, P], computed in one pass.
+      scale: scalar; 1: the conditional velocity.
     Returns: (x, t) -> velocity, [B, N, P], laid out as x is.
     Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6, with scale = 1 + w.
     """

@@ -1,9 +1,9 @@
 """Solvers of the flow's differential equation dx/dt = velocity(x, t), from noise (t = 1) to data (t = 0).
 
-`ancestral` solves the stochastic one that has the same distribution at each time.
+`ancestral` solves the stochastic equation that has the same distribution at each time.
 
-Time steps come from `time_grid`. A solver is a pure function of one step, so that a host can show each, and a scan
-over all of them.
+Times come from `time_grid`. A solver is a pure function of one step, for a loop on the host that shows progress,
+and a scan over all steps.
 """
 
 import dataclasses
@@ -23,20 +23,20 @@ def time_grid(steps: int, shift: float = 1.0, start: float = 1.0, end: float = 0
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """How to go from each time of a grid to the next.
+    """A method to integrate from each time of a grid to the next.
 
-    start: (x at times[0], keys) -> state, a tuple of arrays, of which the first is x itself. keys: the data of a
-      random key for each row of x, [B, ...] uint32, for a solver that adds noise; others take None.
+    start: (x at times[0], keys) -> state, a tuple of arrays, of which the first is x. keys: the data of a random
+      key for each sequence of x, [B, ...] uint32, for a solver that adds noise; None for others.
     step: (velocity_fn, state, times, i) -> state at times[i + 1]. velocity_fn(x, t) -> dx/dt, t a scalar;
-      times [steps + 1], i a scalar, both may be traced. Solvers of SINGLE_STEP also take an i of each patch,
-      [1, N, 1]; then t is of this shape.
+      times [steps + 1] and the scalar i may be traced. Solvers of SINGLE_STEP also take one i for each patch,
+      [1, N, 1], and t then has this shape.
     """
 
     start: Callable
     step: Callable
 
     def __call__(self, velocity_fn, x, times, keys=None):
-        """All steps: from x at times[0] to x at times[-1]."""
+        """x at times[-1] from x at times[0], by all steps."""
 
         def body(state, i):
             return self.step(velocity_fn, state, times, i), None
@@ -73,10 +73,10 @@ def _ancestral_step(velocity_fn, state, times, i):
 
 def _multistep(velocity_fn, state, times, i, *, correct):
     x, corrected, data, older = state
-    # At t = 1 the log of the SNR is infinite; diffusers begins just below it, and the second step feels how far.
+    # At t = 1 the log SNR is infinite. As diffusers, start just below; the second step depends on how far.
     times = jnp.minimum(times, 1 - 1e-6)
     t_earlier, t_before, t, t_next = (times[jnp.maximum(i + k, 0)] for k in (-2, -1, 0, 1))
-    second, second_before = ((j > 0) & (j < len(times) - 2) for j in (i, i - 1))  # of order 2, not 1
+    second, second_before = ((j > 0) & (j < len(times) - 2) for j in (i, i - 1))  # whether of order 2 or 1
     found = x - t * velocity_fn(x, t)
     if correct:
         slope = _slope(older, data, t_earlier, t_before, t, second_before)
@@ -96,21 +96,20 @@ def _start_multistep(x, keys):
     return x, x, jnp.zeros_like(x), jnp.zeros_like(x)
 
 
-# Along the tangent; order 1.
+# The tangent; order 1.
 euler = Solver(_start, _euler_step)
-# With the mean of the velocities at both ends of a step; order 2.
+# The mean of the velocities at both ends of a step; order 2.
 # Karras et al. 2022 (arXiv 2206.00364), algorithm 1, without noise.
 heun = Solver(_start, _heun_step)
-# Back by what is the data and what is noise, with some of the noise new in each step: what an early step got wrong
-# is forgotten with its noise. Order 1.
-# Ho et al. 2020 (arXiv 2006.11239), eq. 6 and 7, with a flow's alpha = 1 - t and sigma = t.
+# Predicts data and noise, and replaces a part of the noise in each step, which forgets errors of early steps.
+# Order 1. Ho et al. 2020 (arXiv 2006.11239), eq. 6 and 7, with a flow's alpha = 1 - t and sigma = t.
 ancestral = Solver(lambda x, keys: (x, keys), _ancestral_step)
-# They remember nothing of the step before, so that patches may be at different ones.
+# They keep no history, so that patches may be at different steps.
 SINGLE_STEP = (euler, heun, ancestral)
-# DPM-Solver++ 2M: one velocity a step, order 2, the first and the last step of order 1.
+# DPM-Solver++ 2M: one velocity a step, order 2, the first and the last step are of order 1.
 # Lu et al. 2022 (arXiv 2211.01095), algorithm 2, with a flow's alpha = 1 - t and sigma = t.
 dpm = Solver(_start_multistep, functools.partial(_multistep, correct=False))
-# UniPC of order 2 with B(h) = exp(-h) - 1: `dpm`, and each state corrected by the velocity found there.
+# UniPC of order 2 with B(h) = exp(-h) - 1: `dpm` with each state corrected by the velocity there.
 # Zhao et al. 2023 (arXiv 2302.04867), algorithms 5 to 8, "bh2".
 unipc = Solver(_start_multistep, functools.partial(_multistep, correct=True))
 
@@ -120,19 +119,19 @@ def _log_snr(t):
 
 
 def _advance(x, data, t, t_next, correction):
-    """From t to t_next, exactly if the predicted data stay what they are at t: data + correction."""
-    decay = jnp.expm1(_log_snr(t) - _log_snr(t_next))  # -1 where t_next = 0: what is left is the data
+    """x at t_next from x at t, exact if the predicted data are constant over the step: data + correction."""
+    decay = jnp.expm1(_log_snr(t) - _log_snr(t_next))  # -1 where t_next = 0: the result is the data
     return t_next / t * x - (1 - t_next) * decay * (data + correction)
 
 
 def _slope(older, data, t_before, t, t_next, second):
-    """How the predicted data changes over the step ahead, by the step behind; 0 at order 1."""
+    """Change of the predicted data over the next step, extrapolated from the last step; 0 at order 1."""
     behind, ahead = _log_snr(t) - _log_snr(t_before), _log_snr(t_next) - _log_snr(t)
     return jnp.where(second, (data - older) * (ahead / jnp.where(second, behind, 1.0)), 0.0)
 
 
 def _corrected(x, data, slope, found, t_earlier, t_before, t, second):
-    """The step from t_before to t once more, now that the data predicted at t are known."""
+    """The step from t_before to t again, with the data predicted at t."""
     h = _log_snr(t) - _log_snr(t_before)
     r = jnp.where(second, (_log_snr(t_earlier) - _log_snr(t_before)) / h, -1.0)
     decay = jnp.expm1(-h)

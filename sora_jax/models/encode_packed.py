@@ -1,4 +1,4 @@
-"""Packed rows whose clips are still pixels, encoded inside a program: an autoencoder that stays as it is."""
+"""Packed sequences whose clips are still pixels, encoded inside a compiled program by a frozen autoencoder."""
 
 import functools
 
@@ -15,7 +15,7 @@ CHUNK = 4  # latent frames at a time
 
 
 def place_packed(batch: PatchBatch) -> PatchBatch:
-    """`mesh.place` of packed rows: tokens over their axes; pixels by rows of the batch alone."""
+    """`mesh.place` of packed sequences: tokens over their axes, pixels over "batch" alone."""
     placed = place(batch.replace(pixels=None), "batch tokens")
     return placed if batch.pixels is None else placed.replace(pixels=place(batch.pixels, "batch"))
 
@@ -23,14 +23,14 @@ def place_packed(batch: PatchBatch) -> PatchBatch:
 def encode_packed(
     settings: AutoencoderSettings, params: dict, batch: PatchBatch, patch: tuple[int, int, int]
 ) -> PatchBatch:
-    """The batch with the patches of its pixels: as `prepare` encodes clips, and as the stream packs their latents.
+    """The batch with patches instead of pixels, as if `prepare` had encoded the clips.
 
-    One clip of each row at a time, in pieces, so memory does not grow with their number or length.
+    It encodes one clip of each sequence at a time, in chunks: memory does not grow with their number or length.
 
     Args:
-      batch: with pixels; clip i of a row is its segment i + 1, and the clips lie one after the other.
-      patch: of the transformer.
-    Returns: with patches [B, N, P] bfloat16, 0 where no clip lies, and no pixels.
+      batch: with pixels; clip i of a sequence is its segment i + 1, one after the other.
+      patch: the transformer's.
+    Returns: with patches [B, N, P] bfloat16, 0 for padding.
     Raises: InputError for a clip that is no multiple of the autoencoder's strides or the patch.
     """
     model = bind(Autoencoder, settings, params)
@@ -39,7 +39,7 @@ def encode_packed(
     divides = H // settings.spatial_stride % num_shards("height", jax.sharding.get_abstract_mesh().shape) == 0
     layout = spec("batch . height . ." if divides and not over_gloo() else "batch . . . .")
 
-    # How a reshape of an array on many chips lies, JAX would have to be told; each cuts its own clips instead.
+    # Each chip patchifies its own clips: the layout of a global reshape would have to be spelled out.
     cut = jax.shard_map(
         functools.partial(patchify, patch=patch), in_specs=spec("batch . . . ."), out_specs=spec("batch . .")
     )

@@ -1,4 +1,4 @@
-"""An image encoder in CLIP's form: a vision transformer; the defaults are ViT-H/14, as Wan 2.1 looks at images.
+"""An image encoder in CLIP's form, a vision transformer; the defaults are ViT-H/14, which Wan 2.1 uses.
 
 Source: Radford et al. 2021 (arXiv 2103.00020); Dosovitskiy et al. 2020 (arXiv 2010.11929).
 """
@@ -24,9 +24,10 @@ EPSILON = 1e-5
 
 
 class ImageBlock(nnx.Module):
-    """A block of a vision transformer, or of a text one whose `bias` hides what comes later.
+    """A block of a vision transformer, or of a text transformer with a causal `bias`.
 
-    settings: anything with width, heads, mlp and dtype.
+    Args:
+      settings: anything with width, heads, mlp and dtype.
     """
 
     def __init__(self, settings, *, epsilon=EPSILON, mlp=Mlp, rngs):
@@ -48,7 +49,7 @@ class ImageBlock(nnx.Module):
 
 
 class ImageEncoder(nnx.Module):
-    """Images to one embedding for the whole and one for each patch."""
+    """Images to one embedding of the whole and one of each patch."""
 
     def __init__(self, settings: ImageSettings, *, mlp=Mlp, rngs):
         E, dtype = settings.width, jnp.dtype(settings.dtype)
@@ -62,7 +63,7 @@ class ImageEncoder(nnx.Module):
         self.blocks = stack(lambda rngs: ImageBlock(settings, mlp=mlp, rngs=rngs), settings.layers, rngs=rngs)
 
     def __call__(self, images):
-        """Embed normalised images, [B, size, size, 3] float -> [B, 1 + patches, E] float32."""
+        """Embeddings [B, 1 + patches, E] float32 of normalised images [B, size, size, 3] float."""
         images = jax.reshard(images, spec("batch . . ."))
         side = self.settings.patch
         layout = spec("batch . .")
@@ -74,9 +75,9 @@ class ImageEncoder(nnx.Module):
 
 
 def see(params: dict, settings: ImageSettings, images) -> np.ndarray:
-    """What the encoder sees in normalised images, [n, size, size, 3], one after the other, [n * tokens, E].
+    """Features of normalised images [n, size, size, 3], one image after the other, [n * tokens, E].
 
-    On the current mesh, which should be one device: an image's tokens, an odd number, are divided by no other.
+    The current mesh should be one device: the odd number of an image's tokens can't be split.
     """
     return np.asarray(_see(settings, params, images)).reshape(-1, settings.width)
 

@@ -1,4 +1,4 @@
-"""Networks that judge videos: CLIP's two towers, and the vision transformer that VideoMAE trains.
+"""Metric backbones: CLIP's two towers, and VideoMAE's vision transformer.
 
 Source: Radford et al. 2021 (arXiv 2103.00020); Tong et al. 2022 (arXiv 2203.12602), Wang et al. 2023 (2303.16727).
 """
@@ -22,7 +22,7 @@ from sora_jax.models.layers.remat import run_stack, stack
 
 
 class QuickMlp(Mlp):
-    """Linear, x sigmoid(1.702 x), linear: how CLIP was trained by its authors."""
+    """Linear, x sigmoid(1.702 x), linear, as in OpenAI's CLIP."""
 
     def __call__(self, x):
         h = self.up(x, out_sharding=spec("batch tokens mlp"))
@@ -37,19 +37,19 @@ class ClipSettings:
     """Sizes of a CLIP model; the defaults are those of ViT-B/32."""
 
     image: ImageSettings = VIT_B_32
-    width: int = 512  # of the text
+    width: int = 512  # of the text tower, as heads, mlp and layers
     heads: int = 8
     mlp: int = 2048
     layers: int = 12
     vocabulary: int = 49408
     tokens: int = 77
-    shared: int = 512  # width of what both towers end in
+    shared: int = 512  # width of the common embedding space
     quick: bool = True
     dtype: str = "float32"
 
 
 class Clip(nnx.Module):
-    """Images and texts to vectors of one space."""
+    """Images and texts to unit vectors of one space."""
 
     def __init__(self, settings: ClipSettings, *, rngs):
         E, dtype = settings.width, jnp.dtype(settings.dtype)
@@ -76,8 +76,8 @@ class Clip(nnx.Module):
         """Texts -> unit vectors, [B, shared] float32.
 
         Args:
-          tokens: [B, S] int32; what follows a text's end is seen by nobody.
-          ends: the place of its end token, [B] int32.
+          tokens: [B, S] int32; tokens after the end have no effect.
+          ends: index of each text's end token, [B] int32.
         """
         S = tokens.shape[1]
         later = jnp.triu(jnp.ones((S, S), bool), k=1)
@@ -95,13 +95,14 @@ def _unit(x):
 
 @dataclasses.dataclass(frozen=True)
 class VideoEncoderSettings:
-    """Sizes of a VideoMAE encoder; the defaults are those of ViT-g/14, by which FVD's content bias is least."""
+    """Sizes of a VideoMAE encoder; the defaults are those of ViT-g/14, with which FVD has the least content
+    bias."""
 
     width: int = 1408
     heads: int = 16
     mlp: int = 6144
     layers: int = 40
-    patch: tuple[int, int] = (2, 14)  # frames, and pixels of a side
+    patch: tuple[int, int] = (2, 14)  # frames, and side in pixels
     frames: int = 16
     size: int = 224
     epsilon: float = 1e-6
@@ -134,6 +135,6 @@ class VideoEncoder(nnx.Module):
 
 
 def sinusoid_table(N: int, width: int) -> np.ndarray:
-    """Positions as VideoMAE has them: sines in the even columns, cosines in the odd ones, [N, width] float32."""
+    """VideoMAE's positions, sines in the even columns, cosines in the odd ones, [N, width] float32."""
     angles = np.arange(N)[:, None] / 10000 ** (2 * (np.arange(width) // 2) / width)
     return np.where(np.arange(width) % 2 == 0, np.sin(angles), np.cos(angles)).astype(np.float32)

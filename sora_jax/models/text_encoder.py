@@ -19,7 +19,7 @@ from sora_jax.models.layers.remat import run_stack, stack
 
 EPSILON = 1e-6
 PAD = 0  # the token
-LEAST_BIAS = -8.0  # at first: what is this far counts hardly, but can be learned to
+MIN_INITIAL_BIAS = -8.0  # farther tokens hardly count at first, but have a gradient
 normal = jax.nn.initializers.normal
 
 
@@ -32,8 +32,8 @@ class TextSelfAttention(nnx.Module):
         def project(std):
             return linear(E, A * K, "embed heads", dtype=dtype, init=normal(std), use_bias=False, rngs=rngs)
 
-        # T5 does not divide logits by sqrt(K), and makes q so small instead that Adam and Muon, whose steps are as
-        # large for all matrices, soon let one token take all the attention. Here q is as large as the others.
+        # Unlike T5's, q is as large as k and v, and logits are divided by sqrt(K). Adam's and Muon's steps are as
+        # large for all matrices: with T5's small q one token would soon take all the attention.
         self.q, self.k, self.v = (project(E**-0.5) for _ in range(3))
         out_init = normal((A * K) ** -0.5)
         self.out = linear(A * K, E, "heads embed", dtype=dtype, init=out_init, use_bias=False, rngs=rngs)
@@ -79,7 +79,7 @@ class TextBlock(nnx.Module):
 
 
 class TextEncoder(nnx.Module):
-    """Tokens to embeddings; captions packed into one row do not see each other."""
+    """Tokens to embeddings; captions packed into one sequence do not see each other."""
 
     def __init__(self, settings: TextSettings, *, rngs):
         self.settings = settings
@@ -89,15 +89,15 @@ class TextEncoder(nnx.Module):
         self.norm = rms_norm(settings.width, ".", epsilon=EPSILON, rngs=rngs)
 
     def __call__(self, tokens, segment_ids):
-        """Embed tokens in the context of their segment.
+        """Embeddings of tokens in the context of their segment.
 
         Args:
           tokens: [B, S] int32.
-          segments: which caption a token belongs to, 0 = padding, [B, S] int32.
-        Returns: [B, S, E] float32, the embeddings of padding 0.
+          segment_ids: the caption of each token, 0 = padding, [B, S] int32.
+        Returns: [B, S, E] float32; 0 for padding.
         """
         tokens, segment_ids = (jax.reshard(x, spec("batch tokens")) for x in (tokens, segment_ids))
-        if self.settings.padded:  # what fills a caption up has a segment for the transformer, and none here
+        if self.settings.padded:  # padding within a caption: the transformer sees it, this encoder does not
             segment_ids = jnp.where(tokens == PAD, 0, segment_ids)
         x = self.embedding[...].at[tokens].get(out_sharding=spec("batch tokens .")).astype(jnp.float32)
         x = run_stack(self.blocks, x, lambda block, x: block(x, segment_ids), remat="full")
@@ -106,15 +106,15 @@ class TextEncoder(nnx.Module):
 
 @functools.partial(jax.jit, static_argnums=0)
 def embed(settings: TextSettings, params: dict, tokens, segment_ids):
-    """Embeddings of rows of tokens, as the encoder's `__call__` makes them."""
+    """`TextEncoder.__call__`, compiled."""
     return bind(TextEncoder, settings, params)(tokens, segment_ids)
 
 
 def nearby(key, shape, dtype, *, max_distance: int, out_sharding):
-    """Init of relative biases, [buckets, heads]: half of the heads look back, half ahead, and not equally far.
+    """Initial relative biases [buckets, heads] that favour near tokens: half of the heads look back, half ahead.
 
-    With T5's own, nearly 0, a caption is a bag of words: as long as the transformer is not told which word belongs
-    to which, it has no use for it and gives it no gradient. Slopes as of ALiBi (arXiv 2108.12409), from 1 to 1/8.
+    With T5's own, nearly 0, a caption is a bag of words at first, and gets no gradient to change that. The slopes
+    are ALiBi's (arXiv 2108.12409), from 1 to 1/8.
     """
     buckets, heads = shape
     half, exact = buckets // 2, buckets // 4
@@ -123,17 +123,17 @@ def nearby(key, shape, dtype, *, max_distance: int, out_sharding):
     distance = jnp.where(bucket < exact, bucket, far)[:, None]
     pair, ahead = jnp.divmod(jnp.arange(heads), 2)
     slope = 2.0 ** (-3 * pair / max(heads // 2, 1))
-    # What lies on a head's other side counts as three times as far.
+    # Tokens on a head's other side count as three times as far.
     sides = [-slope * distance * jnp.where(ahead == side, 1, 3) for side in range(2)]
-    bias = jnp.maximum(jnp.concatenate(sides), LEAST_BIAS) + 0.1 * jax.random.normal(key, shape)
+    bias = jnp.maximum(jnp.concatenate(sides), MIN_INITIAL_BIAS) + 0.1 * jax.random.normal(key, shape)
     return jax.reshard(bias.astype(dtype), out_sharding)
 
 
 def relative_buckets(S: int, buckets: int, max_distance: int):
-    """Bucket of the distance key - query, both directions, [S, S] int32 (queries, keys).
+    """The bucket of each distance key - query, [S, S] int32 (queries, keys).
 
-    Half of the buckets are for keys after the query; in each half the first half is exact and the rest grows
-    logarithmically up to `max_distance`.
+    Half of the buckets are for keys after the query. In each half, the first half has one distance each, and the
+    rest grow logarithmically up to `max_distance`.
 
     Source: Raffel et al. 2019 (arXiv 1910.10683), section 2.1.
     """

@@ -1,4 +1,4 @@
-"""The generative model: a diffusion transformer, and a text encoder that is trained with it or stays as it is."""
+"""The generative model: a diffusion transformer, and a text encoder that is trained with it or frozen."""
 
 import jax.numpy as jnp
 from flax import nnx, traverse_util
@@ -11,12 +11,12 @@ from sora_jax.models.text_encoder import TextEncoder
 
 
 def init_trained(settings: Settings, key) -> dict:
-    """Fresh parameters of a VideoModel but for those that are read from files and stay as they are."""
+    """Fresh parameters of a VideoModel, without frozen ones, which are read from files."""
     return _trained(init_params(VideoModel, settings, key), settings)
 
 
 def abstract_trained(settings: Settings) -> dict:
-    """Their shapes, dtypes and shardings on the current mesh, without making an array."""
+    """Shapes, dtypes and shardings of `init_trained` on the current mesh, without making an array."""
     return _trained(abstract_params(VideoModel, settings), settings)
 
 
@@ -26,14 +26,14 @@ def _trained(params: dict, settings: Settings) -> dict:
 
 
 def is_trained(path: tuple[str, ...], settings: Settings) -> bool:
-    """Whether training changes the parameter: with adapters only these, else all but a given text encoder."""
+    """Whether training changes the parameter: adapters if there are any, else all but a frozen text encoder."""
     if settings.lora.rank:
         return path[-1].startswith("lora_")
     return path[0] != "text_encoder" or not settings.text.weights
 
 
 def join(trained: dict, frozen: dict) -> dict:
-    """All parameters from those that are trained and those that are not."""
+    """All parameters, from the trained and the frozen ones."""
     parts = (traverse_util.flatten_dict(part) for part in (frozen, trained))
     return traverse_util.unflatten_dict({path: x for part in parts for path, x in part.items()})
 
@@ -46,16 +46,16 @@ class Denoiser(nnx.Module):
         self.transformer = DiT(settings.transformer, adapter_of=settings.lora.of, rngs=rngs)
 
     def embed_text(self, batch):
-        """The batch with its embeddings, [B, S, E], in float32."""
+        """The batch with its embedded text, [B, S, E], in float32."""
         return batch.replace(text=batch.text.astype(jnp.float32))
 
     def velocity(self, batch, patches, times, time_index):
-        """Velocity of `patches`, which lie and are described as the batch (with embedded text) says.
+        """Velocity of `patches`, which the batch describes.
 
         Args:
           batch: PatchBatch with text embedded; its own patches are not read.
           patches: noisy, [B, N, P].
-          times, levels: as DiT takes them, [B, T] float32 and [B, N] int32.
+          times, time_index: as DiT takes them, [B, T] float32 and [B, N] int32.
         Returns: [B, N, P] float32.
         """
         out = self.transformer(batch, patches, times, time_index)
@@ -70,10 +70,10 @@ class VideoModel(Denoiser):
         super().__init__(settings, rngs=rngs)
 
     def embed_text(self, batch):
-        """The batch with embeddings, [B, S, E] float32, in the place of its tokens."""
+        """The batch with embeddings, [B, S, E] float32, instead of tokens."""
         return batch.replace(text=self.text_encoder(batch.text, batch.text_segment_ids))
 
 
 def trained_model(settings: Settings) -> type[Denoiser]:
-    """What a training step runs: with captions embedded beforehand there is no text encoder in it."""
+    """The module that a training step runs; with precomputed embeddings it has no text encoder."""
     return Denoiser if settings.data.embeddings else VideoModel
