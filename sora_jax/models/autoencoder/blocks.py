@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sora_jax.models.autoencoder.conv import CausalConv, Linear, Norm, average_down, merge, repeat_up, split
+from sora_jax.models.autoencoder.conv import CausalConv, Linear, Norm
+from sora_jax.models.autoencoder.pixels import average_down, merge, repeat_up, split
 from sora_jax.models.layers.params import RngKeys
 
 

@@ -1,7 +1,7 @@
-"""Causal 3-D convolution, and the layers around it that know time and space.
+"""Causal 3-D convolution, and the layers that change a video's size in time and space.
 
-Every layer that looks back in time takes the frames it saw last (`cache`) and returns those that its next call
-will need; `cache=None` is the beginning of a clip. A clip in one call and a clip in pieces are the same code.
+A layer that looks back in time takes a `cache`, the last frames of its previous call, and returns the one for its
+next call; None begins a clip. A whole clip and a clip in chunks run the same code.
 """
 
 import math
@@ -13,14 +13,14 @@ from flax import nnx
 from sora_jax.core.mesh import num_shards, spec
 from sora_jax.kernels import ops
 from sora_jax.kernels.conv import by_frame
+from sora_jax.models.autoencoder.pixels import merge, repeat_pixels
 from sora_jax.models.layers.params import RngKeys
 
-# A weight below this many elements is cheaper to hold on every chip than to gather.
-SHARD_FROM = 2**16
+SHARD_FROM = 2**16  # elements of a weight; smaller ones are replicated, which is cheaper than to gather them
 
 
 def weight(init, shape: tuple[int, ...], *, rngs: RngKeys) -> nnx.Param:
-    """A float32 weight; a big one is split over fsdp along its last dimension that divides.
+    """A float32 weight; a big one is split over "embed" along its last dimension that divides evenly.
 
     Args:
       init: one of jax.nn.initializers.
@@ -39,7 +39,7 @@ def weight(init, shape: tuple[int, ...], *, rngs: RngKeys) -> nnx.Param:
 
 
 def gathered(param: nnx.Param, dtype) -> jax.Array:
-    """The whole weight on every chip, cast first so that half the bytes travel in bfloat16."""
+    """The whole weight on every chip, cast before it is sent, which halves the bytes in bfloat16."""
     value = param[...].astype(dtype)
     if jax.typeof(value).sharding.mesh.empty:
         return value
@@ -49,13 +49,13 @@ def gathered(param: nnx.Param, dtype) -> jax.Array:
 def fan_in_init(key, shape, dtype, out_sharding=None):
     """A uniform kernel [..., C_in, C_out] whose outputs have the variance of its inputs."""
     bound = math.sqrt(3 / math.prod(shape[:-1]))
-    # Drawn flat: XLA:CPU takes six times as long to compile a generator of a five-dimensional array.
+    # Drawn flat: XLA:CPU compiles a generator of a five-dimensional array slowly.
     kernel = jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
     return kernel if out_sharding is None else jax.reshard(kernel, out_sharding)
 
 
 def identity_init(key, shape, dtype, out_sharding=None):
-    """A kernel [K, 1, 1, C_in, C_out] that passes on the newest frame, once per C_in of its outputs."""
+    """A kernel [K, 1, 1, C_in, C_out] that copies the newest frame to every C_in of its outputs."""
     del key
     *taps, C_in, C_out = shape
     kernel = jnp.zeros((*taps, C_in, C_out), dtype)
@@ -64,7 +64,7 @@ def identity_init(key, shape, dtype, out_sharding=None):
 
 
 def conv3d(x: jax.Array, kernel: jax.Array, *, stride: tuple[int, int, int]) -> jax.Array:
-    """Convolve over time without padding and over space with Wan's: same, or one row and column at the end.
+    """A convolution without padding in time. In space it is padded as Wan's: "same", or at the end for stride 2.
 
     Args:
       x: [B, F, H, W, C_in].
@@ -79,10 +79,10 @@ def conv3d(x: jax.Array, kernel: jax.Array, *, stride: tuple[int, int, int]) -> 
 
 
 class CausalConv(nnx.Module):
-    """A convolution that sees no frame after the one it makes.
+    """A convolution whose output frames depend on no later input frame.
 
     Args:
-      kernel: sizes over frames, rows and columns; stride likewise.
+      kernel, stride: over frames, rows and columns.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class CausalConv(nnx.Module):
         rngs: RngKeys,
     ):
         self.stride = stride
-        self.history = kernel[0] - stride[0]  # frames that one call leaves for the next
+        self.history = kernel[0] - stride[0]  # frames in the cache
         self.kernel = weight(init, (*kernel, C_in, C_out), rngs=rngs)
         self.bias = weight(jax.nn.initializers.zeros, (C_out,), rngs=rngs)
 
     def __call__(self, x, cache=None):
-        """[B, F, H, W, C_in] -> [B, F / stride, ...], and the last frames; before a clip are frames of zeros."""
+        """x [B, F, H, W, C_in] -> ([B, F / stride, ...], cache). A clip is preceded by frames of zeros."""
         if self.history:
             if cache is None:
                 x = jnp.pad(x, ((0, 0), (self.history, 0), (0, 0), (0, 0), (0, 0)))
@@ -113,7 +113,7 @@ class CausalConv(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """A matrix on the channels, the same for every pixel."""
+    """A linear layer over the channels of each pixel."""
 
     def __init__(self, C_in: int, C_out: int, *, init=fan_in_init, bias_init=None, rngs: RngKeys):
         self.kernel = weight(init, (C_in, C_out), rngs=rngs)
@@ -124,21 +124,21 @@ class Linear(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """Divide each pixel's channels by their root mean square, in float32; scale by a learned weight."""
+    """RMSNorm over the channels of each pixel, in float32."""
 
     def __init__(self, C: int, *, rngs: RngKeys):
         self.scale = weight(jax.nn.initializers.ones, (C,), rngs=rngs)
 
     def __call__(self, x):
         y = x.astype(jnp.float32)
-        # The floor only bounds the gradient at a pixel of zeros.
+        # The constant bounds the gradient at a pixel of zeros.
         square = jnp.sum(jnp.square(y), axis=-1, keepdims=True) + 1e-12
         scale = gathered(self.scale, jnp.float32) * math.sqrt(x.shape[-1])
         return (y * jax.lax.rsqrt(square) * scale).astype(x.dtype)
 
 
 class Downsample(nnx.Module):
-    """Halve rows and columns, and frames too if `temporal`; a clip's first frame stays a frame of its own."""
+    """Halve rows and columns, and frames too if `temporal`; a clip's first frame is kept."""
 
     def __init__(self, C: int, *, temporal: bool, rngs: RngKeys):
         self.space = CausalConv(C, C, (1, 3, 3), stride=(1, 2, 2), rngs=rngs)
@@ -157,9 +157,9 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Double rows and columns, and frames too if `temporal`; a clip's first frame stays one frame.
+    """Double rows and columns, and frames too if `temporal`; a clip's first frame is kept.
 
-    That first frame is no history for the frames after it: they see zeros in its place.
+    The frames after it see zeros in its place.
     """
 
     def __init__(self, C_in: int, C_out: int, *, temporal: bool, rngs: RngKeys):
@@ -174,56 +174,3 @@ class Upsample(nnx.Module):
                 pairs = merge(jnp.stack(jnp.split(pairs, 2, axis=-1), axis=2), 1)
                 x = jnp.concatenate([first, pairs], axis=1)
         return self.space(repeat_pixels(x))[0], cache
-
-
-def split(x, axis: int, size: int):
-    """Axis of n elements -> two axes of n / size and size. One axis a reshape: its shards stay with the first."""
-    return x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
-
-
-def merge(x, axis: int, axes: int = 2):
-    """Axes from this one on -> one axis; inverts `split`."""
-    return jax.lax.collapse(x, axis, axis + axes)
-
-
-def repeat_pixels(x):
-    """Each pixel four times, [B, F, H, W, C] -> [B, F, 2H, 2W, C]."""
-    for axis in (2, 3):
-        x = jnp.expand_dims(x, axis + 1)
-        x = merge(jnp.concatenate([x, x], axis=axis + 1), axis)
-    return x
-
-
-def average_down(x, C_out: int, *, frames: int, side: int):
-    """Fold blocks of frames x side x side pixels into channels and average these in groups down to C_out.
-
-    A clip's first frame is a block of its own, filled up with zeros in front.
-    """
-    x = jnp.pad(x, ((0, 0), (x.shape[1] % frames, 0), (0, 0), (0, 0), (0, 0)))
-    x = split(split(split(x, 3, side), 2, side), 1, frames)  # [B, F, f, H, h, W, w, C]
-    x = merge(x.transpose(0, 1, 3, 5, 7, 2, 4, 6), 4, axes=4)
-    return jnp.mean(split(x, 4, x.shape[4] // C_out).astype(jnp.float32), axis=-1).astype(x.dtype)
-
-
-def repeat_up(x, C_out: int, *, frames: int, side: int, first: bool):
-    """Repeat channels and unfold them into blocks of frames x side x side pixels.
-
-    Args:
-      first: x begins a clip, whose first frame becomes one frame.
-    """
-    x = jnp.repeat(x, C_out * frames * side * side // x.shape[-1], axis=-1)
-    x = split(split(split(x, 4, side), 4, side), 4, frames)  # [B, F, H, W, C, f, h, w]
-    x = merge(merge(merge(x.transpose(0, 1, 5, 2, 6, 3, 7, 4), 5), 3), 1)
-    return x[:, frames - 1 :] if first else x
-
-
-def pixel_unshuffle(video, patch: int):
-    """[B, F, H, W, C] -> [B, F, H / p, W / p, C * p * p], ordered (C, column, row) as Wan 2.2 has it."""
-    x = split(split(video, 3, patch), 2, patch)  # [B, F, H, h, W, w, C]
-    return merge(x.transpose(0, 1, 2, 4, 6, 5, 3), 4, axes=3)
-
-
-def pixel_shuffle(x, patch: int):
-    """Invert `pixel_unshuffle`."""
-    x = split(split(x, 4, patch), 4, patch)  # [B, F, H, W, C, w, h]
-    return merge(merge(x.transpose(0, 1, 2, 6, 3, 5, 4), 4), 2)

@@ -1,4 +1,4 @@
-"""A patch discriminator for video: is each block of pixels real, or was it made by a decoder?
+"""A patch discriminator for video: a score of each block of pixels, real or decoded.
 
 Source: the patch discriminator of Isola et al. 2016 (arXiv 1611.07004) with its convolutions in three dimensions.
 """
@@ -24,7 +24,7 @@ class DiscriminatorSettings:
 
 
 class SameConv(nnx.Module):
-    """A 3x3x3 convolution that sees one frame to each side: no causality is needed to judge."""
+    """A 3x3x3 convolution that is not causal: it sees one frame to each side."""
 
     def __init__(self, C_in: int, C_out: int, stride: tuple[int, int, int], *, rngs: RngKeys):
         self.stride = stride
@@ -39,8 +39,8 @@ class SameConv(nnx.Module):
 class Discriminator(nnx.Module):
     """Video [B, F, H, W, 3] in [-1, 1] -> scores [B, f, h, w] float32, above 0 for real.
 
-    One frame is enough; rows and columns are multiples of 8. Each clip is judged for itself, so that the loss of a
-    batch is the sum of its clips' losses.
+    One frame is enough; rows and columns are multiples of 8. No layer mixes clips: the loss of a batch is the sum
+    of its clips' losses.
     """
 
     def __init__(self, settings: DiscriminatorSettings, *, rngs: RngKeys):

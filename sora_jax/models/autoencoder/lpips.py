@@ -1,4 +1,4 @@
-"""LPIPS: how different two pictures look, by the features of a network that was trained to recognise things.
+"""LPIPS: perceptual distance of two images, by the features of a classifier.
 
 Source: Zhang et al. 2018 (arXiv 1801.03924), version 0.1 with VGG-16 (arXiv 1409.1556).
 """
@@ -6,9 +6,9 @@ Source: Zhang et al. 2018 (arXiv 1801.03924), version 0.1 with VGG-16 (arXiv 140
 import jax
 import jax.numpy as jnp
 
-from sora_jax.models.autoencoder.conv import split
+from sora_jax.models.autoencoder.pixels import split
 
-# Channels of VGG-16's convolutions, stage by stage; the features of a stage are those of its last one.
+# Channels of VGG-16's convolutions, stage by stage; the features of a stage are the output of its last one.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # ImageNet's mean and deviation, for pixels in [-1, 1].
 SHIFT = (-0.030, -0.088, -0.188)
@@ -16,7 +16,7 @@ SCALE = (0.458, 0.448, 0.450)
 
 
 def lpips_shapes() -> dict:
-    """The shape of each parameter of `lpips`: of each stage its convolutions and the weights of its channels."""
+    """The shapes of `lpips`' parameters: of each stage, its convolutions and the weights of its channels."""
     stages, C_in = [], 3
     for widths in STAGES:
         convs = []
@@ -28,25 +28,25 @@ def lpips_shapes() -> dict:
 
 
 def lpips(params: dict, a, b):
-    """The distance of each pair of pictures.
+    """The distance of each pair of images.
 
     Args:
       params: float32, shaped as `lpips_shapes` says.
       a, b: [B, H, W, 3] in [-1, 1], at least 16 rows and columns.
-    Returns: [B] float32, 0 for equal pictures.
+    Returns: [B] float32, 0 for equal images.
     """
     a, b = ((x - jnp.asarray(SHIFT)) / jnp.asarray(SCALE) for x in (a, b))
     distance = 0.0
     for number, stage in enumerate(params["stages"]):
         a, b = (_features(stage["convs"], x, pool=number > 0) for x in (a, b))
-        # The small number is that of the published code, which the weights were fitted with.
+        # The constant is the published code's, with which the weights were fitted.
         units = [x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-10) for x in (a, b)]
         distance += jnp.mean(jnp.square(units[0] - units[1]) @ stage["weights"], axis=(1, 2))
     return distance
 
 
 def video_lpips(params: dict, a, b):
-    """The mean of `lpips` over each clip's frames, [B, F, H, W, 3] -> [B]; one frame at a time for its memory."""
+    """The mean of `lpips` over each clip's frames, [B, F, H, W, 3] -> [B], in the memory of one frame."""
 
     @jax.checkpoint
     def add(total, frames):

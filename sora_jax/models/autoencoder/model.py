@@ -1,8 +1,8 @@
 """A causal video autoencoder in Wan's form: both published geometries and any smaller one.
 
-A clip of 1 + s * n frames becomes 1 + n latent frames, s = settings.temporal_stride; the first frame is always
-alone, so an image is a clip of one frame. `encode` and `decode` take a whole clip, or scan over it in chunks at
-a memory that does not grow with its length.
+A clip of 1 + s * n frames becomes 1 + n latent frames, s = settings.temporal_stride. The first frame is encoded
+alone, so that an image is a clip of one frame. `encode` and `decode` take a whole clip, or scan over it in chunks
+with memory that does not grow with its length.
 """
 
 import jax
@@ -13,26 +13,19 @@ from flax import nnx
 from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
 from sora_jax.models.autoencoder.blocks import DownBlock, MidBlock, UpBlock
-from sora_jax.models.autoencoder.conv import (
-    CausalConv,
-    Downsample,
-    Linear,
-    Norm,
-    Upsample,
-    pixel_shuffle,
-    pixel_unshuffle,
-)
+from sora_jax.models.autoencoder.conv import CausalConv, Downsample, Linear, Norm, Upsample
+from sora_jax.models.autoencoder.pixels import pixel_shuffle, pixel_unshuffle
 from sora_jax.models.layers.params import RngKeys
 
 COLOURS = 3
-FIRST_LOGVAR = -6.0  # of a fresh posterior: noise as large as the means hides small things until it is unlearned
+INITIAL_LOGVAR = -6.0  # of a fresh posterior: noise as large as the means would hide detail until it is unlearned
 LOGVAR_RANGE = (-30.0, 20.0)  # so that exp of it is a finite float32
 
 
-def narrow_init(key, shape, dtype, out_sharding=None):
-    """The bias [2 * C] of means and log variances: 0 and FIRST_LOGVAR."""
+def narrow_posterior_init(key, shape, dtype, out_sharding=None):
+    """The bias [2 * C] of means and log variances: 0 and INITIAL_LOGVAR."""
     del key
-    bias = jnp.repeat(jnp.array([0.0, FIRST_LOGVAR], dtype), shape[0] // 2)
+    bias = jnp.repeat(jnp.array([0.0, INITIAL_LOGVAR], dtype), shape[0] // 2)
     return bias if out_sharding is None else jax.reshard(bias, out_sharding)
 
 
@@ -100,10 +93,10 @@ class Decoder(nnx.Module):
 
 
 class Autoencoder(nnx.Module):
-    """Video in [-1, 1] <-> latents, sixteen or so channels at a fraction of the frames, rows and columns.
+    """Video in [-1, 1] <-> latents, at a fraction of the frames, rows and columns.
 
-    "Raw" latents are the posterior's; the normalised ones, which a diffusion model sees and files hold, have
-    settings.latent_mean taken off and are divided by settings.latent_std.
+    "Raw" latents are the posterior's. Normalised ones, which a diffusion model sees and files hold, are
+    (raw - settings.latent_mean) / settings.latent_std.
     """
 
     def __init__(self, settings: AutoencoderSettings, *, rngs: RngKeys):
@@ -111,16 +104,16 @@ class Autoencoder(nnx.Module):
         self.settings = settings
         self.encoder = Encoder(settings, rngs=rngs)
         C = settings.latent_channels
-        self.quant_conv = Linear(2 * C, 2 * C, bias_init=narrow_init, rngs=rngs)
+        self.quant_conv = Linear(2 * C, 2 * C, bias_init=narrow_posterior_init, rngs=rngs)
         self.post_quant_conv = Linear(settings.latent_channels, settings.latent_channels, rngs=rngs)
         self.decoder = Decoder(settings, rngs=rngs)
 
     def encode_chunk(self, video, cache=None):
-        """The posterior of the next frames of a clip, and what the chunk after it will need.
+        """The posterior of the next frames of a clip, and the cache for the chunk after them.
 
         Args:
           video: [B, F, H, W, 3] float in [-1, 1]; F = 1 + s * n if cache is None (the clip begins), else s * n.
-          cache: what the chunk before it returned.
+          cache: of the chunk before.
         Returns: (mean, logvar), each [B, F', H', W', C] float32, raw; cache.
         """
         x = pixel_unshuffle(video, self.settings.patch).astype(self.settings.dtype)
@@ -129,10 +122,11 @@ class Autoencoder(nnx.Module):
         return (mean, jnp.clip(logvar, *LOGVAR_RANGE)), cache
 
     def decode_chunk(self, latents, cache=None):
-        """The next frames of a clip, and what the chunk after it will need.
+        """The next frames of a clip, and the cache for the chunk after them.
 
         Args:
-          latents: raw, [B, F', H', W', C]; cache: what the chunk before it returned, None if the clip begins.
+          latents: raw, [B, F', H', W', C].
+          cache: of the chunk before; None if the clip begins.
         Returns: video, [B, F, H, W, 3] float32, not clipped to [-1, 1]; cache.
         """
         x = self.post_quant_conv(latents.astype(self.settings.dtype))
@@ -175,7 +169,7 @@ class Autoencoder(nnx.Module):
 
 
 def _in_chunks(step, x, stride, chunk):
-    """Run step over x [B, F, ...]: its first frame with what is left over, then chunks of chunk * stride."""
+    """step over x [B, F, ...]: first its first frame and the remainder, then chunks of chunk * stride frames."""
     size = chunk * stride
     if not chunk or x.shape[1] <= size:
         return step(x)[0]
@@ -185,7 +179,7 @@ def _in_chunks(step, x, stride, chunk):
     shapes, _ = jax.eval_shape(step, x[:, start : start + size], cache)
     before, frames = (jax.tree.leaves(made)[0].shape[1] for made in (first, shapes))
 
-    # Written in place, in one buffer: joining the chunks afterwards would hold the whole output twice.
+    # Written into one buffer: joining the chunks afterwards would hold the whole output twice.
     def extended(made):
         return jnp.pad(made, ((0, 0), (0, chunks * frames), (0, 0), (0, 0), (0, 0)))
 
@@ -203,7 +197,7 @@ def _in_chunks(step, x, stride, chunk):
 
 
 def latent_statistics(settings: AutoencoderSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each raw latent channel, [C] float32; 0 and 1 where none are set."""
+    """Mean and standard deviation of each raw latent channel, [C] float32; 0 and 1 by default."""
     C = settings.latent_channels
     mean = settings.latent_mean or (0.0,) * C
     std = settings.latent_std or (1.0,) * C

@@ -1,6 +1,6 @@
-"""Videos through the autoencoder as streams: any length, at the memory of one chunk, and of one tile if asked.
+"""Videos through the autoencoder as streams: any length, in the memory of one chunk, or of one tile of it.
 
-Two compiled programs, the beginning's and that of every chunk after it, serve every length.
+Two compiled programs, of the first chunk and of every later one, serve every length.
 """
 
 import functools
@@ -22,13 +22,13 @@ from sora_jax.models.layers.params import bind
 def decode_stream(
     params: dict, settings: AutoencoderSettings, latents, *, chunk: int = 1, tile: int = 0
 ) -> Iterator[np.ndarray]:
-    """Decode a video as a stream.
+    """The frames of a video, as a stream.
 
     Args:
       latents: normalised, [F', H', W', C]: an array, or any iterable of frames [H', W', C].
       chunk: latent frames at a time.
-      tile: rows and columns of latents at a time, blended over a quarter of their side where they meet; for a
-        device that is too small for whole frames. 0: whole frames.
+      tile: rows and columns of latents at a time, for a device too small for whole frames; tiles overlap and blend
+        over a quarter of their side. 0: whole frames.
     Yields: the next frames, [F, H, W, 3] uint8.
     Raises: InputError if a frame does not fit or is not finite.
     """
@@ -38,10 +38,11 @@ def decode_stream(
 
 
 def decode_more(params: dict, settings: AutoencoderSettings, latents, cache=None):
-    """Decode the next latents of a video, for one whose latents are made while it is being decoded.
+    """The next frames of a video whose latents are generated while it is decoded.
 
     Args:
-      latents: normalised, [F', H', W', C]; cache: what the call before it returned, None if the video begins.
+      latents: normalised, [F', H', W', C].
+      cache: of the call before; None if the video begins.
     Returns: frames, [F, H, W, 3] uint8; cache.
     """
     made = []
@@ -54,7 +55,7 @@ def decode_more(params: dict, settings: AutoencoderSettings, latents, cache=None
 def encode_stream(
     params: dict, settings: AutoencoderSettings, frames, *, chunk: int = 1, tile: int = 0
 ) -> Iterator[np.ndarray]:
-    """Encode a video as a stream.
+    """The latents of a video, as a stream.
 
     Args:
       frames: [F, H, W, 3] uint8, or float in [-1, 1]: an array, or any iterable of frames [H, W, 3].
@@ -71,28 +72,28 @@ def encode_stream(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def decode_next(settings, params, latents, cache):
-    """The next chunk of a video and what the one after it needs: latents [B, f, h, w, C] -> uint8 frames."""
+    """(frames uint8, cache) of the next chunk of a video, from latents [B, f, h, w, C]."""
     model = bind(Autoencoder, settings, params)
     video, cache = model.decode_chunk(model.from_latents(latents), cache)
-    return _whole(jnp.rint(jnp.clip(video * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)), cache
+    return _replicated(jnp.rint(jnp.clip(video * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)), cache
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def encode_next(settings, params, frames, cache):
-    """The next latents of a video, and what those after them need; frames uint8, or float in [-1, 1]."""
+    """(latents, cache) of the next chunk of a video, from frames, uint8 or float in [-1, 1]."""
     model = bind(Autoencoder, settings, params)
     if frames.dtype == jnp.uint8:
         frames = frames.astype(jnp.float32) / 127.5 - 1
     (mean, _), cache = model.encode_chunk(frames, cache)
-    return _whole(model.to_latents(mean)), cache
+    return _replicated(model.to_latents(mean)), cache
 
 
-def _whole(x):
+def _replicated(x):
     return x if jax.typeof(x).sharding.mesh.empty else jax.reshard(x, jax.P())
 
 
 def _step(program, settings, params, rows_per_latent, chunk, cache):
-    """Run the program on the current mesh, rows over context if the latents' rows divide."""
+    """Run the program on the current mesh, split by rows if the latents' rows divide evenly."""
     mesh = jax.sharding.get_mesh()
     if not mesh.empty:
         divides = chunk.shape[2] % (num_shards("height", mesh.shape) * rows_per_latent) == 0
@@ -105,7 +106,7 @@ def _run(step, chunks):
     made, cache = None, None
     for chunk in chunks:
         before, (made, cache) = made, step(chunk, cache)
-        if before is not None:  # fetched while the next is being made
+        if before is not None:  # copied to the host while the next is computed
             yield np.asarray(before)[0]
     if made is None:
         raise InputError("a video of no frames: at least one is needed")
@@ -113,10 +114,11 @@ def _run(step, chunks):
 
 
 def _tiled(step, tile, size_in, size_out):
-    """The step, tile by tile; what each tile remembers waits in the host's memory.
+    """The step, tile by tile; the tiles' caches are kept in the host's memory.
 
     Args:
-      tile: side of a tile in latents; size_in, size_out: side of a latent in the step's input and output.
+      tile: side of a tile, in latents.
+      size_in, size_out: side of a latent in the step's input and output.
     """
     if tile < 4:
         raise InputError(f"tile: {tile} latents are too few to blend; at least 4 are needed, 32 are usual")
@@ -141,7 +143,7 @@ def _tiled(step, tile, size_in, size_out):
 
 
 def _spans(side, tile):
-    """Where the tiles along a side lie: evenly, overlapping by at least a quarter."""
+    """Slices of the tiles along a side: evenly spaced, overlapping by at least a quarter."""
     tile = min(tile, side)
     overlap = tile // 4
     count = max(1, math.ceil((side - overlap) / (tile - overlap)))
@@ -154,7 +156,7 @@ def _scaled(span, size):
 
 
 def _fade(span, side, size):
-    """Weights of a tile's pixels: rising over a quarter from each end that is not the picture's own."""
+    """Weights of a tile's pixels along a side: they fall to 0 over a quarter towards other tiles."""
     n = (span.stop - span.start) * size
     place, slope = np.arange(n) + 0.5, n / 4
     rise = place / slope if span.start > 0 else np.ones(n)
@@ -163,7 +165,7 @@ def _fade(span, side, size):
 
 
 def _chunks(frames, size, check):
-    """The first frame, then `size` at a time, [1, F, H, W, C], checked."""
+    """The first frame, then `size` frames at a time, [1, F, H, W, C], checked."""
     shape, count = None, 0
     frames = iter(frames)
     while chunk := [np.asarray(frame) for frame in itertools.islice(frames, size if count else 1)]:
@@ -176,11 +178,11 @@ def _chunks(frames, size, check):
 
 
 def _check_frames(settings, frames, before):
-    """`before` frames were good; are these that follow?"""
+    """Raise InputError unless these frames, after `before` others, can be encoded."""
     dtype = np.dtype(np.float32) if frames[0].dtype == np.uint8 else frames[0].dtype
     check_video((1, before + len(frames), *frames[0].shape), dtype, settings)
     _check_finite(frames, before, "frame")
-    # Wide of [-1, 1], so that a resize may overshoot; what it must catch is pixels of 0 to 255 kept as floats.
+    # A resize may overshoot [-1, 1]; this is to catch pixels of 0 to 255 as floats.
     if frames[0].dtype != np.uint8 and max(np.abs(frame).max() for frame in frames) > 2:
         raise InputError(f"frame {before}: values beyond 2; float in [-1, 1] is needed, or uint8")
 
