@@ -88,7 +88,7 @@ def test_shift_of_published_sizes():
     assert shift_times(0.5, 3.0) == 0.75
 
 
-def test_each_clip_of_a_row_has_its_own_shift(one_device):
+def test_each_clip_of_a_sequence_has_its_own_shift(one_device):
     batch = tiny.on_mesh(tiny.random_batch(0))
     shifts = np.asarray(clip_shifts(batch, 3, FlowSettings()))
     np.testing.assert_allclose(shifts[0], [shift_of(18, 3), 1, 1], rtol=1e-6)
@@ -119,14 +119,14 @@ def test_times_are_logit_normal_before_the_shift(one_device):
     np.testing.assert_allclose([logits.mean(), logits.std()], [0.5, 0.8], atol=0.03)
 
 
-def test_rows_share_the_times_out_evenly(one_device):
+def test_times_are_stratified_over_the_batch(one_device):
     batch = tiny.on_mesh(tiny.random_batch(0))
     times = np.asarray(sample_times(jax.random.key(0), batch, 3, FlowSettings(shift=1.0)))
     shares = np.asarray(jax.scipy.special.ndtr(np.log(times / (1 - times))))
     np.testing.assert_array_equal(np.sort(np.floor(shares * 8), axis=0), np.tile(np.arange(8)[:, None], 3))
 
 
-def test_known_patches_are_clean_and_carry_no_loss(one_device):
+def test_conditioning_patches_are_clean_and_have_no_loss(one_device):
     batch = tiny.random_batch(0)
     batch.conditioning_mask[:, :4] = True
     batch = tiny.on_mesh(batch)
@@ -189,7 +189,7 @@ def test_what_the_transformer_predicts_changes_only_what_its_output_means(one_de
     np.testing.assert_allclose(velocity(settings)[used], there[used], atol=1e-5)
 
 
-def test_solving_leaves_known_patches_untouched(one_device):
+def test_solving_leaves_conditioning_patches_untouched(one_device):
     batch = tiny.random_batch(2)
     batch.conditioning_mask[:, ::2] = True
     batch = tiny.on_mesh(batch)
@@ -199,7 +199,7 @@ def test_solving_leaves_known_patches_untouched(one_device):
     assert not np.allclose(end[:, 1], start[:, 1])
 
 
-def test_levels_put_known_patches_and_padding_at_level_zero():
+def test_conditioning_patches_and_padding_have_the_first_time():
     batch = tiny.random_batch(0)
     batch.conditioning_mask[0, 0] = True
     table, time_index = time_table(batch, jnp.asarray(np.full((8, 3), 0.3, np.float32)))

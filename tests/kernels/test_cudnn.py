@@ -66,7 +66,7 @@ def double(q, k, v, bias, mask, q_lengths, kv_lengths, q_starts=None, kv_starts=
 
 
 @pytest.mark.parametrize("case", ["packed", "one clip", "a clip without text"])
-def test_cudnn_is_told_the_clips_of_each_row(one_device, monkeypatch, case):
+def test_cudnn_is_given_the_clips_of_each_sequence(one_device, monkeypatch, case):
     monkeypatch.setattr(stablehlo, "dot_product_attention", double)
     arrays, (q_segment_ids, kv_segment_ids) = inputs((N, M, 64))
     clips = CLIPS

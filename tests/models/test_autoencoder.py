@@ -280,7 +280,7 @@ def test_attention_in_columns_equals_attention_at_once(monkeypatch):
         ((1, 5, 32, 32, 3), "uint8", "float in [-1, 1] is needed; uint8 x is x / 127.5 - 1"),
     ],
 )
-def test_video_that_does_not_fit_is_told_before_compiling(shape, dtype, message):
+def test_video_that_does_not_fit_is_refused_before_compiling(shape, dtype, message):
     with pytest.raises(InputError) as raised:
         encode.lower(CASES["wan21"], autoencoder_params(CASES["wan21"]), jax.ShapeDtypeStruct(shape, dtype))
     assert message in str(raised.value)

@@ -108,7 +108,7 @@ def test_each_batch_has_clips_of_one_shape_as_often_as_there_are_such_clips(home
     assert max(names.values()) < 1.1 * min(names.values())
 
 
-def test_processes_make_their_rows_and_a_later_start_goes_on(home):
+def test_each_process_makes_its_sequences_and_a_restart_continues(home):
     stream = train_sequences(home.settings)
     halves = [train_sequences(home.settings, rows=rows) for rows in ([0, 1], [2, 3])]
     held = [validation_sequences(home.settings, rows=rows) for rows in (None, [0, 1], [2, 3])]
@@ -125,7 +125,7 @@ def test_processes_make_their_rows_and_a_later_start_goes_on(home):
     assert clips == len(Records(home.folder / "pixels", "pixels").clips("validation")) == held[0].clips
 
 
-def test_what_does_not_fit_is_told(home, tmp_path):
+def test_settings_that_do_not_fit_are_refused(home, tmp_path):
     settings = home.settings
     with pytest.raises(InputError, match="10 of 20 clips, one of 5 frames of 12x8, are no whole patches of 8x8"):
         train_sequences(tiny.change(settings, transformer={"patch": (1, 4, 4)}))
@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_told(home, tmp_path):
         train_sequences(tiny.change(settings, data={"sequence_length": 40}))
 
 
-def test_a_new_shape_is_a_start_to_who_watches(home, tmp_path, monkeypatch):
+def test_a_new_shape_is_reported_as_starting(home, tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(tmp_path / "beat"))
     monitor = RunMonitor(home.settings, tmp_path, tiny.mesh_of(), rich.console.Console(file=io.StringIO()))
     doing = []

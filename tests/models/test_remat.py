@@ -99,7 +99,7 @@ def test_a_stack_without_a_loop_gives_the_same_and_copies_no_layers_values(one_d
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_layers_are_no_loop_where_processes_talk_through_gloo(one_device, monkeypatch):
+def test_layers_are_unrolled_where_collectives_go_through_gloo(one_device, monkeypatch):
     """Else collectives of a loop and others can overtake each other, and Gloo takes one for the other."""
     x, blocks = np.ones((5, 4)), {"w": np.ones((3, 4, 4))}
 

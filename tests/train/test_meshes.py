@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_models import placed, random_params, velocity_and_errors
+from test_video_model import placed, random_params, velocity_and_errors
 
 from sora_jax.core.mesh import AXES
 

@@ -53,7 +53,7 @@ def test_product_and_its_gradients_equal_those_of_jax_on_a_mesh(mesh, axes, dtyp
 
 
 @pytest.mark.parametrize("axes, gathers", [(MANY, True), (FEW, False)], ids=["many", "few"])
-def test_a_weight_stays_where_it_is_if_rows_come_to_it(mesh, axes, gathers):
+def test_a_weight_is_not_gathered_for_few_vectors(mesh, axes, gathers):
     text = gradients(dot_general, "float32", axes[2]).lower(*factors(axes)).compile().as_text()
     assert (" all-gather(" in text) == gathers
 

@@ -162,7 +162,7 @@ def test_rotary_attention_depends_on_relative_positions_of_each_axis(K, pairs):
     np.testing.assert_allclose(angles[np.cumsum((0, *pairs[:2]))], [1, 2, 3])
 
 
-def test_captions_in_one_row_do_not_see_each_other(one_device):
+def test_captions_in_one_sequence_do_not_see_each_other(one_device):
     settings = tiny.SETTINGS.text
     params = init_params(TextEncoder, settings, jax.random.key(0))
     embed = jax.jit(bind(TextEncoder, settings, params))
