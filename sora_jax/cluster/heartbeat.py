@@ -1,6 +1,6 @@
-"""The sign of life that a process gives to whoever watches it: a small file, new at every update.
+"""The heartbeat of a process: a small file that it rewrites at every update, for its supervisor.
 
-The file is named by the environment variable SORA_JAX_HEARTBEAT; without it there is none.
+The environment variable SORA_JAX_HEARTBEAT names the file; without it none is written.
 """
 
 import dataclasses
@@ -12,16 +12,16 @@ from sora_jax.core.storage import explain_os_errors
 
 VARIABLE = "SORA_JAX_HEARTBEAT"
 
-STARTING = "starting"  # joining, reading, compiling: not two updates are done yet
-TRAINING = "training"  # the next sign comes with the next update
-BUSY = "beside"  # something else that may take as long as a start: sample videos, the last checkpoint
+STARTING = "starting"  # joining, reading, compiling: fewer than two updates are done
+TRAINING = "training"  # the next beat comes with the next update
+BUSY = "busy"  # sample videos or the last checkpoint, which can take as long as a start
 DONE = "done"  # all updates are done
-PREEMPTED = "preempted"  # told to end by SIGTERM, and the state is saved
+PREEMPTED = "preempted"  # stopped by SIGTERM, and the state is saved
 
 
 @dataclasses.dataclass(frozen=True)
 class Beat:
-    """What a process said last. start: updates done when it began; step: updates done now."""
+    """The last state of a process. start: updates done when it started; step: updates done now."""
 
     pid: int
     doing: str
@@ -30,14 +30,14 @@ class Beat:
 
 
 class Heartbeat:
-    """Writes this process's beats, if anybody asked for them."""
+    """Writes this process's beats, if SORA_JAX_HEARTBEAT is set."""
 
     def __init__(self):
         self._path = pathlib.Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
         self.start = self.step = 0
 
     def beat(self, doing: str, step: int | None = None):
-        """Say what is being done, and how many updates have been; without `step` as many as before.
+        """Write the state and the number of updates done; without `step`, the number stays.
 
         Raises: InputError if the file can't be written, e.g. because the disk is full.
         """
@@ -45,7 +45,7 @@ class Heartbeat:
         if self._path is None:
             return
         text = json.dumps(dataclasses.asdict(Beat(os.getpid(), doing, self.start, self.step)))
-        # Replaced, so that no reader finds half of it; not synced, as it means nothing after a crash.
+        # Replaced, so that no reader finds half of it; not synced, as it has no use after a crash.
         temporary = self._path.with_suffix(".new")
         with explain_os_errors(self._path):
             temporary.write_text(text)
@@ -53,7 +53,7 @@ class Heartbeat:
 
 
 def read_beat(path: pathlib.Path) -> Beat | None:
-    """What a process said last; None if it has said nothing."""
+    """The last beat of a process; None before the first."""
     try:
         return Beat(**json.loads(path.read_text()))
     except FileNotFoundError:

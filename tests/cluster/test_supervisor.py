@@ -40,7 +40,7 @@ def together():
 def no_pause(monkeypatch):
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.05)
     monkeypatch.setattr(supervisor, "POLL", 0.02)
-    monkeypatch.setattr(supervisor, "BROKEN", 0.1)
+    monkeypatch.setattr(supervisor, "FAILURE_GRACE", 0.1)
 
 
 def run(tmp_path, lines: str, **rules) -> tuple[int, int]:
@@ -55,7 +55,7 @@ def run(tmp_path, lines: str, **rules) -> tuple[int, int]:
     return supervise(commands, tmp_path / "logs", Rules(**rules)), len(asked)
 
 
-def test_when_one_is_killed_all_begin_again(tmp_path, capfd):
+def test_when_one_is_killed_all_restart(tmp_path, capfd):
     code, tries = run(
         tmp_path,
         """
@@ -70,7 +70,7 @@ print("done by", me, flush=True)
     assert (code, tries) == (0, 2)
     assert "process 1 ended with SIGKILL at step 7, the others are stopped" in capfd.readouterr().err
     for me in range(2):
-        before, _, after = (tmp_path / f"logs/process-{me}.log").read_text().partition("--- begun again, ")
+        before, _, after = (tmp_path / f"logs/process-{me}.log").read_text().partition("--- restarted, ")
         assert before == "try 0\n" and after.endswith(f" ---\ntry 1\ndone by {me}\n")
 
 
@@ -78,7 +78,7 @@ def test_what_a_log_held_before_stays(tmp_path):
     for word in ("first", "second"):
         assert run(tmp_path, f"print('{word}', me)") == (0, 1)
     text = (tmp_path / "logs/process-1.log").read_text()
-    assert re.fullmatch(r"first 1\n--- begun again, .* ---\nsecond 1\n", text)
+    assert re.fullmatch(r"first 1\n--- restarted, .* ---\nsecond 1\n", text)
 
 
 @pytest.mark.parametrize("lines", ["time.sleep(600)", "os.kill(os.getpid(), signal.SIGSTOP)"])
@@ -94,7 +94,7 @@ for step in range(30):
         hang=0.4,
     )
     assert (code, tries) == (0, 2)
-    assert "process 0 gave no sign for 0.4 s at step 2" in capfd.readouterr().err
+    assert "process 0 gave no heartbeat for 0.4 s at step 2" in capfd.readouterr().err
 
 
 def test_a_start_may_take_longer_than_an_update(tmp_path):
@@ -104,7 +104,7 @@ def test_a_start_may_take_longer_than_an_update(tmp_path):
 def test_restarts_are_bounded_and_a_later_start_begins_the_count_anew(tmp_path, capfd):
     assert run(tmp_path, "train(0, 7); together(); sys.exit(3)", restarts=2) == (3, 3)
     err = capfd.readouterr().err
-    assert "2 times more while no checkpoint" in err and "1 times more" in err
+    assert "2 more times while there is no new checkpoint" in err and "1 more times" in err
     gains = "train(10 * min(try_, 3), 99); together(); sys.exit(3)"
     (tmp_path / "gains").mkdir()
     assert run(tmp_path / "gains", gains, restarts=2) == (3, 6)
@@ -135,12 +135,12 @@ together()
 def test_a_run_that_was_told_to_end_goes_on_if_nobody_told_the_supervisor(tmp_path, capfd):
     lines = SAVES + "if try_ == 0: os.kill(os.getpid(), signal.SIGTERM); time.sleep(600)"
     assert run(tmp_path, lines, restarts=1) == (0, 2)
-    assert "told to end, and saved after step 8; all begin again in 0 s" in capfd.readouterr().err
+    assert "stopped, and saved after step 8; all restart in 0 s" in capfd.readouterr().err
 
 
 def test_on_a_host_the_supervisor_that_is_told_to_end_says_that_the_run_is_not_done(tmp_path):
     program = PROGRAM + SAVES.replace("together()", "print('trains', flush=True); time.sleep(600)")
-    for name, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+    for name, code in ((signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)):
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -162,13 +162,13 @@ def test_on_a_host_the_supervisor_that_is_told_to_end_says_that_the_run_is_not_d
         process.send_signal(name)
         _, err = process.communicate(timeout=60)
         assert process.returncode == code, err
-    assert (tmp_path / "tries-0").read_text() == ".."
+    assert (tmp_path / "tries-0").read_text() == "..."
 
 
 def test_the_supervisor_of_a_host_refuses_what_it_can_not_run(capsys):
     for arguments, words in (
         ([], "no command"),
-        (["--hang=-1", "--", "true"], "'-1' is no number"),
+        (["--hang=-1", "--", "true"], "'-1': a number is needed"),
         (["--", "sora-jaxx"], "sora-jaxx: no such program"),
         (["--restart=2", "--", "true"], "--restart"),
     ):
@@ -190,3 +190,26 @@ sys.exit(me)
         while alive(pid):
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def test_no_process_outlives_a_supervisor_that_is_killed(tmp_path):
+    """Nor what it started, nor one that ignores SIGTERM."""
+    program = """
+import os, signal, subprocess, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(os.getpid(), subprocess.Popen(["sleep", "600"]).pid, flush=True)
+time.sleep(600)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sora_jax.cluster.supervisor", "--grace=0.3", "--", sys.executable, "-c", program],
+        cwd=pathlib.Path(__file__).parent.parent.parent,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

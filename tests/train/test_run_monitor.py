@@ -225,8 +225,8 @@ def test_settings_of_what_is_watched_are_checked(changes, words):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"flow": {"time_min": 0.5}}, "an expert of some of the times"),
-        ({"transformer": {"condition_channels": 8}}, "is given images"),
+        ({"flow": {"time_min": 0.5}}, "an expert of a part of the times"),
+        ({"transformer": {"condition_channels": 8}}, "this model needs images"),
         ({"sample": {"size": "40x32"}}, "is no multiple of 16"),
         ({"train": {"sample_prompts": (" ",)}}, "is empty"),
     ],
