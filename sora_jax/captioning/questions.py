@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import PIL.Image
 
-from sora_jax.data.prepare.decode import probe, read_frames
+from sora_jax.data.media.video import probe, read_frames
 
 CAPTIONS = ("short_caption", "caption", "long_caption")
 LONGEST = 4000  # characters; more is no caption

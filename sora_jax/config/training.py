@@ -90,6 +90,17 @@ class DataSettings(Group):
         min=0,
         max=1,
     )
+    background: tuple[int, int, int] = field(
+        (0, 0, 0), "Red, green and blue behind transparent pixels of pictures and videos.", min=0, max=255
+    )
+    deinterlace: bool = field(True, "Deinterlace the frames of videos that are flagged as interlaced.")
+    max_gap: float = field(
+        1.0,
+        "Longest time between two frames of a clip (at least 4 frame periods); a video with a longer one is cut "
+        "there.",
+        unit="s",
+        above=0,
+    )
     validation: float = field(
         0.05, "Share of the source videos held out, chosen by the hash of the source.", min=0, max=1
     )

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.storage import atomic_write
-from sora_jax.data.prepare.decode import probe, read_clip
+from sora_jax.data.media.video import probe, read_clip
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.report.page import Section
 

@@ -19,8 +19,8 @@ from sora_jax.config.schema import MeshSettings, SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
 from sora_jax.data.loader.mixture import Mixture
+from sora_jax.data.media.video import count_frames, probe, read_frames
 from sora_jax.data.prepare.captions import find_sources
-from sora_jax.data.prepare.decode import count_frames, probe, read_frames
 from sora_jax.evaluate.benchmark import Options
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.metrics.reconstruction import reconstruct

@@ -9,7 +9,7 @@ import rich.console
 from PIL import Image
 
 from sora_jax.core.errors import InputError
-from sora_jax.data.prepare.decode import Video, count_frames, probe, read_frames
+from sora_jax.data.media.video import Video, count_frames, probe, read_frames
 
 BRIGHT = 128  # from this grey level on, a pixel of a mask is white
 

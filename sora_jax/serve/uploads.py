@@ -7,7 +7,7 @@ import warnings
 from PIL import Image, UnidentifiedImageError
 
 from sora_jax.core.errors import InputError
-from sora_jax.data.prepare.decode import probe
+from sora_jax.data.media.video import probe
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sora_jax.checkpoint.model_folder import load_model
 from sora_jax.config.schema import AutoencoderSettings
-from sora_jax.data.prepare.decode import probe, read_clip
+from sora_jax.data.media.video import probe, read_clip
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.autoencoder.streaming import decode_stream, encode_stream
 

@@ -21,8 +21,8 @@ from sora_jax.captioning.caption import caption, expand
 from sora_jax.captioning.chat import LONGEST_ASKED, Budget, Chat, Endpoint, seconds_of
 from sora_jax.cli.main import main
 from sora_jax.core.errors import InputError
+from sora_jax.data.media.write import write_clip
 from sora_jax.data.prepare.captions import find_sources
-from sora_jax.data.prepare.decode import write_clip
 from sora_jax.worlds.shapes.captions import STYLES
 from sora_jax.worlds.shapes.captions import caption as say
 from sora_jax.worlds.shapes.prompts import read_prompt, write_out

@@ -13,7 +13,7 @@ from sora_jax.checkpoint.model_folder import save_model
 from sora_jax.cli.main import main
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.mesh import make_mesh
-from sora_jax.data.prepare.decode import probe, read_clip
+from sora_jax.data.media.video import probe, read_clip
 from sora_jax.data.records.records import Records
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import init_params

@@ -8,7 +8,7 @@ import shutil
 import av
 import numpy as np
 import pytest
-from test_clips import picture, write_sound, write_video
+from test_media import picture, write_sound, write_video
 
 from sora_jax.cli.main import main
 from sora_jax.data.records.records import Records
@@ -17,12 +17,12 @@ SKIPPED = {  # file -> its reason
     "truncated.mp4": "no video that FFmpeg can read",
     "truncated.mkv": "cut off or damaged",
     "empty.mp4": "the file is empty (0 bytes)",
-    "text.mp4": "no video that FFmpeg can read",
+    "text.mp4": "not a known video or picture: text",
     "sound.mp4": "no video stream in it, only audio",
     "one_frame.mp4": "s long; the shortest clip asked for lasts",
-    "noise.webm": "no video that FFmpeg can read",
+    "noise.webm": "not a known video or picture: it begins with",
     "narrow.mp4": "is smaller than every size asked for",
-    "locked.mp4": "no video that FFmpeg can read",
+    "locked.mp4": "can't be read (Permission denied)",
     "folder.mp4": "no such file",
     "gone.mp4": "no such file",
 }

@@ -17,7 +17,7 @@ from sora_jax.config.load import to_json
 from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
 from sora_jax.data.loader.stream import train_sequences, validation_sequences
-from sora_jax.data.prepare.decode import probe
+from sora_jax.data.media.video import probe
 from sora_jax.data.prepare.prepare import prepare
 from sora_jax.data.records.records import Records
 from sora_jax.data.tokenizer import PAD, Tokenizer, train_tokenizer

@@ -24,8 +24,8 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.data.loader.packing import PackPlan
 from sora_jax.data.loader.stream import train_crops, train_sequences
+from sora_jax.data.media.video import probe, read_clip
 from sora_jax.data.prepare.cut import check_cuts, cut_lengths, fit_size
-from sora_jax.data.prepare.decode import probe, read_clip
 from sora_jax.data.prepare.encode import ClipEncoder
 from sora_jax.data.prepare.prepare import prepare
 from sora_jax.data.records.records import Records
@@ -261,7 +261,7 @@ try:
 except InputError as error:
     print(error)
 """
-    from sora_jax.data.prepare.decode import write_clip
+    from sora_jax.data.media.write import write_clip
 
     write_clip(videos / "000009.mp4", noise, fps=16.0)  # its shard will be the largest
     run = subprocess.run([sys.executable, "-c", program, "limited"], capture_output=True, text=True)

@@ -18,7 +18,8 @@ from sora_jax.checkpoint.manager import Checkpoints
 from sora_jax.cli.main import main
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
-from sora_jax.data.prepare.decode import probe, write_clip
+from sora_jax.data.media.video import probe
+from sora_jax.data.media.write import write_clip
 from sora_jax.evaluate.benchmark import Options, terminal_table
 from sora_jax.evaluate.evaluate import evaluate
 from sora_jax.evaluate.metrics.motion import MEASURES, measure_motion

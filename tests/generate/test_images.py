@@ -18,7 +18,7 @@ from sora_jax.data.conditioning_frames import (
     conditioning_frame_indices,
     grey_except,
 )
-from sora_jax.data.prepare.decode import probe
+from sora_jax.data.media.video import probe
 from sora_jax.generate.generator import load_generator
 from sora_jax.generate.pipeline import Noise, sample_latents
 from sora_jax.generate.tasks import animate

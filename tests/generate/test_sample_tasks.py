@@ -16,7 +16,8 @@ from test_tasks import write_run
 
 from sora_jax.cli.main import main
 from sora_jax.cli.sample import LONG, TASK, WATERMARK
-from sora_jax.data.prepare.decode import probe, read_clip, write_clip
+from sora_jax.data.media.video import probe, read_clip
+from sora_jax.data.media.write import write_clip
 from sora_jax.generate import long_videos as long
 from sora_jax.generate.provenance import marked, params_hash
 from sora_jax.generate.request import FLAGS, TASKS, TaskInputs

@@ -13,7 +13,7 @@ from sora_jax.checkpoint.restore import abstract_on_mesh, restore_ema
 from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.cli.main import main
 from sora_jax.core.mesh import make_mesh
-from sora_jax.data.prepare.decode import probe, read_clip
+from sora_jax.data.media.video import probe, read_clip
 from sora_jax.data.records.records import Records
 from sora_jax.generate.writer import read_metadata
 from sora_jax.train.init_from import check_init_from, init_from

@@ -17,7 +17,7 @@ from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.cli.main import main
 from sora_jax.config.schema import MeshSettings, SampleSettings
 from sora_jax.core.mesh import make_mesh
-from sora_jax.data.prepare.decode import probe, read_clip
+from sora_jax.data.media.video import probe, read_clip
 from sora_jax.generate.generator import load_generator
 from sora_jax.generate.pipeline import Noise, sample_latents
 from sora_jax.generate.writer import read_metadata

@@ -11,7 +11,7 @@ import tiny
 from test_evaluate import Model, asked, checkpoint, never_denoised, run
 
 from sora_jax.core.errors import InputError
-from sora_jax.data.prepare.decode import write_clip
+from sora_jax.data.media.write import write_clip
 from sora_jax.evaluate.metrics.frechet import frechet_distance
 from sora_jax.evaluate.suites.fvd import features, warning
 from sora_jax.interop.metric_backbones import HEADS, load_video_encoder, video_table

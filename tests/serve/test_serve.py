@@ -25,7 +25,8 @@ from test_tasks import write_run
 from sora_jax.cli.main import main
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
-from sora_jax.data.prepare.decode import probe, write_clip
+from sora_jax.data.media.video import probe
+from sora_jax.data.media.write import write_clip
 from sora_jax.generate import long_videos as long
 from sora_jax.generate.request import Request, TaskInputs
 from sora_jax.generate.writer import read_metadata

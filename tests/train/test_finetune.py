@@ -12,7 +12,7 @@ from sora_jax.cli.main import main
 from sora_jax.config.load import from_dict
 from sora_jax.config.schema import Settings
 from sora_jax.data.loader.stream import train_sequences
-from sora_jax.data.prepare.decode import probe
+from sora_jax.data.media.video import probe
 from sora_jax.data.tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.slow

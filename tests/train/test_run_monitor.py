@@ -24,7 +24,7 @@ from sora_jax.cluster.preemption import preemption
 from sora_jax.config.schema import MeshSettings, SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
-from sora_jax.data.prepare.decode import probe
+from sora_jax.data.media.video import probe
 from sora_jax.generate.writer import read_metadata
 from sora_jax.train import loop
 from sora_jax.train.loop import train

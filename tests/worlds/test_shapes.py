@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sora_jax.core.errors import InputError
-from sora_jax.data.prepare.decode import count_frames, probe, read_clip
+from sora_jax.data.media.video import count_frames, probe, read_clip
 from sora_jax.worlds.shapes.captions import STYLES, caption
 from sora_jax.worlds.shapes.renderer import (
     BACKGROUNDS,

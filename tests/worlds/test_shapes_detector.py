@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from sora_jax.data.prepare.decode import count_frames, probe, read_clip, read_frames
+from sora_jax.data.media.video import count_frames, probe, read_clip, read_frames
 from sora_jax.worlds.shapes.detector import ATTRIBUTES, compare, read_scene
 from sora_jax.worlds.shapes.renderer import BACKGROUNDS, SHAPES, SIZES, Scene, Thing, render, sample_scene
 

@@ -17,7 +17,7 @@ from sora_jax.checkpoint.model_folder import load_model, save_model
 from sora_jax.checkpoint.workdir import RELEASED, STEP
 from sora_jax.cli.main import main
 from sora_jax.config.schema import AutoencoderSettings, Settings
-from sora_jax.data.prepare.decode import probe, read_clip
+from sora_jax.data.media.video import probe, read_clip
 from sora_jax.evaluate.benchmark import read_video
 from sora_jax.evaluate.metrics.reconstruction import measure_reconstruction
 from sora_jax.generate.writer import read_metadata

@@ -11,7 +11,7 @@ import json
 import pathlib
 
 from sora_jax.core.errors import InputError, did_you_mean
-from sora_jax.data.prepare.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from sora_jax.data.media.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 CAPTION_FILES = ("captions.jsonl", "captions.csv")
 

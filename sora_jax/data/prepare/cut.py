@@ -10,8 +10,8 @@ import numpy as np
 from sora_jax.config.load import parse_size
 from sora_jax.config.schema import DataSettings
 from sora_jax.core.errors import InputError
+from sora_jax.data.media.video import count_frames, probe, read_frames
 from sora_jax.data.prepare.captions import Source
-from sora_jax.data.prepare.decode import count_frames, probe, read_frames
 from sora_jax.data.records.records import Clip
 from sora_jax.data.tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import num_shards
 from sora_jax.core.patches import patch_grid
-from sora_jax.data.prepare.decode import probe, read_clip
+from sora_jax.data.media.video import probe, read_clip
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.generate.generator import Generator, latent_shape, with_dtype
 from sora_jax.generate.pipeline import check_prompts

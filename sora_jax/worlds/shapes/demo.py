@@ -33,7 +33,7 @@ from sora_jax.core.mesh import make_mesh
 from sora_jax.core.patches import patch_grid
 from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import atomic_write
-from sora_jax.data.prepare.decode import probe, read_clip
+from sora_jax.data.media.video import probe, read_clip
 from sora_jax.data.prepare.prepare import prepare
 from sora_jax.data.records.records import Records
 from sora_jax.evaluate.metrics.reconstruction import measure_reconstruction

@@ -15,7 +15,7 @@ import numpy as np
 from sora_jax.config.load import parse_size
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import atomic_write
-from sora_jax.data.prepare.decode import write_clip
+from sora_jax.data.media.write import write_clip
 from sora_jax.worlds.shapes.captions import STYLES, caption
 
 SHAPES = ("circle", "square", "triangle")

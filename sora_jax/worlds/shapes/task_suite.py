@@ -15,7 +15,7 @@ from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
-from sora_jax.data.prepare.decode import write_clip
+from sora_jax.data.media.write import write_clip
 from sora_jax.evaluate.benchmark import Benchmark, Options, read_video, terminal_table
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.metrics.motion import STILL_BELOW

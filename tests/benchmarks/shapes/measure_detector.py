@@ -16,8 +16,8 @@ import numpy as np
 from sora_jax.checkpoint.model_folder import load_model
 from sora_jax.config.schema import AutoencoderSettings, MeshSettings
 from sora_jax.core.mesh import make_mesh
+from sora_jax.data.media.video import count_frames, probe, read_clip, read_frames
 from sora_jax.data.prepare.captions import find_sources
-from sora_jax.data.prepare.decode import count_frames, probe, read_clip, read_frames
 from sora_jax.evaluate.metrics.reconstruction import reconstruct
 from sora_jax.generate.writer import VideoWriter
 from sora_jax.models.autoencoder.model import Autoencoder

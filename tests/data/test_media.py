@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sora_jax.core.errors import InputError
-from sora_jax.data.prepare.decode import count_frames, probe, read_clip, read_frames
+from sora_jax.data.media.video import count_frames, probe, read_clip, read_frames
 
 
 def picture(i, height=48, width=64):
@@ -158,7 +158,7 @@ def test_bad_files_say_what_is_wrong(tmp_path, clips):
     for name, reason in {
         "absent.mp4": "no such file",
         "empty.mp4": "0 bytes",
-        "text.mp4": "no video that FFmpeg can read",
+        "text.mp4": "not a known video or picture: text",
         "sound.mp4": "only audio",
         "no_index.mp4": "no video that FFmpeg can read",
         "half.mkv": "cut off or damaged: 5.0 of 10.3 seconds",
@@ -176,7 +176,7 @@ def test_damage_in_the_middle_is_noticed(tmp_path, clips):
     data[place : place + 20] = bytes(reversed(data[place : place + 20]))
     (tmp_path / "flipped.mp4").write_bytes(data)
     video = probe(tmp_path / "flipped.mp4")
-    with pytest.raises(InputError, match=r"flipped.mp4: damaged after \d\.\d\d s"):
+    with pytest.raises(InputError, match=r"flipped.mp4: damaged after \d+ frames"):
         list(read_frames(video, [(16, 16)], fps=4.0))
 
 
