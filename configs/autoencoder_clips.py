@@ -1,15 +1,16 @@
-"""An autoencoder for your own folder of videos: 16x16 pixels and 4 frames become one latent of 48 channels.
+"""An autoencoder for your own videos: 16x16 pixels and 4 frames become one latent of 48 channels.
 
     sora-jax prepare --config=configs/autoencoder_clips.py --videos=clips --out=data/pixels
     sora-jax train --config=configs/autoencoder_clips.py --config.data.path=data/pixels --workdir=runs/autoencoder
     sora-jax evaluate --checkpoint=runs/autoencoder
 
-For larger videos cut larger ones, `'--config.data.sizes=("256",)' --config.data.crop_size=128x128`, and give the
-model more to remember them with: `--config.autoencoder.width=96 --config.autoencoder.decoder_width=128`. What is
-changed in the group `autoencoder` here is to be changed for `clips.py` too.
+For larger videos set `'--config.data.sizes=("256",)' --config.data.crop_size=128x128` and a wider model,
+`--config.autoencoder.width=96 --config.autoencoder.decoder_width=128`. Changes of `config.autoencoder` are needed
+in `clips.py` too.
 
 Devices: 1, a laptop's CPU. 8,697,248 parameters.
-Result: not trained to its end yet; with the commands above, shortened, each step of the way has run.
+Time: not measured; the commands above were run for a few updates only.
+Result: not trained to the end.
 """
 
 from sora_jax.config.load import default_config

@@ -9,10 +9,9 @@
     sora-jax evaluate --checkpoint=runs/autoencoder_shapes
 
 Devices: 2, the cores of a laptop's CPU. 1,818,064 parameters.
-Result: these commands, from a clean clone on two cores of an AMD EPYC, trained for 1 h 13 min and reached 35.2 dB
-and SSIM 0.973 on 198 held-out clips. The weights in sora_jax/worlds/shapes/weights/autoencoder, in float16,
-are of an
-earlier run: 35.1 dB and 0.972 on the same clips; after 3,600 updates it had 33.3 dB and 0.962.
+Time: 1 h 13 min on two cores of an AMD EPYC.
+Result: 35.2 dB and SSIM 0.973 on 198 held-out clips. The weights that the package ships, in float16, are of an
+earlier run: 35.1 dB and 0.972 on the same clips.
 """
 
 from sora_jax.config.load import default_config
@@ -34,7 +33,7 @@ def get_config():
     config.transformer.channels = 64
     config.loss.mse = 4.0
     config.data.update(sizes=("64x64",), frames=(17,), batch=4, crop_frames=17, crop_size="64x64", threads=1)
-    # Muon learns several times faster here than AdamW: docs/autoencoder.md.
+    # Muon learns several times faster here than AdamW: docs/notes/autoencoder.md.
     config.optimizer.update(
         name="muon",
         learning_rate=3e-3,

@@ -1,21 +1,21 @@
-"""A small transformer for your own folder of videos, any aspect ratio with about 128 x 128 pixels, 17 frames.
+"""A small transformer for your own videos: any aspect ratio with about 128 x 128 pixels, 17 frames.
 
-The latents are those of `autoencoder_clips.py`, which comes first. `clips` is a folder of videos with captions:
-captions.jsonl, captions.csv, or a .txt beside each video.
+Its latents are those of `autoencoder_clips.py`, which is trained first. `clips` is a folder of videos with
+captions: captions.jsonl, captions.csv, or a .txt beside each video.
 
     sora-jax prepare --config=configs/clips.py --videos=clips --autoencoder=runs/autoencoder --out=data/latents
     sora-jax train --config=configs/clips.py --config.data.path=data/latents --workdir=runs/clips
     sora-jax sample --checkpoint=runs/clips --prompt="a cockatoo turns its head" --out=cockatoo.mp4
     sora-jax evaluate --checkpoint=runs/clips
 
-To scale it up, override: `--config.transformer.width=768 --config.transformer.heads=12
---config.transformer.mlp=3072 --config.transformer.dtype=bfloat16 --config.transformer.remat=full`, with
-`'--config.data.sizes=("256","128")' '--config.data.frames=(33,17,1)' --config.data.sequence_length=4096` for
-larger
-and longer videos (in `prepare` and `train` alike), and `--config.mesh.fsdp=8` for a machine with eight chips.
+A larger model: `--config.transformer.width=768 --config.transformer.heads=12 --config.transformer.mlp=3072
+--config.transformer.dtype=bfloat16 --config.transformer.remat=full`. Larger and longer videos, in `prepare` and
+`train`: `'--config.data.sizes=("256","128")' '--config.data.frames=(33,17,1)' --config.data.sequence_length=4096`.
+A machine with eight chips: `--config.mesh.fsdp=8`.
 
 Devices: 1, a laptop's CPU. 13,844,528 parameters.
-Result: not trained to its end yet; with the commands above, shortened, each step of the way has run.
+Time: not measured; the commands above were run for a few updates only.
+Result: not trained to the end.
 """
 
 import pathlib

@@ -1,7 +1,6 @@
 """Text to video in the sizes of Wan 2.1 T2V-14B: 480p and 720p, 81 frames at 16 fps.
 
-Transformer 14.288 B parameters; text encoder and autoencoder are those of `t2v_1_3b.py`, where the commands are
-explained.
+Transformer 14.288 B parameters; text encoder and autoencoder are those of `t2v_1_3b.py`.
 
     sora-jax plan --config=configs/t2v_14b.py --topology=v5p:8x8x8
     sora-jax prepare --config=configs/t2v_14b.py --videos=videos --autoencoder=wan21-autoencoder \
@@ -10,11 +9,13 @@ explained.
     sora-jax sample --checkpoint=runs/t2v_14b --prompt="a boat on a lake at dawn" --out=boat.mp4
     sora-jax evaluate --checkpoint=runs/t2v_14b
 
-With `--config=configs/t2v_14b.py:480p` rows are of one clip of 832x480, 16 of them a step, for 64 devices.
+With `--config=configs/t2v_14b.py:480p` a packed sequence is one clip of 832x480, and a step has 16 of them, for 64
+devices.
 
 Devices: 512 (fsdp 64, ulysses 8).
-Result: not trained. The step type-checks on 512 and on 4,096 devices; what it needs on which chips, told by the
-compiler for chips that are not here, is in docs/scaling.md.
+Time: not measured.
+Result: not trained. The step type-checks on 512 and on 4,096 devices. docs/notes/chips.md has the
+memory and the estimated time of a step on several chips, by their compilers.
 Source of the sizes: Wan 2025 (arXiv 2503.20314) and its published configurations.
 """
 
@@ -36,13 +37,13 @@ def get_config(size="720p"):
     config.train.update(accumulate=2)
     config.sample.update(size="1280x720", guidance=5.0, shift=5.0)
     if size == "480p":
-        # A clip's 32,760 patches, filled up to a multiple of what a kernel takes at once.
+        # A clip of 32,760 patches, padded to a multiple of the kernel's block.
         config.data.update(
             sizes=("832x480",), batch=16, sequence_length=32_768, text_length=512, clips_per_sequence=1
         )
         config.mesh.update(fsdp=16, ulysses=4)
         config.train.update(accumulate=1)
-        # For chips of 16 GiB, too; where there are 95, save_products takes a fifth off a step (docs/scaling.md).
+        # Fits into 16 GiB; with 95 GiB, save_products takes a fifth off a step (docs/notes/chips.md).
         config.transformer.remat = "full"
         config.sample.update(size="832x480", shift=3.0)
     elif size != "720p":

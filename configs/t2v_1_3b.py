@@ -1,8 +1,8 @@
 """Text to video in the sizes of Wan 2.1 T2V-1.3B: 480p, 81 frames at 16 fps.
 
 Transformer 1.419 B parameters, text encoder UMT5-XXL 5.68 B, autoencoder Wan 2.1 126.9 M (4x8x8, 16 channels).
-`wan21-autoencoder` is a folder with its weights (model.safetensors, settings.json), `umt5-xxl` one with the text
-encoder as transformers keeps it, which stays as it is, and `spiece.model` its tokenizer.
+`wan21-autoencoder` is a folder with its model.safetensors and settings.json, `umt5-xxl` one with the text encoder
+in transformers' layout, which is not trained, and `spiece.model` its tokenizer.
 
     sora-jax plan --config=configs/t2v_1_3b.py --topology=v5e:8x8
     sora-jax prepare --config=configs/t2v_1_3b.py --videos=videos --autoencoder=wan21-autoencoder \
@@ -12,14 +12,15 @@ encoder as transformers keeps it, which stays as it is, and `spiece.model` its t
     sora-jax evaluate --checkpoint=runs/t2v_1_3b
 
 Devices: 64 (fsdp 16, ulysses 4; 12 heads divide by no more than 4).
-Result: not trained. The step type-checks on 64 and on 4,096 devices; what it needs on which chips, told by the
-compiler for chips that are not here, is in docs/scaling.md.
+Time: not measured.
+Result: not trained. The step type-checks on 64 and on 4,096 devices. docs/notes/chips.md has the
+memory and the estimated time of a step on several chips, by their compilers.
 Source of the sizes: Wan 2025 (arXiv 2503.20314) and its published configurations.
 """
 
 from sora_jax.config.load import default_config
 
-# Of the latents that Wan 2.1's autoencoder makes of its training videos, by channel; published with its weights.
+# Statistics of Wan 2.1's latents by channel, published with its weights.
 LATENT_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
     0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
@@ -42,11 +43,11 @@ def get_config():
         latent_mean=LATENT_MEAN,
         latent_std=LATENT_STD,
     )
-    config.text.weights = "umt5-xxl"  # whose sizes are the defaults
+    config.text.weights = "umt5-xxl"  # its sizes are the defaults
     config.transformer.update(
         patch=(1, 2, 2), channels=16, text_width=4096, width=1536, heads=12, mlp=8960, layers=30
     )
-    # Attention is most of the work, and on no chip of docs/scaling.md is there too little memory to keep it.
+    # Attention is most of the work, and every chip of docs/notes/chips.md has the memory to keep its outputs.
     config.transformer.remat = "save_attention"
     config.data.update(
         fps=16.0,

@@ -1,8 +1,8 @@
 """Text to video in the sizes of Wan 2.2 TI2V-5B: 704p, 121 frames at 24 fps.
 
 Transformer 5.000 B parameters, text encoder UMT5-XXL 5.68 B, autoencoder Wan 2.2 704.7 M (4x16x16, 48 channels).
-`wan22-autoencoder` is a folder with its weights (model.safetensors, settings.json), `umt5-xxl` one with the text
-encoder as transformers keeps it, which stays as it is, and `spiece.model` its tokenizer.
+`wan22-autoencoder` is a folder with its model.safetensors and settings.json, `umt5-xxl` one with the text encoder
+in transformers' layout, which is not trained, and `spiece.model` its tokenizer.
 
     sora-jax plan --config=configs/t2v_5b.py --topology=v6e:16x16
     sora-jax prepare --config=configs/t2v_5b.py --videos=videos --autoencoder=wan22-autoencoder \
@@ -11,18 +11,19 @@ encoder as transformers keeps it, which stays as it is, and `spiece.model` its t
     sora-jax sample --checkpoint=runs/t2v_5b --prompt="a boat on a lake at dawn" --out=boat.mp4
     sora-jax evaluate --checkpoint=runs/t2v_5b
 
-With `--config=configs/t2v_5b.py:minute` a row is a minute of video, 1,441 frames or 317,680 patches, and a step
-has 64 of them, for 512 devices.
+With `--config=configs/t2v_5b.py:minute` a packed sequence is a minute of video, 1,441 frames or 317,680 patches,
+and a step has 64 of them, for 512 devices.
 
 Devices: 256 (fsdp 32, ulysses 8).
-Result: not trained. The step type-checks on 256 and on 4,096 devices; what it needs on which chips, told by the
-compiler for chips that are not here, is in docs/scaling.md.
+Time: not measured.
+Result: not trained. The step type-checks on 256 and on 4,096 devices. docs/notes/chips.md has the
+memory and the estimated time of a step on several chips, by their compilers.
 Source of the sizes: Wan 2025 (arXiv 2503.20314) and the published configurations of Wan 2.2.
 """
 
 from sora_jax.config.load import default_config
 
-# Of the latents that Wan 2.2's autoencoder makes of its training videos, by channel; published with its weights.
+# Statistics of Wan 2.2's latents by channel, published with its weights.
 LATENT_MEAN = (
     -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
     0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
@@ -51,7 +52,7 @@ def get_config(length="5s"):
         latent_mean=LATENT_MEAN,
         latent_std=LATENT_STD,
     )
-    config.text.weights = "umt5-xxl"  # whose sizes are the defaults
+    config.text.weights = "umt5-xxl"  # its sizes are the defaults
     config.transformer.update(
         patch=(1, 2, 2), channels=48, text_width=4096, width=3072, heads=24, mlp=14_336, layers=30
     )
@@ -72,7 +73,7 @@ def get_config(length="5s"):
             sizes=("1280x704",),
             frames=(1441, 121, 17, 1),
             batch=64,
-            sequence_length=317_952,  # the largest clip, 361 x 22 x 40 patches, filled up to a kernel's blocks
+            sequence_length=317_952,  # the largest clip, 361 x 22 x 40 patches, padded to the kernel's blocks
             clips_per_sequence=32,
         )
         config.mesh.update(fsdp=64, ulysses=8)

@@ -1,4 +1,4 @@
-"""Answers that have been paid for, on disk: a line of JSON each, so that a run which is killed goes on."""
+"""A cache of answers on disk, a line of JSON each, so that no answer is paid for twice."""
 
 import fcntl
 import hashlib
@@ -12,14 +12,19 @@ from sora_jax.core.storage import explain_os_errors
 
 
 def key_of(**parts) -> str:
-    """32 hex digits that change with what was asked and about what."""
+    """32 hex digits that change with any part of a question."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-class Cache:
-    """A file of {"key": ..., "answer": ..., and what helps people to read it}; a context manager.
+def cache_beside(out: pathlib.Path) -> pathlib.Path:
+    """The cache file of an output file."""
+    return out.with_name(f"{out.stem}.cache.jsonl")
 
-    A line that a kill cut short is dropped. Threads may share it; a second process may not.
+
+class Cache:
+    """A file of {"key": ..., "answer": ..., and notes for readers}; a context manager.
+
+    A line that was cut short is dropped. Threads may share a cache, processes may not.
 
     Raises: InputError if another process has it open, or it can't be written.
     """
@@ -50,11 +55,11 @@ class Cache:
                 row = json.loads(line)
                 self._answers[row["key"]] = row["answer"]
             except (ValueError, KeyError, TypeError):
-                continue  # damaged: it is asked for again
+                continue  # a damaged line is asked for again
         return self
 
     def __exit__(self, *error):
-        if not self._answers:  # of a mistake nothing is left
+        if not self._answers:  # leave no file behind a failed run
             self.path.unlink(missing_ok=True)
         self._file.close()
 
@@ -63,7 +68,7 @@ class Cache:
         return self._answers.get(key)
 
     def put(self, key: str, answer, **notes):
-        """Keep an answer; it is on the disk when this returns."""
+        """Add an answer; it is on the disk when this returns."""
         line = json.dumps({"key": key, **notes, "answer": answer}, ensure_ascii=False) + "\n"
         with self._lock, explain_os_errors(self.path):
             self._file.write(line.encode())

@@ -1,7 +1,7 @@
-"""A chat model behind an OpenAI-compatible endpoint: a question, an answer, and what can come between them.
+"""A chat model behind an OpenAI-compatible endpoint, with retries, a rate limit and a budget.
 
-One POST and one field of its answer are all of the protocol that is used, so there is no client library but
-requests, which TensorFlow Datasets brings along. The tries are counted here, each of them, because each may cost.
+Of the protocol one POST and one field of its answer are used, so `requests` is enough. Every try is counted,
+because each may cost.
 """
 
 import dataclasses
@@ -19,22 +19,22 @@ import urllib3
 from sora_jax.core.errors import InputError
 
 CONNECT_SECONDS = 10
-LONGEST_PAUSE = 60.0  # seconds, of what is chosen here; a server that asks for longer is waited for
-LONGEST_ASKED = 900.0
-RETRIED = (408, 409, 425, 429)  # and whatever the server itself is to blame for, 500 and up
-LETTERS = 300  # of a server's own message that are shown
+MAX_PAUSE = 60.0  # seconds between tries
+MAX_RETRY_AFTER = 900.0  # seconds, if the server asks for a pause
+RETRIED = (408, 409, 425, 429)  # and 500 and above
+MAX_MESSAGE = 300  # characters of a server's message that are shown
 
 
 class NoAnswerError(Exception):
-    """There is no answer to this question; to others there may be."""
+    """There is no answer to this question; others may have one."""
 
 
 class BudgetSpentError(Exception):
     """The budget allows no further request."""
 
 
-class _Again(Exception):
-    """It may go better a second time; `after` is when, in seconds, if the server says so."""
+class _RetryError(Exception):
+    """A failure that may pass; `after`: seconds to wait, if the server says so."""
 
     def __init__(self, reason: str, after: float | None = None):
         super().__init__(reason)
@@ -43,15 +43,16 @@ class _Again(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """Where a chat model is.
+    """The address of a chat model, and how to ask it.
 
-    url: up to what comes before /chat/completions, for example http://localhost:8000/v1.
-    key: sent as a bearer token; "": none.
-    timeout: seconds without a byte of an answer.
-    retries: further tries of a question that failed for a reason that may pass.
-    pause: seconds before the first of them, twice as long before each next one.
-    rate: requests begun in a minute at most; 0: as many as there are.
-    flag: by which it was named, for what is told of it.
+    Args:
+      url: up to /v1, without /chat/completions.
+      key: sent as a bearer token; "": none.
+      timeout: seconds without a byte of an answer before a request fails.
+      retries: further tries after a failure that may pass.
+      pause: seconds before the first retry; doubled before each next one.
+      rate: maximum requests per minute; 0: no limit.
+      flag: the flag that named the address, for errors.
     """
 
     url: str
@@ -66,7 +67,7 @@ class Endpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How much a run may ask for: so many requests, tries that fail included, or tokens, as the server counts."""
+    """The most that a run may use: requests, failed tries included, or tokens, as the server counts them."""
 
     amount: int
     unit: str
@@ -81,10 +82,10 @@ class Budget:
 
 
 class Chat:
-    """Questions to one endpoint, from any number of threads, at its rate and within a budget.
+    """Questions to one endpoint, from any number of threads, within a rate and a budget.
 
     Args:
-      budget: None: no limit. One of tokens is held to before a request is sent; those on their way may exceed it.
+      budget: None: no limit. A budget of tokens is checked before each request; requests under way may exceed it.
     """
 
     def __init__(self, endpoint: Endpoint, budget: Budget | None = None):
@@ -95,34 +96,38 @@ class Chat:
         self._next = time.monotonic()  # when the next request may begin
 
     def close(self):
-        """Ask nothing more: whoever waits for its turn gets a BudgetSpentError."""
+        """Send no more requests: waiting threads get a BudgetSpentError."""
         self._closed.set()
+
+    def budget_spent(self) -> str:
+        """A message that says so."""
+        return f"the budget of {self.budget.amount:,} {self.budget.unit} is spent"
 
     def ask(self, messages: Sequence[dict], read: Callable[[str], object] = str) -> object:
         """The answer to a question.
 
         Args:
           messages: in the form of the protocol.
-          read: makes something of the answer's text; a ValueError of it means that the answer is no good.
+          read: text of the answer -> result; a ValueError makes the question be asked again.
         Raises:
-          NoAnswerError if there is none to this question.
-          BudgetSpentError if none may be asked for.
-          InputError if the endpoint, the model or the key is wrong, so that there is no answer to any.
+          NoAnswerError if this question has no answer.
+          BudgetSpentError if the budget allows no further request.
+          InputError if the endpoint, the model or the key is wrong, so that no question has an answer.
         """
         pause = self.endpoint.pause
         for attempt in range(self.endpoint.retries + 1):
             self._take_turn()
             try:
                 answer = read(self._post(messages))
-            except (_Again, ValueError) as error:
+            except (_RetryError, ValueError) as error:
                 reason, after = str(error), getattr(error, "after", None)
             else:
                 with self._lock:
                     self.answers += 1
                 return answer
             if attempt < self.endpoint.retries:
-                # Many that failed at once should not come back at once.
-                self._wait(random.uniform(0.5, 1.0) * min(pause, LONGEST_PAUSE) if after is None else after)
+                # Random, so that requests which failed together do not return together.
+                self._wait(random.uniform(0.5, 1.0) * min(pause, MAX_PAUSE) if after is None else after)
                 pause *= 2
         raise NoAnswerError(f"{reason}; tried {self.endpoint.retries + 1} times")
 
@@ -142,7 +147,7 @@ class Chat:
             raise BudgetSpentError
 
     def _post(self, messages) -> str:
-        """The text of one answer. Raises: _Again, NoAnswerError or InputError, by what is wrong."""
+        """The text of one answer. Raises: _RetryError, NoAnswerError or InputError, by the fault."""
         url = f"{self.endpoint.url.rstrip('/')}/chat/completions"
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
@@ -152,21 +157,21 @@ class Chat:
                 json={"model": self.endpoint.model, "messages": list(messages)},
                 auth=self._sign,
                 timeout=(CONNECT_SECONDS, self.endpoint.timeout),
-                allow_redirects=False,  # a POST that is sent elsewhere would arrive as a GET
+                allow_redirects=False,  # a redirected POST would arrive as a GET
             )
         except requests.exceptions.ConnectTimeout as error:
             raise self._unreachable(f"no connection within {CONNECT_SECONDS} s") from error
         except requests.exceptions.Timeout as error:
-            raise _Again(f"no answer within {self.endpoint.timeout:g} s") from error
+            raise _RetryError(f"no answer within {self.endpoint.timeout:g} s") from error
         except requests.exceptions.SSLError as error:
             raise InputError(f"--{self.endpoint.flag}={self.endpoint.url}: {_cause(error)}") from error
         except requests.exceptions.ConnectionError as error:
             reason = getattr(error.args[0], "reason", None) if error.args else None
             if isinstance(reason, urllib3.exceptions.NewConnectionError):
                 raise self._unreachable(_cause(error)) from error
-            raise _Again(f"the connection was cut: {_cause(error)}") from error
+            raise _RetryError(f"the connection was cut: {_cause(error)}") from error
         except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError) as error:
-            raise _Again(f"the answer was cut off: {_cause(error)}") from error
+            raise _RetryError(f"the answer was cut off: {_cause(error)}") from error
         except (requests.exceptions.RequestException, UnicodeError, ValueError) as error:
             raise InputError(
                 f"--{self.endpoint.flag}={self.endpoint.url}: can't be asked: {_cause(error)}"
@@ -176,19 +181,19 @@ class Chat:
         return self._content(response)
 
     def _sign(self, request):
-        # As a function, which requests prefers to what a .netrc says of the host.
+        # A function takes precedence over a .netrc file.
         if self.endpoint.key:
             request.headers["Authorization"] = f"Bearer {self.endpoint.key}"
         return request
 
     def _unreachable(self, reason):
-        """An endpoint that has answered before may come back; one that never has is a mistake."""
+        """The error for no connection: to be retried if the endpoint has answered before, else a wrong address."""
         if self.answers:
-            return _Again(reason)
+            return _RetryError(reason)
         return InputError(f"--{self.endpoint.flag}={self.endpoint.url}: can't be reached: {reason}")
 
     def _refused(self, response) -> Exception:
-        status, (message, code) = response.status_code, self._told(response)
+        status, (message, code) = response.status_code, self._error_of(response)
         text = f"{status} {message}"
         if status in (401, 402, 403) or code == "insufficient_quota":
             why = "the key is not accepted" if self.endpoint.key else "it wants a key, and there is none"
@@ -199,21 +204,21 @@ class Chat:
             what = f"{what} {response.headers.get('Location', '')}".strip()
             return InputError(f"--{self.endpoint.flag}={self.endpoint.url}: {what}")
         if status in RETRIED or status >= 500:
-            return _Again(text, seconds_of(response.headers.get("Retry-After")))
+            return _RetryError(text, seconds_of(response.headers.get("Retry-After")))
         return NoAnswerError(text)
 
-    def _told(self, response) -> tuple[str, str]:
-        """What the server says of an error, and the name it has for it; the key is never repeated."""
+    def _error_of(self, response) -> tuple[str, str]:
+        """(message, code) of the server's error, without the key."""
         message, code = response.text, ""
         try:
             error = response.json()["error"]
             message, code = (error["message"], error.get("code")) if isinstance(error, dict) else (error, "")
         except (ValueError, KeyError, TypeError):
-            pass  # in no known form: as it is
+            pass  # not in the form of the protocol: show the text
         message = " ".join(str(message).split()) or response.reason or ""
         if self.endpoint.key:
             message = message.replace(self.endpoint.key, "***")
-        return message[:LETTERS], str(code or "")
+        return message[:MAX_MESSAGE], str(code or "")
 
     def _content(self, response) -> str:
         try:
@@ -223,7 +228,9 @@ class Chat:
             message = choice["message"]
             content, refusal = message.get("content"), message.get("refusal")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise _Again(f"no answer in the form of the protocol ({type(error).__name__}: {error})") from error
+            raise _RetryError(
+                f"no answer in the form of the protocol ({type(error).__name__}: {error})"
+            ) from error
         if self.budget and self.budget.unit == "tokens" and not isinstance(usage, int):
             raise InputError(
                 f"--budget={self.budget.amount}tokens: the server does not say how many an answer took; "
@@ -234,16 +241,16 @@ class Chat:
         if isinstance(content, list):
             content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
         if refusal or choice.get("finish_reason") == "content_filter":
-            raise NoAnswerError(f"refused: {str(refusal or content or 'by a filter')[:LETTERS]}")
+            raise NoAnswerError(f"refused: {str(refusal or content or 'by a filter')[:MAX_MESSAGE]}")
         if choice.get("finish_reason") == "length":
             raise NoAnswerError("the answer is longer than the server allows")
         if not isinstance(content, str) or not content.strip():
-            raise _Again("an empty answer")
+            raise _RetryError("an empty answer")
         return content
 
 
 def seconds_of(header: str | None) -> float | None:
-    """Seconds to wait that a Retry-After header asks for, as a number or a date; None if it says neither."""
+    """Seconds to wait by a Retry-After header, a number or a date; None if it is neither."""
     if not header:
         return None
     try:
@@ -253,16 +260,16 @@ def seconds_of(header: str | None) -> float | None:
             seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
         except ValueError:
             return None
-    return min(max(seconds, 0.0), LONGEST_ASKED)
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason of a chain of them, which says most in the fewest words."""
+    """The innermost reason of a chain of errors."""
     inner = error
     while True:
         deeper = getattr(inner, "reason", None)
         if not isinstance(deeper, BaseException):
             deeper = next((arg for arg in inner.args if isinstance(arg, BaseException)), None)
         if deeper is None:
-            return " ".join(str(inner).split())[:LETTERS] or type(inner).__name__
+            return " ".join(str(inner).split())[:MAX_MESSAGE] or type(inner).__name__
         inner = deeper

@@ -5,28 +5,37 @@ import pathlib
 from sora_jax.cli import chat
 from sora_jax.cli.flags import Command, Flag, lines_of
 from sora_jax.core.errors import InputError
+from sora_jax.core.storage import atomic_write
 
 
 def run(values, console):
-    from sora_jax.captioning.caption import caption, expand_file
-
     if bool(values.videos) == bool(values.prompts):
         raise InputError("--videos, a folder to describe, or --prompts, a file to expand: give one of them")
-    out, model = pathlib.Path(values.out), chat.chat_of(values, "endpoint")
     if values.prompts:
-        expand_file(lines_of(values, "prompts"), out, model, parallel=values.parallel, console=console)
-    elif model is None:
+        expand_file(values, console)
+    elif values.endpoint == chat.SHAPES:
         raise InputError("--endpoint=shapes: expands prompts, and can't see videos; name the address of a model")
     else:
+        from sora_jax.captioning.caption import caption
+
         caption(
             pathlib.Path(values.videos),
-            out,
-            model,
+            pathlib.Path(values.out),
+            chat.chat_of(values, "endpoint"),
             frames=values.frames,
             side=values.side,
             parallel=values.parallel,
             console=console,
         )
+
+
+def expand_file(values, console):
+    """Expand the lines of --prompts into --out, for `sample --prompts`."""
+    out, expander = pathlib.Path(values.out), chat.expander_of(values, "endpoint", console)
+    made = expander(lines_of(values, "prompts"))
+    with atomic_write(out) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in made), encoding="utf-8")
+    console.print(f"{out}: {len(made)} prompts", highlight=False, soft_wrap=True)
 
 
 COMMAND = Command(

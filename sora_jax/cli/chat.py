@@ -1,6 +1,7 @@
 """Flags of a chat model, which captions videos and expands prompts."""
 
 import os
+import pathlib
 
 from sora_jax.cli.flags import Flag, missing
 from sora_jax.core.errors import InputError
@@ -20,13 +21,14 @@ FLAGS = (
 )
 
 
+SHAPES = "shapes"  # in place of an address: the rules of the shapes world
+
+
 def chat_of(values, key: str):
-    """The chat model whose address the flag `key` has; None for "shapes", the rules of the shapes world."""
+    """The chat model whose address the flag `key` has."""
     from sora_jax.captioning.chat import Budget, Chat, Endpoint
 
     url, budget = values[key].value, values.budget
-    if url == "shapes":
-        return None
     if not values.model:
         raise missing("model", "Qwen3-VL-8B-Instruct")
     endpoint = Endpoint(
@@ -39,6 +41,24 @@ def chat_of(values, key: str):
         rate=values.rate,
     )
     return Chat(endpoint, Budget.read(budget) if budget else None)
+
+
+def expander_of(values, key: str, console):
+    """A function that expands a list of prompts: with the chat model of the flag `key`, or by rules."""
+    from sora_jax.captioning.cache import Cache, cache_beside
+    from sora_jax.captioning.expand import expand
+    from sora_jax.worlds.shapes.prompts import expand_by_rules
+
+    if values[key].value == SHAPES:
+        return lambda prompts: [expand_by_rules(prompt) for prompt in prompts]
+    chat = chat_of(values, key)
+
+    def ask(prompts):
+        # Answers are kept: the same command has the same result, and continues after an interruption.
+        with Cache(cache_beside(pathlib.Path(values.out))) as cache:
+            return expand(prompts, chat, cache=cache, parallel=values.parallel, console=console)
+
+    return ask
 
 
 def check_unused(values, key: str):

@@ -60,7 +60,7 @@ def run(values, console):
         checkpoint_of(values),
         request,
         pathlib.Path(values.out),
-        expand=expansion_of(values, console) if values.expand else None,
+        expand=expander_of(values, console) if values.expand else None,
         mesh=mesh_of(values),
         console=console,
     )
@@ -105,28 +105,21 @@ def story_of(values) -> list[str]:
     return lines_of(values, "story")
 
 
-def expansion_of(values, console):
+def expander_of(values, console):
     """A function that expands a list of prompts as --expand says."""
     import jax
 
-    from sora_jax.captioning.cache import Cache
-    from sora_jax.captioning.caption import cache_beside, expand
+    expander = chat.expander_of(values, "expand", console)
 
-    model = chat.chat_of(values, "expand")
-    if model is None:
-        return lambda prompts: expand(prompts, None, console=console)
-
-    def ask(prompts):
-        if jax.process_count() > 1:
+    def expand(prompts):
+        if values.expand != chat.SHAPES and jax.process_count() > 1:
             raise InputError(
-                f"--expand={model.endpoint.url}: {jax.process_count()} processes might get as many answers; "
+                f"--expand={values.expand}: {jax.process_count()} processes might get as many answers; "
                 f"expand the prompts with `sora-jax caption --prompts` first"
             )
-        # Answers are kept: the same command makes the same video, and continues after an interruption.
-        with Cache(cache_beside(pathlib.Path(values.out))) as cache:
-            return expand(prompts, model, cache=cache, parallel=values.parallel, console=console)
+        return expander(prompts)
 
-    return ask
+    return expand
 
 
 def _settings_flags(*names) -> tuple[Flag, ...]:

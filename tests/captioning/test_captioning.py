@@ -17,15 +17,16 @@ import rich.console
 from chat_server import KEY, THREE, answer
 
 from sora_jax.captioning.cache import Cache
-from sora_jax.captioning.caption import caption, expand
-from sora_jax.captioning.chat import LONGEST_ASKED, Budget, Chat, Endpoint, seconds_of
+from sora_jax.captioning.caption import caption
+from sora_jax.captioning.chat import MAX_RETRY_AFTER, Budget, Chat, Endpoint, seconds_of
+from sora_jax.captioning.expand import expand
 from sora_jax.cli.main import main
 from sora_jax.core.errors import InputError
 from sora_jax.data.media.write import write_clip
 from sora_jax.data.prepare.captions import find_sources
 from sora_jax.worlds.shapes.captions import STYLES
 from sora_jax.worlds.shapes.captions import caption as say
-from sora_jax.worlds.shapes.prompts import read_prompt, write_out
+from sora_jax.worlds.shapes.prompts import expand_by_rules, read_prompt
 from sora_jax.worlds.shapes.renderer import BACKGROUNDS, World, sample_scene, write_world
 
 server = chat_server.server
@@ -185,7 +186,7 @@ def test_retry_after_may_be_a_number_a_date_or_nonsense():
     date = email.utils.formatdate(time.time() + 100, usegmt=True)
     assert 95 < seconds_of(date) <= 100
     read = [seconds_of(text) for text in ("7", "0.5", "-3", "10000000", "soon", "", None)]
-    assert read == [7, 0.5, 0, LONGEST_ASKED, None, None, None]
+    assert read == [7, 0.5, 0, MAX_RETRY_AFTER, None, None, None]
 
 
 def test_pauses_between_tries_grow(server):
@@ -307,14 +308,14 @@ def test_prompts_are_written_out_in_their_order(server, quiet):
     assert [body["messages"][1]["content"] for _, _, body in server.asked] == ["a cat", "a dog"]
     server.faults = [None, 400]
     assert expand(["a cat", "a dog"], chat_with(server), parallel=1, console=quiet) == [made[0], "a dog"]
-    assert "as it is: a dog: 400" in quiet.file.getvalue()
+    assert "not expanded: a dog: 400" in quiet.file.getvalue()
 
 
 def test_every_caption_of_the_shapes_world_is_understood():
     for i in range(300):
         scene = sample_scene(21, i, held_out=i % 2 == 0)
         for style in STYLES:
-            text = say(scene, style, moving=True, turned=[i % 3 == 0] * len(scene.things))
+            text = say(scene, style, moving=True, bounced=[i % 3 == 0] * len(scene.things))
             things, background = read_prompt(text)
             assert background == scene.background, text
             assert len(things) == len(scene.things), text
@@ -326,14 +327,14 @@ def test_every_caption_of_the_shapes_world_is_understood():
 
 def test_the_template_keeps_what_is_asked_and_adds_the_rest():
     for prompt in ("a circle", "red square on a white background", "a big triangle rising up and a blue circle"):
-        made = write_out(prompt)
+        made = expand_by_rules(prompt)
         asked, background = read_prompt(prompt)
         things, where = read_prompt(made)
         assert all(wanted.items() <= got.items() for wanted, got in zip(asked, things, strict=True))
         assert {"colour", "size", "motion"} <= set(things[0]) and where in BACKGROUNDS
-        assert background in (None, where) and write_out(prompt) == made
+        assert background in (None, where) and expand_by_rules(prompt) == made
     with pytest.raises(InputError, match="prompts of the shapes world"):
-        write_out("a cat on a mat")
+        expand_by_rules("a cat on a mat")
 
 
 def test_prepare_takes_the_three_captions_of_the_shapes_world(tmp_path):
@@ -363,7 +364,7 @@ def test_the_verb_captions_and_writes_out(server, folder, tmp_path, monkeypatch,
     assert (
         main(["caption", f"--prompts={tmp_path}/prompts.txt", f"--out={tmp_path}/s.txt", "--endpoint=shapes"]) == 0
     )
-    assert (tmp_path / "s.txt").read_text() == write_out("a red circle") + "\n"
+    assert (tmp_path / "s.txt").read_text() == expand_by_rules("a red circle") + "\n"
     kept = "".join(path.read_text() for path in tmp_path.glob("*.jsonl")) + told
     assert KEY not in kept
 

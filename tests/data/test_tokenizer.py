@@ -12,7 +12,7 @@ from sora_jax.worlds.shapes.renderer import bounces, sample_scene
 def shapes_captions(count):
     size = {"frames": 17, "size": (64, 64), "fps": 16.0}
     scenes = [sample_scene(0, i) for i in range(count)]
-    return [caption(s, style, moving=True, turned=bounces(s, **size)) for s in scenes for style in STYLES]
+    return [caption(s, style, moving=True, bounced=bounces(s, **size)) for s in scenes for style in STYLES]
 
 
 @pytest.fixture(scope="module")

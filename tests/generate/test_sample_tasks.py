@@ -209,7 +209,7 @@ def test_windows_are_sampled_once_and_those_of_another_request_are_deleted(tmp_p
         ),
         (["--expand=http://127.0.0.1:9/v1", "--model=m"], "--expand=http://127.0.0.1:9/v1: can't be reached"),
         (["--expand=http://127.0.0.1:9/v1"], "--model is missing"),
-        (["--expand=shapes"], "'a bird': the template writes out prompts of the shapes world"),
+        (["--expand=shapes"], "'a bird': only prompts of the shapes world are expanded by rules"),
         (["--retries=1"], "--retries: is for a chat model; name its address, --expand"),
         (["--seconds=1", "--frames=3"], "--frames=3: --task=text needs at least 5 at once"),
     ],

@@ -1,4 +1,4 @@
-"""Prompts of the shapes world, read and written out by rules: what a chat model does for other worlds."""
+"""Prompts of the shapes world, read and expanded by rules; a chat model expands other prompts."""
 
 import random
 import re
@@ -30,7 +30,7 @@ _WORDS = {
 }
 _NAMES = {"grey": "gr[ae]y", "sky": "sky"}
 _SHAPE = rf"(?:{'|'.join(SHAPES)})s?"
-# "on a plain blue background", "a pale sky that brightens downwards": its words are not those of the things.
+# Removed before things are read: "a pale sky that brightens downwards" says nothing of their motion.
 _BACKGROUND = re.compile(
     r"\b(?:(\w+) (?:background|backdrop)|(sky) gradient|pale (sky) that brightens downwards|(sky))\b"
 )
@@ -38,9 +38,9 @@ _BETWEEN = re.compile(rf",?\s*\b(?:and|while)\b(?=(?:\s+\w+){{0,3}}\s+{_SHAPE}\b
 
 
 def read_prompt(prompt: str) -> tuple[list[dict[str, str]], str | None]:
-    """What a prompt says of each thing, {"shape": ..., "colour": ...}, and the background; what it leaves open is
-    not there, or None.
+    """The attributes that a prompt names.
 
+    Returns: ({"shape": ..., "colour": ..., and others that it names} of each thing, the background or None).
     Raises: InputError if it names no thing of the shapes world, or more than two.
     """
     text = prompt.lower()
@@ -56,22 +56,22 @@ def read_prompt(prompt: str) -> tuple[list[dict[str, str]], str | None]:
             "colour": {name: name for name in COLOURS},
             **_WORDS,
         }
-        # The last word of motion counts: "from right to left".
+        # The last word counts: "from right to left".
         said = {field: _last(clause, table) for field, table in tables.items()}
         if said["shape"]:
             things.append({field: value for field, value in said.items() if value})
     if not 1 <= len(things) <= 2:
         raise InputError(
-            f"{prompt[:60]!r}: the template writes out prompts of the shapes world, one or two of "
-            f"{', '.join(SHAPES)}; for any other name an --endpoint"
+            f"{prompt[:60]!r}: only prompts of the shapes world are expanded by rules, one or two of "
+            f"{', '.join(SHAPES)}; for others name the address of a chat model"
         )
     return things, background
 
 
-def write_out(prompt: str) -> str:
-    """A prompt of the shapes world as a long caption; what it leaves open is chosen, the same each time.
+def expand_by_rules(prompt: str) -> str:
+    """A prompt as a long caption; attributes that it leaves open are drawn, with the prompt as the seed.
 
-    Raises: InputError if it is none.
+    Raises: InputError if it is not a prompt of the shapes world.
     """
     said, background = read_prompt(prompt)
     draw = random.Random(prompt)
@@ -82,7 +82,7 @@ def write_out(prompt: str) -> str:
         across = {bool(MOTIONS[thing.motion][1]) for thing in things if thing.motion != "still"}
         if not hidden and len(across) < 2 and len({thing.colour for thing in things}) == len(things):
             break
-    else:  # asked for as it is: the model may try
+    else:  # the prompt itself asks for something that is never drawn
         things = tuple(_whole(thing, draw) for thing in said)
     scene = Scene(things, where, wording=draw.randrange(2**31))
     return caption(scene, "long", moving=True, bounced=[False] * len(things))
@@ -95,7 +95,7 @@ def _whole(said, draw) -> Thing:
 
 
 def _last(text, table):
-    """The name whose word comes last in the text, None if none does."""
+    """The name whose word comes last in the text; None if there is none."""
     places = {name: [m.start() for m in re.finditer(rf"\b(?:{word})\b", text)] for name, word in table.items()}
     there = {name: found[-1] for name, found in places.items() if found}
     return max(there, key=there.get) if there else None

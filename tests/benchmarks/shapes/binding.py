@@ -100,7 +100,7 @@ def main():
         name: [swap(s, attributes) for s in scenes] for name, attributes in swapped.items()
     }
     captions = {
-        name: [caption(scene, "plain", moving=moving, turned=[False, False]) for scene in described]
+        name: [caption(scene, "plain", moving=moving, bounced=[False, False]) for scene in described]
         for name, described in told.items()
     }
     captions["none"] = [""] * len(scenes)

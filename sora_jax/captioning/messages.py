@@ -1,4 +1,4 @@
-"""What a chat model is asked: to describe a clip by its frames, to write out a prompt; how its answer is read."""
+"""Messages to a chat model, to caption a video by its frames or to expand a prompt, and the reading of answers."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ import PIL.Image
 from sora_jax.data.media.video import probe, read_frames
 
 CAPTIONS = ("short_caption", "caption", "long_caption")
-LONGEST = 4000  # characters; more is no caption
+MAX_CHARACTERS = 4000  # of a caption
 
 DESCRIBE = """\
 You see {count} frame(s) of one video, in their order, at even distances over its {seconds:.1f} seconds.
@@ -29,19 +29,19 @@ asks for, and its meaning; add what it leaves open: how subjects look, how they 
 style, and the movement of the camera. Present tense, no commands, headings or comments: the paragraph alone."""
 
 
-def describe(path: pathlib.Path, *, frames: int, side: int) -> list[dict]:
+def caption_messages(path: pathlib.Path, *, frames: int, side: int) -> list[dict]:
     """Messages that ask for captions of a video or picture.
 
     Args:
-      frames: at most so many of it are shown, at even distances.
-      side: of each, the longer one, in pixels at most.
-    Raises: InputError if it can't be read.
+      frames: maximum number of frames to send, at even distances.
+      side: maximum of their longer side, in pixels.
+    Raises: InputError if the file can't be read.
     """
     video = probe(path)
     count = min(frames, video.frames)
     scale = min(1.0, side / max(video.width, video.height))
     size = tuple(max(1, round(length * scale)) for length in (video.height, video.width))
-    # One more than is shown would be the first frame after the end.
+    # At this rate the frame after the last one sent would be at the end.
     fps = count / video.duration if video.duration else 1.0
     pictures = [made for (made,) in read_frames(video, [size], fps=fps, frames=count)]
     text = DESCRIBE.format(count=count, seconds=video.duration)
@@ -50,36 +50,33 @@ def describe(path: pathlib.Path, *, frames: int, side: int) -> list[dict]:
 
 
 def data_url(picture: np.ndarray) -> str:
-    """[H, W, 3] uint8 as a JPEG in a data URL, the form in which chat endpoints take pictures."""
+    """A picture, [H, W, 3] uint8, as a JPEG in a data URL."""
     buffer = io.BytesIO()
     PIL.Image.fromarray(picture).save(buffer, "JPEG", quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def read_captions(text: str) -> dict[str, str]:
-    """The captions in an answer to `describe`.
-
-    Raises: ValueError if they are not all there.
-    """
-    first, last = text.find("{"), text.rfind("}")  # models like to put fences around it
+    """The captions in an answer to `caption_messages`. Raises: ValueError if one is missing."""
+    first, last = text.find("{"), text.rfind("}")  # models often put code fences around it
     if not 0 <= first < last:
         raise ValueError(f"no JSON object but {text.strip()[:60]!r}")
     found = json.loads(text[first : last + 1])
     return {name: _sentence(found.get(name), name) for name in CAPTIONS}
 
 
-def expansion(prompt: str) -> list[dict]:
-    """Messages that ask to write out a prompt."""
+def expansion_messages(prompt: str) -> list[dict]:
+    """Messages that ask to expand a prompt."""
     return [{"role": "system", "content": EXPAND}, {"role": "user", "content": prompt}]
 
 
 def read_expansion(text: str) -> str:
-    """The prompt in an answer to `expansion`, in one line. Raises: ValueError if it is none."""
+    """The prompt in an answer to `expansion_messages`, in one line. Raises: ValueError if it is not usable."""
     return _sentence(text.strip().strip('"'), "prompt")
 
 
 def _sentence(text, name):
     words = " ".join(text.split()) if isinstance(text, str) else ""
-    if not words or len(words) > LONGEST:
-        raise ValueError(f"{name}: {len(words):,} characters; 1 to {LONGEST:,} are wanted")
+    if not words or len(words) > MAX_CHARACTERS:
+        raise ValueError(f"{name}: {len(words):,} characters, but 1 to {MAX_CHARACTERS:,} are needed")
     return words
