@@ -1,4 +1,4 @@
-"""The collectives of a compiled program: what each carries, over which axes of the mesh, on which link."""
+"""The collectives of a compiled program: bytes, mesh axes and link of each."""
 
 import dataclasses
 import itertools
@@ -14,11 +14,15 @@ _IOTA = r"\[[\d,]+\](?:T\([\d,]+\))?"
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind over the same mesh axes: how often a step runs them and what they carry.
+    """All collectives of one kind over the same mesh axes in a step.
 
-    axes: of the mesh, along which the chips of a group differ; group: one of the groups, as places in the mesh;
-    link: ICI or DCN; bytes: of the whole array, gathered or to be reduced, on one chip; wire: what of it a chip
-    sends when the array goes round a ring.
+    Args:
+      axes: mesh axes along which the chips of a group differ.
+      link: ICI or DCN.
+      group: one of the groups, as positions in the mesh.
+      count: number of runs.
+      bytes: of the whole gathered or reduced array, on one chip.
+      wire: bytes that a chip sends if the array goes round a ring.
     """
 
     kind: str
@@ -31,20 +35,20 @@ class Collective:
 
 
 class Layout:
-    """Where the numbers in a program's replica groups lie in the mesh that it was compiled for."""
+    """Positions, in the mesh, of the numbers in a program's replica groups."""
 
     def __init__(self, mesh: jax.sharding.Mesh):
         self.names, self.shape = mesh.axis_names, mesh.devices.shape
         devices = mesh.devices.flat
         slices = np.array([getattr(device, "slice_index", None) or 0 for device in devices])
-        # With several slices of TPUs a program is one slice's: its groups number the chips of that slice alone.
+        # With several TPU slices a program belongs to one slice; its groups number the chips of that slice.
         self.local = np.flatnonzero(slices == slices[0])
-        # What a fast network joins: a slice, or the GPUs of a node, which are one process's.
+        # Devices joined by the fast network: a slice, or the GPUs of a node, which belong to one process.
         gpus = devices[0].platform == "gpu"
         self.islands = np.array([device.process_index for device in devices]) if gpus else slices
 
     def axes(self, group) -> tuple[str, ...]:
-        """The mesh axes along which the members of a group, places in the mesh, differ."""
+        """The mesh axes along which the members of a group differ."""
         places = np.unravel_index(np.array(group), self.shape)
         return tuple(name for name, row in zip(self.names, places, strict=True) if len(set(row.tolist())) > 1)
 
@@ -52,11 +56,12 @@ class Layout:
         return "DCN" if len(set(self.islands[np.array(group)].tolist())) > 1 else "ICI"
 
     def read(self, op: str, rest: str, read: int, made: int, *, scattered: bool) -> Collective | None:
-        """What one instruction does; None if it is no collective, or moves nothing.
+        """The collective of an instruction; None if it is not one, or moves nothing.
 
         Args:
-          rest: its attributes. read, made: bytes of its operands and of its result.
-          scattered: only a part of the result is kept.
+          rest: the instruction's attributes.
+          read, made: bytes of its operands and of its result.
+          scattered: whether only a part of the result is kept.
         """
         kind = op.removesuffix("-start")
         if kind == "send" and "megascale" in rest:
@@ -83,22 +88,22 @@ class Layout:
         )
 
     def _between_slices(self, rest, size):
-        """The part of a collective that crosses slices: a TPU program hands it to the host as a send."""
+        """The part of a collective that crosses slices, which a TPU program sends through the host."""
         kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', rest)[1].lower().replace("_", "-")
         group = tuple(int(np.flatnonzero(self.islands == part)[0]) for part in sorted(set(self.islands.tolist())))
         return Collective(kind, self.axes(group), "DCN", group, 1, size, ring_bytes(kind, size, len(group)))
 
 
 def ring_bytes(kind: str, size: float, n: int) -> float:
-    """What each of n chips sends of an array of that many bytes."""
+    """Bytes that each of n chips sends of an array of `size` bytes, in a ring."""
     return size * (n - 1) / n * (2 if kind == "all-reduce" else 1)
 
 
 def first_group(rest: str, devices: int) -> tuple[int, ...]:
-    """The first of an instruction's replica groups, in any of the forms that XLA prints.
+    """The first of an instruction's replica groups, in any form that XLA prints.
 
-    `{{0,1},{2,3}}`, lists; `[2,2]<=[4]` or `[2,2]<=[2,2]T(1,0)`, the rows of a transposed count; and
-    `mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}`, axes of a mesh of its own.
+    The forms are `{{0,1},{2,3}}`, lists; `[2,2]<=[4]` or `[2,2]<=[2,2]T(1,0)`, the rows of a transposed range; and
+    `mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}`, axes of a mesh.
     """
     text = rest.split("replica_groups=", 1)[1]
     if found := re.match(rf"mesh\[([^]]*)\](?:, device_ids=\(({_IOTA})\))? ?\{{([^}}]*)\}}", text):
@@ -112,10 +117,10 @@ def first_group(rest: str, devices: int) -> tuple[int, ...]:
         return tuple(map(int, found[1].split(",")))
     if text.startswith("{}"):
         return tuple(range(devices))
-    raise ValueError(f"replica groups in a form that is not known: {text[:200]}")
+    raise ValueError(f"replica groups in an unknown form: {text[:200]}")
 
 
-_PART = re.compile(r"'([^']*)'(?::\((\d+)\)(\d+))?")  # 'a', or of its size 8 the part 'a':(2)4
+_PART = re.compile(r"'([^']*)'(?::\((\d+)\)(\d+))?")  # 'a', or 'a':(2)4, a part of it
 
 
 def _iota(text: str) -> np.ndarray:
@@ -127,7 +132,7 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _over_axes(ids, sizes: dict[str, int], axes) -> tuple[int, ...]:
-    """The group of the first device over axes: (name, product of what is before it in that axis, size)."""
+    """The group of the first device; axes: (name, product of the sizes before the part in that axis, its size)."""
     shape, inside = [], []
     for name, size in sizes.items():
         parts = [(low, low * part) for n, low, part in axes if n == name]

@@ -1,8 +1,7 @@
-"""What a step needs, by formulas: FLOPs exactly, memory and traffic roughly. Nothing is compiled.
+"""FLOPs (exact), memory and traffic (rough) of a step by formulas, without compiling.
 
-For chips without a compiler here, and to choose what to compile. `tests/plan/test_plan.py` holds the FLOPs to
-those of
-compiled programs.
+Used for chips without a compiler on this machine, and to choose what to compile. tests/plan/test_plan.py compares
+the FLOPs with those of compiled programs.
 """
 
 import dataclasses
@@ -24,20 +23,21 @@ from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import abstract_state
 
-LANES = 128  # splash attention fills heads up to the width of a TPU's registers
-# Products of logits' size in attention's backward pass, where the forward pass has 2: by kernel. Splash makes the
-# logits anew in each of its two kernels.
+LANES = 128  # splash attention pads heads to the width of a TPU's registers
+# Matrix products of attention's backward pass by kernel; the forward pass has 2. Splash recomputes the logits in
+# each of its two kernels.
 BACKWARD = {"xla": 4, "chunked": 5, "splash": 7}
-# Bytes of a block's backward pass at its largest, per token: so many times the width and the MLP's. Reckoned from
-# the block's arrays, not held to the compiler's figure, which is the one to trust.
+# Peak bytes per token of a block's backward pass, as multiples of the model width and of the MLP's width.
+# Estimated from the block's arrays; the compiler's number is the one to trust.
 WIDTHS, MLPS = 40, 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds a step, if each of these were all that there is: an estimate, not a measurement.
+    """Estimated seconds per step of computation, memory and each link, each taken alone.
 
-    serial: kernels run one after the other, as on a GPU: while one reads memory, none multiplies.
+    Args:
+      serial: whether computation and memory traffic do not overlap, because kernels run one after the other (GPU).
     """
 
     compute: float
@@ -48,21 +48,20 @@ class Roofline:
 
     @property
     def least(self) -> float:
-        """Everything at once."""
+        """Seconds if everything overlaps."""
         return max(self.compute, self.hbm, self.ici, self.dcn)
 
     @property
     def most(self) -> float:
-        """One after the other."""
+        """Seconds if nothing overlaps."""
         busy = self.compute + self.hbm if self.serial else max(self.compute, self.hbm)
         return busy + self.ici + self.dcn
 
 
 def useful_flops(settings: Settings, what: str, shape: tuple[int, int, int] | None) -> float | None:
-    """What the model asks for in a run, on all chips, as `train` counts it for its MFU; None: not counted.
+    """FLOPs of the model in one run, over all chips, as `train` counts them for its MFU; None: not counted.
 
-    Each row is one clip that fills it, with a caption as long as can be: packed clips need less attention, the
-    kernels do as much.
+    Each sequence is taken as one clip with a caption of the maximum length. Packed clips need less attention.
     """
     if shape is None:
         return None
@@ -76,7 +75,7 @@ def useful_flops(settings: Settings, what: str, shape: tuple[int, int, int] | No
 
 
 def executed_flops(settings: Settings, what: str, shape: tuple[int, int, int] | None) -> float | None:
-    """What the chips do in a run, on all of them: recomputation and whole rows of text included."""
+    """FLOPs executed in one run, over all chips, with recomputation and padded text; None: not counted."""
     if shape is None:
         return None
     (B, N, S), model = shape, settings.transformer
@@ -95,7 +94,7 @@ def executed_flops(settings: Settings, what: str, shape: tuple[int, int, int] | 
 
 
 def plain(settings: Settings) -> Settings:
-    """The settings without what changes nothing of the state but how it is cut."""
+    """The settings with defaults for everything that only changes how the state is sharded."""
     default = Settings()
     train = dataclasses.replace(default.train, init_from=settings.train.init_from)
     model = dataclasses.replace(settings.transformer, remat="full", attention="xla")
@@ -105,7 +104,7 @@ def plain(settings: Settings) -> Settings:
 
 @functools.cache
 def _types(settings: Settings):
-    """(state, frozen) as types: on every mesh the same, but for the sizes of its axes."""
+    """(state, frozen) as types, which are the same on every mesh but for the sizes of its axes."""
     mesh = jax.sharding.AbstractMesh(
         (2,) * len(AXES), AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES)
     )
@@ -115,7 +114,7 @@ def _types(settings: Settings):
 
 
 def held(settings: Settings, sizes: dict[str, int]) -> dict[str, int]:
-    """Bytes of each part of the training state on one device, exactly."""
+    """Exact bytes of each part of the training state on one device."""
     return _held(plain(settings), tuple(sizes.items()))
 
 
@@ -127,7 +126,7 @@ def _held(settings, sizes):
 
 
 def divides(settings: Settings, sizes: dict[str, int]) -> bool:
-    """Whether every weight can be laid out on a mesh of these sizes."""
+    """Whether a mesh of these sizes divides every weight."""
     return _divides(plain(settings), tuple(sizes.items()))
 
 
@@ -142,22 +141,22 @@ def _divides(settings, sizes):
 
 
 def peak_memory(settings: Settings, sizes: dict[str, int]) -> float:
-    """Bytes on one device at the peak of a training step, roughly."""
+    """Estimated peak bytes on one device in a training step."""
     model, parts = settings.transformer, held(settings, sizes)
     D, M, L = model.width, model.mlp / num_shards("mlp", sizes), model.layers
     block = WIDTHS * D + MLPS * M
-    # Of a layer, per token: its input, unless that goes to the host; and its attention's output.
+    # Saved per token of a layer: its input, unless that goes to the host, and by policy some outputs.
     kept_input = jnp.dtype(model.dtype).itemsize * D
     kept = {
         "full": kept_input,
-        "save_attention": 3 * kept_input,  # of self-attention and of that to the text
+        "save_attention": 3 * kept_input,  # outputs of self-attention and cross-attention
         "save_products": 10 * kept_input + kept_input * M / D,
         "offload": 0,
         "none": block,
     }[model.remat]
     tokens = tokens_at_once(settings, sizes)
     gradients = parts["weights"] * (2 if settings.train.accumulate > 1 else 1)
-    # A layer's weights in bfloat16, one in use and the next on its way.
+    # The weights of two layers in bfloat16: one in use, the next being gathered.
     gathered = 2 * 2 * (8 * D * D + 2 * D * model.mlp) / num_shards("mlp", sizes)
     return sum(parts.values()) + gradients + tokens * (L * kept + block) + gathered
 
@@ -170,26 +169,26 @@ def tokens_at_once(settings: Settings, sizes: dict[str, int]) -> float:
 
 
 def traffic(settings: Settings, sizes: dict[str, int], topology: Topology) -> dict[tuple[str, str], float]:
-    """Bytes that a device sends in a training step, by (mesh axis, link)."""
+    """Estimated bytes that a device sends in a training step, by (mesh axis, link)."""
     model, micro, weights = settings.transformer, settings.train.accumulate, held(settings, sizes)["weights"]
-    # Float32 weights, as they lie on a device; whole, in bfloat16.
+    # Weights gathered over "embed", in bfloat16; on a device they are float32.
     whole = weights * num_shards("embed", sizes) / 2
     tokens = tokens_at_once(settings, sizes) * micro
     activation = tokens * model.width * 2 * model.layers / num_shards("heads", sizes)
-    passes = 3 if model.remat == "none" else 4  # forward, again, and twice as much backward
+    passes = 3 if model.remat == "none" else 4  # forward, recomputation, and twice as much backward
     sent, inner = {}, 1
     for axis, n in reversed(sizes.items()):
         inner *= n
         total = 0.0
-        if axis in axes_of("embed"):  # gathered forward and backward, gradients scattered
+        if axis in axes_of("embed"):  # gathered forward and backward; gradients are scattered
             total += 3 * micro * ring_bytes("all-gather", whole, n)
         elif axis in axes_of("batch"):
             total += ring_bytes("all-reduce", weights, n)
         if axis in axes_of("mlp"):
             total += passes * ring_bytes("all-reduce", 2 * activation * n, n)
-        elif axis in axes_of("heads_all"):  # queries, keys, values and what comes out
+        elif axis in axes_of("heads_all"):  # queries, keys, values and outputs
             total += passes * ring_bytes("all-to-all", 4 * activation, n)
-        elif axis in axes_of("tokens"):  # keys and values go round
+        elif axis in axes_of("tokens"):  # keys and values go round the ring
             total += passes * 2 * activation * (n - 1)
         link = "DCN" if inner > (topology.chip.node or topology.devices // topology.slices) else "ICI"
         if n > 1:
@@ -198,7 +197,7 @@ def traffic(settings: Settings, sizes: dict[str, int], topology: Topology) -> di
 
 
 def roofline(settings: Settings, sizes: dict[str, int], topology: Topology, flops: float) -> Roofline:
-    """Of a training step that no compiler has seen: HBM is left out."""
+    """Estimated times of a training step without compiling; HBM is left out."""
     chip, seconds = topology.chip, {"ICI": 0.0, "DCN": 0.0}
     for (_, link), sent in traffic(settings, sizes, topology).items():
         seconds[link] += sent / (chip.dcn if link == "DCN" else chip.ici / max(chip.dims, 1))

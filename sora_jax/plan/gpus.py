@@ -1,7 +1,7 @@
-"""NVIDIA GPUs that are not here, as jax's plugin for CUDA compiles for them: on a CPU machine, with no driver.
+"""NVIDIA GPUs as compilation targets of JAX's CUDA plugin, on a machine without GPU or driver.
 
-Without a GPU nothing can be timed, so XLA's autotuner takes what it takes by default: its own matrix products,
-where on the GPU it may find cuBLAS faster. What is fused, kept and sent is as it will be there.
+Without a GPU XLA's autotuner can't time anything and takes its defaults: its own matrix products, where cuBLAS
+may be faster. Fusion, memory and communication are as on the GPU.
 """
 
 import contextlib
@@ -11,15 +11,15 @@ from jax.experimental import topologies
 from sora_jax import compat
 from sora_jax.plan.topology import GIB, Chip, Topology
 
-# By JAX's device_kind: compute capability, multiprocessors, float32 units and KiB of shared memory of each (of
-# which a block may take all but one), MiB of the L2 cache, GHz. Source: NVIDIA's white papers of the A100 and the
-# H100, and the tables of its CUDA C++ programming guide; an H200 is an H100 with other memory.
+# By JAX's device_kind: compute capability, number of multiprocessors, float32 units of each, KiB of shared
+# memory of each (a block may use all but one), MiB of L2 cache, GHz. Source: NVIDIA's white papers of the A100
+# and the H100, and the tables of its CUDA C++ programming guide; an H200 is an H100 with other memory.
 UNITS = {
     "NVIDIA A100-SXM4-80GB": ("8.0", 108, 64, 164, 40, 1.41),
     "NVIDIA H100 80GB HBM3": ("9.0", 132, 128, 228, 50, 1.98),
     "NVIDIA H200": ("9.0", 132, 128, 228, 50, 1.98),
 }
-# What is a number here is the same of all of them, by the same tables.
+# Numbers written out here are the same for all of them, by the same tables.
 TARGET = """
 platform_name: "CUDA"
 device_description_str: "{kind}"
@@ -49,7 +49,7 @@ gpu_device_info {{
 
 
 def make_gpus(topology: Topology) -> list:
-    """The topology's GPUs, as JAX compiles for them; nothing runs on them."""
+    """The GPUs of a topology, as compilation targets."""
     node = topology.chip.node
     nodes, gpus = max(1, topology.devices // node), min(topology.devices, node)
     described = topologies.get_topology_desc(
@@ -59,7 +59,7 @@ def make_gpus(topology: Topology) -> list:
 
 
 def target(chip: Chip) -> str:
-    """The GPU as XLA wants it described, a GpuTargetConfigProto in text; cuDNN and CUDA are the installed ones."""
+    """XLA's description of a GPU, a GpuTargetConfigProto as text; cuDNN and CUDA are the installed versions."""
     capability, multiprocessors, units, shared, l2, clock = UNITS[chip.kind]
     major, minor = capability.split(".")
     versions = compat.cuda_versions()
@@ -83,7 +83,7 @@ def target(chip: Chip) -> str:
 
 @contextlib.contextmanager
 def compiling_for(chip: Chip):
-    """While it lasts, JAX's rules of what cuDNN can do are asked about that GPU, not about the machine's own."""
+    """A context in which JAX's checks for cuDNN are made for that GPU, not for the GPU of this machine."""
     if not chip.node:
         yield
         return

@@ -1,7 +1,7 @@
-"""What a compiled program does in one run on one chip, read from its text (HLO after all optimization).
+"""FLOPs, memory traffic and collectives of a compiled program, from its text (HLO after all optimization).
 
-XLA's own cost analysis counts the body of a loop once and a Pallas kernel not at all. Here every instruction
-counts as often as the loops around it turn, and splash attention and cuDNN's by the shapes they are called with.
+XLA's own cost analysis counts the body of a loop once, and Pallas kernels not at all. Here every instruction
+counts as often as the loops around it run, and attention kernels count by the shapes of their operands.
 """
 
 import collections
@@ -18,9 +18,9 @@ from sora_jax.plan.collectives import Collective, Layout
 # Products [queries, width] x [width, keys] in each kernel of splash attention. Source: their code in
 # jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel.
 KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
-# Of cuDNN's flash attention: Dao et al. 2022 (arXiv 2205.14135), appendix B.
+# The same for cuDNN's flash attention: Dao et al. 2022 (arXiv 2205.14135), appendix B.
 CUDNN = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}
-# Names for what is there, and calls, whose instructions account for their bytes themselves.
+# Instructions that move no bytes themselves; the instructions inside a call count their own.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "while"}
 FREE |= {"call", "conditional", "send", "recv", "optimization-barrier", "iota"}
 
@@ -33,7 +33,7 @@ _KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$\w+|__cubla
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of an instruction's type; `near`: it lies in the chip's fast memory, not in HBM."""
+    """An array of an instruction's type; `near`: it is in the chip's fast memory, not in HBM."""
 
     kind: str
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class Array:
         return math.prod(self.shape) * int(bits) // 8
 
     def far(self, bytes: float = math.inf) -> float:
-        """Bytes of HBM behind it, or behind a part of it."""
+        """Bytes of HBM that it, or a part of it of that many bytes, takes."""
         return 0 if self.near else min(bytes, self.bytes)
 
 
@@ -69,11 +69,14 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What one run of a program does on one chip.
+    """Counts of one run of a program on one chip.
 
-    flops: of matrix products and convolutions; kernel_flops: of kernels, by name; hbm_bytes: read from HBM and
-    written to it, what a kernel reads again and again counted once; cycles: the compiler's own estimate, kernels
-    and collectives left out, 0 of a GPU's; unknown: what these numbers can't tell.
+    Args:
+      flops: of matrix products and convolutions.
+      kernel_flops: of kernels, by name.
+      hbm_bytes: read from and written to HBM; an operand that a kernel reads repeatedly counts once.
+      cycles: the compiler's own estimate without kernels and collectives; 0 for GPUs.
+      unknown: what these numbers leave out.
     """
 
     flops: float
@@ -89,10 +92,10 @@ class Counts:
 
 
 def count(text: str, mesh: jax.sharding.Mesh) -> Counts:
-    """Add up a program that was compiled for a mesh; `text` is compiled.as_text()."""
+    """The counts of a program compiled for a mesh; `text` is compiled.as_text()."""
     program, layout = Program(text), Layout(mesh)
     sums, kernels, unknown, found = collections.Counter(), collections.Counter(), set(), {}
-    for name, times in program.turns(unknown).items():
+    for name, times in program.run_counts(unknown).items():
         for names, instruction, caller in program.expand(name):
             if instruction.op in ("dot", "convolution"):
                 sums["flops"] += times * product_flops(instruction, names)
@@ -102,13 +105,13 @@ def count(text: str, mesh: jax.sharding.Mesh) -> Counts:
                 if flops is None:
                     unknown.add(f"FLOPs of the kernel {kind}")
                 if kind == "cudnn fmhaSoftmaxBackward":
-                    unknown.add(f"the memory that {kind} works in, which cuDNN tells on a GPU alone")
+                    unknown.add(f"the workspace of {kind}, which cuDNN reports only on a GPU")
             read = sum(names[operand].bytes for operand in instruction.operands if operand in names)
-            # The type of an asynchronous start holds its operands too.
+            # The type of an asynchronous start includes its operands.
             made = instruction.bytes - (read if instruction.op.endswith("-start") else 0)
             scattered = caller is not None and "all-reduce-scatter" in caller.called
             if collective := layout.read(instruction.op, instruction.rest, read, made, scattered=scattered):
-                # An asynchronous collective is in many pieces, with one channel.
+                # An asynchronous collective has several instructions with one channel.
                 channel = re.search(r"channel_id=(\d+)", instruction.rest)
                 key = (name, collective.kind, channel[1] if channel else instruction.name)
                 found.setdefault(key, (times, collective))
@@ -132,7 +135,7 @@ def count(text: str, mesh: jax.sharding.Mesh) -> Counts:
 
 
 class Program:
-    """The computations of a program, by name: their instructions, by name."""
+    """The computations of a program by name, each a dict of its instructions by name."""
 
     def __init__(self, text: str):
         self.parts: dict[str, dict[str, Instruction]] = {}
@@ -145,8 +148,8 @@ class Program:
             elif inside is not None and (found := _LINE.match(line)):
                 inside[found[2]] = Instruction(found[2], *_split(found[3]), bool(found[1]))
 
-    def turns(self, unknown: set[str]) -> dict[str, float]:
-        """How often each computation runs that no instruction has to itself: the entry, loops, branches."""
+    def run_counts(self, unknown: set[str]) -> dict[str, float]:
+        """Number of runs of the entry, of the bodies of loops, and of calls and branches."""
         times = collections.Counter()
 
         def run(name, often):
@@ -155,21 +158,21 @@ class Program:
                 if instruction.op == "while":
                     trips = self.trips(instruction, self.parts[name])
                     if trips is None:
-                        unknown.add(f"turns of the loop {instruction.name}, counted once")
+                        unknown.add(f"trips of the loop {instruction.name}, which counts once")
                     run(_attribute(instruction, "body"), often * (1 if trips is None else trips))
                 elif instruction.op == "call":
                     run(instruction.called, often)
                 elif instruction.op == "conditional":
                     branches = re.search(r"(branch_computations=\{|true_computation=)(.*)", instruction.rest)[2]
                     names = [branch for branch in _NAME.findall(branches) if branch in self.parts]
-                    # One of them runs; the longest is the safe guess.
+                    # One of them runs; count the longest.
                     run(max(names, key=lambda branch: len(self.parts[branch])), often)
 
         run(self.entry, 1)
         return times
 
     def trips(self, loop: Instruction, names: dict[str, Instruction]) -> int | None:
-        """How often a loop turns, as the compiler notes it or by its counter `while i < n: i += step`, or None."""
+        """Trip count of a loop, by the compiler's note or by its counter `while i < n: i += step`; else None."""
         if told := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
             return int(told[1])
         condition, body = (self.parts[_attribute(loop, key)] for key in ("condition", "body"))
@@ -193,14 +196,14 @@ class Program:
         return max(0, -((first - limit) // by))
 
     def expand(self, name: str, caller=None):
-        """Instructions of a computation and of those in them: (names around it, the instruction, the caller)."""
+        """(names around it, instruction, caller) of all instructions of a computation and of its fusions."""
         for instruction in self.parts[name].values():
             yield self.parts[name], instruction, caller
             if instruction.op in ("fusion", "async-start"):
                 yield from self.expand(instruction.called, instruction)
 
     def hbm_bytes(self, instruction: Instruction, name: str) -> float:
-        """What an instruction of a computation reads from HBM and writes to it; of what is cut, a part."""
+        """Bytes that an instruction reads from and writes to HBM; a slice counts its own bytes only."""
         names, op = self.parts[name], instruction.op
         if op in FREE or op.endswith(("-done", "-update")):
             return 0
@@ -214,7 +217,7 @@ class Program:
             return instruction.arrays[0].far()
         touched, written = self.traffic(instruction.called) if op == "fusion" else ({}, ())
         if op == "fusion" and instruction.called.startswith("async_collective"):
-            # A product beside which a piece of a collective runs: the buffers of that pass through.
+            # A product fused with a part of a collective, whose buffers pass through.
             through = re.findall(r"\{(\d+)\}: \((\d+), \{\}", instruction.rest)
             outputs, inputs = ({int(pair[n]) for pair in through} for n in (0, 1))
             written = [0 if n in outputs else part for n, part in enumerate(written)]
@@ -223,9 +226,9 @@ class Program:
         parts = written or [math.inf] * len(instruction.arrays)
         return read + sum(a.far(part) for a, part in zip(instruction.arrays, parts, strict=False))
 
-    @functools.cache  # noqa: B019 - a program lives as long as its count
+    @functools.cache  # noqa: B019 - a program is dropped after counting
     def traffic(self, name: str) -> tuple[dict[int, float], tuple[float, ...]]:
-        """Bytes that a fused computation reads of each parameter, and writes of each result; inf: all."""
+        """Bytes that a fusion reads of each parameter and writes of each result; inf: all."""
         names, touched = self.parts[name], {}
         users = collections.defaultdict(list)
         for instruction in names.values():
@@ -267,7 +270,7 @@ def _attribute(instruction: Instruction, key: str) -> str:
 
 
 def _number(names: dict[str, Instruction], name: str) -> int | None:
-    """The whole number that an instruction is, None if only a run can tell."""
+    """The integer constant that an instruction is, else None."""
     while names[name].op in ("copy", "bitcast", "convert"):
         name = names[name].operands[0]
     value = names[name].operands[0] if names[name].op == "constant" else ""
@@ -275,7 +278,7 @@ def _number(names: dict[str, Instruction], name: str) -> int | None:
 
 
 def _split(text: str):
-    """The right side of an instruction -> (op, arrays of its type, operands, attributes)."""
+    """(op, arrays of its type, operands, attributes) of the right side of an instruction."""
     end = _closing(text, 0) + 1 if text[0] == "(" else text.index(" ")
     arrays = tuple(
         Array(kind, tuple(map(int, shape.split(","))) if shape else (), "S(1)" in layout)
@@ -289,17 +292,17 @@ def _split(text: str):
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket closes that opens at `start`."""
+    """Position of the bracket that closes the one at `start`."""
     depth = 0
     for found in re.finditer(r"[()]", text[start:]):
         depth += 1 if found[0] == "(" else -1
         if not depth:
             return start + found.start()
-    raise ValueError(f"a bracket stays open: {text[:200]}")
+    raise ValueError(f"no closing bracket: {text[:200]}")
 
 
 def product_flops(instruction: Instruction, names: dict[str, Instruction]) -> float:
-    """FLOPs of a matrix product or a convolution; a multiplication and an addition are two."""
+    """FLOPs of a matrix product or a convolution; a multiply-add counts two."""
     left, right = (names[operand].arrays[0].shape for operand in instruction.operands[:2])
     made, rest = instruction.arrays[0].shape, instruction.rest
     if instruction.op == "dot":
@@ -316,23 +319,23 @@ def product_flops(instruction: Instruction, names: dict[str, Instruction]) -> fl
             int(window[key].split("x")[n].split("_")[0]) if key in window else least
             for key, least in (("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1))
         )
-        total *= _meetings(*sizes, *steps)
+        total *= _valid_taps(*sizes, *steps)
     return total
 
 
 @functools.cache
-def _meetings(size, taps, made, stride, pad, dilate, spread) -> int:
-    """Pairs of an output and a tap of the kernel that meet an input, along one dimension of a convolution."""
+def _valid_taps(size, taps, made, stride, pad, dilate, spread) -> int:
+    """Number of (output, kernel tap) pairs inside the input, along one dimension of a convolution."""
     place = np.arange(made)[:, None] * stride + np.arange(taps) * spread - pad
     return int(((place >= 0) & (place <= (size - 1) * dilate) & (place % dilate == 0)).sum())
 
 
 def kernel_flops(instruction: Instruction, names: dict[str, Instruction]) -> tuple[str, float | None]:
-    """(name, FLOPs) of a kernel: by its shapes; of a Pallas kernel but attention's, as it tells, or None."""
+    """(name, FLOPs) of a kernel, by its shapes; of other Pallas kernels by their own estimate, or None."""
     if (target := _KERNEL.search(instruction.rest)[1]) != "tpu_custom_call":
         left, right = (names[operand].arrays[0].shape for operand in instruction.operands[:2])
         name, flops = target.strip("_").replace("$", " "), None
-        if target in CUDNN:  # of q [B, N, A, K] and k [B, M, A, K]
+        if target in CUDNN:  # q [B, N, A, K], k [B, M, A, K]
             flops = 2.0 * CUDNN[target] * math.prod(left) * right[1]
         elif summed := re.search(r'"lhs_contracting_dimensions":\s*\[([^]]*)\]', instruction.rest):
             sizes = (left[int(dim)] for dim in re.findall(r"\d+", summed[1]))
@@ -341,7 +344,7 @@ def kernel_flops(instruction: Instruction, names: dict[str, Instruction]) -> tup
     for kind, products in KERNELS.items():
         if kind in instruction.name:
             arrays = [names[operand].arrays[0] for operand in instruction.operands]
-            # Queries [..., A, N, K] and keys [..., A, M, K] come first of what is no mask and no segment.
+            # The first operands that are no mask and no segment ids: q [..., A, N, K] and k [..., A, M, K].
             q, k = [a.shape for a in arrays if len(a.shape) > 2 and a.kind in ("bf16", "f32")][:2]
             return kind, 2.0 * products * math.prod(q) * k[-2]
     told = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.rest)

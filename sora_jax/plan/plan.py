@@ -1,4 +1,4 @@
-"""Compile a configuration for chips that are not here; tell what fits, what moves, and where the time would go."""
+"""Plans of a step on chips that are not here: memory, traffic and estimated time, by compiling or by formulas."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from sora_jax.plan.estimate import Roofline
 from sora_jax.plan.gpus import compiling_for, make_gpus
 from sora_jax.plan.hlo import Counts, count
 from sora_jax.plan.programs import chip_bytes, make_program
-from sora_jax.plan.report import ranking, save, show
+from sora_jax.plan.report import save, show, show_ranking
 from sora_jax.plan.search import TRIES, check, nearest_first, promising, sizes_in
 from sora_jax.plan.topology import GIB, INSTALL_CUDA, Topology, make_devices, rate
 
@@ -26,12 +26,20 @@ UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one step of `what` needs, on each device where it says nothing else.
+    """Needs of one step, on each device unless stated otherwise.
 
-    parts: bytes that the process holds, by name, exactly. needed: bytes at the peak, of what waits beside the
-    program too. useful, executed: FLOPs of the model and of the devices, by formulas, over all devices; None: not
-    counted. If something was compiled: temporaries, host, the bytes that the compiler asks for, and those of them
-    in the host's memory; cost_analysis, XLA's own, bodies of loops once; seconds, that it took.
+    Args:
+      sizes: of the mesh axes.
+      what: train, sample, decode or encode.
+      parts: exact bytes that the process holds, by name.
+      needed: bytes at the peak, including those held beside the program.
+      useful: FLOPs of the model by formula, over all devices; None: not counted.
+      executed: FLOPs executed, with recomputation, by formula, over all devices; None: not counted.
+      temporaries, host: bytes that the compiler asks for, on the device and on the host; None and 0 if not
+        compiled.
+      counts: of the compiled program.
+      cost_analysis: XLA's own, which counts the bodies of loops once.
+      seconds: that compiling took; 0: not compiled.
     """
 
     settings: Settings
@@ -59,18 +67,18 @@ class Plan:
 
     @property
     def over(self) -> float:
-        """GiB that are missing."""
+        """GiB missing on a device."""
         return self.needed / GIB - self.topology.chip.room
 
     def mfu(self, seconds: float) -> float | None:
-        """Share of the devices' peak that the model's FLOPs are, if a step takes so long."""
+        """Model FLOPs utilization of a step that takes this long."""
         if self.useful is None or not seconds:
             return None
         return self.useful / self.topology.devices / self.topology.chip.peak / seconds
 
     @property
     def flags(self) -> str:
-        """What of the command line makes this plan of its config."""
+        """Flags that turn the config into that of this plan."""
         mesh = ",".join(f"{axis}={size}" for axis, size in self.sizes.items() if size > 1) or "data=1"
         remat, parts = self.settings.transformer.remat, self.settings.train.accumulate
         return f"--mesh={mesh} --config.transformer.remat={remat} --config.train.accumulate={parts}"
@@ -102,7 +110,7 @@ class Planner:
         )
 
     def compile(self, settings: Settings) -> Plan:
-        """A plan of what the compiler makes of the step."""
+        """A plan of the compiled step."""
         settings = check(settings, self.topology, self.what)
         chip = self.topology.chip
         mesh = make_mesh(settings.mesh, make_gpus(self.topology) if chip.node else make_devices(self.topology))
@@ -133,9 +141,9 @@ class Planner:
             if needed:
                 return made
             memory, counts = compiled.memory_analysis(), count(compiled.as_text(), mesh)
-            told = compiled.cost_analysis() or {}  # a GPU's compiler has none
-            cost = {key: value for key, value in told.items() if key in ("flops", "bytes accessed")}
-        # Parts that are no arguments, such as an autoencoder while the solver runs, take their room all the same.
+            analysis = compiled.cost_analysis() or {}  # absent for GPUs
+            cost = {key: value for key, value in analysis.items() if key in ("flops", "bytes accessed")}
+        # Parts that are not arguments, such as the autoencoder while the solver runs, take memory too.
         beside = max(0, sum(parts.values()) - memory.argument_size_in_bytes)
         return dataclasses.replace(
             made,
@@ -157,7 +165,7 @@ class Planner:
 
 
 def out_of_memory(message: str) -> float | None:
-    """The bytes that a program would need, from the compiler's complaint that they are not there; else None."""
+    """Bytes that a program needs, from the compiler's out-of-memory error; None for other errors."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     found = re.search(r"[Uu]sed ([\d.]+)([BKMGT]) of ([\d.]+)([BKMGT]) hbm", message)
@@ -174,18 +182,20 @@ def plan(
     out: pathlib.Path,
     console: rich.console.Console,
 ) -> Plan:
-    """Plan a step of `what`, print it, and write plan.json and plan.png into `out`.
+    """Plan a step, print the plan, and write plan.json and plan.png.
 
-    formulas: compile nothing, also for chips that there is a compiler for.
-    Raises: InputError for chips and settings that don't go together; and, when all is written, for a step that
-      does not fit into the chips' memory.
+    Args:
+      what: train, sample, decode or encode.
+      search: compare meshes, remat policies and numbers of micro-batches.
+      formulas: compile nothing.
+      out: folder for the files.
+    Raises: InputError for chips and settings that don't go together; and, after everything is written, for a step
+      that does not fit into the chips' memory.
     """
     if what not in ("train", "sample", "decode", "encode"):
         raise InputError(f"--what={what}: {did_you_mean(what, ('train', 'sample', 'decode', 'encode'))}")
     if what == "train" and settings.data.autoencoder:
-        raise InputError(
-            "config.data.autoencoder: no autoencoder in the step is planned; leave it empty, and see --what=encode"
-        )
+        raise InputError("config.data.autoencoder: a step with an autoencoder can't be planned; leave it empty")
     by_formulas = what == "train" and settings.objective == "flow"
     if not by_formulas and (search or formulas or not topology.compiled):
         compiler = "" if topology.compiled else f", and GPUs without their compiler: {INSTALL_CUDA}"
@@ -198,7 +208,7 @@ def plan(
     if search:
         tried = [make(candidate) for candidate in promising(settings, topology)[:TRIES]]
         tried.sort(key=lambda made: (not made.fits, made.roofline.most if made.roofline else math.inf))
-        ranking(tried, console)
+        show_ranking(tried, console)
         made = tried[0]
     else:
         made = make(settings)
@@ -210,9 +220,11 @@ def plan(
     console.print(f"written: {out / 'plan.json'}, {out / 'plan.png'}", highlight=False)
     if not made.fits:
         better = (
-            f"this fits: {change.flags}" if change else "no mesh, remat or micro-batches near it were found to"
+            f"this fits: {change.flags}"
+            if change
+            else "no mesh, remat policy or number of micro-batches near it fits"
         )
         if not by_formulas:
-            better = "lay it over more devices, or take ones with more memory"
+            better = "use more devices, or devices with more memory"
         raise InputError(f"does not fit, by {made.over:.1f} GiB a device; {better}")
     return made

@@ -1,4 +1,4 @@
-"""What `train`, `sample` and `prepare` run, as jitted functions and the types of their arguments."""
+"""The programs of `train`, `sample` and `prepare`, as jitted functions with the types of their arguments."""
 
 import dataclasses
 import functools
@@ -34,8 +34,9 @@ from sora_jax.train.step import make_step
 class Program:
     """A jitted function, to be lowered under a mesh.
 
-    parts: what is on the chips while it runs, by name, as types; arguments and what waits beside them.
-    shape: rows, patches and text tokens of what the transformer sees in one run; None of the autoencoder's.
+    Args:
+      parts: types of everything on the chips while it runs, by name, including what is not an argument.
+      shape: (sequences, patches, text tokens) of the transformer in one run; None for the autoencoder.
     """
 
     what: str
@@ -50,7 +51,7 @@ def make_program(settings: Settings, what: str) -> Program:
 
 
 def train(settings: Settings) -> Program:
-    """One update, as the loop runs it."""
+    """One update of the training loop."""
     objective = make_objective(settings)
     optimizer = make_optimizer(settings.optimizer, settings.train.steps)
     state = abstract_on_mesh(abstract_state(objective, optimizer))
@@ -66,7 +67,7 @@ def train(settings: Settings) -> Program:
 
 
 def sample(settings: Settings) -> Program:
-    """One step of the solver, for one video on each part of the mesh that holds whole rows."""
+    """One step of the solver, for one video on each shard of the batch."""
     mesh, text = jax.sharding.get_mesh(), settings.text
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     patch, made = settings.transformer.patch, settings.sample
@@ -84,20 +85,20 @@ def sample(settings: Settings) -> Program:
         "sample",
         lambda: solver_step.lower(program, params, inputs, state, number, guidance),
         {"weights": params, "autoencoder": abstract_autoencoder(settings), "batch": (pairs, state)},
-        # With and without the prompt; Heun's second velocity is a part of the same step.
+        # With and without the prompt; a step of Heun has two velocities.
         (2 * rows * (2 if made.solver == "heun" else 1), N, text.max_tokens),
     )
 
 
 def decode(settings: Settings) -> Program:
-    """One latent frame of a video -> pixels, beside the model that made it."""
+    """Decoding of one latent frame, while the transformer is in memory too."""
     _, H, W = latent_shape(settings, settings.sample)
     shape = (1, 1, H, W, settings.autoencoder.latent_channels)
     return _stream(settings, "decode", decode_next, shape, shape, jnp.float32, rows=1)
 
 
 def encode(settings: Settings) -> Program:
-    """The pixels of one latent frame -> latents, as `prepare` does."""
+    """Encoding of the frames of one latent frame, as in `prepare`."""
     model = settings.autoencoder
     size = parse_size(settings.sample.size, "--config.sample.size")
     H, W = size if isinstance(size, tuple) else (size, size)
@@ -106,7 +107,7 @@ def encode(settings: Settings) -> Program:
 
 
 def _stream(settings, what, step, first, then, dtype, *, rows):
-    """A step of the autoencoder's stream that is not the first; `rows` of its input are one of the latents."""
+    """A step of the autoencoder's stream after the first; `rows`: rows of the input in a row of latents."""
     mesh, model = jax.sharding.get_mesh(), settings.autoencoder
     divides = then[2] % (num_shards("height", mesh.shape) * rows) == 0
     layout = jax.NamedSharding(mesh, spec(". . height . ." if divides else ". . . . ."))
@@ -134,7 +135,7 @@ def abstract_model(settings: Settings) -> dict:
 
 
 def abstract_frozen(settings: Settings) -> dict:
-    """Types of what `objective.frozen_params()` reads from files that need not be here."""
+    """Types of `objective.frozen_params()`, whose files need not be here."""
     if settings.objective == "autoencoder":
         path = settings.loss.perceptual_weights
         return {"lpips": load_lpips(path)} if path else {}
@@ -153,7 +154,7 @@ def cast(tree, dtype: str):
 
 
 def abstract_batch(settings: Settings):
-    """Types of what the stream yields, as the loop lays it out."""
+    """Types of a batch of the training loop."""
     data = settings.data
     if settings.objective == "autoencoder":
         H, W = parse_size(data.crop_size, "config.data.crop_size")
@@ -169,7 +170,7 @@ def abstract_batch(settings: Settings):
 
 
 def _rows(settings, B, N, texts, S, I, dtype, axes):
-    """Types of packed rows; sampling has other numbers of rows, of texts and image tokens, and another layout."""
+    """Types of packed sequences: B sequences of N patches, `texts` texts of S tokens, I image tokens."""
     transformer, cut = settings.transformer, math.prod(settings.transformer.patch)
     more = {}
     if transformer.condition_channels:

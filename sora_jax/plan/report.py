@@ -1,4 +1,4 @@
-"""A plan as tables on the screen, as plan.json, and as a picture of the memory."""
+"""A plan as tables in the terminal, as plan.json, and as a picture of the memory."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ ESTIMATE = "an estimate by roofline, not a measurement"
 
 
 def show(plan, console: rich.console.Console):
-    """Print what a step needs: memory, FLOPs, bytes, collectives, time."""
+    """Print memory, FLOPs, traffic, collectives and estimated time of a step."""
     topology, chip = plan.topology, plan.topology.chip
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.sizes.items() if size > 1) or "1 device"
     how = f"compiled in {plan.seconds:.0f} s" if plan.compiled else "by formulas alone: an estimate throughout"
@@ -72,7 +72,7 @@ def show(plan, console: rich.console.Console):
         console.print(f"note: not in these numbers: {note}", highlight=False)
 
 
-def ranking(plans, console: rich.console.Console):
+def show_ranking(plans, console: rich.console.Console):
     """Print the plans of a search, best first."""
     columns = ("flags", "GiB needed", "least s", "most s", "MFU at most", "compile s")
     table = rich.table.Table(*columns, title=f"best first; times are {ESTIMATE}")
@@ -89,7 +89,7 @@ def gib(size: float) -> str:
 
 
 def as_dict(plan) -> dict:
-    """A plan for plan.json: bytes, FLOPs and seconds of one device, where the name says nothing else."""
+    """A plan for plan.json; bytes, FLOPs and seconds of one device unless the name says otherwise."""
     model, roofline = plan.settings.transformer, plan.roofline
     made = {
         "what": plan.what,
@@ -122,7 +122,7 @@ def as_dict(plan) -> dict:
 
 
 def save(plan, change, out: pathlib.Path):
-    """Write plan.json and plan.png. change: the plan nearest to it that fits, if it does not."""
+    """Write plan.json and plan.png; `change`: the nearest plan that fits, if this one does not."""
     made = as_dict(plan)
     if change:
         made["instead"] = {"flags": change.flags, **as_dict(change)}

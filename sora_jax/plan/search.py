@@ -1,4 +1,4 @@
-"""Meshes, remat policies and micro-batches that could do: found by formulas, best first."""
+"""Candidates for meshes, remat policies and numbers of micro-batches, ranked by formulas."""
 
 import dataclasses
 import math
@@ -16,14 +16,14 @@ from sora_jax.plan.gpus import compiling_for
 from sora_jax.plan.topology import GIB, Topology
 from sora_jax.train.setup import check_batch
 
-TRIES = 3  # that are compiled
-SLACK = 1.3  # how far the estimate of the memory may be above the chip's for a try
+TRIES = 3  # candidates that are compiled
+SLACK = 1.3  # estimated memory over the chip's, up to which a candidate is tried
 
 
 def check(settings: Settings, topology: Topology, what: str) -> Settings:
-    """The settings with a mesh without -1, and the attention that "auto" is on those chips.
+    """The settings with a mesh without -1, and with the kernel that attention="auto" is on those chips.
 
-    Raises: InputError if the mesh, the batch, the heads or the weights don't divide.
+    Raises: InputError if the mesh does not divide the batch, the heads or the weights.
     """
     sizes = sizes_of(settings.mesh, topology.devices)
     model, data = settings.transformer, settings.data
@@ -33,12 +33,12 @@ def check(settings: Settings, topology: Topology, what: str) -> Settings:
     mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
     if what == "train":
         check_batch(settings, mesh)
-    elif what == "sample":  # which fills up rows; text and heads must divide as in training
+    elif what == "sample":  # sampling pads its batch; text and heads must divide as in training
         rows = dataclasses.replace(data, batch=sizes["data"] * sizes["fsdp"], text_length=settings.text.max_tokens)
         train = dataclasses.replace(settings.train, accumulate=1)
         check_batch(dataclasses.replace(settings, data=rows, train=train), mesh)
     if not estimate.divides(settings, sizes):
-        raise InputError(f"config.mesh: a weight's width does not divide by it; {sizes}")
+        raise InputError(f"config.mesh: does not divide the width of a weight; {sizes}")
     return settings
 
 
@@ -65,7 +65,7 @@ def sizes_of(mesh: MeshSettings, devices: int) -> dict[str, int]:
 
 
 def candidates(settings: Settings, topology: Topology) -> list[Settings]:
-    """All settings with other meshes, remat and micro-batches that divide the batch, the model and the chips."""
+    """The settings with every mesh, remat and number of micro-batches that divides batch, model and chips."""
     train, found = settings.train, []
     accumulates = {train.accumulate, *(2**n for n in range(8))}
     for sizes in splits(topology.devices):
@@ -75,7 +75,7 @@ def candidates(settings: Settings, topology: Topology) -> list[Settings]:
             try:
                 checked = check(wanted, topology, "train")
             except InputError:
-                break  # more parts won't divide either
+                break  # more micro-batches do not divide either
             for remat in (*POLICIES, "none"):
                 model = dataclasses.replace(checked.transformer, remat=remat)
                 found.append(dataclasses.replace(checked, transformer=model))
@@ -83,7 +83,7 @@ def candidates(settings: Settings, topology: Topology) -> list[Settings]:
 
 
 def splits(devices: int, axes: int = len(AXES)) -> list[tuple[int, ...]]:
-    """All ways to write a number as a product of so many."""
+    """All ways to write a number of devices as a product of `axes` sizes."""
     if axes == 1:
         return [(devices,)]
     divisors = [n for n in range(1, devices + 1) if devices % n == 0]
@@ -91,7 +91,7 @@ def splits(devices: int, axes: int = len(AXES)) -> list[tuple[int, ...]]:
 
 
 def likely(settings: Settings, topology: Topology) -> bool:
-    """Whether it may fit, by the estimate."""
+    """Whether it may fit, by the estimated memory."""
     return estimate.peak_memory(settings, sizes_in(settings)) <= SLACK * topology.chip.room * GIB
 
 
@@ -100,7 +100,7 @@ def sizes_in(settings: Settings) -> dict[str, int]:
 
 
 def promising(settings: Settings, topology: Topology) -> list[Settings]:
-    """Those that may fit, the fastest first by the estimate; of one mesh and remat, the fewest micro-batches.
+    """Candidates that may fit, the fastest first by estimate; per mesh and remat, the fewest micro-batches.
 
     Raises: InputError if there is none.
     """
@@ -114,7 +114,7 @@ def promising(settings: Settings, topology: Topology) -> list[Settings]:
 
 
 def seconds(settings: Settings, topology: Topology) -> float:
-    """Of a step, estimated, nothing overlapped."""
+    """Estimated seconds of a step, nothing overlapped."""
     data = settings.data
     flops = estimate.executed_flops(settings, "train", (data.batch, data.sequence_length, data.text_length))
     return estimate.roofline(settings, sizes_in(settings), topology, flops).most

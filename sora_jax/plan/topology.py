@@ -1,4 +1,4 @@
-"""Chips that can be planned for, what each can do, and how they are wired."""
+"""Chips that can be planned for: memory, rates and topologies."""
 
 import dataclasses
 import math
@@ -19,26 +19,33 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device as JAX counts them; all rates per second.
+    """One device, as JAX counts them.
 
-    hbm: GiB. hbm_rate: bytes. ici: bytes sent over all its links, `dims` of a torus, two links each; of a GPU over
-    NVLink, to the others of its node. dcn: bytes to other slices or nodes. whole: chips that make a side of the
-    torus close into a ring; node: GPUs in one.
+    Args:
+      kind: JAX's device_kind, the key of PEAK_FLOPS.
+      hbm: memory, in GiB.
+      hbm_rate: of the memory, in bytes/s.
+      ici: sent over all links of the torus (two for each of `dims`), or by a GPU over NVLink, in bytes/s.
+      dcn: sent to other slices or nodes, in bytes/s.
+      dims: dimensions of the torus; 0 for GPUs.
+      whole: chips in a side of the torus from which on it closes into a ring.
+      cores: devices on a chip.
+      node: GPUs in a node; 0 for TPUs.
     """
 
-    kind: str  # JAX's device_kind, the key of PEAK_FLOPS
+    kind: str
     hbm: float
     hbm_rate: float
     ici: float
     dcn: float
     dims: int = 0
     whole: int = 0
-    cores: int = 1  # devices on a chip
+    cores: int = 1
     node: int = 0
 
     @property
     def room(self) -> float:
-        """GiB that a program may take."""
+        """GiB that a program may use."""
         return self.hbm * (GPU_MEMORY_FRACTION if self.node else 1)
 
     @property
@@ -47,9 +54,9 @@ class Chip:
         return PEAK_FLOPS[self.kind]
 
 
-# Google's: cloud.google.com/tpu/docs, the page of each version (ICI: half of the bidirectional rate that it gives;
-# DCN of v5e and v6e: that of a pod over its 256 chips; tpu7x: of one of two devices). NVIDIA's: data sheets of the
-# SXM boards (NVLink: half of the bidirectional rate), and one 400 Gbit/s port a GPU (A100: 200) as in a DGX.
+# Source for TPUs: cloud.google.com/tpu/docs, the page of each version (ICI: half of its bidirectional rate; DCN
+# of v5e and v6e: the rate of a pod over its 256 chips; tpu7x: one of two devices). For GPUs: data sheets of the
+# SXM boards (NVLink: half of the bidirectional rate), and one 400 Gbit/s port per GPU (A100: 200), as in a DGX.
 CHIPS = {
     "v5e": Chip("TPU v5 lite", 16, 819e9, ici=200e9, dcn=3.125e9, dims=2, whole=16),
     "v6e": Chip("TPU v6 lite", 32, 1600e9, ici=400e9, dcn=12.5e9, dims=2, whole=16),
@@ -59,13 +66,13 @@ CHIPS = {
     "h100": Chip("NVIDIA H100 80GB HBM3", 80, 3350e9, ici=450e9, dcn=50e9, node=8),
     "h200": Chip("NVIDIA H200", 141, 4800e9, ici=450e9, dcn=50e9, node=8),
 }
-LARGEST = {"v5e": 256, "v6e": 256, "v5p": 6144, "tpu7x": 9216}  # chips of one slice, the same pages
+LARGEST = {"v5e": 256, "v6e": 256, "v5p": 6144, "tpu7x": 9216}  # chips in a slice, by the same pages
 EXAMPLES = "v5e:16x16, v6e:16x16, v5p:4x4x4, tpu7x:4x4x4, h100:8"
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """So many slices of chips of one name; `shape` is the torus of one slice, of GPUs their number alone."""
+    """Slices of one kind of chip; `shape`: the torus of a slice, or the number of GPUs."""
 
     name: str
     chip: Chip
@@ -78,7 +85,7 @@ class Topology:
 
     @property
     def compiled(self) -> bool:
-        """Whether its steps are compiled: a TPU's always, a GPU's where jax's plugin for CUDA is installed."""
+        """Whether steps can be compiled: always for TPUs, for GPUs if JAX's plugin for CUDA is installed."""
         return bool(self.chip.dims) or compat.cuda_versions() is not None
 
     def __str__(self):
@@ -107,7 +114,7 @@ def read_topology(text: str, slices: int = 1) -> Topology:
         raise InputError(
             f"--topology={text}: a slice of {name} has at most {LARGEST[name]:,} chips; take --slices"
         )
-    # A host has 2 x 2 chips; whole cubes of 4 x 4 x 4 are put together freely, less is a part of one.
+    # A host has 2 x 2 chips. Cubes of 4 x 4 x 4 can be joined freely; smaller shapes are parts of one cube.
     odd = [side for side in sides[:2] if side % 2] if chip.dims else []
     if chip.dims == 3 and math.prod(sides) > 64:
         odd += [side for side in sides if side % 4]
@@ -117,7 +124,7 @@ def read_topology(text: str, slices: int = 1) -> Topology:
 
 
 def _shapes(chip: Chip, sides) -> str:
-    """Shapes that there are, near the one that is not."""
+    """Existing shapes near one that does not exist."""
     if chip.dims == 2:
         known = [(2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
     else:
@@ -137,7 +144,7 @@ def _shapes(chip: Chip, sides) -> str:
 
 
 def make_devices(topology: Topology) -> list:
-    """A TPU topology's devices, as JAX compiles for them; nothing runs on them.
+    """The devices of a TPU topology, as compilation targets.
 
     Raises: InputError if libtpu, which has the compiler, is not installed or does not know the topology.
     """
@@ -156,10 +163,10 @@ def make_devices(topology: Topology) -> list:
 
 
 def rate(topology: Topology, devices: list, link: str) -> float:
-    """Bytes a second that each of the devices, one group of a collective, can send to the next in a ring.
+    """Bytes/s that each device of a group can send to the next one in a ring.
 
-    Over ICI: the links along the sides of the torus that the group spans, both directions of a side that closes
-    into a ring, one of a side that does not.
+    Over ICI these are the links along the sides of the torus that the group spans: both directions of a side that
+    closes into a ring, one of a side that does not.
     """
     chip = topology.chip
     if link == "DCN" or chip.node:

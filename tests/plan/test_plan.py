@@ -93,7 +93,7 @@ ENTRY %main (a: f32[4,4]) -> f32[4,4] {
 """
     counts = count(text, tiny.mesh_of())
     assert counts.flops == 4 * 2 * 4 * 4 * 4  # i = 1, 3, 5, 7
-    assert Program(text).turns(set()) == {"main": 1, "body": 4}
+    assert Program(text).run_counts(set()) == {"main": 1, "body": 4}
     unknown = count(text.replace("constant(9)", "parameter(1)"), tiny.mesh_of())
     assert unknown.flops == 2 * 4 * 4 * 4 and "turns of the loop while" in unknown.unknown[0]
 
