@@ -1,6 +1,6 @@
-"""Samples for evaluation: a video for each prompt, made once, in groups, and kept as mp4.
+"""Samples for benchmarks: a video for each prompt, made once and kept as mp4.
 
-What is measured of a sample is read from its file, so that it is of what people see.
+Benchmarks read samples from these files, so that they measure what people see.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from sora_jax.generate.sample import sample
 from sora_jax.generate.writer import VideoWriter
 from sora_jax.models.autoencoder.streaming import decode_stream
 
-CRF = 8  # of x264: the detector of the shapes world reads as much of such files as of the frames themselves
+CRF = 8  # of x264; low enough that the detector of the shapes world reads files as well as raw frames
 
 
 def cells(checkpoint: CheckpointUnderTest, options: Options) -> list[SampleSettings]:
-    """The settings of the samples, one for each size and length that is asked for.
+    """The settings of samples, one "cell" for each size and length.
 
-    Raises: InputError for one that the model can't make.
+    Raises: InputError for a size or length that the model can't make.
     """
     own = checkpoint.settings.sample
     made = [
@@ -53,9 +53,9 @@ def cells(checkpoint: CheckpointUnderTest, options: Options) -> list[SampleSetti
 def make_samples(
     checkpoint: CheckpointUnderTest, options: Options, prompts: Sequence[str], cell: SampleSettings, console
 ) -> list[pathlib.Path]:
-    """A video file for each prompt; those that an earlier run has made are kept.
+    """Make a video file for each prompt; existing files are kept.
 
-    Prompt n has the seed's n-th noise, whatever is sampled along with it, so more prompts add to what is there.
+    Prompt n has the n-th noise of the seed whatever is sampled with it, so that more prompts only add files.
     """
     asked = {"seed": options.seed, "checkpoint": checkpoint.content_hash, **dataclasses.asdict(cell)}
     folder = checkpoint.out / "samples" / f"{cell.size}-{cell.frames}-{digest(asked)}"
@@ -72,8 +72,8 @@ def make_missing(
     cell: SampleSettings,
     console,
 ):
-    """Make the files that are not there yet, of prompts in their order; each appears when it is complete."""
-    # The first host decides: it is the one that writes.
+    """Make the missing files of prompts in their order; each appears when it is complete."""
+    # The first host decides, as it writes the files.
     missing = multihost_utils.broadcast_one_to_all(np.asarray([not path.exists() for path in paths], bool))
     rows = _rows()
     groups = [first for first in range(0, len(prompts), rows) if np.any(missing[first : first + rows])]
@@ -107,7 +107,7 @@ def sample_by_command(
     seed: int,
     **options,
 ):
-    """A video as the verb `sample` makes it, unless an earlier run has; options: its others."""
+    """Make a video with the command `sample`, unless it exists; options: further arguments of `sample`."""
     if not multihost_utils.broadcast_one_to_all(np.asarray(not path.exists())):
         return
     sample(
@@ -122,13 +122,13 @@ def sample_by_command(
 
 
 def _rows() -> int:
-    """How many videos the mesh makes at a time."""
+    """Number of videos that the mesh makes at a time."""
     shape = jax.sharding.get_mesh().shape
     return shape.get("data", 1) * shape.get("fsdp", 1)
 
 
 def _sampler(checkpoint, seed):
-    """The checkpoint's own videos, as many at a time as the mesh has rows."""
+    """A Sampler of the checkpoint."""
 
     def make(prompts, cell, first):
         generator, padded = checkpoint.generator, prompts + [prompts[-1]] * (_rows() - len(prompts))
@@ -147,7 +147,7 @@ def records_of(checkpoint: CheckpointUnderTest, options: Options) -> Mixture:
 
 
 def captions_of(checkpoint: CheckpointUnderTest, options: Options) -> list[str]:
-    """The prompts that were given, or the captions of the held-out clips.
+    """The prompts of the options, or the captions of the held-out clips.
 
     Raises: InputError if there are none.
     """
@@ -156,21 +156,21 @@ def captions_of(checkpoint: CheckpointUnderTest, options: Options) -> list[str]:
     records = records_of(checkpoint, options)
     found = [clip.captions[0] for clip in records.clips("validation") if clip.captions]
     if not found:
-        raise InputError(f"{records.path}: no caption among its held-out clips; give --prompts=FILE")
+        raise InputError(f"{records.path}: its held-out clips have no captions; give --prompts=FILE")
     return found
 
 
 def repeat_prompts(prompts: Sequence[str], count: int) -> list[str]:
-    """`count` of the prompts, from the beginning again if there are fewer."""
+    """`count` prompts: the given ones, repeated if there are fewer."""
     return [prompts[n % len(prompts)] for n in range(count)]
 
 
 def real_videos(
     checkpoint: CheckpointUnderTest, options: Options, cell: SampleSettings, count: int
 ) -> Iterator[np.ndarray]:
-    """Videos to compare with, as long and as large as the samples, [F, H, W, 3] uint8, `count` at most.
+    """At most `count` real videos of the samples' size and length, [F, H, W, 3] uint8.
 
-    Those of a folder, piece after piece; else the held-out clips as the checkpoint's autoencoder shows them.
+    They are pieces of the videos of --videos, or the held-out clips through the checkpoint's autoencoder.
     """
     H, W = size_of(cell)
     if options.videos:

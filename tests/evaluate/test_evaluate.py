@@ -164,9 +164,9 @@ def test_tasks_and_long_videos_are_those_of_the_verb(home, tmp_path):
     [
         # Attention to the text is cut; the embedding of time is frozen.
         pytest.param(
-            Model(another), 60, "no better than with captions shuffled: shape, colour", marks=pytest.mark.slow
+            Model(another), 60, "no better than with shuffled prompts: shape, colour", marks=pytest.mark.slow
         ),
-        pytest.param(Model(asked, never_denoised), 8, "in 8 of 8 samples no scene is seen"),
+        pytest.param(Model(asked, never_denoised), 8, "8 of 8 samples show no scene"),
     ],
     ids=["deaf", "frozen"],
 )
@@ -182,7 +182,7 @@ def test_a_broken_model_fails_loudly(home, tmp_path, model, samples, at_fault):
 def test_a_model_that_does_not_hear_its_text_is_at_chance_in_everything():
     prompts = make_prompts(200, size=(64, 64), frames=17, fps=16.0)
     (fault,) = summarize(prompts, [another(number) for number in range(len(prompts))])["faults"]
-    assert fault == f"shapes: no better than with captions shuffled: {', '.join((*ATTRIBUTES, ALL))}"
+    assert fault == f"shapes: no better than with shuffled prompts: {', '.join((*ATTRIBUTES, ALL))}"
 
 
 def test_one_attribute_that_is_not_heard_is_named_alone():
@@ -197,7 +197,7 @@ def test_one_attribute_that_is_not_heard_is_named_alone():
 
     reads = [with_a_way_of_its_own(number) for number in range(len(prompts))]
     (fault,) = summarize(prompts, reads)["faults"]
-    assert fault == "shapes: no better than with captions shuffled: motion"
+    assert fault == "shapes: no better than with shuffled prompts: motion"
 
 
 def test_only_what_a_prompt_says_is_judged():
@@ -343,7 +343,7 @@ def test_samples_for_vbench_are_named_as_its_tool_reads_them(home, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
     assert probe(folder / names[0]).frames == 17 and model.made == [0, 1, 2, 3]
     assert read_metadata(folder / names[3])["prompt"] == "a dog"
-    with pytest.raises(InputError, match=r"number 1\) can't be the name of a file"):
+    with pytest.raises(InputError, match=r"number 1\) can't be a file name"):
         run(home[0] / "good", tmp_path, model, "vbench", prompts=("either/or",))
 
 
@@ -364,7 +364,7 @@ def test_samples_for_vbench_are_named_as_its_tool_reads_them(home, tmp_path):
         (["--suite=fvd", "--videomae=nowhere"], "nowhere: no such folder"),
         (["--suite=clip"], "--clip is missing"),
         (["--suite=temporal", "--frames=1", "--prompts=p.txt"], "motion needs 3 frames or more, not 1"),
-        (["--suite=long", "--frames=5", "--prompts=p.txt"], "5 frames at once; 9 will do"),
+        (["--suite=long", "--frames=5", "--prompts=p.txt"], "5 frames are too few; 9 are enough"),
         (["--suite=long", "--seconds=0", "--prompts=p.txt"], "--seconds=0: must be above 0"),
         (["--suite=long", "--seconds=1", "--prompts=p.txt"], "6 spans of 3 frames or more"),
         (["--suite=temporal", "--data=nowhere"], "--data: no folder nowhere"),

@@ -1,6 +1,6 @@
-"""How near one video is to another: PSNR, SSIM and MS-SSIM, a number per frame.
+"""PSNR, SSIM and MS-SSIM of two videos, a number per frame.
 
-Frames are [..., H, W, C], uint8 or floats in [0, 1], the two videos each in either. All arithmetic is in fp32.
+Frames are [..., H, W, C], uint8 or floats in [0, 1]. All arithmetic is in fp32.
 """
 
 import jax
@@ -31,7 +31,7 @@ def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
 
 @jax.jit
 def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Structural similarity of every frame: the mean over channels and over all places where the window fits.
+    """Structural similarity of every frame, mean over channels and positions of the window.
 
     Args:
       a, b: frames, [..., H, W, C], uint8 or float in [0, 1], H and W at least 11.
@@ -62,14 +62,14 @@ def ms_ssim(a: jax.Array, b: jax.Array) -> jax.Array:
         luminance, structure = similarity(a, b)
         last = scale == len(SCALE_WEIGHTS) - 1
         mean = jnp.mean(luminance * structure if last else structure, axis=(-3, -2))  # [..., C]
-        # Structure can be negative, and has no fractional power then.
+        # Structure can be negative, where fractional powers are undefined.
         product *= jnp.maximum(mean, 0) ** weight
         a, b = halve(a), halve(b)
     return jnp.mean(product, axis=-1)
 
 
 def similarity(a, b):
-    """SSIM's luminance term, and its contrast and structure terms as one, where the window fits: eqs. 6 to 13."""
+    """(luminance, contrast times structure) of SSIM at each position of the window: eqs. 6 to 13."""
     mean_a, mean_b, square_a, square_b, product = blur(jnp.stack([a, b, a * a, b * b, a * b]))
     variance_a, variance_b = square_a - mean_a * mean_a, square_b - mean_b * mean_b
     covariance = product - mean_a * mean_b
@@ -79,7 +79,7 @@ def similarity(a, b):
 
 
 def blur(x):
-    """[..., H, W, C] -> [..., H-10, W-10, C]: means under the gaussian window."""
+    """Means under the Gaussian window, [..., H, W, C] -> [..., H - 10, W - 10, C]."""
     offsets = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-0.5 * (offsets / SIGMA) ** 2)
     weights = (weights / weights.sum()).astype(np.float32)
@@ -90,7 +90,7 @@ def blur(x):
 
 
 def halve(x):
-    """Means of 2x2 pixels; an odd last row or column is left out."""
+    """Means of 2x2 pixels; an odd last row or column is dropped."""
     *batch, H, W, C = x.shape
     x = x[..., : H // 2 * 2, : W // 2 * 2, :]
     return jnp.mean(x.reshape(*batch, H // 2, 2, W // 2, 2, C), axis=(-4, -2))

@@ -1,4 +1,4 @@
-"""CLIP score: how well each frame fits its prompt, by a network that was trained on pictures and their texts.
+"""The benchmark `clip`: CLIP score of frames and prompts.
 
 Source: Hessel et al. 2021 (arXiv 2104.08718), without its factor of 2.5; the mean over a video's frames.
 """
@@ -27,8 +27,8 @@ from sora_jax.models.metric_backbones import Clip, ClipSettings
 from sora_jax.report.page import Section, Table
 
 SAMPLES = 64
-FEWEST = 50  # prompts; the score of one hangs on its wording
-FRAMES = 8  # of a video, at even distances
+MIN_PROMPTS = 50  # the score of a single prompt depends on its wording
+FRAMES = 8  # of a video that are scored, at even distances
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -42,11 +42,11 @@ def read(settings: ClipSettings, params: dict, tokens, ends):
 
 
 def load_tokenizer(folder: str, tokens: int):
-    """The tokenizer of a CLIP model. Raises: InputError if it, or what reads it, is not there."""
+    """The tokenizer of a CLIP model. Raises: InputError if it, or the package that reads it, is missing."""
     try:
         import tokenizers
     except ImportError:
-        raise InputError("--suite=clip: its texts need a package more: pip install 'sora_jax[clip]'") from None
+        raise InputError("--suite=clip: its tokenizer needs a package: pip install 'sora_jax[clip]'") from None
     path = pathlib.Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{path}: no such file; it comes with the model")
@@ -56,15 +56,16 @@ def load_tokenizer(folder: str, tokens: int):
 
 
 def clip_score(settings: ClipSettings, params: dict, tokens: Sequence[int], video: np.ndarray) -> float:
-    """100 times the mean cosine between a prompt and frames of a video, [F, H, W, 3] uint8; below 0 counts as 0.
+    """100 times the mean cosine between a prompt and frames of a video; negative cosines count as 0.
 
     Args:
       tokens: of the prompt, its end token last.
+      video: [F, H, W, 3] uint8.
     """
     padded = np.full((1, settings.tokens), tokens[-1], np.int32)
     padded[0, : len(tokens)] = tokens
     text = read(settings, params, padded, np.array([len(tokens) - 1], np.int32))
-    chosen = np.linspace(0, len(video) - 1, FRAMES).astype(int)  # the same number always: one program
+    chosen = np.linspace(0, len(video) - 1, FRAMES).astype(int)  # always as many, for one compiled program
     images = see(settings, params, clip_preprocess(list(video[chosen]), settings.image.size))
     return float(100 * jnp.mean(jnp.maximum(images @ text[0], 0)))
 
@@ -94,9 +95,9 @@ def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict
                     for prompt, path in bar.track(list(zip(prompts, paths, strict=True)), task_id=task)
                 ]
             error = float(np.std(scores, ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else None
-            few = f"{len(set(prompts))} prompts are few: the score of one hangs on its wording"
+            few = f"{len(set(prompts))} prompts are few; the score of a single prompt depends on its wording"
             found = {"score": float(np.mean(scores)), "error": error, "samples": len(scores)}
-            found["warning"] = few if len(set(prompts)) < FEWEST else ""
+            found["warning"] = few if len(set(prompts)) < MIN_PROMPTS else ""
             values["by_cell"][f"{cell.size}, {cell.frames} frames"] = found
             line = f"{checkpoint.name}: CLIP score {found['score']:.4g} of {len(scores)} samples of {cell.size}"
             console.print(line, highlight=False)
@@ -113,7 +114,7 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
         for cell, found in values["by_cell"].items():
             rows.append((name, cell, found["score"], found["error"], found["samples"]))
             warnings |= {f"{found['warning']}.": None} if found["warning"] else {}
-    note = " ".join(["100 times the cosine of a prompt and a frame, the mean over frames and samples.", *warnings])
+    note = " ".join(["100 times the cosine of prompt and frame, mean over frames and samples.", *warnings])
     header = ("checkpoint", "size", "CLIP score", "standard error", "samples")
     return [Section("CLIP score", note, [Table(header, rows)])]
 

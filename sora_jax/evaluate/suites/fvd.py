@@ -1,7 +1,8 @@
-"""FVD: how far the samples are from real videos as a whole, by what a network that looks at videos sees in them.
+"""The benchmark `fvd`: Frechet video distance of samples from real videos, on features of VideoMAE.
 
-On the features of VideoMAE, which see motion beside content, unlike those of I3D: content-debiased FVD, Ge et al.
-2024 (arXiv 2404.12391). The Frechet distance is that of Dowson and Landau 1982, eq. 4.
+Source: content-debiased FVD, Ge et al. 2024 (arXiv 2404.12391); features of VideoMAE see motion, those of I3D
+  mostly
+content.
 """
 
 import functools
@@ -29,7 +30,7 @@ from sora_jax.models.metric_backbones import VideoEncoder, VideoEncoderSettings
 from sora_jax.report.page import Section, Table
 
 SAMPLES = 256
-PUBLISHED = 2048  # samples that published numbers are of; more features than samples, and the distance is too long
+PUBLISHED = 2048  # samples of published numbers
 BATCH = 4
 
 
@@ -37,8 +38,8 @@ BATCH = 4
 def embed(settings: VideoEncoderSettings, params: dict, videos):
     """Features of videos, [B, F, H, W, 3] uint8 of the settings' length -> [B, E] float32.
 
-    Scaled to a square without regard to the aspect ratio, in [0, 1] without mean and deviation: as the published
-    measure does it.
+    As in the published metric, videos are scaled to a square whatever their aspect ratio, to [0, 1] without mean
+    and deviation.
     """
     B, F, *_ = videos.shape
     x = videos.astype(jnp.float32) / 255
@@ -49,13 +50,13 @@ def embed(settings: VideoEncoderSettings, params: dict, videos):
 def features(settings: VideoEncoderSettings, params: dict, videos: Iterable[np.ndarray], advance) -> np.ndarray:
     """Features of the first frames of each video, [n, E]; on the current mesh, of one device.
 
-    Raises: InputError for a video that is shorter than the encoder wants.
+    Raises: InputError for a video that is shorter than the encoder's input.
     """
     made, batch = [], []
     for video in [*videos, None]:
         if video is not None:
             if len(video) < settings.frames:
-                raise InputError(f"FVD is measured of {settings.frames} frames, not of {len(video)}; see --frames")
+                raise InputError(f"FVD needs {settings.frames} frames, not {len(video)}; see --frames")
             batch.append(video[: settings.frames])
         if batch and (video is None or len(batch) == BATCH):
             padded = np.stack(batch + [batch[-1]] * (BATCH - len(batch)))
@@ -85,7 +86,7 @@ def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict
         name = f"{cell.size}-{cell.frames}"
         about = f"{options.videomae} {options.data} {options.videos} {[path.name for path in paths]}"
         kept = hashlib.sha256(about.encode()).hexdigest()[:8]
-        real = list(real_videos(checkpoint, options, cell, count))  # on every process: all of them decode
+        real = list(real_videos(checkpoint, options, cell, count))  # on every process, as all of them decode
         if jax.process_index():
             continue
         sets = {}
@@ -114,16 +115,16 @@ def _alone():
 
 
 def warning(samples: int, real: int, width: int) -> str:
-    """What is to be said of a distance between so few videos; "" if they are enough."""
+    """A warning about a distance between few videos; "" if there are enough."""
     fewest = min(samples, real)
     if fewest >= PUBLISHED:
         return ""
     if fewest <= width:
         return (
-            f"{fewest} videos for {width} features: their covariance is singular and the distance too long. "
-            f"Compare it with that of as many videos alone; published numbers are of {PUBLISHED:,}"
+            f"{fewest} videos for {width} features: their covariance is singular and the distance too large. "
+            f"Compare it only with distances of as many videos; published numbers are of {PUBLISHED:,}"
         )
-    return f"{fewest} videos, where published numbers are of {PUBLISHED:,}: the distance is too long"
+    return f"{fewest} videos, but published numbers are of {PUBLISHED:,}: the distance is too large"
 
 
 def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> list[Section]:
@@ -132,7 +133,7 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
         for cell, found in values["by_cell"].items():
             rows.append((name, cell, found["fvd"], found["samples"], found["real"]))
             warnings |= {f"{found['warning']}.": None} if found["warning"] else {}
-    note = " ".join(["Frechet distance on VideoMAE's features: less is nearer to the real videos.", *warnings])
+    note = " ".join(["Frechet distance on features of VideoMAE; lower is better.", *warnings])
     return [Section("FVD", note, [Table(("checkpoint", "size", "FVD", "samples", "real videos"), rows)])]
 
 

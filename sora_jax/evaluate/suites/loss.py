@@ -1,4 +1,4 @@
-"""Validation loss of a transformer: at fixed times, with fixed noise, on the held-out sources."""
+"""The benchmark `loss`: validation loss at fixed times, with fixed noise, on held-out clips."""
 
 import collections
 import dataclasses
@@ -37,7 +37,7 @@ TIMES = tuple((n + 0.5) / 10 for n in range(10))
 
 @functools.partial(jax.jit, static_argnums=0)
 def errors_at(settings: Settings, params: dict, batch: PatchBatch, key, t):
-    """Squared error of the velocity at one time for all, and 1 where it counts, both [B, N] float32."""
+    """(squared error of the velocity at one time, 1 where it counts), both [B, N] float32."""
     model = bind(trained_model(settings), settings, params)
     embedded = model.embed_text(batch)
     noise = jax.random.normal(key, batch.patches.shape, out_sharding=spec("batch tokens ."))
@@ -51,18 +51,18 @@ def errors_at(settings: Settings, params: dict, batch: PatchBatch, key, t):
 def validation_losses(
     settings: Settings, params: dict, batches: Iterable[PatchBatch], advance, *, encode=None
 ) -> dict:
-    """Mean loss by time, by size, by length, and by what is given of a clip.
+    """Mean loss by time, by size, by length, and by conditioning task.
 
-    All clips are made from text alone; then, if the model learned with masks, once more those of several frames,
-    each with one of its kinds of mask, drawn evenly. Only by_task holds these.
+    All clips are measured as text to video. If the model was trained on other conditioning tasks, clips of several
+    frames are measured once more, each with one of these tasks, drawn evenly; only by_task includes these.
 
     Args:
       params: of the `trained_model`, on the current mesh.
-      batches: this process's rows of packed batches (numpy), in a fixed order.
-      advance: called with no argument after each batch and time.
-      encode: makes the patches of a batch of pixels.
+      batches: this process's packed sequences (numpy), in a fixed order.
+      advance: called after each batch and time.
+      encode: batch of pixels -> batch of patches.
     Returns: {"loss": mean over all, "by_time": {"0.05": ...}, "by_size": {"64x64": ...}, "by_frames": {"17": ...},
-      "by_task": {"text": ..., "first_frame": ...}, "clips": how many}.
+      "by_task": {"text": ..., "first_frame": ...}, "clips": their number}.
     """
     means, tasks = _Means(), given_tasks(settings)
     rows = local_rows(jax.sharding.get_mesh(), settings.data.batch)
@@ -127,7 +127,7 @@ def _groups_of_given(tasks, first, clip, t):
 
 
 def given_tasks(settings: Settings) -> Settings | None:
-    """The settings with the kinds of mask that were learned, evenly, without "text"; None: there are none."""
+    """The settings with equal weights for the trained conditioning tasks but text; None if there are none."""
     kinds = conditioning_tasks(settings.masks).keys() - {"text"}
     weights = dict.fromkeys(CONDITIONING_TASKS, 0.0) | dict.fromkeys(kinds, 1.0)
     masks = dataclasses.replace(settings.masks, **weights, forcing=0.0) if kinds else None
@@ -135,7 +135,7 @@ def given_tasks(settings: Settings) -> Settings | None:
 
 
 class ClipKind(NamedTuple):
-    """A clip of packed rows: where it lies, "WIDTHxHEIGHT" in pixels, and its frames."""
+    """A clip of packed sequences: its place, its size as "WIDTHxHEIGHT" in pixels, and its frames."""
 
     row: int
     segment: int
@@ -144,7 +144,7 @@ class ClipKind(NamedTuple):
 
 
 def clip_kinds(settings: Settings, segment_ids: np.ndarray, positions: np.ndarray) -> list[ClipKind]:
-    """Every clip of packed rows."""
+    """Every clip of packed sequences."""
     p_f, p_h, p_w = settings.transformer.patch
     stride, temporal = settings.autoencoder.spatial_stride, settings.autoencoder.temporal_stride
     kinds = []
@@ -181,7 +181,7 @@ def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict
 
 
 def _encoder(checkpoint):
-    """Makes patches of a batch of pixels, by the autoencoder of the workdir; None if the data are latents."""
+    """Batch of pixels -> batch of patches, by the autoencoder of the workdir; None if the data are latents."""
     settings = checkpoint.settings
     if settings.data.kind == "latents":
         return None

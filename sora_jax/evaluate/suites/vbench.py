@@ -1,4 +1,4 @@
-"""Samples for VBench, named and laid out as its own tool reads them.
+"""The benchmark `vbench`: samples for VBench, named as its own tool reads them.
 
 Source: Huang et al. 2023 (arXiv 2311.17982); prompts/README.md of its repository.
 """
@@ -12,20 +12,18 @@ from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.samples import cells, make_missing
 from sora_jax.report.page import Section, Table
 
-SAMPLES = 5  # of each prompt; its dimension temporal_flickering wants 25
-LONGEST_NAME = 255  # bytes, of a file
+SAMPLES = 5  # of each prompt; VBench's dimension temporal_flickering needs 25
+MAX_NAME = 255  # bytes of a file name
 
 
 def names_of(prompts, count: int) -> list[tuple[str, str]]:
-    """(prompt, file name) of each sample: PROMPT-INDEX.mp4, prompts that come twice once.
+    """(prompt, file name) of each sample, PROMPT-INDEX.mp4; repeated prompts count once.
 
-    Raises: InputError for a prompt that can't be a file's name.
+    Raises: InputError for a prompt that can't be a file name.
     """
     for number, prompt in enumerate(prompts, 1):
-        if "/" in prompt or len(f"{prompt}-{count}.mp4".encode()) > LONGEST_NAME:
-            raise InputError(
-                f"--prompts: {prompt[:60]!r} (number {number}) can't be the name of a file; VBench wants it"
-            )
+        if "/" in prompt or len(f"{prompt}-{count}.mp4".encode()) > MAX_NAME:
+            raise InputError(f"--prompts: {prompt[:60]!r} (number {number}) can't be a file name, as VBench needs")
     return [(prompt, f"{prompt}-{n}.mp4") for prompt in dict.fromkeys(prompts) for n in range(count)]
 
 
@@ -52,7 +50,7 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
         (name, v["prompts"], v["videos"], f"vbench evaluate --videos_path {v['folder']}")
         for name, v in results.items()
     ]
-    note = "Written for VBench's own tool, which measures them: add its --dimension."
+    note = "Samples for VBench's own tool; add its --dimension."
     return [Section("VBench", note, [Table(("checkpoint", "prompts", "videos", "command"), rows)])]
 
 

@@ -1,8 +1,7 @@
-"""The demo: the whole way from video files to sampled videos on this machine, in minutes.
+"""The demo: from video files to sampled videos on this machine, in minutes.
 
-It begins with the models that come with the package, and shows what they make before and after.
-
-Every step is the verb's own function on real files; what is finished is reused by a second run.
+It trains the models of the package a little further, and shows samples before and after. Every step calls the
+function of a command on real files; a second run reuses the finished steps.
 """
 
 import dataclasses
@@ -58,7 +57,6 @@ PROMPTS = (
     "a large purple circle stays still on a grey background",
 )
 
-# Both models are those of the package, and are trained a little further.
 SHIPPED_SETTINGS = load_settings(SHIPPED_MODEL / RELEASED, Settings)
 SETTINGS = Settings(
     data=DataSettings(fps=FPS, sizes=(SIZE,), frames=(FRAMES,), crop_size=SIZE, threads=2),
@@ -73,11 +71,11 @@ PATCHES = math.prod(patch_grid(latent_shape(SETTINGS, SETTINGS.sample), SETTINGS
 
 
 def autoencoder_settings(path: pathlib.Path, steps: int) -> Settings:
-    """Settings to train the autoencoder that ships a little further, on the pixels in `path`."""
+    """Settings to train the shipped autoencoder further on the pixels in `path`."""
     return dataclasses.replace(
         SETTINGS,
         objective="autoencoder",
-        # Whole videos: trained on short pieces, colours drift in the frames beyond.
+        # Whole videos: after training on short ones, colours drift in later frames.
         data=dataclasses.replace(SETTINGS.data, path=str(path), batch=rows(4), crop_frames=FRAMES),
         loss=LossSettings(mse=4.0),
         optimizer=OptimizerSettings(
@@ -94,7 +92,7 @@ def autoencoder_settings(path: pathlib.Path, steps: int) -> Settings:
 
 
 def transformer_settings(path: pathlib.Path, steps: int) -> Settings:
-    """Settings to train the transformer that ships a little further, on the latents in `path`."""
+    """Settings to train the shipped transformer further on the latents in `path`."""
     return dataclasses.replace(
         SETTINGS,
         data=dataclasses.replace(
@@ -113,19 +111,19 @@ def transformer_settings(path: pathlib.Path, steps: int) -> Settings:
 
 
 def rows(least: int) -> int:
-    """The next batch that all devices can share."""
+    """The smallest batch of at least `least` that the devices divide."""
     return -(-least // jax.device_count()) * jax.device_count()
 
 
 class Stopwatch:
-    """Seconds of each part, kept in a file: a part that a second run only finds done keeps its first time."""
+    """Seconds of each step, kept in a file, so that a second run does not replace them."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
         self.seconds = json.loads(path.read_text()) if path.exists() else {}
 
     def time(self, name: str, work: Callable):
-        """What `work` returns; its time counts if it is the longest seen."""
+        """The result of `work`; its time is kept if it is the longest so far."""
         start = time.perf_counter()
         result = work()
         self.seconds[name] = max(self.seconds.get(name, 0.0), time.perf_counter() - start)
@@ -160,7 +158,7 @@ def demo(
     part(1, "make videos", lambda: make_world(world, console))
     part(2, "prepare pixels", lambda: prepare(first, world, pixels, console=console))
     part(3, "train the autoencoder further", lambda: train(first, out / "autoencoder", console=console))
-    # The transformer knows the latents and the tokens of what ships with it.
+    # The transformer was trained with the shipped autoencoder and tokenizer.
     known = {"autoencoder": SHIPPED_AUTOENCODER, "tokenizer": SHIPPED_MODEL / "tokenizer.model"}
     part(4, "prepare latents", lambda: prepare(second, world, latents, **known, console=console))
     before = part(5, "sample videos before", lambda: make_samples(SHIPPED_MODEL, out / "before", console))
@@ -196,7 +194,7 @@ def demo(
 
 
 def make_world(folder: pathlib.Path, console: rich.console.Console):
-    """Captioned mp4 files of the shapes world."""
+    """Write captioned videos of the shapes world."""
     with progress_bar(console) as bar:
         task = bar.add_task("videos", total=CLIPS, numbers="")
         write_world(
@@ -221,7 +219,7 @@ def make_samples(checkpoint: pathlib.Path, out: pathlib.Path, console: rich.cons
 
 
 def draw_pictures(out: pathlib.Path, pixels: pathlib.Path) -> tuple[list[Picture], dict]:
-    """Reconstructions of three videos held out, and their mean PSNR and SSIM."""
+    """(pictures of the reconstructions of three held-out videos, their mean PSNR and SSIM)."""
     records = Records(pixels, "pixels")
     pictures, measured = [], []
     with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):

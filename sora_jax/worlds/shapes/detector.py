@@ -1,6 +1,6 @@
-"""Read a scene of the shapes world back from its pixels; anything else is no scene.
+"""The scene of the shapes world that a video shows, read from its pixels by plain arithmetic.
 
-Plain arithmetic without a learned part, so that what it says of a generated video can be trusted and looked up.
+Nothing in it is learned, so that its verdict on a generated video can be checked by hand.
 """
 
 import itertools
@@ -23,38 +23,39 @@ from sora_jax.worlds.shapes.renderer import (
 
 ATTRIBUTES = ("count", "shape", "colour", "size", "motion", "speed", "background")
 
-# Distances are Euclidean in RGB of 0 to 255; no two colours of the world are nearer than 90.
+# Distances are Euclidean in RGB of 0 to 255; any two colours of the world are at least 90 apart.
 _NEAR_BACKGROUND = 40.0
 _NEAR_COLOUR = 60.0
 _UNEXPLAINED = 60.0
-_LEAST_BACKGROUND = 0.5  # share of all pixels; two large triangles cover a quarter
-_MOST_UNEXPLAINED = 0.02  # share of all pixels that are neither background nor thing nor a blend of both
-_LEAST_OVERLAP = 0.75  # intersection over union of a thing with the shape that fits best
-_BLURS = (0, 0.7, 1.0, 1.4)  # pixels; an autoencoder rounds the corners of a small square as much as this
-_LEAST_PRESENT = 0.9  # share of the frames in which a thing must be seen
-_PART = 0.15  # of a small thing's area; less of a colour is blends along an edge
-_STRAIGHT_SECONDS = 9 / 16  # nothing bounces before
-_STILL = 0.1  # shorter sides a second
-_FASTEST = 1.2
-_SLANT = 0.4  # of two velocities, the lesser over the greater; above it the motion has no name
+_MIN_BACKGROUND = 0.5  # share of all pixels; two large triangles cover a quarter
+_MAX_UNEXPLAINED = 0.02  # share of all pixels that are neither background nor thing nor a blend of both
+_MIN_OVERLAP = 0.75  # intersection over union of a thing with the best shape
+_BLURS = (0, 0.7, 1.0, 1.4)  # pixels; as much as an autoencoder rounds the corners of a small square
+_MIN_PRESENT = 0.9  # share of the frames in which a thing must be visible
+_MIN_AREA = 0.15  # of a small thing; less of a colour is a blend along an edge
+_STRAIGHT_SECONDS = 9 / 16  # shorter than the time before the first bounce
+_STILL = 0.1  # shorter sides per second; slower things are still
+_MAX_SPEED = 1.2  # shorter sides per second
+_MAX_SLANT = 0.4  # the smaller component of a velocity over the larger
 
 
 def read_scene(video: np.ndarray, *, fps: float = 16.0) -> Scene | None:
-    """The scene that a video shows, None if it shows none of this world.
-
-    Things come from left to right and from top to bottom. A single frame tells nothing of motion: "none".
+    """The scene that a video shows; None if it is not a scene of this world.
 
     Args:
-      video: uint8 [F, H, W, 3].
-      fps: frames a second.
+      video: [F, H, W, 3] uint8.
+      fps: frames per second.
+    Returns: a scene with its things from left to right and top to bottom; motion and speed of a single frame are
+      "none".
     """
     return (read_paths(video, fps=fps) or (None,))[0]
 
 
 def read_paths(video: np.ndarray, *, fps: float = 16.0) -> tuple[Scene, list[np.ndarray]] | None:
-    """The scene, and of each of its things the centre of mass in every frame, (x, y) in pixels, [F, 2]; or None.
+    """(scene, path of each thing) that a video shows; None if it is not a scene of this world.
 
-    A centre is NaN where the thing is not seen. Arguments are those of `read_scene`.
+    A path is the centre of mass in every frame, (x, y) in pixels, [F, 2], NaN where the thing is not visible.
+    Arguments are those of `read_scene`.
     """
     pixels = video.astype(np.float32)
     found = _find_background(pixels)
@@ -73,17 +74,17 @@ def read_paths(video: np.ndarray, *, fps: float = 16.0) -> tuple[Scene, list[np.
         if read is None:
             return None
         things.append(read)
-    if 1 - explained.mean() > _MOST_UNEXPLAINED:
+    if 1 - explained.mean() > _MAX_UNEXPLAINED:
         return None
     things.sort(key=lambda pair: tuple(np.nanmedian(pair[1], axis=0).tolist()))
     return Scene(tuple(thing for thing, _ in things), background), [centres for _, centres in things]
 
 
 def compare(scene: Scene, read: Scene | None) -> dict[str, bool]:
-    """For each of ATTRIBUTES, whether what was read agrees with the scene; of two things both must.
+    """For each of ATTRIBUTES, whether the scene that was read agrees; with two things, whether both do.
 
-    Things are matched so that most agrees. What could not be read at all disagrees in everything; what was read
-    from a picture is not asked about motion and speed.
+    Things are matched in the order with the most agreement. None agrees in nothing. Motion and speed of a picture
+    are left out.
     """
     if read is None:
         return dict.fromkeys(ATTRIBUTES, False)
@@ -106,7 +107,7 @@ def _distance(pixels, colour):
 
 
 def _find_background(pixels):
-    """The background that most pixels are near to, and its colours [H, 1, 3]; None if none is."""
+    """(name, colours [H, 1, 3]) of the background that most pixels are near to; None if too few are."""
     best, where = 0.0, None
     blend = np.linspace(0, 1, pixels.shape[1], dtype=np.float32)[:, None]
     for name, (top, bottom) in BACKGROUNDS.items():
@@ -114,11 +115,11 @@ def _find_background(pixels):
         share = (_distance(pixels, canvas) < _NEAR_BACKGROUND).mean()
         if share > best:
             best, where = share, (name, canvas)
-    return where if best >= _LEAST_BACKGROUND else None
+    return where if best >= _MIN_BACKGROUND else None
 
 
 def _find_colours(pixels, canvas, background):
-    """Pixels [F, H, W] near to each colour that is there for most of the time."""
+    """Colour -> its pixels, [F, H, W] bool, of the colours that are visible in at least half of the frames."""
     names = [name for name in COLOURS if (name, background) not in CAMOUFLAGE]
     distances = np.stack(
         [_distance(pixels, canvas)] + [_distance(pixels, np.array(COLOURS[name], np.float32)) for name in names]
@@ -129,17 +130,17 @@ def _find_colours(pixels, canvas, background):
     for i, name in enumerate(names, start=1):
         near = (nearest == i) & (distances[i] < _NEAR_COLOUR)
         areas = near.sum(axis=(1, 2)) / area
-        if (areas >= _PART).mean() >= 0.5:  # a whole thing, or part of one: then `_read_thing` says no
+        if (areas >= _MIN_AREA).mean() >= 0.5:  # `_read_thing` rejects a part of a thing
             masks[name] = near
     return masks
 
 
 def _opacity(pixels, canvas, colour, near):
-    """How much of each pixel the thing covers, [F, H, W] in [0, 1], within a margin around its core."""
+    """Share of each pixel that a thing covers, [F, H, W] in [0, 1], within a margin around its core."""
     towards = np.array(colour, np.float32) - canvas
     alpha = ((pixels - canvas) * towards).sum(-1) / (towards**2).sum(-1)
     grown = near
-    for _ in range(2):  # the soft edge, two pixels wide after a lossy codec
+    for _ in range(2):  # soft edges are two pixels wide after a lossy codec
         padded = np.pad(grown, ((0, 0), (1, 1), (1, 1)))
         H, W = near.shape[1:]
         grown = np.logical_or.reduce([padded[:, y : y + H, x : x + W] for y in range(3) for x in range(3)])
@@ -147,43 +148,43 @@ def _opacity(pixels, canvas, colour, near):
 
 
 def _read_thing(alpha, colour, fps):
-    """A thing and its centres, [F, 2]; None if it has no shape, size or way of this world."""
+    """(thing, its centres [F, 2]); None if its shape, size or motion is not of this world."""
     H, W = alpha.shape[1:]
     side = min(H, W)
     mass = alpha.sum(axis=(1, 2))
     shown = mass > 0
-    if shown.mean() < _LEAST_PRESENT:
+    if shown.mean() < _MIN_PRESENT:
         return None
     rows, columns = np.mgrid[:H, :W].astype(np.float32) + 0.5
     mass = np.where(shown, mass, np.nan)
     centres = np.stack([(alpha * axis).sum(axis=(1, 2)) / mass for axis in (columns, rows)], axis=1)
     size = _nearest(np.sqrt(np.nanmedian(mass) / np.pi) / side, SIZES)
     shape = _find_shape(alpha[shown], centres[shown], np.sqrt(mass[shown] / np.pi))
-    way = _find_motion(centres, side, fps)
-    if None in (size, shape, way):
+    motion = _find_motion(centres, side, fps)
+    if None in (size, shape, motion):
         return None
-    return Thing(shape, colour, size, *way), centres
+    return Thing(shape, colour, size, *motion), centres
 
 
 def _nearest(value, options):
-    """The option whose value is nearest by ratio; None if even that is far off."""
+    """The option with the nearest value by ratio; None if it is off by more than a factor of 1.5."""
     name = min(options, key=lambda name: abs(np.log(value / options[name])))
     return name if abs(np.log(value / options[name])) < np.log(1.5) else None
 
 
 def _find_shape(alpha, centres, radii):
-    """The shape that overlaps best with the opacities of all frames, each drawn with its own centre and area.
+    """The shape that overlaps best with the opacities, drawn in each frame with its centre and area.
 
-    Blurred as much as fits best: against sharp shapes a small square with rounded corners is nearly a circle.
+    Shapes are blurred as fits best: a small square with rounded corners is otherwise nearly a circle.
     """
     H, W = alpha.shape[1:]
     rows, columns = np.mgrid[:H, :W].astype(np.float32) + 0.5
-    best, name = _LEAST_OVERLAP, None
+    best, name = _MIN_OVERLAP, None
     chosen = np.linspace(0, len(alpha) - 1, min(len(alpha), 9)).astype(int)
     for shape in SHAPES:
         overlaps = []
         for i in chosen:
-            # A triangle's centre of mass lies a third below the middle of its box.
+            # The centre of mass of a triangle is a third of its half height below the middle of its box.
             x, y = columns - centres[i, 0], rows - centres[i, 1]
             y = y + half_sides(shape, radii[i])[1] / 3 if shape == "triangle" else y
             drawn = coverage(shape, x, y, radii[i])
@@ -199,18 +200,18 @@ def _overlap(a, b):
 
 
 def _find_motion(centres, side, fps):
-    """(motion, speed) of centres in pixels, [F, 2], from the frames before anything bounces; None if unnamed."""
+    """(motion, speed) of centres in pixels, [F, 2], before the first bounce; None if it is not of this world."""
     if len(centres) == 1:
         return "none", "none"
     first = centres[: max(1, int(_STRAIGHT_SECONDS * fps)) + 1]
-    velocity = np.nanmedian(np.diff(first, axis=0), axis=0) * fps / side  # shorter sides a second
+    velocity = np.nanmedian(np.diff(first, axis=0), axis=0) * fps / side  # shorter sides per second
     if not np.isfinite(velocity).all():
         return None
     axis = int(np.abs(velocity).argmax())
     speed = abs(velocity[axis])
     if speed < _STILL:
         return "still", "none"
-    if speed > _FASTEST or abs(velocity[1 - axis]) > _SLANT * speed:
+    if speed > _MAX_SPEED or abs(velocity[1 - axis]) > _MAX_SLANT * speed:
         return None
     motion = (("left", "right"), ("up", "down"))[axis][int(velocity[axis] > 0)]
     slow, fast = SPEEDS["slow"], SPEEDS["fast"]

@@ -1,4 +1,4 @@
-"""Videos longer than a model sees at once: what becomes of colours, sharpness, motion and things."""
+"""The benchmark `long`: drift of colours, sharpness, motion and things over a long video."""
 
 import dataclasses
 import itertools
@@ -25,20 +25,29 @@ from sora_jax.worlds.shapes.prompt_suite import agreement
 from sora_jax.worlds.shapes.prompts import read_prompt
 
 SAMPLES = 4
-SPANS = 6  # of a minute ten seconds each
-SHOWN = 12  # frames of each video on the sheet, and in its preview at two a second
-LASTING = ("shape", "colour", "size", "background", "count")  # ways are not: what has met an edge goes another
-MEASURES = {"colour": 20.0, "sharpness": 1.2, "motion": 1.5, "as asked": 1.05}  # and the heights of their panels
+SPANS = 6  # equal parts of a video that are measured
+SHOWN = 12  # frames of each video on the sheet and in its preview
+LASTING = ("shape", "colour", "size", "background", "count")  # motion changes at an edge
+MEASURES = {
+    "colour": 20.0,
+    "sharpness": 1.2,
+    "motion": 1.5,
+    "as asked": 1.05,
+}  # and the relative heights of their panels
 
 
 def measure_spans(spans: Iterable[np.ndarray], prompt: str, *, window: int, fps: float) -> list[dict]:
-    """What a long video has become in each of its spans, [F, H, W, 3] uint8, beside its first one.
+    """Changes of a long video from its first span on.
 
-    colour: distance in RGB between the mean colours, in levels of 255.
-    sharpness, motion: mean gradient, and mean absolute difference of successive frames, over those of the first
-      span; None if that is flat, or stands.
-    as asked: of pieces of `window` frames, the share that shows all of a prompt of the shapes world but ways and
-      speeds; None for other prompts.
+    Args:
+      spans: [F, H, W, 3] uint8 each.
+      window: frames of a piece that is compared with the prompt.
+    Returns: for each span
+      colour: distance in RGB from the mean colour of the first span, in levels of 255.
+      sharpness, motion: mean gradient, and mean absolute difference of successive frames, over those of the first
+        span; None if the first span is flat or still.
+      as asked: share of the pieces that show the prompt, motion and speed left out; None for prompts that are
+        not of the shapes world.
     """
     try:
         read_prompt(prompt)
@@ -74,17 +83,17 @@ def _as_asked(span, prompt, window, fps):
 
 def _check(checkpoint: CheckpointUnderTest, options: Options):
     if options.sampler:
-        raise InputError("--suite=long: takes no other sampler: it is the verb `sample` that is measured")
+        raise InputError("--suite=long: takes no other sampler, as it measures the command `sample`")
     check_inputs(TaskInputs(seconds=options.seconds))
     if checkpoint.settings.transformer.condition_channels:
         raise InputError(
-            f"--suite=long: {checkpoint.workdir} takes pictures beside the noise, and makes no long video"
+            f"--suite=long: {checkpoint.workdir} is an image-to-video model, which makes no long videos"
         )
     captions_of(checkpoint, options)
     least = 1 + 2 * checkpoint.settings.autoencoder.temporal_stride
     for cell in cells(checkpoint, options):
         if cell.frames < least:
-            raise InputError(f"--suite=long: {cell.frames} frames at once; {least} will do, see --frames")
+            raise InputError(f"--suite=long: {cell.frames} frames are too few; {least} are enough, see --frames")
         if options.seconds * cell.fps < 3 * SPANS:
             raise InputError(
                 f"--seconds={options.seconds:g}: {SPANS} spans of 3 frames or more are measured, which is "
@@ -110,7 +119,7 @@ def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict
 
 
 def _make(checkpoint, options, prompts, cell: SampleSettings, console) -> list[pathlib.Path]:
-    """A long video for each prompt; those that are there are kept, and one that was begun goes on."""
+    """Make a long video for each prompt; complete ones are kept, an interrupted one is continued."""
     made_of = [options.seed, options.seconds, checkpoint.content_hash, dataclasses.asdict(cell)]
     folder = checkpoint.out / "long" / digest(made_of)
     paths = [folder / f"{n:03}-{digest(prompt)}.mp4" for n, prompt in enumerate(prompts)]
@@ -131,7 +140,7 @@ def _make(checkpoint, options, prompts, cell: SampleSettings, console) -> list[p
 
 
 def _summary(out, prompts, paths, cell, seconds):
-    """The spans of each video and their means, with a sheet, and previews for the page."""
+    """Values of the spans and their means; also writes a contact sheet and previews."""
     videos, shown = [], []
     for prompt, path in zip(prompts, paths, strict=True):
         frames: list[np.ndarray] = []
@@ -154,7 +163,7 @@ def _summary(out, prompts, paths, cell, seconds):
 
 
 def _spans(path, shown):
-    """The spans of a video, one after the other; some frames of each are added to `shown`."""
+    """The spans of a video; some frames of each are appended to `shown`."""
     video = probe(path)
     size = (video.height, video.width)
     stream = (frame for (frame,) in read_frames(video, [size], fps=video.fps))
@@ -192,9 +201,9 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     picture = next(iter(folders.values())).parent / "long.png"
     draw_courses(picture, courses, MEASURES)
     note = (
-        "Videos made window after window. Colour is how far the mean is from that of the first part, in levels of "
+        "Videos made window by window. Colour is the distance of the mean colour from that of the first part, in "
     )
-    note += "255; sharpness and motion are 1 where nothing has changed since."
+    note += "levels of 255; sharpness and motion are 1 without change."
     return [Section("Long videos", note, [Picture(picture, "From the first part to the last one."), *parts])]
 
 

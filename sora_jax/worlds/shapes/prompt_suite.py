@@ -1,7 +1,7 @@
-"""Does a model do what it is asked? Prompts of shapes that it was never trained on, read back from pixels.
+"""The benchmark `shapes`: whether videos of held-out prompts show what the prompts say, read from the pixels.
 
-The control: the same videos against each other's prompts. What a model that obeys gains over it is what it has
-understood; one that does not hear its prompts gains nothing.
+The control is the agreement of the same videos with each other's prompts. A model that ignores its prompts is no
+better than the control.
 """
 
 import itertools
@@ -24,18 +24,18 @@ from sora_jax.worlds.shapes.prompts import read_prompt
 from sora_jax.worlds.shapes.renderer import Scene, bounces, sample_scene
 
 SAMPLES = 500
-SEED = 7  # of the world: its held-out scenes are the prompts
+SEED = 7  # of the world whose held-out scenes are the prompts
 OF_THINGS = ("shape", "colour", "size", "motion", "speed")
 ATTRIBUTES = (*OF_THINGS, "background", "count")
 ALL = "all together"
-SHUFFLES = 20  # for the control: its own noise should be small beside that of the samples
-ENOUGH = 30  # samples that speak of an attribute, for a verdict on it
-SURE = 3.29  # deviations of a normal: of 2,000 attributes that are not heard, one passes
-SHEET, PLAYED = 24, 8
+SHUFFLES = 20  # of the control, so that its noise is small beside that of the samples
+MIN_SAMPLES = 30  # prompts that name an attribute, for it to be judged
+FAULT_Z = 3.29  # standard deviations: one in 2,000 ignored attributes passes
+SHEET, PLAYED = 24, 8  # samples on the contact sheet, and videos on the page
 
 
 def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval that holds a share with 95 % confidence, of so many right out of `count`.
+    """Confidence interval of a share, `right` out of `count`; z = 1.96 gives 95 %.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
@@ -48,7 +48,7 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def make_prompts(count: int, *, size: tuple[int, int], frames: int, fps: float) -> list[str]:
-    """Plain captions of held-out scenes, as such a video would show them."""
+    """Plain captions of held-out scenes."""
     prompts = []
     for index in range(count):
         scene = sample_scene(SEED, index, held_out=True)
@@ -58,10 +58,10 @@ def make_prompts(count: int, *, size: tuple[int, int], frames: int, fps: float) 
 
 
 def agreement(prompt: str, read: Scene | None) -> dict[str, bool]:
-    """Of each attribute that a prompt speaks of, whether a video shows it; of two things both must.
+    """For each attribute that a prompt names, whether a video shows it; with two things, whether both do.
 
     Args:
-      read: by the detector; None, no scene, agrees with nothing.
+      read: the scene that the detector reads; None agrees with nothing.
     """
     things, background = read_prompt(prompt)
     fields = [field for field in OF_THINGS if any(field in thing for thing in things)]
@@ -79,7 +79,7 @@ def agreement(prompt: str, read: Scene | None) -> dict[str, bool]:
 
 
 def shares(found: Sequence[Mapping[str, bool]]) -> dict[str, dict]:
-    """Of each attribute, and of all in a prompt together, {"share", "low", "high", "right", "of"}."""
+    """{"share", "low", "high", "right", "of"} of each attribute, and of all attributes of a prompt together."""
     made = {}
     for name in (*ATTRIBUTES, ALL):
         asked = [all(f.values()) if name == ALL else f[name] for f in found if name == ALL or name in f]
@@ -96,32 +96,32 @@ def shares(found: Sequence[Mapping[str, bool]]) -> dict[str, dict]:
 
 
 def control(prompts: Sequence[str], reads: Sequence[Scene | None]) -> dict[str, float]:
-    """The share of each attribute by which videos agree with prompts of others: chance, for this model."""
+    """Share of each attribute in which videos agree with each other's prompts: chance level for this model."""
     draw = np.random.default_rng(0)
     found = []
     for _ in range(SHUFFLES if len(prompts) > 1 else 0):
-        # A cycle through all of them in a random order: nobody gets the prompt that was its own.
+        # A cycle in random order: no video gets its own prompt.
         order = draw.permutation(len(prompts))
         found += [agreement(prompts[a], reads[b]) for a, b in zip(order, np.roll(order, 1), strict=True)]
     return {name: value["share"] for name, value in shares(found).items()}
 
 
 def summarize(prompts: Sequence[str], reads: Sequence[Scene | None]) -> dict:
-    """What is told of samples: shares of each attribute, the control, and what is at fault.
+    """Shares of each attribute, the control, and faults.
 
-    An attribute is at fault that so many samples speak of, and whose interval reaches down to the control all the
-    same: it may as well be chance.
+    An attribute is at fault if MIN_SAMPLES prompts or more name it and its interval reaches down to the control.
     """
     found = [agreement(prompt, read) for prompt, read in zip(prompts, reads, strict=True)]
     values, chance = shares(found), control(prompts, reads)
-    judged = [name for name in values if name in chance and values[name]["of"] >= ENOUGH]
-    deaf = [name for name in judged if wilson(values[name]["right"], values[name]["of"], SURE)[0] <= chance[name]]
+    judged = [name for name in values if name in chance and values[name]["of"] >= MIN_SAMPLES]
+    low = {name: wilson(values[name]["right"], values[name]["of"], FAULT_Z)[0] for name in judged}
+    ignored = [name for name in judged if low[name] <= chance[name]]
     none = sum(read is None for read in reads)
     faults = []
     if none > len(reads) / 2:
-        faults.append(f"shapes: in {none} of {len(reads)} samples no scene is seen")
-    if deaf:
-        faults.append(f"shapes: no better than with captions shuffled: {', '.join(deaf)}")
+        faults.append(f"shapes: {none} of {len(reads)} samples show no scene")
+    if ignored:
+        faults.append(f"shapes: no better than with shuffled prompts: {', '.join(ignored)}")
     return {"adherence": values, "shuffled": chance, "no_scene": none, "faults": faults}
 
 
@@ -161,22 +161,22 @@ def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict
     for fault in values.get("faults", ()):
         console.print(f"FAULT {checkpoint.name}: {fault}", style="bold red")
     if values:
-        console.print(terminal_table(("attribute", checkpoint.name, "captions shuffled"), list(_rows(values))))
+        console.print(terminal_table(("attribute", checkpoint.name, "prompts shuffled"), list(_rows(values))))
     return values
 
 
 def aspect(H: int, W: int) -> str:
-    """The words for a shape: 96x64 is 3:2."""
+    """Aspect ratio: 96x64 is 3:2."""
     divisor = math.gcd(H, W)
     return f"{W // divisor}:{H // divisor}"
 
 
 def _rows(values):
     for name, v in values["adherence"].items():
-        yield name, told(v), percent(values["shuffled"].get(name))
+        yield name, interval_text(v), percent(values["shuffled"].get(name))
 
 
-def told(value: Mapping | None) -> str | None:
+def interval_text(value: Mapping | None) -> str | None:
     return value and f"{percent(value['share'])} ({percent(value['low'])} to {percent(value['high'])})"
 
 
@@ -185,7 +185,7 @@ def percent(share: float | None) -> str | None:
 
 
 def _draw(out: pathlib.Path, samples):
-    """A contact sheet with each prompt and what went wrong, and previews of what the page plays."""
+    """Draw a contact sheet with prompts and mistakes, and write previews of the videos on the page."""
     chosen = [
         samples[n] for n in np.unique(np.linspace(0, len(samples) - 1, min(SHEET, len(samples))).astype(int))
     ]
@@ -200,7 +200,7 @@ def _draw(out: pathlib.Path, samples):
 
 def verdict(sample: Mapping) -> str:
     wrong = [name for name, right in sample["found"].items() if not right]
-    return f"✗ {', '.join(wrong) if len(wrong) < len(sample['found']) else 'nothing of it'}:" if wrong else "✓"
+    return f"✗ {', '.join(wrong) if len(wrong) < len(sample['found']) else 'everything'}:" if wrong else "✓"
 
 
 def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> list[Section]:
@@ -209,29 +209,29 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     draw_shares(
         picture, {n: v["adherence"] for n, v in results.items()}, {n: v["shuffled"] for n, v in results.items()}
     )
-    header = ("attribute", *itertools.chain.from_iterable((name, "captions shuffled") for name in names))
+    header = ("attribute", *itertools.chain.from_iterable((name, "prompts shuffled") for name in names))
     rows = [
         (
             a,
             *itertools.chain.from_iterable(
-                (told(v["adherence"].get(a)), percent(v["shuffled"].get(a))) for v in results.values()
+                (interval_text(v["adherence"].get(a)), percent(v["shuffled"].get(a))) for v in results.values()
             ),
         )
         for a in (*ATTRIBUTES, ALL)
     ]
-    note = "Prompts of combinations that were held out of training, one sample each, read back by rules. "
-    note += "In brackets the 95 % interval. With captions shuffled: the same videos against prompts of others."
+    note = "Prompts of combinations held out of training, one sample each, read by rules. In brackets: the 95 % "
+    note += "interval. Prompts shuffled: the same videos against the prompts of others."
     faults = [f"{name}: {fault}" for name, values in results.items() for fault in values["faults"]]
     parts = [Picture(picture, "Share of the samples that show what their prompt says."), Table(header, rows)]
     for key, title in (("by_size", "size"), ("by_aspect", "aspect"), ("by_frames", "frames")):
         if any(len(values[key]) > 1 for values in results.values()):
             groups = dict.fromkeys(group for values in results.values() for group in values[key])
-            cells_ = [(f"{g}", *(told(v[key].get(g, {}).get(ALL)) for v in results.values())) for g in groups]
+            cells_ = [
+                (f"{g}", *(interval_text(v[key].get(g, {}).get(ALL)) for v in results.values())) for g in groups
+            ]
             parts.append(Table((title, *names), cells_, "All of a prompt together"))
     sections = [
-        Section(
-            "Shapes: does it do what the prompt says?", " ".join([*(f"FAULT: {f}." for f in faults), note]), parts
-        )
+        Section("Shapes: agreement with the prompts", " ".join([*(f"FAULT: {f}." for f in faults), note]), parts)
     ]
     for name, values in results.items():
         played = [
@@ -240,7 +240,7 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
             if "preview" in s
         ]
         sheet = Picture(folders[name] / "shapes.png", "First to last frame of samples, spread over all of them.")
-        note = f"{len(values['samples'])} samples; in {values['no_scene']} of them no scene is seen."
+        note = f"{len(values['samples'])} samples; {values['no_scene']} of them show no scene."
         sections.append(Section(f"Shapes by {name}", note, [Gallery(played), sheet]))
     return sections
 

@@ -1,7 +1,8 @@
-"""Every task of `sample` in the shapes world: what is given comes back, joins do not show, the prompt is obeyed.
+"""The benchmark `tasks`: every task of `sample` in the shapes world.
 
-What is given is rendered, of scenes that were held out of training. The results are read from the files that
-`sample` writes, beside what the autoencoder alone makes of the same frames, written in the same way.
+Measured are the fidelity of conditioning frames, the smoothness at joins, and agreement with the prompt. Inputs
+are rendered from scenes held out of training. Results are read from the files that `sample` writes; the same
+frames through the autoencoder alone, written in the same way, are the reference.
 """
 
 import dataclasses
@@ -28,14 +29,14 @@ from sora_jax.report.figures import draw_contact_sheet
 from sora_jax.report.page import Picture, Section, Table
 from sora_jax.worlds.shapes.captions import caption
 from sora_jax.worlds.shapes.detector import read_paths
-from sora_jax.worlds.shapes.prompt_suite import ALL, SEED, agreement, percent, shares, told
+from sora_jax.worlds.shapes.prompt_suite import ALL, SEED, agreement, interval_text, percent, shares
 from sora_jax.worlds.shapes.renderer import bounces, render, sample_scene
 
 SAMPLES = 50
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MEASURES = {"given": "given, dB", "reconstruction": "alone, dB", "join": "join", "jump": "jump"}
-SHOWN = 2  # results of each task on the sheet
-MOVES = 0.1  # pixels a frame; what is slower stands
+SHOWN = 2  # results of each task on the contact sheet
+STEP_MIN = 0.1  # pixels per frame; slower things are still
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ def make_trials(number: int, cell: SampleSettings, coder: Coder, folder: pathlib
     mask = kept("mask.png", np.where(known[None, :, :, None], 0, np.full(3, 255)).astype(np.uint8))
     inputs = TaskInputs("inpaint", videos=(file,), mask=mask)
     yield Trial("inpaint", asked(F), inputs, [before], range(F), where=known)
-    # As many whole patches at each side as make about a quarter of the picture.
+    # Whole patches at each side, about a quarter of the picture.
     sides = (coder.settings.spatial_stride * p for p in coder.patch)
     y, x = (max(1, side // p // 4) * p for side, p in zip((H, W), sides, strict=True))
     known = np.zeros((H, W), bool)
@@ -135,7 +136,7 @@ def measure_trial(trial: Trial, made: np.ndarray, alone: np.ndarray | None, fps:
         values["join"] = _at_joins(change, trial.joins, STILL_BELOW)
         paths = read[1] if read else []
         steps = [np.linalg.norm(path - np.roll(path, 1, axis=0), axis=1) for path in paths]
-        jumps = [jump for step in steps if (jump := _at_joins(step, trial.joins, MOVES)) is not None]
+        jumps = [jump for step in steps if (jump := _at_joins(step, trial.joins, STEP_MIN)) is not None]
         values["jump"] = max(jumps, default=None)
     return values | {"found": agreement(trial.prompt, read and read[0])}
 
@@ -150,10 +151,10 @@ def _psnr(a, b, where):
 
 
 def _at_joins(change, joins, least):
-    """The mean of changes at joins over the mean elsewhere; None if that is less than `least`, or unknown."""
+    """Mean change at joins over the mean elsewhere; None if the latter is below `least`, or unknown."""
     there = np.isin(np.arange(len(change)), joins)
     elsewhere = ~there
-    elsewhere[0] = False  # from the last frame to the first: nobody sees it, but in a loop
+    elsewhere[0] = False  # from the last frame to the first, which counts in a loop only
     usual = float(np.nanmean(change[elsewhere]))
     ratio = float(np.mean(change[there])) / usual if usual > least else math.nan
     return ratio if math.isfinite(ratio) else None
@@ -161,9 +162,9 @@ def _at_joins(change, joins, least):
 
 def _check(checkpoint: CheckpointUnderTest, options: Options):
     if options.sampler:
-        raise InputError("--suite=tasks: takes no other sampler: it is the verb `sample` that is measured")
+        raise InputError("--suite=tasks: takes no other sampler, as it measures the command `sample`")
     if checkpoint.settings.transformer.condition_channels:
-        raise InputError(f"--suite=tasks: {checkpoint.workdir} takes pictures beside the noise, and no other task")
+        raise InputError(f"--suite=tasks: {checkpoint.workdir} is an image-to-video model, with no other task")
     least = 1 + 4 * checkpoint.settings.autoencoder.temporal_stride
     for cell in cells(checkpoint, options):
         if cell.frames < least:
@@ -198,14 +199,14 @@ def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict
 
 
 def _read(out, trial, path, coder, cell):
-    """What is measured of a result, as the only element of a list; nothing but on the first process."""
+    """The values of a result, as the only element of a list; an empty list on other processes."""
     parts = [coder.decode(coder.encoded(part)) for part in trial.given]
     found: list[dict] = []
 
     def read():
         alone = None
         if parts:
-            # Through the same codec as the result.
+            # Written with the same codec as the result.
             file = path.with_name("alone.mp4")
             with VideoWriter(file, cell.fps) as video:
                 video.write(np.concatenate(parts))
@@ -218,7 +219,7 @@ def _read(out, trial, path, coder, cell):
 
 
 def _summary(out, results):
-    """Means of each task, and a sheet of pictures."""
+    """Means of each task; also draws a contact sheet."""
     by_task: dict = {}
     for name in dict.fromkeys(result["task"] for result in results):
         mine = [result for result in results if result["task"] == name]
@@ -233,7 +234,7 @@ def _summary(out, results):
     return {"by_task": by_task, "results": results}
 
 
-def _table(results, say=told):
+def _table(results, say=interval_text):
     header = ("task", *MEASURES.values(), "things as asked", "all as asked")
     rows = []
     for name, values in results.items():
