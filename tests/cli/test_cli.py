@@ -56,7 +56,7 @@ def test_help_of_a_command_names_its_flags_and_every_key_of_the_config(capsys, h
     keys = [f"--config.{group}.{key}=" for group, keys in groups() for key in keys]
     assert all((key in out) == COMMANDS[name].config for key in keys)
     for flag in COMMANDS[name].all_flags:
-        assert f"  --{flag.name} " in out and flag.meaning.endswith((".", ")"))
+        assert f"  --{flag.name}" in out and flag.meaning.endswith((".", ")"))
     assert not list(here.iterdir())
 
 
