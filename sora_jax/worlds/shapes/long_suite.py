@@ -200,10 +200,8 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
             courses[title] = {"seconds": middles} | {k: [s[k] for s in found["spans"]] for k in MEASURES}
     picture = next(iter(folders.values())).parent / "long.png"
     draw_courses(picture, courses, MEASURES)
-    note = (
-        "Videos made window by window. Colour is the distance of the mean colour from that of the first part, in "
-    )
-    note += "levels of 255; sharpness and motion are 1 without change."
+    note = "Videos made window by window. Colour is the distance of the mean colour from that of the first part, "
+    note += "in levels of 255; sharpness and motion are 1 without change."
     return [Section("Long videos", note, [Picture(picture, "From the first part to the last one."), *parts])]
 
 
