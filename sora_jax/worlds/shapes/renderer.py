@@ -247,7 +247,7 @@ class World:
 
 
 def write_world(
-    folder: pathlib.Path,
+    folder: str | pathlib.Path,
     count: int,
     world: World = World(),
     *,
@@ -259,7 +259,7 @@ def write_world(
       progress: called with the number of videos that are complete.
     Raises: InputError if the folder holds another world.
     """
-    shapes = world.shapes()
+    folder, shapes = pathlib.Path(folder), world.shapes()
     _check_folder(folder, world)
     lines = []
     for index in range(count):
