@@ -301,7 +301,7 @@ def test_tries_that_fail_count_for_the_budget(server, folder, quiet):
 # Prompts ---------------------------------------------------------------------------------------------------------
 
 
-def test_prompts_are_written_out_in_their_order(server, quiet):
+def test_prompts_are_expanded_in_their_order(server, quiet):
     server.content = '"A cat,\nwhich sleeps."'
     made = expand(["a cat", "a dog"], chat_with(server), parallel=1, console=quiet)
     assert made == ["A cat, which sleeps."] * 2
@@ -325,7 +325,7 @@ def test_every_caption_of_the_shapes_world_is_understood():
                 assert style != "long" or thing.motion == "still" or "speed" in said, text
 
 
-def test_the_template_keeps_what_is_asked_and_adds_the_rest():
+def test_the_rules_keep_what_is_asked_and_add_the_rest():
     for prompt in ("a circle", "red square on a white background", "a big triangle rising up and a blue circle"):
         made = expand_by_rules(prompt)
         asked, background = read_prompt(prompt)
@@ -345,10 +345,10 @@ def test_prepare_takes_the_three_captions_of_the_shapes_world(tmp_path):
         assert source.captions == tuple(said)
 
 
-# The verb --------------------------------------------------------------------------------------------------------
+# The command --------------------------------------------------------------------------------------------------------
 
 
-def test_the_verb_captions_and_writes_out(server, folder, tmp_path, monkeypatch, capsys):
+def test_the_command_captions_and_expands(server, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MY_KEY", KEY + "\n")
     flags = [f"--endpoint={server.url}", "--model=painter", "--key-variable=MY_KEY"]
     out = tmp_path / "c.jsonl"

@@ -1,4 +1,4 @@
-"""Mistakes that meet a trained model: each told in one line, with nothing written and nothing lost."""
+"""Errors of input with a trained model: each in one line, with nothing written and nothing lost."""
 
 import dataclasses
 import gc
@@ -57,7 +57,7 @@ def train_flags(home):
 
 
 def told(capsys, *argv: str) -> str:
-    """The one line that a mistake is told in."""
+    """The one line of an error."""
     assert main(list(argv)) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith(f"sora-jax {argv[0]}: "), err
@@ -212,8 +212,8 @@ def test_a_broken_checkpoint_is_set_aside_and_the_run_ends_as_if_nothing_had_bee
 def test_checkpoints_are_looked_at_verified_and_thrown_away(home, here, capfd):
     shutil.copytree(home / "run", here / "run")
 
-    def lines(verb, *flags):
-        assert main([*f"checkpoint {verb}".split(), "--workdir=run", *flags]) == 0
+    def lines(name, *flags):
+        assert main([*f"checkpoint {name}".split(), "--workdir=run", *flags]) == 0
         return capfd.readouterr().err
 
     assert "objective: flow" in lines("inspect") and "2/2" not in lines("inspect")

@@ -1,4 +1,4 @@
-"""The command line as people meet it: help, and each mistake told in one line before anything is written."""
+"""The command line: help, and errors of input in one line, before anything is written."""
 
 import os
 import pathlib
@@ -21,13 +21,13 @@ PROGRAM = pathlib.Path(sys.executable).with_name("sora-jax")
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """An empty folder to be in, so that what a mistake writes is seen."""
+    """An empty current folder, so that files written by mistake are found."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def told(capsys, *argv: str) -> str:
-    """The one line that a mistake is told in."""
+def error_line(capsys, *argv: str) -> str:
+    """The one line of an error."""
     assert main(list(argv)) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith(f"sora-jax {argv[0]}"), err
@@ -78,14 +78,14 @@ def test_help_may_be_cut_off_by_its_reader():
     assert done.stderr == "" and done.returncode == 0
 
 
-def test_the_installed_program_tells_a_mistake_and_exits_with_2(here):
+def test_the_installed_program_reports_an_error_and_exits_with_2(here):
     done = subprocess.run([PROGRAM, "trian"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "did you mean 'train'?" in done.stderr
     assert not list(here.iterdir())
 
 
-# Mistakes of writing ---------------------------------------------------------------------------------------------
+# Mistyped input ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_the_installed_program_tells_a_mistake_and_exits_with_2(here):
         ("sample --checkpoint=. --prompt=cat --out=a.mp4 --mesh=data=x", "--mesh: 'data=x' is not AXIS=SIZE"),
     ],
 )
-def test_a_mistyped_command_is_told_with_what_would_be_right(capsys, here, command, words):
-    assert words in told(capsys, *command.split())
+def test_a_mistyped_command_is_reported_with_a_correction(capsys, here, command, words):
+    assert words in error_line(capsys, *command.split())
     assert not list(here.iterdir())
 
 
@@ -157,18 +157,18 @@ def test_a_mistyped_command_is_told_with_what_would_be_right(capsys, here, comma
         ('{"flow": {"time_min": 0.9, "time_max": 0.5}}', "config.flow.time_min: must be below"),
     ],
 )
-def test_settings_that_cannot_be_are_told(capsys, here, text, words):
+def test_impossible_settings_are_reported(capsys, here, text, words):
     (here / "settings.json").write_text(text)
-    assert words in told(capsys, "train", "--config=settings.json", "--workdir=run")
+    assert words in error_line(capsys, "train", "--config=settings.json", "--workdir=run")
     assert [path.name for path in here.iterdir()] == ["settings.json"]
 
 
-def test_a_config_file_is_found_by_its_nearest_name(capsys, here):
+def test_the_nearest_name_of_a_config_file_is_suggested(capsys, here):
     (here / "configs").mkdir()
     (here / "configs/clips.py").write_text("")
     for flag in (["--config=configs/clip.py"], ["--config", "configs/clip.py"]):
-        assert "no file configs/clip.py, did you mean 'configs/clips.py'?" in told(capsys, "train", *flag)
-    assert "name a file" in told(capsys, "train", "--config=")
+        assert "no file configs/clip.py, did you mean 'configs/clips.py'?" in error_line(capsys, "train", *flag)
+    assert "name a file" in error_line(capsys, "train", "--config=")
 
 
 START = "from sora_jax.config.load import default_config\n\ndef get_config():\n    config = default_config()\n"
@@ -187,9 +187,9 @@ START = "from sora_jax.config.load import default_config\n\ndef get_config():\n 
         (START + "    config.train.steps = -1\n    return config\n", "config.train.steps: -1 must be at least 1"),
     ],
 )
-def test_a_mistake_in_a_config_file_is_told_with_its_line(capsys, here, program, words):
+def test_an_error_in_a_config_file_is_reported_with_its_line(capsys, here, program, words):
     (here / "mine.py").write_text(program)
-    line = told(capsys, "train", "--config=mine.py", "--workdir=run")
+    line = error_line(capsys, "train", "--config=mine.py", "--workdir=run")
     assert words in line
     if "stpes" in program:
         assert 'Did you mean "steps"' in line
@@ -203,35 +203,37 @@ def test_a_config_file_may_take_an_argument_and_read_its_siblings(capsys, here):
         "def get_config(objective='flow'):\n    config = base['get_config']()\n"
         "    config.objective = objective\n    return config\n"
     )
-    assert "config.objective: 'flwo'?" in told(capsys, "train", "--config=mine.py:flwo", "--workdir=run")
-    assert "config.data.path: name the folder" in told(capsys, "train", "--config=mine.py", "--workdir=run")
+    assert "config.objective: 'flwo'?" in error_line(capsys, "train", "--config=mine.py:flwo", "--workdir=run")
+    assert "config.data.path: name the folder" in error_line(capsys, "train", "--config=mine.py", "--workdir=run")
 
 
 # Missing and empty data ------------------------------------------------------------------------------------------
 
 
-def test_videos_that_are_not_there_are_told(capsys, here):
+def test_absent_videos_are_reported(capsys, here):
     (here / "videos").mkdir()
-    assert "no such folder, did you mean 'videos'?" in told(capsys, "prepare", "--videos=video", "--out=data")
-    assert "videos: no video" in told(capsys, "prepare", "--videos=videos", "--out=data")
+    assert "no such folder, did you mean 'videos'?" in error_line(
+        capsys, "prepare", "--videos=video", "--out=data"
+    )
+    assert "videos: no video" in error_line(capsys, "prepare", "--videos=videos", "--out=data")
     assert [path.name for path in here.iterdir()] == ["videos"]
 
 
 @pytest.mark.parametrize("objective", ["flow", "autoencoder"])
-def test_data_that_are_not_there_are_told(capsys, here, objective):
+def test_absent_data_are_reported(capsys, here, objective):
     (here / "latents").mkdir()
     flags = [f"--config.objective={objective}", "--workdir=run"]
-    assert "did you mean 'latents'?" in told(capsys, "train", "--config.data.path=latent", *flags)
-    assert "latents is no finished data set" in told(capsys, "train", "--config.data.path=latents", *flags)
+    assert "did you mean 'latents'?" in error_line(capsys, "train", "--config.data.path=latent", *flags)
+    assert "latents is no finished data set" in error_line(capsys, "train", "--config.data.path=latents", *flags)
     assert [path.name for path in here.iterdir()] == ["latents"]
 
 
-def test_a_checkpoint_that_is_not_there_is_told(capsys, here):
+def test_an_absent_checkpoint_is_reported(capsys, here):
     (here / "runs/first").mkdir(parents=True)
     asked = ["--prompt=a cat", "--out=cat.mp4"]
-    for verb, flags in (("sample", asked), ("evaluate", [])):
-        assert "did you mean 'first'?" in told(capsys, verb, "--checkpoint=runs/frist", *flags)
-        assert "runs/first: no checkpoint in it" in told(capsys, verb, "--checkpoint=runs/first", *flags)
+    for name, flags in (("sample", asked), ("evaluate", [])):
+        assert "did you mean 'first'?" in error_line(capsys, name, "--checkpoint=runs/frist", *flags)
+        assert "runs/first: no checkpoint in it" in error_line(capsys, name, "--checkpoint=runs/first", *flags)
     assert files_in(here) == {}
 
 

@@ -1,4 +1,4 @@
-"""Suites of measures: on videos whose truth is known, from the renderer in place of a model."""
+"""Benchmarks on videos whose content is known, from the renderer in place of a model."""
 
 import dataclasses
 import io
@@ -41,7 +41,7 @@ QUIET = rich.console.Console(file=io.StringIO(), width=200)
 
 
 def checkpoint(folder: pathlib.Path, step: int = 3) -> pathlib.Path:
-    """A workdir with a checkpoint; what makes the videos stands in for its parameters."""
+    """A workdir with a checkpoint, whose videos come from a Model."""
     state = TrainState(jnp.asarray(step), {"x": jnp.ones(2)}, {"x": jnp.ones(2)}, ())
     with Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.save(state, SETTINGS, "")
@@ -49,7 +49,7 @@ def checkpoint(folder: pathlib.Path, step: int = 3) -> pathlib.Path:
 
 
 class Model:
-    """Makes videos by the renderer: `scene(n)` is what it shows for prompt n. Counts them."""
+    """A sampler that renders `scene(n)` for prompt n, and lists the prompts that it was asked for."""
 
     def __init__(self, scene, change=lambda video: video):
         self.scene, self.change, self.made = scene, change, []
@@ -66,12 +66,12 @@ def asked(number):
 
 
 def another(number):
-    """A scene of nobody's asking, as a model shows that does not hear its text."""
+    """A scene that no prompt asked for, as of a model that ignores its text."""
     return sample_scene(SEED + 1, number, held_out=True)
 
 
 def never_denoised(video):
-    """What a model leaves whose times are all one: noise, in which something may be guessed."""
+    """Noise with a trace of the video, as of a model that is given one time always."""
     noise = np.random.default_rng(int(video[0, 0, 0, 0])).normal(0, 90, video.shape)
     return np.clip(video * 0.3 + 90 + noise, 0, 255).astype(np.uint8)
 
@@ -90,7 +90,7 @@ def run(folder, out, model, *suite, samples=SAMPLES, **options):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Two checkpoints, the first evaluated with a model that obeys."""
+    """Two checkpoints, the first one evaluated with a model that obeys."""
     home = tmp_path_factory.mktemp("home")
     checkpoint(home / "good")
     checkpoint(home / "other")
@@ -123,7 +123,7 @@ def test_loss_by_task_leaves_out_what_is_given():
 # Shapes ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_obeys_is_found_to_do_so(home):
+def test_a_model_that_obeys_agrees_in_every_attribute(home):
     _, values = home
     assert values["faults"] == [] and values["no_scene"] == 0
     for name in (*ATTRIBUTES, ALL):
@@ -133,7 +133,7 @@ def test_a_model_that_obeys_is_found_to_do_so(home):
 
 
 def test_the_control_is_at_chance(home):
-    """Of what is drawn evenly from few options, about one in so many agrees; two things agree less."""
+    """One of n options agrees in about 1/n of the cases; two things agree less often."""
     _, values = home
     for name, least, most in (
         ("colour", 0.03, 0.25),
@@ -145,14 +145,14 @@ def test_the_control_is_at_chance(home):
 
 
 def test_other_processes_need_not_have_read_the_samples(home, tmp_path, monkeypatch):
-    """What a second process is: all that the first one does alone is left out."""
+    """A process after the first: what the first one does alone is left out."""
     for name in ("evaluate.evaluate", "evaluate.benchmark", "worlds.shapes.prompt_suite"):
         monkeypatch.setattr(f"sora_jax.{name}.run_on_first_host", lambda work: None)
     values = run(home[0] / "good", tmp_path, Model(asked), "shapes", samples=2)
     assert values["checkpoints"][0]["shapes"] == {} and not (tmp_path / "index.html").exists()
 
 
-def test_tasks_and_long_videos_are_those_of_the_verb(home, tmp_path):
+def test_tasks_and_long_videos_take_no_other_sampler(home, tmp_path):
     with pytest.raises(InputError, match="takes no other sampler"):
         run(home[0] / "good", tmp_path, Model(asked), "tasks")
     with pytest.raises(InputError, match="takes no other sampler"):
@@ -179,28 +179,28 @@ def test_a_broken_model_fails_loudly(home, tmp_path, model, samples, at_fault):
     assert "FAULT" in (tmp_path / "index.html").read_text() and "FAULT" in QUIET.file.getvalue()
 
 
-def test_a_model_that_does_not_hear_its_text_is_at_chance_in_everything():
+def test_a_model_that_ignores_its_text_is_at_chance_in_everything():
     prompts = make_prompts(200, size=(64, 64), frames=17, fps=16.0)
     (fault,) = summarize(prompts, [another(number) for number in range(len(prompts))])["faults"]
     assert fault == f"shapes: no better than with shuffled prompts: {', '.join((*ATTRIBUTES, ALL))}"
 
 
-def test_one_attribute_that_is_not_heard_is_named_alone():
+def test_an_ignored_attribute_is_named_alone():
     prompts = make_prompts(120, size=(64, 64), frames=17, fps=16.0)
     draw = np.random.default_rng(0)
 
-    def with_a_way_of_its_own(number):
+    def with_another_motion(number):
         scene = asked(number)
-        ways = ("left", "right", "still")
-        things = tuple(dataclasses.replace(thing, motion=str(draw.choice(ways))) for thing in scene.things)
+        motions = ("left", "right", "still")
+        things = tuple(dataclasses.replace(thing, motion=str(draw.choice(motions))) for thing in scene.things)
         return dataclasses.replace(scene, things=things)
 
-    reads = [with_a_way_of_its_own(number) for number in range(len(prompts))]
+    reads = [with_another_motion(number) for number in range(len(prompts))]
     (fault,) = summarize(prompts, reads)["faults"]
     assert fault == "shapes: no better than with shuffled prompts: motion"
 
 
-def test_only_what_a_prompt_says_is_judged():
+def test_only_attributes_that_a_prompt_names_are_judged():
     prompt = "a small red circle moves left on a black background"
     scene = next(s for s in map(asked, range(2000)) if s.background == "black" and len(s.things) == 1)
     thing = dataclasses.replace(scene.things[0], shape="circle", colour="red", size="small", motion="left")
@@ -220,7 +220,7 @@ def test_intervals_are_those_of_scipy():
     assert wilson(0, 0) == (0, 1)
 
 
-def test_what_is_done_is_not_done_again_and_more_samples_add_to_it(home, tmp_path):
+def test_existing_values_and_samples_are_kept_and_more_samples_add_to_them(home, tmp_path):
     model = Model(asked)
     run(home[0] / "other", tmp_path, model, "shapes", samples=4)
     assert model.made == [0, 1, 2, 3]
@@ -259,7 +259,7 @@ def test_checkpoints_stand_side_by_side_by_size_and_length(home, tmp_path):
 # Motion ----------------------------------------------------------------------------------------------------------
 
 
-def test_motion_is_measured_of_videos_that_are_known():
+def test_motion_of_videos_with_known_motion():
     still = np.full((17, 32, 32, 3), 90, np.uint8)
     still[:, 8:16, 8:16] = 200
     found = measure_motion(still, 4)
@@ -309,7 +309,7 @@ def test_the_temporal_suite_measures_samples_beside_real_videos(home, tmp_path):
 # Long videos -----------------------------------------------------------------------------------------------------
 
 
-def test_what_becomes_of_a_long_video_is_told_span_by_span():
+def test_changes_of_a_long_video_are_measured_span_by_span():
     scene = dataclasses.replace(asked(0), things=asked(0).things[:1])
     prompt = caption(scene, "plain", moving=True, bounced=[False])
     video = render(scene, frames=90, size=(64, 64)).astype(float)
@@ -324,7 +324,7 @@ def test_what_becomes_of_a_long_video_is_told_span_by_span():
     assert still["motion"] == 0 and still["as asked"] is None
 
 
-def test_a_value_that_is_not_there_leaves_its_cell_empty():
+def test_an_absent_value_leaves_its_cell_empty():
     console = rich.console.Console(file=io.StringIO(), width=80)
     console.print(terminal_table(("task", "join"), [("loop", None), ("connect", 1.21512)]))
     printed = console.file.getvalue()
@@ -372,7 +372,7 @@ def test_samples_for_vbench_are_named_as_its_tool_reads_them(home, tmp_path):
         (["--checkpoint=other"], "--out is missing"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_computed(home, monkeypatch, capsys, flags, words):
+def test_errors_come_before_anything_is_computed(home, monkeypatch, capsys, flags, words):
     monkeypatch.chdir(home[0])
     pathlib.Path("p.txt").write_text("a cat\n")
     assert main(["evaluate", "--checkpoint=good", "--mesh=data=8", *flags]) == 2

@@ -43,14 +43,16 @@ class Run:
     def __init__(self, folder, clips):
         self.folder, self.config = folder, folder / "config.py"
         self.config.write_text(CONFIG)
-        self.verb("prepare", f"--videos={clips}", f"--out={folder}/pixels")
+        self.command("prepare", f"--videos={clips}", f"--out={folder}/pixels")
         self.autoencoder(folder / "autoencoder")
-        self.verb("prepare", f"--videos={clips}", f"--autoencoder={folder}/autoencoder", f"--out={folder}/latents")
+        self.command(
+            "prepare", f"--videos={clips}", f"--autoencoder={folder}/autoencoder", f"--out={folder}/latents"
+        )
         self.latents = f"--config.data.path={folder}/latents"
-        self.verb("train", f"--workdir={folder}/model", self.latents)
+        self.command("train", f"--workdir={folder}/model", self.latents)
 
     def autoencoder(self, workdir):
-        self.verb(
+        self.command(
             "train",
             f"--workdir={workdir}",
             "--config.objective=autoencoder",
@@ -60,7 +62,7 @@ class Run:
             f"--config.data.path={self.folder}/pixels",
         )
 
-    def verb(self, name, *flags):
+    def command(self, name, *flags):
         with_config = [f"--config={self.config}"] if name in ("prepare", "train") else []
         assert main([name, *with_config, *flags]) == 0
 
@@ -98,11 +100,11 @@ def test_one_train_step_is_compiled_for_all_sizes_lengths_and_aspect_ratios(run,
 
 
 def test_training_goes_on_where_it_stopped(run):
-    run.verb("train", f"--workdir={run.folder}/model", run.latents, "--config.train.steps=6")
+    run.command("train", f"--workdir={run.folder}/model", run.latents, "--config.train.steps=6")
     lines = (run.folder / "model/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     whole = run.folder / "whole"
-    run.verb("train", f"--workdir={whole}", run.latents, "--config.train.steps=6")
+    run.command("train", f"--workdir={whole}", run.latents, "--config.train.steps=6")
     uninterrupted = (whole / "metrics.jsonl").read_text().splitlines()
     for resumed, straight in zip(lines, uninterrupted, strict=True):
         assert json.loads(resumed)["loss"] == json.loads(straight)["loss"]
@@ -130,7 +132,7 @@ def test_an_autoencoder_and_its_adversary_go_on_where_they_were_killed(run):
 @pytest.mark.parametrize("size, frames", [("64x32", 9), ("32x48", 5), ("48x48", 1)])
 def test_sample_writes_a_video_of_the_size_and_length_asked_for(run, size, frames):
     out = run.folder / f"{size}-{frames}.mp4"
-    run.verb(
+    run.command(
         "sample",
         f"--checkpoint={run.folder}/model",
         "--prompt=a rabbit",
@@ -183,7 +185,7 @@ def test_weights_of_another_model_or_other_data_are_refused(run, capsys):
 
 def test_evaluate_reports_loss_by_time_size_and_length(run):
     out = run.folder / "report"
-    run.verb("evaluate", f"--checkpoint={run.folder}/model", f"--out={out}")
+    run.command("evaluate", f"--checkpoint={run.folder}/model", f"--out={out}")
     (found,) = json.loads((out / "evaluation.json").read_text())["checkpoints"]
     result = found["loss"]
     assert len(result["by_time"]) == 10 and len(result["by_size"]) >= 2 and len(result["by_frames"]) >= 2
@@ -191,7 +193,7 @@ def test_evaluate_reports_loss_by_time_size_and_length(run):
     assert 0.5 < result["loss"] < 5 and result["clips"] > 2
     assert (out / "index.html").exists()
     again = run.folder / "again"
-    run.verb("evaluate", f"--checkpoint={run.folder}/model", f"--out={again}")
+    run.command("evaluate", f"--checkpoint={run.folder}/model", f"--out={again}")
     assert json.loads((again / "evaluation.json").read_text())["checkpoints"] == [found]
 
 
@@ -199,8 +201,8 @@ def test_evaluate_reports_how_the_autoencoder_reconstructs(run, clips):
     folder, out = run.folder / "one", run.folder / "reconstruction"
     folder.mkdir()
     (folder / "carphone.mp4").symlink_to(clips / "carphone.mp4")
-    run.verb("prepare", f"--videos={folder}", f"--out={folder}/pixels", "--config.data.frames=(5,)")
-    run.verb("evaluate", f"--checkpoint={run.folder}/autoencoder", f"--data={folder}/pixels", f"--out={out}")
+    run.command("prepare", f"--videos={folder}", f"--out={folder}/pixels", "--config.data.frames=(5,)")
+    run.command("evaluate", f"--checkpoint={run.folder}/autoencoder", f"--data={folder}/pixels", f"--out={out}")
     (found,) = json.loads((out / "evaluation.json").read_text())["checkpoints"]
     result = found["reconstruction"]
     assert 3 < result["psnr"] < 60 and -1 <= result["ssim"] <= 1

@@ -53,7 +53,7 @@ def test_the_frechet_distance_is_that_of_scipy():
 
 
 def test_few_videos_are_warned_of():
-    assert "singular" in warning(256, 5000, 1408) and "too long" in warning(1500, 5000, 1408)
+    assert "singular" in warning(256, 5000, 1408) and "too large" in warning(1500, 5000, 1408)
     assert warning(2048, 2048, 1408) == ""
 
 
@@ -86,7 +86,7 @@ def test_features_are_those_of_each_video_alone(encoder):
         settings, params = load_video_encoder(str(encoder))
         together = features(settings, params, list(videos), counts.append)
         alone = features(settings, params, [videos[4]], counts.append)
-        with pytest.raises(InputError, match="of 4 frames, not of 3"):
+        with pytest.raises(InputError, match="FVD needs 4 frames, not 3"):
             features(settings, params, [videos[0][:3]], counts.append)
     assert together.shape == (6, 32) and counts == [4, 2, 1]
     np.testing.assert_allclose(together[4], alone[0], atol=1e-5)
