@@ -345,7 +345,7 @@ def test_prepare_takes_the_three_captions_of_the_shapes_world(tmp_path):
         assert source.captions == tuple(said)
 
 
-# The command --------------------------------------------------------------------------------------------------------
+# The command -----------------------------------------------------------------------------------------------------
 
 
 def test_the_command_captions_and_expands(server, folder, tmp_path, monkeypatch, capsys):
