@@ -32,9 +32,9 @@ def on_cpu(cpu_form, *, one_device=False):
 
 
 @on_cpu(cpu_linear.contract)
-def contract(a, b, contracting, precision, out_sharding):
+def contract(a, b, contracting, out_sharding):
     """The product of a and b over the dimensions `contracting`, a pair of tuples, in a's type."""
-    return jax.lax.dot_general(a, b, (contracting, ((), ())), precision=precision, out_sharding=out_sharding)
+    return jax.lax.dot_general(a, b, (contracting, ((), ())), out_sharding=out_sharding)
 
 
 @on_cpu(cpu_linear.sum_rows)

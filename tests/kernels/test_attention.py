@@ -10,7 +10,6 @@ from sora_jax.core.errors import InputError
 from sora_jax.kernels import attention as entry
 from sora_jax.kernels import chunked
 from sora_jax.kernels.attention import attention, choose_kernel
-from sora_jax.kernels.cpu import attention as on_cpu
 from sora_jax.kernels.cpu.bits import round_to
 from sora_jax.kernels.splash_tpu import make_splash
 
@@ -71,14 +70,6 @@ def test_kernel_equals_the_reference_with_its_gradient(one_device, kernel, shape
     monkeypatch.setattr(chunked, "MAX_CHUNK", 512)
     arrays, segment_ids = inputs(shape)
     assert_same(run(kernel, arrays, segment_ids), run("xla", arrays, segment_ids))
-
-
-def test_heads_of_two_loops_side_by_side_come_out_in_their_order(one_device, monkeypatch):
-    arrays, segment_ids = inputs((300, 300, 16), heads=6)
-    assert on_cpu.num_loops(6, 300 * 300) == 1
-    monkeypatch.setattr(on_cpu, "TWO_LOOPS_FROM", 300 * 300)
-    assert on_cpu.num_loops(6, 300 * 300) == 2
-    assert_same(run("chunked", arrays, segment_ids), run("xla", arrays, segment_ids))
 
 
 @pytest.mark.parametrize("kernel", ["xla", "chunked", "splash"])

@@ -7,19 +7,12 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 
-def contract(a, b, contracting, precision, out_sharding):
+def contract(a, b, contracting, out_sharding):
     """`ops.contract` with a's summed dimensions last in memory and a float32 sum, rounded once."""
     if jax.sharding.get_abstract_mesh().size <= 1:  # a layout on several devices would gather first
         a = with_layout_constraint(a, Layout(tuple(range(a.ndim))))
-    y = jax.lax.dot_general(
-        a,
-        b,
-        (contracting, ((), ())),
-        precision=precision,
-        out_sharding=out_sharding,
-        preferred_element_type=jnp.float32,
-    )
-    return y.astype(a.dtype)
+    options = {"out_sharding": out_sharding, "preferred_element_type": jnp.float32}
+    return jax.lax.dot_general(a, b, (contracting, ((), ())), **options).astype(a.dtype)
 
 
 def sum_rows(x):

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.core.mesh import spec
-from sora_jax.models.layers.matmul import add_bias, dot_general
+from sora_jax.models.layers.matmul import add_bias, matmul
 from sora_jax.models.layers.params import sharded
 
 PRODUCT = "product"  # the name under which jax.checkpoint's policies save a layer's output
@@ -26,8 +26,7 @@ class Linear(nnx.Linear):
     def __call__(self, x, out_sharding=None):
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
-        last_by_first = ((x.ndim - 1,), (0,)), ((), ())
-        y = dot_general(x, kernel, last_by_first, precision=self.precision, out_sharding=out_sharding)
+        y = matmul(out_sharding, x, kernel)
         if bias is not None:
             y = add_bias(y, jax.reshard(bias, jax.P(jax.typeof(y).sharding.spec[-1])))
         return checkpoint_name(y, PRODUCT)

@@ -12,37 +12,24 @@ import jax.numpy as jnp
 from sora_jax.kernels.ops import contract, multiply_gradients, sum_rows
 
 
-def dot_general(x, w, dimension_numbers, *, precision=None, out_sharding=None):
-    """`jax.lax.dot_general` of x [..., D] and w [D, M], in x's type.
-
-    Raises: ValueError for other dimensions.
-    """
-    if dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())) or w.ndim != 2:
-        raise ValueError(f"a product over the last dimension of x and the first of w, not {dimension_numbers}")
-    return _product(out_sharding, precision, x, w)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(out_sharding, precision, x, w):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def matmul(out_sharding, x, w):
+    """x [..., D] times w [D, M], [..., M] in x's type, laid out as `out_sharding`."""
     layout = _gathered_layout(w, out_sharding)
-    return contract(x, _partly_gathered(w, layout), ((x.ndim - 1,), (0,)), precision, out_sharding)
+    return contract(x, _partly_gathered(w, layout), ((x.ndim - 1,), (0,)), out_sharding)
 
 
-def _forward(out_sharding, precision, x, w):
-    return _product(out_sharding, precision, x, w), (x, w)
-
-
-def _backward(out_sharding, precision, saved, dy):
+def _backward(out_sharding, saved, dy):
     x, w = saved
     stored, layout = jax.typeof(w).sharding.spec, _gathered_layout(w, out_sharding)
     x_layout = jax.typeof(x).sharding.spec
-    dx = contract(dy, _partly_gathered(w, layout), ((dy.ndim - 1,), (1,)), precision, x_layout)
+    dx = contract(dy, _partly_gathered(w, layout), ((dy.ndim - 1,), (1,)), x_layout)
     leading = tuple(range(1, x.ndim)), tuple(range(x.ndim - 1))
-    dw = contract(jnp.moveaxis(x, -1, 0), dy, leading, precision, layout)
+    dw = contract(jnp.moveaxis(x, -1, 0), dy, leading, layout)
     return dx, dw if layout == stored else jax.reshard(jax.lax.optimization_barrier(dw), stored)
 
 
-_product.defvjp(_forward, _backward)
+matmul.defvjp(lambda out_sharding, x, w: (matmul(out_sharding, x, w), (x, w)), _backward)
 
 
 @jax.custom_vjp
