@@ -160,7 +160,7 @@ class Page:
 
     def choose(self, event: gr.EventData):
         """A video of the gallery."""
-        path, metadata = self.queue.find(str(event._data.get("name")))
+        path, metadata = self.queue.find(str(getattr(event, "name", None)))
         on = gr.update(interactive=True)
         return str(path), about_html(metadata), path.name, on, on
 
