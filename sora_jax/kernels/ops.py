@@ -16,8 +16,7 @@ from sora_jax.kernels.cpu import linear as cpu_linear
 
 
 def on_cpu(cpu_form, *, one_device=False):
-    """A decorator: run `cpu_form` instead where the mesh is of CPUs; with `one_device`, only if it is a single
-    one."""
+    """A decorator: on a mesh of CPUs run `cpu_form` instead; with `one_device` only on a single one."""
 
     def decorate(plain):
         @functools.wraps(plain)

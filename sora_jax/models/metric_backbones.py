@@ -95,8 +95,7 @@ def _unit(x):
 
 @dataclasses.dataclass(frozen=True)
 class VideoEncoderSettings:
-    """Sizes of a VideoMAE encoder; the defaults are those of ViT-g/14, with which FVD has the least content
-    bias."""
+    """Sizes of a VideoMAE encoder; the defaults are those of ViT-g/14, with which FVD has least content bias."""
 
     width: int = 1408
     heads: int = 16

@@ -7,7 +7,7 @@ import tiny
 from sora_jax.config.schema import FlowSettings
 from sora_jax.diffusion.conditioning import freeze_conditioning, start_from
 from sora_jax.diffusion.flow import (
-    LEAST_TIME,
+    MIN_TIME,
     clip_shifts,
     flow_errors,
     sample_times,
@@ -168,7 +168,7 @@ def test_a_model_that_predicts_the_data_has_its_velocity(one_device):
     def velocity(patches, table, time_index):
         return velocity_to(batch.patches, patches, times_at(table, time_index))
 
-    for t, least in ((0.5, 0.0), (LEAST_TIME / 2, 0.1)):
+    for t, least in ((0.5, 0.0), (MIN_TIME / 2, 0.1)):
         errors, counts = flow_errors(velocity, batch, noise, jnp.full((8, 3), t))
         mean = float(jnp.sum(errors) / jnp.sum(counts))
         assert least < mean < 1 if least else mean < 1e-8
