@@ -32,7 +32,8 @@ STALE_SECONDS = 86_400  # age from which a temporary file of another host is tak
 _STEM = 40  # characters of the file's own name in that of its temporary file, which may have 255 bytes
 # .NAME.sora_jax-HOST-PID-RANDOM.SUFFIX: no file of a user has such a name.
 _TEMPORARY = re.compile(r"\..*\.sora_jax-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}(\.\w+)?")
-_ENDS = 2**16  # bytes at both ends of a file that `content_hash` reads
+
+_SETTLED_SECONDS = 2  # after which a file's time of modification tells every change
 
 
 @contextlib.contextmanager
@@ -116,15 +117,44 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def content_hash(path: str | os.PathLike) -> str:
-    """A hash of a file's size and both its ends."""
+    """16 hex digits of the SHA-256 of a whole file. Raises: InputError if there is no such file."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(_ENDS)
-        file.seek(max(0, size - _ENDS))
-        return hashlib.sha256(size.to_bytes(8, "big") + head + file.read()).hexdigest()[:16]
+    return sha256(path)[:16]
+
+
+class HashCache:
+    """Content hashes that are computed once for each size, modification time and inode, and kept in a file.
+
+    Args:
+      path: of the file, JSON; absent or damaged, it counts as empty.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._new = path, False
+        try:
+            self._hashes = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            self._hashes = {}
+
+    def content_hash(self, path: pathlib.Path) -> str:
+        """As the function of this name."""
+        before = path.stat()
+        key = f"{before.st_dev}:{before.st_ino}:{before.st_size}:{before.st_mtime_ns}"
+        if key not in self._hashes:
+            found = content_hash(path)
+            # A file that is still being written may change again within the same time stamp.
+            if time.time() - before.st_mtime < _SETTLED_SECONDS:
+                return found
+            self._hashes[key], self._new = found, True
+        return self._hashes[key]
+
+    def save(self):
+        """Write the file, if there is anything new. Raises: InputError if it can't be written."""
+        if self._new:
+            with atomic_write(self._path) as temporary:
+                temporary.write_text(json.dumps(self._hashes))
 
 
 def weights_digest(folder: str | os.PathLike) -> str:

@@ -2,21 +2,20 @@
 
 import dataclasses
 import pathlib
-import warnings
-
-from PIL import Image, UnidentifiedImageError
 
 from sora_jax.core.errors import InputError
-from sora_jax.data.media.video import probe
+from sora_jax.data.media import options
+from sora_jax.data.media.video import check_decodable, probe
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """bytes: of a file; pixels: of a frame; frames: of a video."""
+    """bytes: of a file; pixels: of a frame; frames: of a video; seconds: to decode all of it."""
 
     bytes: int = 100 * 2**20
     pixels: int = 4096 * 2304
     frames: int = 3600
+    seconds: float = 60.0
 
 
 def admit(path: str | pathlib.Path, folder: pathlib.Path, limits: Limits) -> pathlib.Path:
@@ -30,24 +29,9 @@ def admit(path: str | pathlib.Path, folder: pathlib.Path, limits: Limits) -> pat
         raise InputError(f"{name}: was not uploaded here")
     if (size := path.stat().st_size) > limits.bytes:
         raise InputError(f"{name}: {size / 2**20:.1f} MiB; at most {limits.bytes / 2**20:g} MiB are taken")
+    within = options.Limits(pixels=limits.pixels, frames=limits.frames, seconds=limits.seconds)
     try:
-        # A picture's header first: a small file may decode into gigabytes.
-        with warnings.catch_warnings(), Image.open(path) as picture:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            _check_pixels(name, *picture.size, limits)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        if isinstance(error, Image.DecompressionBombError):
-            raise InputError(f"{name}: at most {limits.pixels:,} pixels are taken") from None
-    try:
-        video = probe(path)
+        check_decodable(probe(path, options.Options(limits=within)))
     except InputError as error:
         raise InputError(str(error).replace(f"{path.parent}/", "")) from None
-    _check_pixels(name, video.width, video.height, limits)
-    if video.frames > limits.frames:
-        raise InputError(f"{name}: {video.frames:,} frames; at most {limits.frames:,} are taken")
     return path
-
-
-def _check_pixels(name, width, height, limits):
-    if width * height > limits.pixels:
-        raise InputError(f"{name}: {width}x{height}; at most {limits.pixels:,} pixels are taken")

@@ -105,7 +105,8 @@ class Container:
         timeline = make_timeline(stamps, float(self.stream.time_base), rate, in_order=in_order)
         declared = self._declared_end()
         short = timeline.parts == 1 and len(stamps) > 1 and timeline.end + _MISSING_SECONDS < declared
-        if damaged or short:
+        # Where parts are joined, the first packet of a part is flagged: its counter does not follow.
+        if damaged >= timeline.parts or short:
             there = f"{timeline.end:.1f} of {declared:.1f} seconds are there"
             raise InputError(f"{self.path}: cut off or damaged: {there}")
         return timeline

@@ -131,9 +131,9 @@ def _mean_rate(timeline, spans):
 def span_lengths(video: Video, fps: float) -> list[int]:
     """The number of frames of each span of a video at `fps`; at least 1 each.
 
-    Times are as exact as half a frame of the video: containers round them, Matroska to milliseconds.
+    Times are exact to half a frame, of the video or at `fps`: containers round them, Matroska to milliseconds.
     """
-    tolerance = 0.5 / video.fps if video.fps else 0.0
+    tolerance = 0.5 / max(video.fps, fps) if video.fps else 0.0
     return [max(1, math.floor((duration + tolerance) * fps + 1e-6)) for _, duration in video.spans]
 
 
@@ -181,6 +181,13 @@ def read_frames(
 def read_clip(video: Video, size: tuple[int, int], *, fps: float, frames: int, start: int = 0) -> np.ndarray:
     """One clip, uint8 [F, H, W, 3]; arguments: as for `read_frames`."""
     return np.stack([made for (made,) in read_frames(video, [size], fps=fps, start=start, frames=frames)])
+
+
+def check_decodable(video: Video):
+    """Decode the whole file, so that its options' limits are known to hold. Raises: InputError if they don't."""
+    with contextlib.ExitStack() as stack:
+        for _ in _decode_from(video, None, stack):
+            pass
 
 
 def _decode_from(video, seconds, stack):
