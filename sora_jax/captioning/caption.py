@@ -12,7 +12,8 @@ from sora_jax.captioning.chat import Chat
 from sora_jax.captioning.messages import DESCRIBE, caption_messages, read_captions
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import atomic_write
-from sora_jax.data.prepare.captions import CAPTION_FILES, find_sources
+from sora_jax.data.prepare.captions import TABLES
+from sora_jax.data.prepare.sources import find_sources
 
 
 def caption(
@@ -38,13 +39,14 @@ def caption(
     Raises: InputError if nothing can be asked or written.
     """
     _check_out(videos, out)
-    sources = find_sources(videos)
+    sources = find_sources(videos).sources
     asked = {"model": chat.endpoint.model, "text": DESCRIBE, "frames": frames, "side": side}
-    keys = {source.name: key_of(content=_content_hash(source.path), **asked) for source in sources}
+    keys = {source.name: key_of(content=_content_hash(source), **asked) for source in sources}
 
     def answer(source):
         try:
-            messages = caption_messages(source.path, frames=frames, side=side)
+            with source.opened() as path:
+                messages = caption_messages(path, frames=frames, side=side)
         except InputError as error:
             raise UnreadableError(str(error)) from error
         return chat.ask(messages, read_captions)
@@ -73,12 +75,12 @@ def caption(
 def _check_out(videos, out):
     if out.suffix != ".jsonl":
         raise InputError(f"--out={out}: captions are written as .jsonl")
-    if out.resolve() in [(videos / name).resolve() for name in CAPTION_FILES]:
+    if out.resolve() in [(videos / name).resolve() for name in TABLES]:
         raise InputError(f"--out={out}: has people's captions; name another file for `prepare --captions`")
 
 
-def _content_hash(path) -> str:
-    with path.open("rb") as file:
+def _content_hash(source) -> str:
+    with source.opened() as path, path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -2,22 +2,27 @@
 
 import pathlib
 
-from sora_jax.cli.flags import Command, Flag, settings_of
+from sora_jax.cli.flags import Command, Flag, missing, path_of, settings_of
 
 
 def run(values, console):
-    from sora_jax.data.prepare.prepare import prepare
+    from sora_jax.data.prepare.dry_run import dry_run
+    from sora_jax.data.prepare.prepare import Options, prepare
 
-    prepare(
-        settings_of(values),
-        pathlib.Path(values.videos),
-        pathlib.Path(values.out),
-        captions=values.captions,
-        autoencoder=values.autoencoder,
-        tokenizer=values.tokenizer,
-        text_encoder=values.text_encoder,
-        console=console,
+    settings, videos = settings_of(values), pathlib.Path(values.videos)
+    options = Options(
+        captions=path_of(values, "captions"),
+        autoencoder=path_of(values, "autoencoder"),
+        tokenizer=path_of(values, "tokenizer"),
+        text_encoder=path_of(values, "text_encoder"),
+        uncaptioned=values.uncaptioned,
     )
+    if values.dry_run:
+        dry_run(settings, videos, options, console)
+    else:
+        if not values.out:
+            raise missing("out", "data/clips")
+        prepare(settings, videos, pathlib.Path(values.out), options, console=console)
 
 
 COMMAND = Command(
@@ -25,7 +30,18 @@ COMMAND = Command(
     {
         "Input": (
             Flag("videos", "Folder of videos and pictures, searched with its subfolders.", example="clips"),
-            Flag("captions", "File of captions, .jsonl or .csv; default: captions.jsonl or .csv in the folder."),
+            Flag(
+                "captions",
+                "Table of captions, .jsonl, .csv or .tsv; default: captions and metadata tables in the folder, "
+                "else a .txt or .json beside each file.",
+            ),
+            Flag(
+                "uncaptioned",
+                "What to do with files without a caption: use or skip.",
+                default="use",
+                choices=("use", "skip"),
+            ),
+            Flag("dry-run", "Write nothing: show what would be read, cut and skipped.", bool, False),
         ),
         "Models": (
             Flag(
@@ -38,7 +54,7 @@ COMMAND = Command(
                 "Folder of a UMT5 in transformers' layout: also write the text embeddings of the captions.",
             ),
         ),
-        "Output": (Flag("out", "Folder for the data set.", example="data/clips"),),
+        "Output": (Flag("out", "Folder for the data set, which may hold an earlier state of it."),),
     },
     run,
     about="A file that can't be read is skipped, and named with the reason at the end. If `prepare` was stopped, "

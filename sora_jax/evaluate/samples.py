@@ -20,7 +20,7 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.data.media.video import count_frames, probe, read_frames
-from sora_jax.data.prepare.captions import find_sources
+from sora_jax.data.prepare.sources import find_sources
 from sora_jax.evaluate.benchmark import Options
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.metrics.reconstruction import reconstruct
@@ -197,11 +197,12 @@ def real_videos(
 
 
 def _pieces(folder, size, cell):
-    for source in find_sources(pathlib.Path(folder)):
-        video = probe(source.path)
-        for start in range(0, count_frames(video, cell.fps) - cell.frames + 1, cell.frames):
-            frames = read_frames(video, [size], fps=cell.fps, start=start, frames=cell.frames)
-            yield np.stack([made for (made,) in frames])
+    for source in find_sources(pathlib.Path(folder)).sources:
+        with source.opened() as path:
+            video = probe(path)
+            for start in range(0, count_frames(video, cell.fps) - cell.frames + 1, cell.frames):
+                frames = read_frames(video, [size], fps=cell.fps, start=start, frames=cell.frames)
+                yield np.stack([made for (made,) in frames])
 
 
 def size_of(cell: SampleSettings) -> tuple[int, int]:

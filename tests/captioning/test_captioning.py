@@ -23,7 +23,7 @@ from sora_jax.captioning.expand import expand
 from sora_jax.cli.main import main
 from sora_jax.core.errors import InputError
 from sora_jax.data.media.write import write_clip
-from sora_jax.data.prepare.captions import find_sources
+from sora_jax.data.prepare.sources import find_sources
 from sora_jax.worlds.shapes.captions import STYLES
 from sora_jax.worlds.shapes.captions import caption as say
 from sora_jax.worlds.shapes.prompts import expand_by_rules, read_prompt
@@ -70,7 +70,7 @@ def test_clips_are_described_in_three_lengths_that_prepare_takes(server, folder,
     out = folder.parent / "captions.jsonl"
     done = caption_all(folder, server, out, quiet)
     assert done == {"captioned": 4, "asked": 4, "failed": {}, "left": 0}
-    sources = find_sources(folder, out)
+    sources = find_sources(folder, out).sources
     assert [source.name for source in sources] == ["a.mp4", "b.mp4", "d.png", "sub/c.mp4"]
     assert sources[0].captions == (THREE["caption"], THREE["short_caption"], THREE["long_caption"])
     assert sources[1].captions[-1] == "people say this"
@@ -288,7 +288,7 @@ def test_a_budget_stops_cleanly_and_the_next_run_goes_on(server, folder, quiet, 
     done = caption_all(folder, server, out, quiet, budget=Budget.read(budget))
     assert done["captioned"] == there == len(server.asked) and done["left"] == 4 - there
     assert f"is spent; {4 - there} videos are left" in quiet.file.getvalue()
-    assert len(find_sources(folder, out)) == there
+    assert len(find_sources(folder, out).sources) == there
     assert caption_all(folder, server, out, quiet)["captioned"] == 4 and len(server.asked) == 4
 
 
@@ -339,7 +339,7 @@ def test_the_rules_keep_what_is_asked_and_add_the_rest():
 
 def test_prepare_takes_the_three_captions_of_the_shapes_world(tmp_path):
     write_world(tmp_path, 3, World(lengths=(5, 1)))
-    for i, source in enumerate(find_sources(tmp_path)):
+    for i, source in enumerate(find_sources(tmp_path).sources):
         scene = sample_scene(0, i)
         said = [say(scene, style, moving=i != 1, bounced=[False] * len(scene.things)) for style in STYLES]
         assert source.captions == tuple(said)
@@ -353,7 +353,7 @@ def test_the_command_captions_and_expands(server, folder, tmp_path, monkeypatch,
     flags = [f"--endpoint={server.url}", "--model=painter", "--key-variable=MY_KEY"]
     out = tmp_path / "c.jsonl"
     assert main(["caption", f"--videos={folder}", f"--out={out}", *flags, "--frames=2"]) == 0
-    assert len(find_sources(folder, out)) == 4
+    assert len(find_sources(folder, out).sources) == 4
     told = capsys.readouterr().err
     assert "4 of 4 videos, 4 requests, 400 tokens" in told
     (tmp_path / "prompts.txt").write_text("a cat\n\na dog\n")

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from sora_jax.core.errors import InputError
-from sora_jax.data.prepare.captions import find_sources
+from sora_jax.data.prepare.sources import find_sources
 
 
 @pytest.fixture
@@ -33,14 +33,14 @@ def test_json_lines_give_every_wording(folder):
         {"video": "sub/c.webm", "caption": " A  cat. ", "fps": 3},
         {"video": "b.mp4", "long_caption": "A dog that runs.", "caption": "A dog.", "short_caption": "A dog."},
     )
-    assert captions_of(find_sources(folder)) == {
+    assert captions_of(find_sources(folder).sources) == {
         "b.mp4": ("A dog.", "A dog that runs."),
         "sub/c.webm": ("A cat.",),
     }
 
 
 def test_the_real_captions_are_read(clips):
-    sources = find_sources(clips)
+    sources = find_sources(clips).sources
     assert [source.name for source in sources] == sorted(source.name for source in sources)
     assert len(sources) == 7
     assert all(len(source.captions) == 2 and source.path.is_file() for source in sources)
@@ -50,13 +50,16 @@ def test_csv_with_a_header_is_read(folder):
     (folder / "captions.csv").write_text(
         '\ufeffvideo,caption,long_caption\nb.mp4,"A dog, or\ntwo.",Long.\nd.png,A drawing.,\n', encoding="utf-8"
     )
-    assert captions_of(find_sources(folder)) == {"b.mp4": ("A dog, or two.", "Long."), "d.png": ("A drawing.",)}
+    assert captions_of(find_sources(folder).sources) == {
+        "b.mp4": ("A dog, or two.", "Long."),
+        "d.png": ("A drawing.",),
+    }
 
 
 def test_text_files_beside_the_videos_are_read(folder):
     (folder / "b.txt").write_text("A dog\nruns.\n")
     (folder / "sub/c.txt").write_text("Ein Vögelchen.")
-    assert captions_of(find_sources(folder)) == {
+    assert captions_of(find_sources(folder).sources) == {
         "a.MKV": (),
         "b.mp4": ("A dog runs.",),
         "d.png": (),
@@ -67,7 +70,7 @@ def test_text_files_beside_the_videos_are_read(folder):
 def test_a_named_file_of_captions_is_used(folder, tmp_path):
     write_lines(folder / "captions.jsonl", {"video": "b.mp4", "caption": "Not this one."})
     write_lines(tmp_path / "mine.jsonl", {"video": "b.mp4", "caption": "This one."})
-    assert captions_of(find_sources(folder, tmp_path / "mine.jsonl")) == {"b.mp4": ("This one.",)}
+    assert captions_of(find_sources(folder, tmp_path / "mine.jsonl").sources) == {"b.mp4": ("This one.",)}
 
 
 def error_of(folder, captions=None):

@@ -18,7 +18,7 @@ from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
 from sora_jax.data.loader.stream import train_sequences, validation_sequences
 from sora_jax.data.media.video import probe
-from sora_jax.data.prepare.prepare import prepare
+from sora_jax.data.prepare.prepare import Options, prepare
 from sora_jax.data.records.records import Records
 from sora_jax.data.tokenizer import PAD, Tokenizer, train_tokenizer
 from sora_jax.interop.encoders import load_encoder
@@ -67,7 +67,7 @@ class Home:
             "tokenizer": folder / "words.model",
             "text_encoder": self.encoder,
         }
-        prepare(self.settings, folder / "world", folder / "data", **self.made)
+        prepare(self.settings, folder / "world", folder / "data", Options(**self.made))
         (folder / "settings.json").write_text(to_json(self.settings))
 
     def tokens(self):
@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_told(home, tmp_path):
     with pytest.raises(InputError, match=r"config.data.embeddings: needs config.text.weights"):
         tiny.change(settings, text={"weights": ""})
     with pytest.raises(InputError, match="name its tokenizer with --tokenizer"):
-        prepare(settings, home.folder / "world", tmp_path / "a", text_encoder=made["text_encoder"])
+        prepare(settings, home.folder / "world", tmp_path / "a", Options(text_encoder=made["text_encoder"]))
     with pytest.raises(InputError, match=r"made with another width .16. than config.text says .32."):
         train_sequences(tiny.change(settings, text={"width": 32}, transformer={"text_width": 32}))
     with pytest.raises(InputError, match="would train a text encoder of its own; set it, and"):
@@ -166,9 +166,11 @@ def test_what_does_not_fit_is_told(home, tmp_path):
     with pytest.raises(InputError, match="made with another text encoder"):
         train_sequences(tiny.change(settings, text={"weights": str(other)}))
     with pytest.raises(InputError, match="made of other text encoder"):
-        prepare(settings, home.folder / "world", home.folder / "data", **made | {"text_encoder": other})
+        prepare(settings, home.folder / "world", home.folder / "data", Options(**made | {"text_encoder": other}))
     plain = tmp_path / "c"
-    prepare(settings, home.folder / "world", plain, **{k: v for k, v in made.items() if k != "text_encoder"})
+    prepare(
+        settings, home.folder / "world", plain, Options(**{k: v for k, v in made.items() if k != "text_encoder"})
+    )
     with pytest.raises(InputError, match="holds none; run `prepare` with --text-encoder=FOLDER"):
         train_sequences(tiny.change(settings, data={"path": str(plain)}))
 

@@ -27,7 +27,7 @@ from sora_jax.data.loader.stream import train_crops, train_sequences
 from sora_jax.data.media.video import probe, read_clip
 from sora_jax.data.prepare.cut import check_cuts, cut_lengths, fit_size
 from sora_jax.data.prepare.encode import ClipEncoder
-from sora_jax.data.prepare.prepare import prepare
+from sora_jax.data.prepare.prepare import Options, prepare
 from sora_jax.data.records.records import Records
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.models.autoencoder.model import Autoencoder
@@ -158,7 +158,7 @@ def test_every_caption_is_kept_and_counted(real):
 
 def test_latents_are_the_encoded_clips(world, autoencoder, tmp_path):
     settings = settings_of(sizes=("32x32",))
-    report = prepare(settings, world, tmp_path / "d", autoencoder=autoencoder.parent)
+    report = prepare(settings, world, tmp_path / "d", Options(autoencoder=autoencoder.parent))
     records = Records(tmp_path / "d", "latents")
     assert report.clips == records.about["clips"]
     encoder = ClipEncoder(records.autoencoder, settings)
@@ -192,7 +192,7 @@ def test_training_streams_read_what_was_prepared(world, autoencoder, tmp_path):
     )
     for kind, open_stream in [("pixels", train_crops), ("latents", train_sequences)]:
         out = tmp_path / kind
-        prepare(settings, world, out, autoencoder=autoencoder if kind == "latents" else None)
+        prepare(settings, world, out, Options(autoencoder=autoencoder if kind == "latents" else None))
         stream = open_stream(dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=str(out))))
         batch = stream.batch_at(3)
         if kind == "pixels":
@@ -306,7 +306,7 @@ def test_bad_requests_are_told(world, autoencoder, tmp_path):
     bare.mkdir()
     shutil.copy(world / "000000.mp4", bare)
     with pytest.raises(InputError, match=r"no captions; add captions.jsonl"):
-        prepare(settings_of(), bare, tmp_path / "d", autoencoder=autoencoder)
+        prepare(settings_of(), bare, tmp_path / "d", Options(autoencoder=autoencoder))
     assert prepare(settings_of(), bare, tmp_path / "pixels").clips == {"train": 2, "validation": 0}
     (bare / "000000.mp4").write_bytes(b"")
     with pytest.raises(InputError, match=r"none of 1 files can be used; 000000.mp4: the file is empty"):
@@ -318,17 +318,17 @@ def test_bad_requests_are_told(world, autoencoder, tmp_path):
     with pytest.raises(InputError, match="holds other files; name a new folder"):
         prepare(settings_of(), world, tmp_path / "full")
     with pytest.raises(InputError, match="no such folder"):
-        prepare(settings_of(), world, tmp_path / "e", autoencoder=tmp_path / "absent")
+        prepare(settings_of(), world, tmp_path / "e", Options(autoencoder=tmp_path / "absent"))
     with pytest.raises(InputError, match="no sentencepiece model"):
-        prepare(settings_of(), world, tmp_path / "f", tokenizer=world / "captions.jsonl")
+        prepare(settings_of(), world, tmp_path / "f", Options(tokenizer=world / "captions.jsonl"))
     with pytest.raises(InputError, match="66x64 must be multiples of 4x4"):
-        prepare(settings_of(sizes=("66x64",)), world, tmp_path / "g", autoencoder=autoencoder)
+        prepare(settings_of(sizes=("66x64",)), world, tmp_path / "g", Options(autoencoder=autoencoder))
 
 
 def test_a_given_tokenizer_is_kept(world, tmp_path):
     prepare(settings_of(), world, tmp_path / "a")
     given = tmp_path / "a/tokenizer.model"
-    prepare(settings_of(), world, tmp_path / "b", tokenizer=given)
+    prepare(settings_of(), world, tmp_path / "b", Options(tokenizer=given))
     assert (tmp_path / "b/tokenizer.model").read_bytes() == given.read_bytes()
     about = json.loads((tmp_path / "b/about.json").read_text())
     assert about["request"]["tokenizer"] != "at most 600 tokens"

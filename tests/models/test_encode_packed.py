@@ -21,7 +21,7 @@ from sora_jax.core.errors import InputError
 from sora_jax.data.loader.conditioning_masks import draw_conditioning_masks
 from sora_jax.data.loader.sequences import PackedSequences
 from sora_jax.data.loader.stream import plan_sequences, train_sequences, validation_sequences
-from sora_jax.data.prepare.prepare import prepare
+from sora_jax.data.prepare.prepare import Options, prepare
 from sora_jax.data.records.records import Records
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.encode_packed import encode_packed, place_packed
@@ -73,8 +73,7 @@ class Home:
             settings,
             self.folder / "world",
             self.folder / "latents",
-            autoencoder=self.folder / "coder",
-            tokenizer=words,
+            Options(autoencoder=self.folder / "coder", tokenizer=words),
         )
         return settings
 
@@ -132,7 +131,7 @@ def test_settings_that_do_not_fit_are_refused(home, tmp_path):
     with pytest.raises(InputError, match="ghosts: needs latents; `prepare` with --autoencoder"):
         train_sequences(tiny.change(settings, flow={"ghosts": 0.5}))
     with pytest.raises(InputError, match="latents are written, or made in the step; give one"):
-        prepare(settings, home.folder / "world", tmp_path, autoencoder=home.folder / "coder")
+        prepare(settings, home.folder / "world", tmp_path, Options(autoencoder=home.folder / "coder"))
     with pytest.raises(InputError, match="image-to-video models need latents in the data set"):
         tiny.change(settings, transformer={"condition_channels": 6})
     with pytest.raises(InputError, match="holds pixels, not latents"):

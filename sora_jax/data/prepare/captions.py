@@ -1,129 +1,110 @@
-"""Find the videos of a folder and their captions.
+"""Read tables of captions: a line for each video or picture, as in Hugging Face data sets.
 
-Captions come from the first of these that exists: a file named by the caller, captions.jsonl, captions.csv, or a
-text file beside each video, with the same name and the ending .txt.
+A table is JSON Lines, CSV or TSV with a column for the name of the file (`file_name`, `video`, `path`, ...) and
+one or more for its captions (`caption`, `text`, `prompt`, any name that ends in `caption`, or a list `captions`).
+A table that can't be read without loss is refused with the number of the line.
 """
 
+import codecs
 import csv
-import dataclasses
 import io
 import json
 import pathlib
 
 from sora_jax.core.errors import InputError, did_you_mean
-from sora_jax.data.media.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
-CAPTION_FILES = ("captions.jsonl", "captions.csv")
+# Tables that are found by their name, in any folder.
+TABLES = frozenset(f"{stem}.{suffix}" for stem in ("captions", "metadata") for suffix in ("jsonl", "csv", "tsv"))
+NAME_KEYS = ("video", "file_name", "filename", "path", "file", "image")
+CAPTION_KEYS = ("caption", "captions", "text", "prompt")
+_DELIMITERS = (",", ";", "\t", "|")
+_LONGEST_FIELD = 2**27  # characters
+_BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+Entry = tuple[int, str, tuple[str, ...]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A video or picture and its captions.
+def read_table(file: pathlib.Path) -> list[Entry]:
+    """(number of the line, name of the file, its captions) of each line of a table.
 
-    path: the file.
-    name: its path relative to the folder, with forward slashes.
-    captions: any number, the main one first.
+    Raises: InputError, which names the line, if the table is absent, damaged, ambiguous or empty.
     """
+    if not file.is_file():
+        there = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
+        hint = f", {did_you_mean(file.name, there)}" if there else ""
+        raise InputError(f"--captions: {file}: no such file{hint}")
+    if file.suffix not in (".jsonl", ".csv", ".tsv"):
+        raise InputError(
+            f"--captions: {file}: must be .jsonl (an object a line), .csv or .tsv (with a header of names)"
+        )
+    read = _read_json_lines if file.suffix == ".jsonl" else _read_delimited
+    entries = [
+        (line, name_of_entry(entry, f"{file}, line {line}"), captions_of_entry(entry, f"{file}, line {line}"))
+        for line, entry in read(file)
+    ]
+    if not entries:
+        raise InputError(f"{file}: no caption in it")
+    return entries
 
-    path: pathlib.Path
-    name: str
-    captions: tuple[str, ...]
 
+def read_text(path: pathlib.Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
 
-def find_sources(folder: pathlib.Path, captions: pathlib.Path | None = None) -> list[Source]:
-    """The folder's videos and pictures with their captions, sorted by name.
-
-    Args:
-      folder: searched with all its subfolders; hidden files are ignored.
-      captions: a .jsonl or .csv file; only the videos that it names are used. None: see above.
-    Raises: InputError if the folder is absent or has no video, or the captions name absent files.
+    Raises: InputError with the place of the first byte that is neither.
     """
-    folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        kind = "is a file, not a folder" if folder.exists() else "no such folder"
-        there = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-        hint = f", {did_you_mean(folder.name, there)}" if there and not folder.exists() else ""
-        raise InputError(f"--videos: {folder}: {kind}{hint}")
-    if captions is None:
-        captions = next((folder / name for name in CAPTION_FILES if (folder / name).exists()), None)
-    if captions is not None:
-        return sorted(_read_captions(folder, captions), key=lambda source: source.name)
-    sources = [Source(path, _name(folder, path), _text_beside(path)) for path in _videos(folder)]
-    if not sources:
-        there = sorted({path.suffix or path.name for path in folder.iterdir()})
-        holds = f"it holds {', '.join(there[:8])}" if there else "it is empty"
-        raise InputError(f"--videos: {folder}: no video or picture in it, {holds}")
-    return sorted(sources, key=lambda source: source.name)
+    return decode_text(path.read_bytes(), str(path))
 
 
-def _videos(folder):
-    """The videos and pictures of a folder and its subfolders."""
-    suffixes = VIDEO_SUFFIXES | IMAGE_SUFFIXES
-    inside = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    return [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-
-
-def _name(folder, path):
-    return path.relative_to(folder).as_posix()
-
-
-def _text_beside(path):
-    text = path.with_suffix(".txt")
-    return _clean(_read_text(text)) if text.exists() else ()
-
-
-def _read_text(path):
+def decode_text(data: bytes, where: str) -> str:
+    """The text of bytes, as `read_text` reads them; `where` names them in errors."""
+    encoding = next((encoding for bom, encoding in _BOMS if data.startswith(bom)), "utf-8")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); convert it") from error
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{where}: byte {error.start} (line {line}) is not UTF-8; convert the file") from error
 
 
-def _clean(*texts):
+def clean(*texts: str) -> tuple[str, ...]:
     """The texts, each in one line, without empty ones and repetitions."""
     return tuple(dict.fromkeys(text for text in (" ".join(t.split()) for t in texts) if text))
 
 
-def _read_captions(folder, file):
-    if not file.is_file():
-        there = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise InputError(
-            f"--captions: {file}: no such file" + (f", {did_you_mean(file.name, there)}" if there else "")
-        )
-    if file.suffix not in (".jsonl", ".csv"):
-        raise InputError(f"--captions: {file}: must be .jsonl (an object a line) or .csv (with a header)")
-    entries = (_json_entries if file.suffix == ".jsonl" else _csv_entries)(file)
-    if not entries:
-        raise InputError(f"{file}: no caption in it")
-    sources, lines, absent = [], {}, []
-    for line, entry in entries:
-        name, captions = _parse(entry, f"{file}, line {line}")
-        path = folder / name
-        if not path.is_file():
-            absent.append((line, name))
-            continue
-        if path in lines:
-            raise InputError(f"{file}, line {line}: {name} has its caption in line {lines[path]} already")
-        lines[path] = line
-        sources.append(Source(path, name, captions))
-    if absent:
-        raise InputError(_explain_absent(folder, file, absent))
-    return sources
+def name_of_entry(entry: dict, where: str) -> str:
+    """The name of the file that an entry describes."""
+    key = next((key for key in NAME_KEYS if entry.get(key) not in (None, "")), None)
+    if key is None or not isinstance(entry[key], str):
+        keys = [k for k in entry if isinstance(k, str)]
+        hint = f"; {did_you_mean(NAME_KEYS[0], keys)}" if keys else ""
+        raise InputError(f"{where}: needs 'video' or 'file_name', the name of a file{hint}")
+    return entry[key]
 
 
-def _explain_absent(folder, file, absent):
-    line, name = absent[0]
-    more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-    names = [_name(folder, path) for path in _videos(folder)]
-    hint = "names are relative to the folder of videos"
-    if 0 < len(names) < 1000:
-        hint = did_you_mean(name, names)
-    return f"{file}, line {line}: no file {name!r} in {folder}{more}; {hint}"
+def captions_of_entry(entry: dict, where: str) -> tuple[str, ...]:
+    """The captions of an entry: of the well-known keys, then of all others that end in "caption".
+
+    Raises: InputError if there is no such key, or a caption is no text.
+    """
+    keys = [key for key in CAPTION_KEYS if entry.get(key) is not None]
+    keys += [k for k in entry if isinstance(k, str) and k.endswith("caption") and k not in keys]
+    if not keys:
+        there = [k for k in entry if isinstance(k, str)]
+        hint = f"; {did_you_mean('caption', there)}" if there else ""
+        raise InputError(f"{where}: needs 'caption' or 'text', a text{hint}")
+    texts = []
+    for key in keys:
+        value = entry[key]
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in values if text is not None):
+            raise InputError(f"{where}: {key!r} is a caption that is no text")
+        texts += [text for text in values if text is not None]
+    return clean(*texts)
 
 
-def _json_entries(file):
+def _read_json_lines(file):
     entries = []
-    for line, text in enumerate(_read_text(file).splitlines(), start=1):
+    # Not splitlines(): U+2028, U+0085 and others may stand within a caption.
+    for line, text in enumerate(read_text(file).split("\n"), start=1):
         if not text.strip():
             continue
         try:
@@ -136,19 +117,46 @@ def _json_entries(file):
     return entries
 
 
-def _csv_entries(file):
-    reader = csv.DictReader(io.StringIO(_read_text(file), newline=""))
-    return [(reader.line_num, entry) for entry in reader]
+def _read_delimited(file):
+    # csv counts all of \r, \n and \r\n as one line end if it sees them itself.
+    text = io.StringIO(read_text(file), newline="")
+    delimiter = _sniff(file, text.readline().split("\r", 1)[0])
+    text.seek(0)
+    csv.field_size_limit(_LONGEST_FIELD)
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
+    entries, header, line = [], None, 1
+    while True:
+        line = rows.line_num + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise InputError(
+                f"{file}, line {line}: {error}; is a quotation mark not closed? Within quotes write two of them"
+            ) from error
+        if row is None:
+            return entries
+        if not any(row):
+            continue
+        if header is None:
+            header = [name.strip() for name in row]
+            continue
+        if len(row) != len(header):
+            raise InputError(
+                f"{file}, line {line}: {len(row)} fields, but the header has {len(header)}; put a caption that "
+                f"holds {delimiter!r} in quotation marks"
+            )
+        entries.append((line, dict(zip(header, row, strict=True))))
 
 
-def _parse(entry, where):
-    """The file's name and its captions: of the key "caption", then of all other keys that end in "caption"."""
-    for key in ("video", "caption"):
-        if not isinstance(entry.get(key), str):
-            keys = [k for k in entry if isinstance(k, str)]
-            hint = f"; {did_you_mean(key, keys)}" if keys else ""
-            raise InputError(f"{where}: needs {key!r}, a text{hint}")
-    others = [entry[key] for key in entry if isinstance(key, str) and key.endswith("caption") and key != "caption"]
-    if not all(isinstance(text, str) for text in others):
-        raise InputError(f"{where}: a caption that is no text")
-    return entry["video"], _clean(entry["caption"], *others)
+def _sniff(file, header):
+    """The delimiter of a table: the one by which its header has a name of a file and a caption.
+
+    Raises: InputError if there is none.
+    """
+    for delimiter in _DELIMITERS:
+        names = [name.strip().strip('"') for name in header.split(delimiter)]
+        if set(names) & set(NAME_KEYS) and any(n in CAPTION_KEYS or n.endswith("caption") for n in names):
+            return delimiter
+    raise InputError(
+        f"{file}, line 1: the header {header[:60]!r} must name the file and its caption, for example video,caption"
+    )

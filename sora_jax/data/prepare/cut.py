@@ -1,7 +1,8 @@
 """Cut videos into clips: which spans, at which sizes, and their pixels."""
 
+import dataclasses
 import math
-from collections import Counter
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,8 +11,9 @@ import numpy as np
 from sora_jax.config.load import parse_size
 from sora_jax.config.schema import DataSettings
 from sora_jax.core.errors import InputError
-from sora_jax.data.media.video import count_frames, probe, read_frames
-from sora_jax.data.prepare.captions import Source
+from sora_jax.data.media.options import Options
+from sora_jax.data.media.video import Video, probe, read_frames, span_lengths
+from sora_jax.data.prepare.sources import Source
 from sora_jax.data.records.records import Clip
 from sora_jax.data.tokenizer import Tokenizer
 
@@ -94,63 +96,109 @@ def cut_lengths(frames: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
     return cuts
 
 
+@dataclasses.dataclass(frozen=True)
+class CutPlan:
+    """The clips to cut from a video.
+
+    sizes: (rows, columns) of the clips; each cut is made at each of them.
+    cuts: (start in seconds from the video's first frame, frames skipped before it, frames), in order.
+    notes: remarks on the file, for the summary.
+    """
+
+    sizes: list[tuple[int, int]]
+    cuts: list[tuple[float, int, int]]
+    notes: list[str]
+
+
+def plan_cuts(video: Video, data: DataSettings, multiple: tuple[int, int]) -> CutPlan:
+    """Which clips a video gives.
+
+    Raises: InputError if it gives none, because it is too small or too short.
+    """
+    fitted = {size: fit_size(size, (video.height, video.width), multiple=multiple) for size in data.sizes}
+    notes = list(video.notes)
+    notes += [f"smaller than size {size}, not cut at it" for size, made in fitted.items() if made is None]
+    sizes = list(dict.fromkeys(made for made in fitted.values() if made is not None))
+    if not sizes:
+        raise InputError(f"{video.width}x{video.height} is smaller than every size asked for")
+    cuts, at = [], 0
+    for (begin, _), length in zip(video.spans, span_lengths(video, data.fps), strict=True):
+        for start, frames in cut_lengths(length, data.frames):
+            cuts.append((begin - video.start + start / data.fps, at + start, frames))
+        at += length
+    if not cuts:
+        seconds = min(data.frames) / data.fps
+        raise InputError(f"{video.duration:.2f} s long; the shortest clip asked for lasts {seconds:.2f} s")
+    if 0 < video.fps < 0.9 * data.fps:
+        notes.append(f"fewer than {data.fps:g} frames a second, some shown twice")
+    return CutPlan(sizes, cuts, notes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a file.
+
+    name: of the file.
+    clips: number of clips that were cut from it.
+    reason: why it was left out, or from some place on; "" if all of it was used.
+    notes: remarks.
+    """
+
+    name: str
+    clips: int = 0
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Outcome":
+        return cls(**{**values, "notes": tuple(values["notes"])})
+
+
 class Cutter:
-    """Cut the sources of one shard; remember what was skipped and what is worth a note."""
+    """Cut the sources of one shard, and keep the outcome of each."""
 
     def __init__(self, split, data: DataSettings, words: Tokenizer, multiple, advance: Callable[[], None]):
         self._split, self._data, self._words = split, data, words
         self._multiple, self._advance = multiple, advance
-        self.skipped: list[tuple[str, str]] = []
-        self.notes: Counter = Counter()
+        self.outcomes: list[Outcome] = []
 
     def clips(self, sources: list[Source]) -> Iterator[tuple[Clip, np.ndarray]]:
         """Each clip with its pixels, uint8 [F, H, W, 3]."""
         for source in sources:
-            kept = 0
+            kept, reason, notes = 0, "", []
             try:
-                for clip, pixels in self._cut(source):
-                    yield clip, pixels
-                    kept += 1
+                with source.opened() as path:
+                    for clip, pixels in self._cut(source, path, notes):
+                        yield clip, pixels
+                        kept += 1
             except InputError as error:
-                reason = str(error).removeprefix(f"{source.path}: ")
-                self.skipped.append(
-                    (source.name, reason + (f"; {kept} clips before that are kept" if kept else ""))
-                )
+                reason = without_path(str(error), path, source.name)
+            except Exception as error:
+                error.add_note(f"This happened in {source.name}, a file of --videos.")
+                raise
+            self.outcomes.append(Outcome(source.name, kept, reason, tuple(notes)))
             self._advance()
 
-    def _cut(self, source):
+    def _cut(self, source, path, notes):
         data = self._data
-        video = probe(source.path)
-        sizes = {}  # rows and columns, without repetition
-        for size in data.sizes:
-            fitted = fit_size(size, (video.height, video.width), multiple=self._multiple)
-            if fitted is None:
-                self.notes[f"smaller than size {size}, not cut at it"] += 1
-            else:
-                sizes[fitted] = True
-        if not sizes:
-            raise InputError(f"{video.width}x{video.height} is smaller than every size asked for")
-        cuts = cut_lengths(count_frames(video, data.fps), data.frames)
-        if not cuts:
-            seconds = min(data.frames) / data.fps
-            raise InputError(f"{video.duration:.2f} s long; the shortest clip asked for lasts {seconds:.2f} s")
-        if 0 < video.fps < 0.9 * data.fps:
-            self.notes[f"fewer than {data.fps:g} frames a second, some shown twice"] += 1
-        if not source.captions:
-            self.notes["without a caption"] += 1
+        video = probe(path, Options.of(data))
+        plan = plan_cuts(video, data, self._multiple)
+        notes += plan.notes + ([] if source.captions else ["without a caption"])
         texts = source.captions or ("",)
         tokens = tuple(len(self._words.encode(text)) for text in texts)
-        last_start, last_length = cuts[-1]
-        frames = read_frames(video, list(sizes), fps=data.fps, frames=last_start + last_length)
-        for start, length in cuts:
-            made = [next(frames) for _ in range(length)]
-            for i, (height, width) in enumerate(sizes):
+        _, last_start, last_length = plan.cuts[-1]
+        frames, at = read_frames(video, plan.sizes, fps=data.fps, frames=last_start + last_length), 0
+        for seconds, start, length in plan.cuts:
+            for _ in range(start - at):
+                next(frames)
+            made, at = [next(frames) for _ in range(length)], start + length
+            for i, (height, width) in enumerate(plan.sizes):
                 pixels = np.stack([frame[i] for frame in made])
                 clip = Clip(
                     split=self._split,
                     source=source.name,
-                    start=round(start / data.fps, 4),
-                    end=round((start + length) / data.fps, 4),
+                    start=round(seconds, 4),
+                    end=round(seconds + length / data.fps, 4),
                     fps=data.fps,
                     frames=length,
                     height=height,
@@ -160,6 +208,11 @@ class Cutter:
                     tokens=tokens,
                 )
                 yield clip, pixels
+
+
+def without_path(message: str, path: pathlib.Path, name: str) -> str:
+    """An error's message without the path of the file: a data set holds names alone, not where they lay."""
+    return message.removeprefix(f"{path}: ").replace(str(path), name)
 
 
 def one_ahead(items: Iterator) -> Iterator:

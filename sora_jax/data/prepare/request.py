@@ -1,4 +1,4 @@
-"""What a data set was asked for: written beside it, compared when the same command runs again."""
+"""What a data set was asked for: kept in it, and compared when `prepare` runs again."""
 
 import json
 import pathlib
@@ -6,16 +6,14 @@ import pathlib
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import atomic_write, content_hash, digest
-from sora_jax.data.prepare.captions import Source
 from sora_jax.data.prepare.encode import Encoders
+from sora_jax.data.prepare.sources import Source
 
-FORMAT = 2  # version of the data set's format; data sets of another version are prepared anew
+FORMAT = 3  # version of the data set's format; data sets of another version are prepared anew
 UNFINISHED = ".unfinished"  # folder of the shards of a run that is not complete
 
-# Values of keys that older data sets lack.
-_DEFAULTS = {"text encoder": "", "tokens": 0}
 # Keys whose values are hashes: meaningless to people.
-_HASHES = ("videos", "captions", "autoencoder", "tokenizer", "image encoder", "text encoder")
+_HASHES = ("autoencoder", "tokenizer", "image encoder", "text encoder")
 
 
 def hash_sources(sources: list[Source]) -> dict[str, str]:
@@ -23,24 +21,18 @@ def hash_sources(sources: list[Source]) -> dict[str, str]:
     hashes = {}
     for source in sources:
         try:
-            hashes[source.name] = content_hash(source.path)
+            hashes[source.name] = source.hash()
         except (InputError, OSError):
             hashes[source.name] = digest(source.name)
     return hashes
 
 
 def describe(
-    settings: Settings,
-    sources: list[Source],
-    hashes: dict[str, str],
-    encoders: Encoders,
-    tokenizer: pathlib.Path | None,
-    multiple: tuple[int, int],
+    settings: Settings, encoders: Encoders, tokenizer: pathlib.Path | None, multiple: tuple[int, int]
 ) -> dict:
-    """Everything that the data set depends on, as plain values for JSON.
+    """Everything but the files that the data set depends on, as plain values for JSON.
 
     Args:
-      hashes: of the sources, by name.
       multiple: heights and widths are multiples of these.
     """
     data, vocabulary = settings.data, settings.text.vocabulary
@@ -59,32 +51,39 @@ def describe(
         "text encoder": text.digest if text else "",
         "tokens": settings.text.max_tokens if text else 0,
         "tokenizer": content_hash(tokenizer) if tokenizer else f"at most {vocabulary} tokens",
-        "videos": digest(sorted(hashes.items())),
-        "captions": digest([(source.name, source.captions) for source in sources]),
     }
 
 
 def check_same(out: pathlib.Path, found: dict, request: dict):
     """Raise InputError, which names the differences, if a data set was asked for otherwise."""
-    different = [key for key in request if found.get(key, _DEFAULTS.get(key)) != request[key]]
+    if found.get("format") != FORMAT:
+        raise InputError(
+            f"--out: {out} was prepared by another version of sora_jax, which `train` still reads; "
+            f"to add files to it, name another folder"
+        )
+    different = [key for key in request if found.get(key) != request[key]]
     if different:
         changes = [key if key in _HASHES else f"{key} ({found.get(key)}, not {request[key]})" for key in different]
         raise InputError(f"--out: {out} was made of other {', '.join(changes)}; remove it or name another folder")
 
 
-def open_unfinished(out: pathlib.Path, request: dict) -> pathlib.Path:
-    """The folder of the shards of an unfinished run; made if it is absent.
+def open_unfinished(out: pathlib.Path, request: dict, limit: int, *, finished: bool) -> tuple[pathlib.Path, int]:
+    """The folder of the shards of an unfinished run, and the number of sources in a shard; made if absent.
 
+    Args:
+      limit: the largest number of sources in a shard, if the folder is made now.
+      finished: whether `out` holds a data set of this request already, to which files are added.
     Raises: InputError if it belongs to another request, or `out` holds something else.
     """
     unfinished = out / UNFINISHED
     description = unfinished / "request.json"
     if description.exists():
-        check_same(out, json.loads(description.read_text()), request)
-        return unfinished
-    if out.is_dir() and any(path.name != UNFINISHED for path in out.iterdir()):
+        found = json.loads(description.read_text())
+        check_same(out, found["request"], request)
+        return unfinished, found["sources_per_shard"]
+    if not finished and out.is_dir() and any(path.name != UNFINISHED for path in out.iterdir()):
         raise InputError(f"--out: {out} holds other files; name a new folder")
     unfinished.mkdir(parents=True, exist_ok=True)
     with atomic_write(description) as path:
-        path.write_text(json.dumps(request))
-    return unfinished
+        path.write_text(json.dumps({"request": request, "sources_per_shard": limit}))
+    return unfinished, limit

@@ -13,18 +13,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sora_jax.config.schema import DataSettings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write
-from sora_jax.data.prepare.captions import Source
-from sora_jax.data.prepare.cut import Cutter, one_ahead
+from sora_jax.core.storage import atomic_write, digest
+from sora_jax.data.prepare.cut import Cutter, Outcome, one_ahead
 from sora_jax.data.prepare.encode import Encoders
+from sora_jax.data.prepare.sources import Source
 from sora_jax.data.records.records import Clip
 from sora_jax.data.records.write import write_shard
 from sora_jax.data.tokenizer import Tokenizer
 
-# Shards are small enough that little is lost at a stop, large enough that they are few.
-_LEAST_SHARDS = 16
-_MOST_SOURCES = 256
-_MOST_BYTES = 64 * 2**20  # unless one file alone is larger
+MAX_SOURCES = 256  # in a shard
+_LEAST_SHARDS = 16  # of a large enough set: little is lost at a stop, and several processes have work
+_MOST_SHARDS = 4096  # a data set that grows keeps the size of its shards until there are more
+_MAX_BYTES = 64 * 2**20  # of the files in a shard, unless one file alone is larger
+_HASH_BITS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,21 +34,26 @@ class Written:
 
     clips: of its records, in order.
     sha256: of the file.
-    skipped: (name, reason) of its sources that gave no clip, or not all.
-    notes: number of sources by remark.
+    outcomes: of its sources.
     """
 
     clips: list[Clip]
     sha256: str
-    skipped: list[tuple[str, str]]
-    notes: dict[str, int]
+    outcomes: list[Outcome]
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A shard to write: its split, its file, and the sources whose clips it holds."""
+    """A shard to write.
+
+    split: "train" or "validation".
+    digest: hash of everything that its content depends on.
+    path: the file while the data set is not finished.
+    sources: whose clips it holds.
+    """
 
     split: str
+    digest: str
     path: pathlib.Path
     sources: list[Source]
 
@@ -56,9 +62,17 @@ class Shard:
         """The file that describes the shard; it exists only if the shard is complete."""
         return self.path.with_suffix(".json")
 
+    def write_description(self, written: Written):
+        with atomic_write(self.description) as path:
+            path.write_text(json.dumps(dataclasses.asdict(written), ensure_ascii=False))
+
     def read_description(self) -> Written:
         values = json.loads(self.description.read_text())
-        return Written(**{**values, "clips": [Clip.from_dict(clip) for clip in values["clips"]]})
+        return Written(
+            [Clip.from_dict(clip) for clip in values["clips"]],
+            values["sha256"],
+            [Outcome.from_dict(outcome) for outcome in values["outcomes"]],
+        )
 
 
 def split_sources(sources: list[Source], hashes: dict[str, str], validation: float) -> dict[str, list[Source]]:
@@ -74,7 +88,7 @@ def split_sources(sources: list[Source], hashes: dict[str, str], validation: flo
     held_out = {name for name, share in shares.items() if share < validation}
     if not held_out and validation > 0 and len(sources) > 1:
         held_out = {min(shares, key=shares.get)}
-    if len(held_out) == len(sources):
+    if sources and len(held_out) == len(sources):
         held_out.remove(max(shares, key=shares.get))
     return {
         "train": [source for source in sources if source.name not in held_out],
@@ -82,27 +96,51 @@ def split_sources(sources: list[Source], hashes: dict[str, str], validation: flo
     }
 
 
-def plan_shards(folder: pathlib.Path, splits: dict[str, list[Source]]) -> list[Shard]:
-    """The shards of all splits, whose files will lie in `folder`."""
-    return [
-        Shard(split, folder / f"{split}-{number:05d}", group)
-        for split, sources in splits.items()
-        for number, group in enumerate(_groups(sources))
-    ]
+def sources_per_shard(count: int, before: int | None = None) -> int:
+    """The largest number of sources in a shard of a data set of `count` sources.
+
+    Args:
+      before: that of the data set to which files are added; it is kept while there are few enough shards, since
+        another number would change every shard.
+    """
+    if before is not None and count <= before * _MOST_SHARDS:
+        return before
+    return min(MAX_SOURCES, math.ceil(count / _LEAST_SHARDS))
 
 
-def _groups(sources):
-    """Sources in the order given, in groups of bounded number and size."""
-    groups, size = [], math.inf
-    most = min(_MOST_SOURCES, math.ceil(len(sources) / _LEAST_SHARDS))
-    for source in sources:
-        source_bytes = source.path.stat().st_size if source.path.is_file() else 0
-        if size + source_bytes > _MOST_BYTES or len(groups[-1]) == most:
-            groups.append([])
-            size = 0
-        groups[-1].append(source)
-        size += source_bytes
-    return groups
+def plan_shards(
+    folder: pathlib.Path, splits: dict[str, list[Source]], hashes: dict[str, str], limit: int, key: str
+) -> list[Shard]:
+    """The shards of all splits.
+
+    Sources go into shards by the hash of their name, halved until a group is small enough: a file that is added,
+    removed or changed changes its own shard alone. The same files give the same shards whatever came before.
+
+    Args:
+      folder: where the files of the shards will lie.
+      hashes: content hashes, by name.
+      limit: the largest number of sources in a shard.
+      key: hash of everything else that the records depend on.
+    """
+    shards = []
+    for split, sources in splits.items():
+        by_hash = sorted(((int(digest(s.name), 16), s) for s in sources), key=lambda pair: (pair[0], pair[1].name))
+        for group in _groups(by_hash, limit, _HASH_BITS - 1):
+            content = digest([key, split, [(s.name, hashes[s.name], s.captions) for s in group]])
+            shards.append(Shard(split, content, folder / f"{split}-{content}", group))
+    return shards
+
+
+def _groups(hashed, limit, bit):
+    """Groups of sources, each sorted by name; `hashed`: (hash of the name, source), all equal above `bit`."""
+    sources = [source for _, source in hashed]
+    if not sources:
+        return []
+    small = len(sources) <= limit and sum(source.size for source in sources) <= _MAX_BYTES
+    if small or len(sources) == 1 or bit < 0:
+        return [sorted(sources, key=lambda source: source.name)]
+    low = [pair for pair in hashed if not pair[0] >> bit & 1]
+    return _groups(low, limit, bit - 1) + _groups(hashed[len(low) :], limit, bit - 1)
 
 
 def write_shards(
@@ -130,9 +168,7 @@ def write_shards(
             cutter = Cutter(shard.split, data, words, multiple, lambda: progress.advance(task))
             records = _encode(cutter.clips(shard.sources), words, encoders)
             clips, sha256 = write_shard(shard.path, encoders.arrays, records)
-            written = Written(clips, sha256, cutter.skipped, dict(cutter.notes))
-            with atomic_write(shard.description) as path:
-                path.write_text(json.dumps(dataclasses.asdict(written), ensure_ascii=False))
+            shard.write_description(Written(clips, sha256, cutter.outcomes))
 
 
 def _encode(clips, words, encoders):

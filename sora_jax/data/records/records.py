@@ -1,12 +1,13 @@
 """A prepared data set on disk: records that TFDS reads, and a manifest with one line for each.
 
-    clips-train.array_record-00000-of-00004 ...   the records; a record is one clip
+    clips-train.array_record-00000-of-00004 ...   the records; a record is one clip. Files were added later: clips2
     clips-validation.array_record-00000-of-00001  those of the held-out sources
     dataset_info.json, features.json              metadata for TFDS
     manifest.jsonl                                one line per record, in order: train, then validation
     tokenizer.model                               trained on the captions, or a copy of the one given
     autoencoder/                                  a copy of the autoencoder that made the latents (latents only)
     SHA256SUMS                                    of all these files, for `sora-jax data verify` or sha256sum -c
+    prepared.json                                 what became of each file; the shards and their hashes
     about.json                                    what was asked for and what was made; written last
 
 Written without TensorFlow and readable by `tfds.builder_from_directory(...).as_data_source(split)`.
@@ -14,6 +15,7 @@ Written without TensorFlow and readable by `tfds.builder_from_directory(...).as_
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 
@@ -125,8 +127,13 @@ class Records:
 
     @functools.cached_property
     def manifest(self) -> list[Clip]:
-        with (self.path / "manifest.jsonl").open() as lines:
-            return [Clip.from_dict(json.loads(line)) for line in lines]
+        data = (self.path / "manifest.jsonl").read_bytes()
+        if self.about.get("manifest") not in (None, hashlib.sha256(data).hexdigest()):
+            raise InputError(
+                f"{self.path}: manifest.jsonl is not that of about.json; if `prepare` was stopped, run it again, "
+                f"else `sora-jax data verify --data={self.path}` lists what is broken"
+            )
+        return [Clip.from_dict(json.loads(line)) for line in data.decode().split("\n") if line]
 
     @functools.cached_property
     def _shards(self):

@@ -1,6 +1,7 @@
 """Write a data set: shards of records, then what describes them."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterable
@@ -14,7 +15,6 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.storage import atomic_write, remove_stale_temporaries, sha256
 from sora_jax.data.records.records import SUMS, Clip, dtype_of
 
-_NAME = "clips"
 # Latents are noise to a compressor: it saves a fifth and costs reading twice the time.
 _OPTIONS = {"pixels": "group_size:1", "latents": "group_size:1,uncompressed"}
 
@@ -84,21 +84,28 @@ def finish(
     arrays: dict[str, tuple[int | None, ...]],
     shards: dict[str, list[tuple[pathlib.Path, list[Clip], str]]],
     about: dict,
-):
+    prepared: dict,
+) -> None:
     """Turn complete shards into a data set: name them, describe them to TFDS, write the manifest.
 
-    After an interruption at any point it may be called again; about.json, written last, marks the end.
+    After an interruption at any point it may be called again; about.json, written last, marks the end. The files
+    of each generation have names of their own, so a run that reads the one before is not disturbed.
 
     Args:
       arrays: as for `features`; the first one names the kind of the data set.
       shards: by split, in order: file, clips, SHA-256. A file that an earlier call has moved may be absent.
-      about: content of about.json.
+      about: content of about.json, with the `generation`.
+      prepared: content of prepared.json.
     """
     remove_stale_temporaries(out)
+    generation = about["generation"]
     splits, lines, sums = [], [], {}
     for split, parts in shards.items():
         parts = [part for part in parts if part[1]]
-        files = [out / f"{_NAME}-{split}.array_record-{i:05d}-of-{len(parts):05d}" for i in range(len(parts))]
+        files = [
+            out / f"{name_of(generation)}-{split}.array_record-{i:05d}-of-{len(parts):05d}"
+            for i in range(len(parts))
+        ]
         for (path, clips, digest), file in zip(parts, files, strict=True):
             if path.exists():
                 path.replace(file)
@@ -108,30 +115,49 @@ def finish(
             splits.append(
                 (split, [len(clips) for _, clips, _ in parts], sum(file.stat().st_size for file in files))
             )
-    _describe_to_tfds(out, arrays, splits)
+    manifest = "".join(lines).encode()
+    about = about | {"manifest": hashlib.sha256(manifest).hexdigest()}
+    _describe_to_tfds(out, name_of(generation), arrays, splits)
     with atomic_write(out / "manifest.jsonl") as path:
-        path.write_text("".join(lines))
+        path.write_bytes(manifest)
+    with atomic_write(out / "prepared.json") as path:
+        path.write_text(json.dumps(prepared, indent=1, ensure_ascii=False))
     for path in out.rglob("*"):
         name = path.relative_to(out).as_posix()
-        if path.is_file() and name not in sums and name not in (SUMS, "about.json") and name[0] != ".":
+        others = ".array_record-" in name or name in (SUMS, "about.json") or name[0] == "."
+        if path.is_file() and not others:
             sums[name] = sha256(path)
     with atomic_write(out / SUMS) as path:
         path.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
     with atomic_write(out / "about.json") as path:
         path.write_text(json.dumps(about, indent=1, ensure_ascii=False))
+    _remove_generations(out, before=generation - 1)
 
 
-def _describe_to_tfds(out, arrays, splits):
+def name_of(generation: int) -> str:
+    """The first part of the names of a generation's shards: "clips", "clips2", "clips3" ..."""
+    return "clips" if generation == 1 else f"clips{generation}"
+
+
+def _remove_generations(out, *, before):
+    """Remove the shards of generations that no run reads any more; the one before the last is kept."""
+    for path in out.glob("clips*-*.array_record-*"):
+        number = path.name.removeprefix("clips").partition("-")[0]
+        if int(number or 1) < before:
+            path.unlink()
+
+
+def _describe_to_tfds(out, name, arrays, splits):
     """Write TFDS's metadata; splits: (name, records in each shard, size in bytes)."""
-    template = tfds.core.ShardedFileTemplate(data_dir=out, dataset_name=_NAME, filetype_suffix="array_record")
+    template = tfds.core.ShardedFileTemplate(data_dir=out, dataset_name=name, filetype_suffix="array_record")
     tfds.folder_dataset.write_metadata(
         data_dir=out,
         features=features(arrays),
         split_infos=[
             tfds.core.SplitInfo(
-                name=name, shard_lengths=lengths, num_bytes=size, filename_template=template.replace(split=name)
+                name=split, shard_lengths=lengths, num_bytes=size, filename_template=template.replace(split=split)
             )
-            for name, lengths, size in splits
+            for split, lengths, size in splits
         ],
         description=f"Captioned clips as {next(iter(arrays))}, cut by sora_jax",
         filename_template=template,

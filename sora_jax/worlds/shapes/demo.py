@@ -33,7 +33,7 @@ from sora_jax.core.patches import patch_grid
 from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import atomic_write
 from sora_jax.data.media.video import probe, read_clip
-from sora_jax.data.prepare.prepare import prepare
+from sora_jax.data.prepare.prepare import Options, prepare
 from sora_jax.data.records.records import Records
 from sora_jax.evaluate.metrics.reconstruction import measure_reconstruction
 from sora_jax.generate.generator import latent_shape
@@ -159,8 +159,8 @@ def demo(
     part(2, "prepare pixels", lambda: prepare(first, world, pixels, console=console))
     part(3, "train the autoencoder further", lambda: train(first, out / "autoencoder", console=console))
     # The transformer was trained with the shipped autoencoder and tokenizer.
-    known = {"autoencoder": SHIPPED_AUTOENCODER, "tokenizer": SHIPPED_MODEL / "tokenizer.model"}
-    part(4, "prepare latents", lambda: prepare(second, world, latents, **known, console=console))
+    shipped = Options(autoencoder=SHIPPED_AUTOENCODER, tokenizer=SHIPPED_MODEL / "tokenizer.model")
+    part(4, "prepare latents", lambda: prepare(second, world, latents, shipped, console=console))
     before = part(5, "sample videos before", lambda: make_samples(SHIPPED_MODEL, out / "before", console))
     state = part(6, "train the transformer further", lambda: train(second, out / "transformer", console=console))
     after = part(7, "sample videos after", lambda: make_samples(out / "transformer", out / "after", console))

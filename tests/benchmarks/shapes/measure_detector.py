@@ -17,7 +17,7 @@ from sora_jax.checkpoint.model_folder import load_model
 from sora_jax.config.schema import AutoencoderSettings, MeshSettings
 from sora_jax.core.mesh import make_mesh
 from sora_jax.data.media.video import count_frames, probe, read_clip, read_frames
-from sora_jax.data.prepare.captions import find_sources
+from sora_jax.data.prepare.sources import find_sources
 from sora_jax.evaluate.metrics.reconstruction import reconstruct
 from sora_jax.generate.writer import VideoWriter
 from sora_jax.models.autoencoder.model import Autoencoder
@@ -75,7 +75,7 @@ def others(real):
 
 
 def real_clips(folder):
-    for source in find_sources(folder):
+    for source in find_sources(folder).sources:
         video = probe(source.path)
         for size in ((64, 64), (64, 112)):
             for start in range(0, min(count_frames(video, 16.0) - 16, 600), 4):
