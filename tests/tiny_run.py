@@ -81,7 +81,7 @@ def write_data(out: pathlib.Path, kind: str, settings, *, value: float | None = 
             out / split, arrays, [(clip, {kind: array}) for clip, array in zip(clips, held, strict=True)]
         )
         shards[split] = [(out / split, *written)]
-    finish(out, arrays, shards, {"kind": kind})
+    finish(out, arrays, shards, {"kind": kind, "generation": 1}, {})
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def write_latents(out: pathlib.Path, shape: tuple, count: int, settings):
         ]
         made = ((clip, {"latents": draw.normal(size=shape).astype(ml_dtypes.bfloat16)}) for clip in clips)
         shards.append((out / f"{shard}", *write_shard(out / f"{shard}", arrays, made)))
-    finish(out, arrays, {"train": shards}, {"kind": "latents"})
+    finish(out, arrays, {"train": shards}, {"kind": "latents", "generation": 1}, {})
 
 
 def measure(settings, batches: int):

@@ -23,7 +23,6 @@ SKIPPED = {  # file -> its reason
     "noise.webm": "not a known video or picture: it begins with",
     "narrow.mp4": "is smaller than every size asked for",
     "locked.mp4": "can't be read (Permission denied)",
-    "folder.mp4": "no such file",
     "gone.mp4": "no such file",
 }
 USED = {  # file -> clips of 5 frames that are cut from it
@@ -87,8 +86,8 @@ def test_bad_videos_are_used_or_skipped_with_their_reason(videos, tmp_path, caps
     said = capsys.readouterr().err
     assert f"prepared, {sum(used.values())} train and 0 validation clips (pixels) of {len(used)} files" in said
     assert f"skipped {len(skipped)} files:" in said
-    about = json.loads((out / "about.json").read_text())
-    reasons = dict(about["skipped"])
+    prepared = json.loads((out / "prepared.json").read_text())
+    reasons = {file["name"]: file["reason"] for file in prepared["files"] if file["reason"]}
     assert reasons.keys() == skipped.keys()
     for name, reason in skipped.items():
         assert reason in reasons[name]

@@ -103,16 +103,22 @@ def test_broken_captions_are_told_with_their_line(folder):
     for text, reason in [
         (good + "{'video': 1}\n", "line 2: no JSON object (Expecting property name"),
         (good + "\n[1]\n", "line 3: no JSON object but '[1]'"),
-        ('{"video": "b.mp4", "captoin": "x"}\n', "line 1: needs 'caption', a text; did you mean 'captoin'?"),
-        ('{"video": 3, "caption": "x"}\n', "line 1: needs 'video', a text"),
-        ('{"video": "b.mp4", "caption": "x", "long_caption": 3}\n', "line 1: a caption that is no text"),
+        (
+            '{"video": "b.mp4", "captoin": "x"}\n',
+            "line 1: needs 'caption' or 'text', a text; did you mean 'captoin'?",
+        ),
+        ('{"video": 3, "caption": "x"}\n', "line 1: needs 'video' or 'file_name', the name of a file"),
+        (
+            '{"video": "b.mp4", "caption": "x", "long_caption": 3}\n',
+            "line 1: 'long_caption' is a caption that is no text",
+        ),
         (good + good, "line 2: b.mp4 has its caption in line 1 already"),
         ("\n", "no caption in it"),
     ]:
         file.write_text(text)
         assert reason in error_of(folder)
     file.write_bytes(good.encode() + b"\xff\xfe\n")
-    assert "not UTF-8 text" in error_of(folder)
+    assert "byte 35 (line 2) is not UTF-8" in error_of(folder)
 
 
 def test_a_file_of_captions_that_is_not_there_is_told(folder, tmp_path):

@@ -212,7 +212,7 @@ def test_a_finished_data_set_is_left_as_it_is(world, tmp_path):
     before = contents(tmp_path / "d")
     again = prepare(settings_of(), world, tmp_path / "d")
     assert contents(tmp_path / "d") == before
-    assert again == dataclasses.replace(first, reused=True)
+    assert again == dataclasses.replace(first, reused=first.shards)
     with pytest.raises(
         InputError, match=r"made of other fps \(16.0, not 8.0\), sizes .*; remove it or name another"
     ):
@@ -271,7 +271,7 @@ except InputError as error:
     assert len(run.stdout.splitlines()) == 1
     assert not (out / "about.json").exists()
     parts = {path.name: path.read_bytes() for path in (out / ".unfinished").glob("train-*")}
-    assert len(parts) >= 10
+    assert len(parts) >= 2
     moments = {path.name: path.stat().st_ino for path in (out / ".unfinished").glob("train-?????")}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == ""

@@ -51,7 +51,7 @@ def write_data_set(out, kind, lengths):
             pairs = [(clip(split, i, shape), {kind: array_of(kind, i, shape)}) for i in numbers]
             shards[split].append((path, *write_shard(path, arrays, iter(pairs))))
             index += count
-    finish(out, arrays, shards, {"kind": kind})
+    finish(out, arrays, shards, {"kind": kind, "generation": 1}, {})
     return shards
 
 
@@ -92,7 +92,7 @@ def test_finishing_again_after_a_stop_changes_nothing(tmp_path):
     shards = write_data_set(tmp_path / "d", "pixels", {"train": [2, 1], "validation": [1]})
     before = {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()}
     (tmp_path / "d/about.json").unlink()
-    finish(tmp_path / "d", {"pixels": (None, None, None, 3)}, shards, {"kind": "pixels"})
+    finish(tmp_path / "d", {"pixels": (None, None, None, 3)}, shards, {"kind": "pixels", "generation": 1}, {})
     assert {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()} == before
 
 
@@ -170,7 +170,7 @@ def test_verify_names_the_shards_and_records_that_are_broken(tmp_path, capsys):
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, check=True)
     code, said = verified(folder, capsys)
     assert code == 0
-    assert "6 files" in said
+    assert "7 files" in said
     assert "all as they were written" in said
     second = folder / "clips-train.array_record-00001-of-00002"
     whole = second.read_bytes()
@@ -179,7 +179,7 @@ def test_verify_names_the_shards_and_records_that_are_broken(tmp_path, capsys):
         second.write_bytes(data)
         code, said = verified(folder, capsys)
         assert code == 2
-        assert f"--data: 1 of the 6 files of {folder} are broken, {second.name} for one; " in said
+        assert f"--data: 1 of the 7 files of {folder} are broken, {second.name} for one; " in said
         return said
 
     zeroed = whole.replace(array_of("latents", 4).tobytes()[:64], bytes(64))
@@ -195,7 +195,7 @@ def test_verify_names_the_shards_and_records_that_are_broken(tmp_path, capsys):
     assert code == 2
     assert f"{second.name}: is missing\n" in said
     assert "manifest.jsonl: is not what was written\n" in said
-    assert "2 of the 6 files" in said
+    assert "2 of the 7 files" in said
     (folder / "SHA256SUMS").unlink()
     assert "has no SHA256SUMS; prepare it anew" in verified(folder, capsys)[1]
     assert "no folder" in verified(tmp_path / "e", capsys)[1]
@@ -220,7 +220,7 @@ def test_every_array_is_what_tfds_reads(tmp_path):
     line = dataclasses.replace(clip("train", 3), source="latents/value", captions=("x" * 300,), tokens=(9,))
     shard = (tmp_path / "d/train", *write_shard(tmp_path / "d/train", arrays, [(line, made)]))
     about = {"kind": "latents", "request": {"arrays": {name: list(shape) for name, shape in arrays.items()}}}
-    finish(tmp_path / "d", arrays, {"train": [shard]}, about)
+    finish(tmp_path / "d", arrays, {"train": [shard]}, about | {"generation": 1}, {})
     read = Records(tmp_path / "d", "latents").read_all("train", 0)
     others = tfds.builder_from_directory(str(tmp_path / "d")).as_data_source(split="train")[0]
     assert read.keys() == made.keys()

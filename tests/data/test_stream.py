@@ -74,7 +74,7 @@ def write_data_set(out, kind, counts, first=0):
         index += count
         arrays = {kind: (None, None, None, array.shape[-1])}
         shards[split] = [(out / split, *write_shard(out / split, arrays, pairs))]
-    finish(out, arrays, shards, {"kind": kind})
+    finish(out, arrays, shards, {"kind": kind, "generation": 1}, {})
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def _read_json_lines(file):
 def _read_delimited(file):
     # csv counts all of \r, \n and \r\n as one line end if it sees them itself.
     text = io.StringIO(read_text(file), newline="")
-    delimiter = _sniff(file, text.readline().split("\r", 1)[0])
+    delimiter = _sniff(file, text.readline().strip("\r\n"))
     text.seek(0)
     csv.field_size_limit(_LONGEST_FIELD)
     rows = csv.reader(text, delimiter=delimiter, strict=True)

@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write, copy_files
+from sora_jax.core.storage import atomic_write, copy_files, sha256
 from sora_jax.data.prepare.cut import Outcome
 from sora_jax.data.prepare.encode import Encoders
 from sora_jax.data.prepare.report import Report
@@ -21,11 +21,15 @@ from sora_jax.data.records.write import finish, name_of
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A finished data set, as about.json and prepared.json describe it."""
+    """A finished data set, as about.json and prepared.json describe it.
+
+    torn: a run was stopped while it replaced these files, which may be of two generations.
+    """
 
     out: pathlib.Path
     about: dict
     prepared: dict
+    torn: bool
 
     @classmethod
     def read(cls, out: pathlib.Path, request: dict) -> "Finished | None":
@@ -38,7 +42,11 @@ class Finished:
             return None
         about = json.loads(path.read_text())
         check_same(out, about["request"], request)
-        return cls(out, about, json.loads((out / "prepared.json").read_text()))
+        prepared = json.loads((out / "prepared.json").read_text())
+        same = about["generation"] == prepared["generation"] and about["manifest"] == sha256(
+            out / "manifest.jsonl"
+        )
+        return cls(out, about, prepared, torn=not same)
 
     @property
     def limit(self) -> int:
@@ -47,12 +55,16 @@ class Finished:
 
     def is_current(self, shards: list[Shard], found: Found) -> bool:
         """Whether it is made of just these files."""
+        if self.torn:
+            return False
         same = [shard["digest"] for shard in self.prepared["shards"]] == [shard.digest for shard in shards]
         skipped = [(file["name"], file["reason"]) for file in self.prepared["files"] if not file["shard"]]
         return same and skipped == found.skipped and self.prepared["other"] == found.other
 
     def shared(self, shards: list[Shard]) -> list[Shard]:
         """Those of the shards that it holds."""
+        if self.torn:  # the run that was stopped has left all that it needs among the unfinished shards
+            return []
         held = {shard["digest"] for shard in self.prepared["shards"]}
         return [shard for shard in shards if shard.digest in held]
 
@@ -174,4 +186,4 @@ def _describe(shards, written, found, generation):
             lines.append(values | {"first": first, "clips": len(part.clips)})
             first += len(part.clips)
             files += [dataclasses.asdict(outcome) | {"shard": shard.digest} for outcome in part.outcomes]
-    return {"files": files, "shards": lines, "other": found.other}
+    return {"generation": generation, "files": files, "shards": lines, "other": found.other}

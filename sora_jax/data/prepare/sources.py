@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.storage import content_hash
+from sora_jax.data.media.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from sora_jax.data.prepare.captions import (
     TABLES,
     captions_of_entry,
@@ -24,10 +25,7 @@ from sora_jax.data.prepare.captions import (
     read_table,
     read_text,
 )
-from sora_jax.data.prepare.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
-# Formats that are recognised to be told apart from files of other kinds, and can't be read.
-UNREADABLE = dict.fromkeys((".heic", ".heif"), "HEIC pictures can't be read; convert them to JPEG or PNG")
 _MEDIA = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 _COPY_BYTES = 2**20
 
@@ -120,8 +118,6 @@ def find_sources(folder: pathlib.Path, captions: pathlib.Path | None = None) -> 
             media |= {source.name: source for source in _read_tar(folder / name, name)}
         elif _suffix(name) in _MEDIA:
             media[name] = Source(folder / name, name)
-        elif _suffix(name) in UNREADABLE:
-            skipped.append((name, UNREADABLE[_suffix(name)]))
         elif folder / name not in tables:
             other.append(name)
     beside = {name for name in other if _suffix(name) in (".txt", ".json")}

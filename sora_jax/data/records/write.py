@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import tempfile
 from collections.abc import Iterable
 
 import numpy as np
@@ -148,18 +149,31 @@ def _remove_generations(out, *, before):
 
 
 def _describe_to_tfds(out, name, arrays, splits):
-    """Write TFDS's metadata; splits: (name, records in each shard, size in bytes)."""
-    template = tfds.core.ShardedFileTemplate(data_dir=out, dataset_name=name, filetype_suffix="array_record")
-    tfds.folder_dataset.write_metadata(
-        data_dir=out,
-        features=features(arrays),
-        split_infos=[
-            tfds.core.SplitInfo(
-                name=split, shard_lengths=lengths, num_bytes=size, filename_template=template.replace(split=split)
-            )
-            for split, lengths, size in splits
-        ],
-        description=f"Captioned clips as {next(iter(arrays))}, cut by sora_jax",
-        filename_template=template,
-        check_data=False,
-    )
+    """Write TFDS's metadata; splits: (name, records in each shard, size in bytes).
+
+    TFDS looks at the names of all files in the folder, and takes those of another generation for an error: it is
+    given a folder with the names of this one alone.
+    """
+    with tempfile.TemporaryDirectory(prefix=".metadata-", dir=out) as folder:
+        here = pathlib.Path(folder)
+        for path in out.glob(f"{name}-*.array_record-*"):
+            (here / path.name).touch()
+        template = tfds.core.ShardedFileTemplate(data_dir=here, dataset_name=name, filetype_suffix="array_record")
+        tfds.folder_dataset.write_metadata(
+            data_dir=here,
+            features=features(arrays),
+            split_infos=[
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=lengths,
+                    num_bytes=size,
+                    filename_template=template.replace(split=split),
+                )
+                for split, lengths, size in splits
+            ],
+            description=f"Captioned clips as {next(iter(arrays))}, cut by sora_jax",
+            filename_template=template,
+            check_data=False,
+        )
+        for file in ("dataset_info.json", "features.json"):
+            (here / file).replace(out / file)
