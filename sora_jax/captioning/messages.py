@@ -40,7 +40,7 @@ def caption_messages(path: pathlib.Path, *, frames: int, side: int) -> list[dict
     video = probe(path)
     count = min(frames, video.frames)
     scale = min(1.0, side / max(video.width, video.height))
-    size = tuple(max(1, round(length * scale)) for length in (video.height, video.width))
+    size = max(1, round(video.height * scale)), max(1, round(video.width * scale))
     # At this rate the frame after the last one sent would be at the end.
     fps = count / video.duration if video.duration else 1.0
     pictures = [made for (made,) in read_frames(video, [size], fps=fps, frames=count)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import rich.console
 from absl import flags
+from absl.flags import FlagValues
 
 from sora_jax.config.load import from_config
 from sora_jax.config.schema import MeshSettings, Settings
@@ -51,7 +52,7 @@ class Flag:
         """The default, for people; "" if there is none."""
         return "" if self.default is None or self.default is False else f"{self.default}"
 
-    def define(self, values: flags.FlagValues):
+    def define(self, values: FlagValues):
         about = {"name": self.key, "default": self.default, "help": self.meaning, "flag_values": values}
         if self.commas:
             flags.DEFINE_list(**about | {"default": self.default or []})
@@ -84,7 +85,7 @@ class Command:
 
     summary: str
     flags: Mapping[str, tuple[Flag, ...]]
-    run: Callable[[flags.FlagValues, rich.console.Console], None]
+    run: Callable[[FlagValues, rich.console.Console], None]
     about: str = ""
     examples: tuple[str, ...] = ()
     config: bool = False
@@ -95,11 +96,11 @@ class Command:
     def all_flags(self) -> list[Flag]:
         return [flag for group in self.flags.values() for flag in group]
 
-    def define(self, values: flags.FlagValues):
+    def define(self, values: FlagValues):
         for flag in self.all_flags:
             flag.define(values)
 
-    def check_required(self, values: flags.FlagValues):
+    def check_required(self, values: FlagValues):
         """Raise InputError if a required flag has no value."""
         for flag in self.all_flags:
             if flag.example and not values[flag.key].value:
@@ -126,24 +127,24 @@ def use_cpu():
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def settings_of(values: flags.FlagValues) -> Settings:
+def settings_of(values: FlagValues) -> Settings:
     """The settings that --config and --config.KEY say."""
     return from_config(values["config"].value)
 
 
-def checkpoint_of(values: flags.FlagValues) -> pathlib.Path:
+def checkpoint_of(values: FlagValues) -> pathlib.Path:
     """The folder that --checkpoint names, or the model of the package."""
     from sora_jax.worlds.shapes import SHIPPED_MODEL
 
     return pathlib.Path(values.checkpoint or SHIPPED_MODEL)
 
 
-def path_of(values: flags.FlagValues, key: str) -> pathlib.Path | None:
+def path_of(values: FlagValues, key: str) -> pathlib.Path | None:
     """The path that a flag names, None if it has no value."""
     return pathlib.Path(values[key].value) if values[key].value else None
 
 
-def mesh_of(values: flags.FlagValues) -> MeshSettings:
+def mesh_of(values: FlagValues) -> MeshSettings:
     """The mesh that --mesh says; an axis that it does not name has one device.
 
     Raises: InputError for an unknown axis, or a size that is no number.
@@ -161,7 +162,7 @@ def mesh_of(values: flags.FlagValues) -> MeshSettings:
     return MeshSettings(**sizes)
 
 
-def lines_of(values: flags.FlagValues, key: str) -> list[str]:
+def lines_of(values: FlagValues, key: str) -> list[str]:
     """The prompts in the file that a flag names, one a line, without blank lines.
 
     Raises: InputError if the file is absent or has none.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 from sora_jax.cli import chat
 from sora_jax.cli.flags import (
@@ -124,7 +125,7 @@ def expander_of(values, console):
 
 def _settings_flags(*names) -> tuple[Flag, ...]:
     """Flags for keys of config.sample, under the meaning that is declared there."""
-    kinds = {field.name: field.type for field in dataclasses.fields(SampleSettings)}
+    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(SampleSettings)}
     made = []
     for name in names:
         declared = declarations(SampleSettings)[name]

@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from sora_jax.cluster.heartbeat import PREEMPTED, TRAINING, VARIABLE, Beat, read_beat
 from sora_jax.cluster.lifeline import Lifeline, die_with_parent
@@ -63,9 +64,10 @@ class Rules:
             "grace": "Seconds to save and end after SIGTERM",
         }
         for field in dataclasses.fields(Rules):
+            kind: Any = field.type
             default = defaults.get(field.name, field.default)
             text = f"{texts[field.name]} (default: {default})."
-            parser.add_argument(f"--{field.name}", type=non_negative(field.type), default=default, help=text)
+            parser.add_argument(f"--{field.name}", type=non_negative(kind), default=default, help=text)
 
     @staticmethod
     def of(options: argparse.Namespace) -> "Rules":

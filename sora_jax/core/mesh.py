@@ -42,7 +42,7 @@ def spec(axes: str) -> jax.P:
 def axes_of(name: str) -> tuple[str, ...]:
     """The mesh axes that a logical dimension is split over."""
     axes = RULES[name] or ()
-    return (axes,) if isinstance(axes, str) else axes
+    return (axes,) if isinstance(axes, str) else tuple(axes)
 
 
 def num_shards(name: str, sizes: Mapping[str, int]) -> int:

@@ -14,8 +14,7 @@ from flax import struct
 from sora_jax.core.errors import InputError
 
 
-@struct.dataclass
-class PatchBatch:
+class PatchBatch(struct.PyTreeNode):
     """Packed sequences of patches, and of the text that describes them.
 
     patches: latent patches, [B, N, P] float, P = p_f * p_h * p_w * C in that order.
@@ -53,7 +52,8 @@ def patch_grid(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> tupl
     """
     if any(side % p for side, p in zip(shape, patch, strict=True)):
         raise InputError(f"latents of {shape} (frames, rows, columns) are no multiple of the patch {patch}")
-    return tuple(side // p for side, p in zip(shape, patch, strict=True))
+    frames, rows, columns = (side // p for side, p in zip(shape, patch, strict=True))
+    return frames, rows, columns
 
 
 def patchify(latents, patch: tuple[int, int, int]):

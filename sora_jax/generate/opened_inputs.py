@@ -94,8 +94,8 @@ class OpenedInputs:
         if name == "loop" and not self.videos:
             return tasks.loop(coder, frames)
         if name in ("connect", "loop"):
-            ends = self.videos * (2 if name == "loop" else 1)
-            return tasks.connect(coder, frames, *ends, self._frames_between(), close=name == "loop")
+            first, second = self.videos * (2 if name == "loop" else 1)
+            return tasks.connect(coder, frames, first, second, self._frames_between(), close=name == "loop")
         video = np.stack(list(self.videos[0].read(0, frames)))
         if name == "edit":
             return tasks.edit(coder, video, self.inputs.edit_strength)

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -29,7 +29,7 @@ def file_hash(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(path: pathlib.Path, metadata: Mapping, ingredients: list[pathlib.Path]):
+def write_manifest(path: pathlib.Path, metadata: Mapping, ingredients: Sequence[pathlib.Path]):
     """What made the file, and of what, in `NAME.c2pa.json` beside it; it is not signed.
 
     Source: C2PA technical specification 2.1, sections 9 (ingredients) and 18 (assertions).

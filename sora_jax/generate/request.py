@@ -76,7 +76,7 @@ class TaskInputs:
 
     def described(self) -> dict:
         """The task and the inputs that were given, for the metadata of the video."""
-        given = {"task": self.name}
+        given: dict[str, object] = {"task": self.name}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if _is_given(value) and field.name != "task":

@@ -183,8 +183,10 @@ def measure_velocity_change(generator: Generator, request: Request, inputs: Open
     settings = dataclasses.replace(inputs.settings, step_cache_threshold=0.0)
     prompts, meter = fill_batch(request.prompts, settings.guidance), VelocityMeter()
     conditioning = inputs.task(generator).conditioning if inputs.takes_images else None
-    options = {"negative_prompt": request.negative_prompt, "conditioning": conditioning, "on_step": meter}
-    sample_latents(generator, prompts, settings, Noise(request.seed), **options)
+    noise, negative = Noise(request.seed), request.negative_prompt
+    sample_latents(
+        generator, prompts, settings, noise, negative_prompt=negative, conditioning=conditioning, on_step=meter
+    )
     return meter.result(generator.step)
 
 

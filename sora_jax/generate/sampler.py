@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -66,7 +67,11 @@ class VideoSampler:
 
         batch = fill_batch(prompts, self.settings.guidance)
         settings, noise = dataclasses.replace(self.settings, frames=frames), Noise(self.seed, first, window)
-        shared = {"negative_prompt": self.negative_prompt, "conditioning": conditioning, "on_step": advance}
+        shared: dict[str, Any] = {
+            "negative_prompt": self.negative_prompt,
+            "conditioning": conditioning,
+            "on_step": advance,
+        }
         if rolling:
             latents = sample_rolling_latents(self.generator, batch, settings, noise, rolling, **shared)
         else:

@@ -70,6 +70,7 @@ def read_velocity_change(path: pathlib.Path) -> VelocityChange:
         result = VelocityChange(times, change, int(found["step"]))
     except (KeyError, TypeError, ValueError):
         times = change = ()
-    if not times or len(times) != len(change) or np.any(np.diff(times) >= 0) or np.any(np.diff(change) < 0):
+    falling, rising = np.diff(np.array(times)) < 0, np.diff(np.array(change)) >= 0
+    if not times or len(times) != len(change) or not falling.all() or not rising.all():
         raise InputError(f"{path}: not a measured velocity change; remove it, and it is measured again")
     return result

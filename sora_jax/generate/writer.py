@@ -43,7 +43,7 @@ class VideoWriter:
         self.frames = 0  # written so far
         self._crf = crf
         self._metadata = described(metadata)
-        self._shape = None
+        self._shape: tuple[int, ...] | None = None
         self._stream = None
 
     def __enter__(self) -> "VideoWriter":

@@ -28,6 +28,7 @@ from sora_jax.config.schema import (
     MeshSettings,
     SampleSettings,
     Settings,
+    TextSettings,
 )
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
@@ -138,7 +139,7 @@ def import_model(
         transformer=transformer,
         flow=FlowSettings(time_quantization=1000),
         # Wan 2.2 TI2V, which has times for each patch, has learned to be given a first frame.
-        masks=MaskSettings(first=float(bool(index.get("expand_timesteps"))), guided=False),  # as published
+        masks=MaskSettings(first_frame=float(bool(index.get("expand_timesteps"))), guided=False),  # as published
         sample=SampleSettings(solver="unipc", shift=float(scheduler.get("flow_shift", 0.0))),
     )
     table = transformer_table(transformer)
@@ -150,7 +151,8 @@ def import_model(
     for part in parts:
         if not (rest / part).is_dir():
             raise InputError(f"{rest / part}: no such folder; a model of this kind is published with one")
-    for encoder in (settings.text, *([image] if transformer.image_width else [])):
+    encoders: list[TextSettings | ImageSettings] = [settings.text]
+    for encoder in encoders + [image] * bool(transformer.image_width):
         check_encoder(dataclasses.replace(encoder, weights=str(rest / pathlib.Path(encoder.weights).name)))
     # Until here nothing is written.
     for part in parts:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from sora_jax.config.schema import AutoencoderSettings, ImageSettings, TextSettings, TransformerSettings
 from sora_jax.interop.tables import Tensor, linear, norm
@@ -41,8 +42,8 @@ WAN22_AUTOENCODER = AutoencoderSettings(
     latent_std=WAN22_LATENT_STD,
 )
 
-_14B = {"width": 5120, "heads": 40, "mlp": 13824, "layers": 40}
-_IMAGE = {"condition_channels": 20, "image_width": 1280}
+_14B: dict[str, Any] = {"width": 5120, "heads": 40, "mlp": 13824, "layers": 40}
+_IMAGE: dict[str, Any] = {"condition_channels": 20, "image_width": 1280}
 TRANSFORMERS = {
     "wan2.1-t2v-1.3b": TransformerSettings(),
     "wan2.1-t2v-14b": TransformerSettings(**_14B),

@@ -41,7 +41,8 @@ def attention(q, k, v, q_segment_ids, kv_segment_ids, *, bias=None, kernel="auto
     in_ring = name in BLOCK_KERNELS and q.shape[1] == k.shape[1]
     # Ulysses (arXiv 2309.14509): trade token shards for head shards, so that each ring sees whole sequences.
     q_axes, kv_axes = "batch ring heads_all .", f"batch {'ring' if in_ring else '.'} heads_all ."
-    q, k, v = jax.reshard(q, spec(q_axes)), *(jax.reshard(x, spec(kv_axes)) for x in (k, v))
+    q = jax.reshard(q, spec(q_axes))
+    k, v = (jax.reshard(x, spec(kv_axes)) for x in (k, v))
     segment_specs = [spec(" ".join(axes.split()[:2])) for axes in (q_axes, kv_axes)]
     q_segment_ids, kv_segment_ids = map(jax.reshard, (q_segment_ids, kv_segment_ids), segment_specs)
     if name == "xla":

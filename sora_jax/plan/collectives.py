@@ -50,7 +50,7 @@ class Layout:
     def axes(self, group) -> tuple[str, ...]:
         """The mesh axes along which the members of a group differ."""
         places = np.unravel_index(np.array(group), self.shape)
-        return tuple(name for name, row in zip(self.names, places, strict=True) if len(set(row.tolist())) > 1)
+        return tuple(name for name, row in zip(self.names, places, strict=True) if len(np.unique(row)) > 1)
 
     def link(self, group) -> str:
         return "DCN" if len(set(self.islands[np.array(group)].tolist())) > 1 else "ICI"

@@ -94,7 +94,9 @@ class Counts:
 def count(text: str, mesh: jax.sharding.Mesh) -> Counts:
     """The counts of a program compiled for a mesh; `text` is compiled.as_text()."""
     program, layout = Program(text), Layout(mesh)
-    sums, kernels, unknown, found = collections.Counter(), collections.Counter(), set(), {}
+    sums: dict[str, float] = collections.defaultdict(float)
+    kernels: dict[str, float] = collections.defaultdict(float)
+    unknown, found = set(), {}
     for name, times in program.run_counts(unknown).items():
         for names, instruction, caller in program.expand(name):
             if instruction.op in ("dot", "convolution"):
@@ -123,7 +125,11 @@ def count(text: str, mesh: jax.sharding.Mesh) -> Counts:
     for times, c in found.values():
         groups.setdefault((c.kind, c.axes, c.link), c.group)
         together[c.kind, c.axes, c.link] += times * np.array([1, c.bytes, c.wire])
-    merged = [Collective(*key, groups[key], *map(float, values)) for key, values in together.items()]
+    merged = []
+    for (kind, axes, link), (number, size, wire) in together.items():
+        merged.append(
+            Collective(kind, axes, link, groups[kind, axes, link], float(number), float(size), float(wire))
+        )
     return Counts(
         sums["flops"],
         dict(kernels),
@@ -146,11 +152,12 @@ class Program:
                 inside = self.parts[name] = {}
                 self.entry = name if entry else self.entry
             elif inside is not None and (found := _LINE.match(line)):
-                inside[found[2]] = Instruction(found[2], *_split(found[3]), bool(found[1]))
+                op, arrays, operands, rest = _split(found[3])
+                inside[found[2]] = Instruction(found[2], op, arrays, operands, rest, bool(found[1]))
 
     def run_counts(self, unknown: set[str]) -> dict[str, float]:
         """Number of runs of the entry, of the bodies of loops, and of calls and branches."""
-        times = collections.Counter()
+        times: dict[str, float] = collections.defaultdict(float)
 
         def run(name, often):
             times[name] += often
@@ -277,7 +284,7 @@ def _number(names: dict[str, Instruction], name: str) -> int | None:
     return int(value) if re.fullmatch(r"-?\d+", value) else None
 
 
-def _split(text: str):
+def _split(text: str) -> tuple[str, tuple[Array, ...], tuple[str, ...], str]:
     """(op, arrays of its type, operands, attributes) of the right side of an instruction."""
     end = _closing(text, 0) + 1 if text[0] == "(" else text.index(" ")
     arrays = tuple(

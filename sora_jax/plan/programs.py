@@ -13,6 +13,7 @@ from sora_jax.checkpoint.frozen_params import computing
 from sora_jax.checkpoint.restore import abstract_on_mesh
 from sora_jax.config.load import parse_size
 from sora_jax.config.schema import LoraSettings, Settings
+from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import num_shards, spec
 from sora_jax.core.patches import PatchBatch, patch_grid
 from sora_jax.data.conditioning_frames import conditioning_frame_indices, image_token_capacity
@@ -157,8 +158,10 @@ def abstract_batch(settings: Settings):
     """Types of a batch of the training loop."""
     data = settings.data
     if settings.objective == "autoencoder":
-        H, W = parse_size(data.crop_size, "config.data.crop_size")
-        return typed((data.batch, data.crop_frames, H, W, 3), jnp.uint8, make_objective(settings).axes)
+        size = parse_size(data.crop_size, "config.data.crop_size")
+        if isinstance(size, int):
+            raise InputError(f"config.data.crop_size: {data.crop_size!r} must be WIDTHxHEIGHT")
+        return typed((data.batch, data.crop_frames, *size, 3), jnp.uint8, make_objective(settings).axes)
     B, N, S, I = data.batch, data.sequence_length, data.text_length, image_token_capacity(settings)
     axes = make_objective(settings).axes
     rows = _rows(settings, B, N, B, S, I, jnp.bfloat16, axes)

@@ -58,8 +58,8 @@ def draw_loss_curves(path: str | os.PathLike, runs: Mapping[str, str | os.PathLi
       runs: title of the panel -> the run's metrics.jsonl.
     Raises: InputError as `read_metrics` does, and for a run without a loss.
     """
-    figure = Figure(figsize=(6.4 * len(runs), 3.8), layout="constrained", facecolor=PAPER)
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)  # inches
+    figure = Figure(figsize=(6.4 * len(runs), 3.8), facecolor=PAPER)
+    figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.15)  # inches
     panels = figure.subplots(1, len(runs), squeeze=False)[0]
     for panel, (title, file) in zip(panels, runs.items(), strict=True):
         metrics = read_metrics(file)

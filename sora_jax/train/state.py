@@ -6,8 +6,7 @@ import optax
 from flax import struct
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """The training state.
 
     The next batch, its noise and its times are functions of `step`, so the state alone says where a run continues.

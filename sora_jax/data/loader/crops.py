@@ -53,7 +53,7 @@ class Crops:
                 f"{self.records.path}: none of {len(clips)} clips in the {split} split has {wanted}; "
                 f"the largest has {largest.frames} of {largest.width}x{largest.height}"
             )
-        self.notes = ()
+        self.notes: tuple[str, ...] = ()
         if len(self.clips) < len(clips):
             self.notes = (
                 f"{len(clips) - len(self.clips)} of {len(clips)} clips are smaller than {wanted}: not used",

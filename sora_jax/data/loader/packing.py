@@ -95,7 +95,7 @@ def pack_in_order(patches: np.ndarray, tokens: np.ndarray, data: DataSettings) -
     return first_fit(needs, _capacity(data))
 
 
-def check_capacity(patches: np.ndarray, tokens: Sequence[int], data: DataSettings):
+def check_capacity(patches: np.ndarray, tokens: Sequence[int] | np.ndarray, data: DataSettings):
     """Raise InputError if a clip of so many patches, or a caption of so many tokens, is longer than a sequence."""
     patches, tokens = np.asarray(patches), np.asarray(tokens)
     if patches.max() > data.sequence_length:

@@ -6,7 +6,8 @@ number of processes.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -48,7 +49,7 @@ class Stream:
     threads: int
     sources_at: Callable[[int], list[str]] = lambda step: []
 
-    def iterate(self, start: int = 0) -> Iterator[PatchBatch | np.ndarray]:
+    def iterate(self, start: int = 0) -> Generator[Any, None, None]:
         """Batches start, start + 1, ...; threads read ahead until the iterator is closed or exhausted."""
         dataset = grain.MapDataset.range(start, self.batches).map(self.batch_at)
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)
@@ -202,7 +203,7 @@ def validation_crops(settings: Settings, *, rows: Sequence[int] | None = None) -
     middle = np.full(3, 0.5)
     return Stream(
         batch_at=lambda step: np.stack(
-            [crops.cut(crops.clips[(step * data.batch + i) % n], middle) for i in local]
+            [crops.cut(int(crops.clips[(step * data.batch + i) % n]), middle) for i in local]
         ),
         batches=batches,
         clips=n,

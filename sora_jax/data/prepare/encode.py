@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterable
 
 import jax
 import ml_dtypes
@@ -46,7 +47,7 @@ class ClipEncoder:
     @property
     def arrays(self) -> dict[str, tuple[int | None, ...]]:
         """Shapes of the arrays that a call returns, by name; None where clips differ."""
-        shapes = {"latents": (None, None, None, self.settings.latent_channels)}
+        shapes: dict[str, tuple[int | None, ...]] = {"latents": (None, None, None, self.settings.latent_channels)}
         if self._transformer.condition_channels:
             shapes["given"] = shapes["latents"]
         if self._transformer.image_width:
@@ -63,7 +64,8 @@ class ClipEncoder:
         """
         F = len(frames)
         at = conditioning_frame_indices(self._transformer, F)
-        videos, made = {"latents": frames}, {}
+        videos: dict[str, Iterable[np.ndarray]] = {"latents": frames}
+        made = {}
         if self._transformer.condition_channels:
             videos["given"] = grey_except({i: frames[i] for i in at}, F)
         with jax.set_mesh(self._mesh):

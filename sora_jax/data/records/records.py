@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import ml_dtypes  # registers numpy's bfloat16, without which TFDS asks for TensorFlow
 import numpy as np
@@ -62,7 +63,8 @@ class Clip:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Clip":
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**fields)
 
 
 class Records:
@@ -107,7 +109,8 @@ class Records:
         """
         if not (self.path / SUMS).is_file():
             raise InputError(f"{self.path} has no {SUMS}; prepare it anew")
-        return dict(reversed(line.split("  ", 1)) for line in (self.path / SUMS).read_text().splitlines())
+        lines = (line.split("  ", 1) for line in (self.path / SUMS).read_text().splitlines())
+        return {name: digest for digest, name in lines}
 
     def clips(self, split: str) -> list[Clip]:
         """The manifest's lines of this split; clip i describes record i.

@@ -99,7 +99,11 @@ def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict
                 with atomic_write(path) as temporary:
                     np.save(temporary, made)
             sets[which] = np.load(path)
-        found = {"fvd": frechet_distance(sets["samples"], sets["real"]), "samples": count, "real": len(real)}
+        found: dict[str, object] = {
+            "fvd": frechet_distance(sets["samples"], sets["real"]),
+            "samples": count,
+            "real": len(real),
+        }
         found["warning"] = warning(count, len(real), settings.width)
         values["by_cell"][f"{cell.size}, {cell.frames} frames"] = found
         line = f"{checkpoint.name}: FVD {found['fvd']:.4g} of {count} samples and {len(real)} real videos"

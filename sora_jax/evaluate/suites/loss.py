@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -130,8 +130,10 @@ def given_tasks(settings: Settings) -> Settings | None:
     """The settings with equal weights for the trained conditioning tasks but text; None if there are none."""
     kinds = conditioning_tasks(settings.masks).keys() - {"text"}
     weights = dict.fromkeys(CONDITIONING_TASKS, 0.0) | dict.fromkeys(kinds, 1.0)
-    masks = dataclasses.replace(settings.masks, **weights, forcing=0.0) if kinds else None
-    return masks and dataclasses.replace(settings, masks=masks)
+    if not kinds:
+        return None
+    masks: Any = weights | {"forcing": 0.0}
+    return dataclasses.replace(settings, masks=dataclasses.replace(settings.masks, **masks))
 
 
 class ClipKind(NamedTuple):

@@ -28,7 +28,8 @@ def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict
         prompts = repeat_prompts(captions_of(checkpoint, options), options.samples or SAMPLES)
         paths = make_samples(checkpoint, options, prompts, cell, console)
 
-        found = values["by_cell"][f"{cell.size}, {cell.frames} frames"] = {}
+        found: dict[str, dict] = {}
+        values["by_cell"][f"{cell.size}, {cell.frames} frames"] = found
 
         def measure(paths=paths, found=found):
             found["samples"] = mean_motion(map(read_video, paths), stride)

@@ -29,7 +29,8 @@ class MetricsLog:
         self.unit, self.steps, self.console = unit, steps, console
         self.first_host = jax.process_index() == 0
         self.peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
-        self._units = self._flops = self._wait = self._count = 0
+        self._units = self._flops = self._wait = 0.0
+        self._count = 0
         self._since = time.perf_counter()
         self.bar = None
         if self.first_host:
@@ -47,7 +48,7 @@ class MetricsLog:
                 self.bar.start()
                 self.task = self.bar.add_task("training", total=steps, completed=start, numbers="")
 
-    def count(self, units: int, flops: float, wait: float):
+    def count(self, units: float, flops: float, wait: float):
         """Add a step's units and FLOPs over all hosts, and its seconds of waiting for data."""
         self._units += units
         self._flops += flops

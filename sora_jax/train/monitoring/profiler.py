@@ -73,7 +73,8 @@ def top_operations(profile, steps: int) -> rich.table.Table:
       profile: a jax.profiler.ProfileData.
       steps: number of steps in it.
     """
-    own, counts, busy, span = collections.Counter(), collections.Counter(), 0.0, 0.0
+    own: dict[str, float] = collections.defaultdict(float)
+    counts, busy, span = collections.Counter(), 0.0, 0.0
     devices = collections.defaultdict(list)
     for device, events in operations(profile):
         devices[device] += events
@@ -91,7 +92,7 @@ def top_operations(profile, steps: int) -> rich.table.Table:
     table.add_column("operation", overflow="fold")
     for name in ("times a step", "own ms a step", "share"):
         table.add_column(name, justify="right")
-    for name, nanoseconds in own.most_common(TABLE_ROWS):
+    for name, nanoseconds in sorted(own.items(), key=lambda item: -item[1])[:TABLE_ROWS]:
         times = counts[name] / steps / len(devices)
         table.add_row(name, f"{times:,.4g}", f"{nanoseconds / each:,.3f}", f"{nanoseconds / total:.1%}")
     return table
@@ -121,7 +122,8 @@ def operations(profile) -> Iterable[tuple[str, list[tuple[float, float, str]]]]:
 
 def own_times(events: list[tuple[float, float, str]]) -> list[tuple[str, float]]:
     """(name, nanoseconds without nested events) of each event."""
-    found, open_ = [], []  # open_: [end, name, own time] of the events around the current one
+    found: list[tuple[str, float]] = []
+    open_: list[list] = []  # [end, name, own time] of the events around the current one
 
     def close(until: float):
         while open_ and open_[-1][0] <= until:

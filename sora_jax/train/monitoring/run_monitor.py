@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 import time
+from typing import Any
 
 import jax
 import rich.console
@@ -29,7 +30,8 @@ class RunMonitor:
         self.heartbeat = Heartbeat()
         self.heartbeat.beat(STARTING)
         self.profiler = Profiler(workdir, settings.train.profile, settings.train.log_every, console)
-        self.samples = self.history = None
+        self.samples: Any = None  # SampleVideos, imported where it is used
+        self.history: RunHistory | None = None
         self._shapes_seen = collections.Counter()
         if settings.train.sample_every:
             # Matplotlib and PyAV take a second to import.

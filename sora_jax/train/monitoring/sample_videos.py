@@ -76,7 +76,8 @@ class SampleVideos:
         frozen_params = {name: params for name, params in frozen_params.items() if name != "autoencoder"}
         if self.settings.data.embeddings:  # loaded for this call only: training has no memory for it
             frozen_params["text_encoder"] = load_encoder(self.settings.text)
-        generator = Generator(self.settings, join(ema, frozen_params), *self._autoencoder, tokenizer, step)
+        settings, params = self._autoencoder
+        generator = Generator(self.settings, join(ema, frozen_params), settings, params, tokenizer, step)
         generator = with_dtype(generator, sample.dtype)
         folder = self.workdir / FOLDER / str(step)
         paths = [folder / f"{n:03}.mp4" for n in range(len(train.sample_prompts))]

@@ -16,9 +16,12 @@ class Objective(Protocol):
       unit: what throughput is counted in.
     """
 
-    settings: Settings
     axes: str
     unit: str
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the run."""
 
     def init(self, key) -> dict:
         """New parameters, float32 nested dicts."""

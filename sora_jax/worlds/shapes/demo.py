@@ -165,7 +165,7 @@ def demo(
     state = part(6, "train the transformer further", lambda: train(second, out / "transformer", console=console))
     after = part(7, "sample videos after", lambda: make_samples(out / "transformer", out / "after", console))
     pictures, quality = draw_pictures(out, pixels)
-    facts = {
+    facts: dict[str, str | float] = {
         "machine": f"{os.cpu_count()} {platform.machine()} cores, {jax.devices()[0].device_kind}",
         "videos made": CLIPS,
         "size of a video": f"{SIZE}, {FRAMES} frames at {FPS:g} a second",

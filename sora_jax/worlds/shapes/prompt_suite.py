@@ -177,7 +177,9 @@ def _rows(values):
 
 
 def interval_text(value: Mapping | None) -> str | None:
-    return value and f"{percent(value['share'])} ({percent(value['low'])} to {percent(value['high'])})"
+    if value is None:
+        return None
+    return f"{percent(value['share'])} ({percent(value['low'])} to {percent(value['high'])})"
 
 
 def percent(share: float | None) -> str | None:
@@ -222,7 +224,10 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     note = "Prompts of combinations held out of training, one sample each, read by rules. In brackets: the 95 % "
     note += "interval. Prompts shuffled: the same videos against the prompts of others."
     faults = [f"{name}: {fault}" for name, values in results.items() for fault in values["faults"]]
-    parts = [Picture(picture, "Share of the samples that show what their prompt says."), Table(header, rows)]
+    parts: list[Table | Picture] = [
+        Picture(picture, "Share of the samples that show what their prompt says."),
+        Table(header, rows),
+    ]
     for key, title in (("by_size", "size"), ("by_aspect", "aspect"), ("by_frames", "frames")):
         if any(len(values[key]) > 1 for values in results.values()):
             groups = dict.fromkeys(group for values in results.values() for group in values[key])

@@ -241,9 +241,10 @@ class World:
     def shapes(self) -> list[tuple[int, int]]:
         """The sizes as (H, W). Raises: InputError for a size that is not WIDTHxHEIGHT."""
         shapes = [parse_size(size, "sizes") for size in self.sizes]
-        if any(isinstance(shape, int) for shape in shapes):
+        whole = [shape for shape in shapes if not isinstance(shape, int)]
+        if len(whole) < len(shapes):
             raise InputError(f"sizes: the shapes world needs WIDTHxHEIGHT, not {', '.join(self.sizes)}")
-        return shapes
+        return whole
 
 
 def write_world(
