@@ -109,6 +109,18 @@ def test_parts_joined_end_to_end_are_read_to_the_end(tmp_path, suffix, codec, op
     assert every_frame(video, 25) == [i % 36 for first in range(3) for i in range(first, first + count)]
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [("mp4", "libx264", REORDERED), ("wmv", "wmv2", {}), ("flv", "libx264", REORDERED)],
+)
+def test_a_joined_file_that_can_not_be_read_on_is_told(tmp_path, suffix, codec, options):
+    path = write_video(tmp_path / f"a.{suffix}", greys(17), 25, codec, options=options)
+    assert probe(path).notes == ()
+    path.write_bytes(2 * path.read_bytes())
+    assert probe(path).notes == ("joined file left out, MiB: 0.0",)
+    assert every_frame(probe(path), 25) == list(range(17))
+
+
 def test_a_gap_in_time_cuts_a_video_and_is_not_filled_with_stills(tmp_path):
     times = [i / 16 for i in range(20)] + [3600 + i / 16 for i in range(9)] + [7200]
     path = write_video(tmp_path / "a.mkv", greys(30), times=times, options={"preset": "ultrafast"})

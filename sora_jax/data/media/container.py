@@ -1,7 +1,9 @@
 """Videos, by FFmpeg: their time stamps and their decoded frames, whatever is wrong with the file."""
 
 import contextlib
+import dataclasses
 import fractions
+import mmap
 import os
 import pathlib
 import time
@@ -19,7 +21,10 @@ from sora_jax.data.media.pixels import Frame, video_to_rgb
 from sora_jax.data.media.timeline import Timeline, make_timeline
 
 _MISSING_SECONDS = 0.5  # a file whose frames end this long before its header says was cut off
+_MOST_PARALLEL_PIXELS = 2**24  # of frames that are decoded at the same time
 _SEEK_MARGIN = 0.5  # seconds; containers index by decoding time, a few frames before the time of showing
+# Demuxers that ignore other files joined to one, and where a header tells them: start, length.
+_READ_ONCE = {"mov": (4, 8), "flv": (0, 9), "asf": (0, 16)}
 # FFmpeg's own decoders of these codecs ignore alpha.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -35,7 +40,7 @@ class Container:
     """
 
     def __init__(self, path: os.PathLike, demuxer: str, options: Options):
-        self.path, self.options = path, options
+        self.path, self.options, self._demuxer = path, options, demuxer
         limits = options.limits
         try:
             self._container = av.open(
@@ -76,7 +81,8 @@ class Container:
         limits.check_pixels(self.path, decoder.width, decoder.height)
         if self.stream.metadata.get("alpha_mode") == "1" and decoder.name in _ALPHA_DECODERS:
             decoder = av.CodecContext.create(_ALPHA_DECODERS[decoder.name], "r")
-        decoder.thread_type = "AUTO"
+        # Threads for frames hold a frame each.
+        decoder.thread_type = "AUTO" if decoder.width * decoder.height <= _MOST_PARALLEL_PIXELS else "SLICE"
         # explode: or damage is painted over.
         decoder.options = {"err_detect": "explode", "max_pixels": str(limits.pixels)}
         return decoder
@@ -88,13 +94,14 @@ class Container:
           in_order: whether decoded frames come with rising stamps.
         Raises: InputError if the file is cut off or damaged.
         """
-        stamps, damaged, limits = [], 0, self.options.limits
+        stamps, damaged, end, limits = [], 0, 0, self.options.limits
         try:
             for packet in self._container.demux(self.stream):
                 if packet.size == 0 or packet.is_discard:
                     continue
                 damaged += packet.is_corrupt
                 stamps.append((packet.pts, packet.dts, packet.duration or 0))
+                end = max(end, (packet.pos or 0) + packet.size)
                 limits.check_frames(self.path, len(stamps))
         except av.FFmpegError as error:
             reason = _reason(error, limits)
@@ -103,6 +110,7 @@ class Container:
             raise InputError(f"{self.path}: there is no frame in it")
         rate = float(self.stream.average_rate or self.stream.guessed_rate or 0)
         timeline = make_timeline(stamps, float(self.stream.time_base), rate, in_order=in_order)
+        timeline = dataclasses.replace(timeline, bytes_left_out=self._bytes_left_out(end))
         declared = self._declared_end()
         short = timeline.parts == 1 and len(stamps) > 1 and timeline.end + _MISSING_SECONDS < declared
         # Where parts are joined, the first packet of a part is flagged: its counter does not follow.
@@ -110,6 +118,18 @@ class Container:
             there = f"{timeline.end:.1f} of {declared:.1f} seconds are there"
             raise InputError(f"{self.path}: cut off or damaged: {there}")
         return timeline
+
+    def _bytes_left_out(self, end):
+        """Size of another file that is joined to this one and that FFmpeg does not read; `end`: of its frames."""
+        if self._demuxer not in _READ_ONCE:
+            return 0
+        start, length = _READ_ONCE[self._demuxer]
+        with (
+            pathlib.Path(self.path).open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            at = data.find(data[start : start + length], end)
+            return len(data) - (at - start) if at >= 0 else 0
 
     def declared_timeline(self) -> Timeline | None:
         """The times of all frames as the header states them; None if it does not state length and rate."""
@@ -171,7 +191,7 @@ class Container:
             height=raw.height,
             orientation=shown_as,
             pixel_aspect=aspect if aspect > 0 else 1.0,
-            to_rgb=lambda: video_to_rgb(raw, self.options.background),
+            to_rgb=lambda: video_to_rgb(raw, self.options.background, self.path),
         )
 
 

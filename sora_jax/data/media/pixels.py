@@ -1,6 +1,7 @@
 """Decoded frames to pixels: RGB over the background, upright, scaled and cropped."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import av
@@ -55,10 +56,10 @@ def fit(frame: Frame, size: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(orientation.make_upright(image, frame.orientation))
 
 
-def video_to_rgb(frame: av.VideoFrame, background: tuple[int, int, int]) -> np.ndarray:
+def video_to_rgb(frame: av.VideoFrame, background: tuple[int, int, int], path: os.PathLike) -> np.ndarray:
     """A frame of FFmpeg's as full-range RGB, uint8 [H, W, 3]; transparent pixels over the background.
 
-    Raises: InputError if its pixel format can't be converted.
+    Raises: InputError, which names the path, if its pixel format can't be converted.
     """
     matrix = None
     if frame.colorspace == _UNSPECIFIED:  # what players assume: BT.709 for HD, BT.601 below
@@ -70,7 +71,7 @@ def video_to_rgb(frame: av.VideoFrame, background: tuple[int, int, int]) -> np.n
             format="rgba" if alpha else "rgb24", src_colorspace=matrix, interpolation=interpolation
         )
     except (av.FFmpegError, ValueError) as error:
-        raise InputError(f"pixel format {frame.format.name} can't be converted ({error})") from error
+        raise InputError(f"{path}: its pixel format {frame.format.name} can't be converted ({error})") from error
     return over_background(Image.fromarray(pixels), background) if alpha else pixels
 
 

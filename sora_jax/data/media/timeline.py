@@ -20,6 +20,7 @@ class Timeline:
     derived: number of times that the stamps do not give.
     parts: number of parts joined, each with stamps of its own.
     period: typical time between two frames, in seconds.
+    bytes_left_out: size of another file that is joined to this one and not read.
     """
 
     times: np.ndarray
@@ -27,6 +28,7 @@ class Timeline:
     derived: int
     parts: int
     period: float
+    bytes_left_out: int = 0
 
 
 def make_timeline(

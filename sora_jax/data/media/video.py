@@ -89,6 +89,7 @@ def probe(path: pathlib.Path, options: Options = _DEFAULT_OPTIONS, *, header_onl
         "deinterlaced" if options.deinterlace else "interlaced, left so": interlaced,
         f"time stamps derived: {timeline.derived}": timeline.derived,
         f"parts joined: {timeline.parts}": timeline.parts > 1,
+        f"joined file left out, MiB: {timeline.bytes_left_out / 2**20:.1f}": timeline.bytes_left_out,
         f"gaps in time cut: {len(spans) - 1}": len(spans) > 1,
     }
     return Video(
