@@ -11,7 +11,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from sora_jax.core.errors import InputError, did_you_mean
 
@@ -125,7 +125,7 @@ def content_hash(path: str | os.PathLike) -> str:
 
 
 class HashCache:
-    """Content hashes that are computed once for each size, modification time and inode, and kept in a file.
+    """Hashes of files that are computed once for each size, modification time and inode, and kept in a file.
 
     Args:
       path: of the file, JSON; absent or damaged, it counts as empty.
@@ -138,12 +138,12 @@ class HashCache:
         except (OSError, ValueError, TypeError):
             self._hashes = {}
 
-    def content_hash(self, path: pathlib.Path) -> str:
-        """As the function of this name."""
+    def get(self, path: pathlib.Path, compute: Callable[[], str], part: str = "") -> str:
+        """The hash of a file, or of a part of it, computed if it is not known yet. Raises: OSError."""
         before = path.stat()
-        key = f"{before.st_dev}:{before.st_ino}:{before.st_size}:{before.st_mtime_ns}"
+        key = f"{before.st_dev}:{before.st_ino}:{before.st_size}:{before.st_mtime_ns}:{part}"
         if key not in self._hashes:
-            found = content_hash(path)
+            found = compute()
             # A file that is still being written may change again within the same time stamp.
             if time.time() - before.st_mtime < _SETTLED_SECONDS:
                 return found

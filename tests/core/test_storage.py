@@ -9,7 +9,7 @@ import pytest
 
 from sora_jax.core import storage
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write, remove_stale_temporaries, temporary_path
+from sora_jax.core.storage import HashCache, atomic_write, content_hash, remove_stale_temporaries, temporary_path
 
 
 def test_a_file_appears_whole_and_an_error_leaves_the_old_one(tmp_path):
@@ -58,3 +58,40 @@ def test_only_our_own_temporary_files_of_the_dead_or_the_past_are_removed(tmp_pa
         kept.append(tmp_path / name)
     remove_stale_temporaries(tmp_path)
     assert not dead.exists() and not old.exists() and all(path.exists() for path in kept)
+
+
+def test_files_that_differ_in_one_byte_anywhere_have_different_hashes(tmp_path):
+    data = bytearray(2**18)
+    hashes = []
+    for place in (0, 2**17, 2**18 - 1):
+        data[place] = 1
+        (tmp_path / "a").write_bytes(data)
+        hashes.append(content_hash(tmp_path / "a"))
+        data[place] = 0
+    assert len(set(hashes)) == 3
+
+
+def test_a_file_is_hashed_again_only_if_it_has_changed(tmp_path):
+    path, computed = tmp_path / "a", []
+
+    def compute():
+        computed.append(content_hash(path))
+        return computed[-1]
+
+    def get(part=""):
+        cache = HashCache(tmp_path / "cache.json")
+        found = cache.get(path, compute, part)
+        cache.save()
+        return found
+
+    path.write_bytes(b"one")
+    get(), get()
+    assert len(computed) == 2  # just written: it may change again within the same time stamp
+    for times in (1_000_000_000, 1_000_000_007):
+        os.utime(path, (times, times))
+        assert get() == get() == content_hash(path)
+    assert len(computed) == 4
+    get(part="(0, 2)")
+    assert len(computed) == 5
+    (tmp_path / "cache.json").write_text("{damaged")
+    assert get() == content_hash(path)

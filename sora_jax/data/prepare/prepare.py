@@ -15,12 +15,19 @@ from sora_jax.cluster.agreement import assert_equal_across_hosts, barrier, flatt
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.console import Console
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import USER_ERRORS, atomic_write, content_hash, digest, remove_stale_temporaries
+from sora_jax.core.storage import (
+    USER_ERRORS,
+    HashCache,
+    atomic_write,
+    content_hash,
+    digest,
+    remove_stale_temporaries,
+)
 from sora_jax.data.prepare.cut import check_cuts
 from sora_jax.data.prepare.encode import CaptionEncoder, ClipEncoder, Encoders
 from sora_jax.data.prepare.finish import Finished, finish_data_set
 from sora_jax.data.prepare.report import Report
-from sora_jax.data.prepare.request import UNFINISHED, describe, hash_sources, open_unfinished
+from sora_jax.data.prepare.request import HASHES, UNFINISHED, describe, hash_sources, open_unfinished
 from sora_jax.data.prepare.shards import plan_shards, sources_per_shard, split_sources, write_shards
 from sora_jax.data.prepare.sources import Found, find_sources
 from sora_jax.data.tokenizer import Tokenizer, train_tokenizer
@@ -68,7 +75,8 @@ def prepare(
     out, console = pathlib.Path(out), console or Console(stderr=True)
     encoders, geometry = load_encoders(settings, options)
     found = find_files(settings, videos, options)
-    hashes = hash_sources(found.sources)
+    cache = HashCache(out / HASHES)
+    hashes = hash_sources(found.sources, cache)
     request = describe(settings, encoders, options.tokenizer, geometry["multiple"])
     files = {"files": digest(sorted(hashes.items())), "captions": digest([s.captions for s in found.sources])}
     asked = flatten(request) | files
@@ -89,6 +97,7 @@ def prepare(
         else:
             kept = finished.shared(shards) if finished else []
             run_on_first_host(lambda: finished and _update(finished, request, limit, kept))
+            run_on_first_host(cache.save)
             write_shards(shards, settings.data, encoders, words, geometry["multiple"], console)
             barrier()
             run_on_first_host(lambda: finish_data_set(out, request, limit, shards, found, encoders, finished))

@@ -5,23 +5,24 @@ import pathlib
 
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write, content_hash, digest
+from sora_jax.core.storage import HashCache, atomic_write, content_hash, digest
 from sora_jax.data.prepare.encode import Encoders
 from sora_jax.data.prepare.sources import Source
 
 FORMAT = 3  # version of the data set's format; data sets of another version are prepared anew
+HASHES = ".hashes.json"  # content hashes of the sources, so that they are read once
 UNFINISHED = ".unfinished"  # folder of the shards of a run that is not complete
 
 # Keys whose values are hashes: meaningless to people.
 _HASHES = ("autoencoder", "tokenizer", "image encoder", "text encoder")
 
 
-def hash_sources(sources: list[Source]) -> dict[str, str]:
+def hash_sources(sources: list[Source], cache: HashCache) -> dict[str, str]:
     """The content hash of each source, by name. Of a file that can't be read, the hash of its name."""
     hashes = {}
     for source in sources:
         try:
-            hashes[source.name] = source.hash()
+            hashes[source.name] = cache.get(source.path, source.hash, str(source.span or ""))
         except (InputError, OSError):
             hashes[source.name] = digest(source.name)
     return hashes
@@ -84,7 +85,7 @@ def open_unfinished(out: pathlib.Path, request: dict, limit: int, *, finished: b
         found = json.loads(description.read_text())
         check_same(out, found["request"], request)
         return unfinished, found["sources_per_shard"]
-    if not finished and out.is_dir() and any(path.name != UNFINISHED for path in out.iterdir()):
+    if not finished and out.is_dir() and any(path.name not in (UNFINISHED, HASHES) for path in out.iterdir()):
         raise InputError(f"--out: {out} holds other files; name a new folder")
     unfinished.mkdir(parents=True, exist_ok=True)
     with atomic_write(description) as path:
