@@ -103,7 +103,13 @@ def test_every_task_makes_a_video_and_says_what_was_done(home, capsys, case):
 
 # Windows of 9, 6, 6 and 6 frames; of 5 and then of 2.
 @pytest.mark.slow
-@pytest.mark.parametrize(("more", "windows"), [((), 4), (("--rolling",), 11)], ids=["windows", "rolling"])
+@pytest.mark.parametrize(
+    ("more", "windows"),
+    [
+        pytest.param((), 4, id="windows"),
+        pytest.param(("--rolling",), 11, id="rolling", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_an_interrupted_minute_goes_on_at_its_last_window_bit_for_bit(home, capsys, monkeypatch, more, windows):
     flags = ["--task=text", "--seconds=1.5", "--story=story.txt", "--solver=heun", *more]
     (home / "part.mp4").unlink(missing_ok=True)

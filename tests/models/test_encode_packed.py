@@ -197,6 +197,7 @@ def test_training_on_the_fly_equals_training_on_prepared_latents(home):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_trains_samples_and_is_evaluated(home, capfd):
     settings = tiny.change(
         home.settings,

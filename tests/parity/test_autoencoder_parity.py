@@ -21,7 +21,7 @@ from sora_jax.models.layers.params import bind
 
 pytestmark = pytest.mark.parity
 LIMIT = 1e-5  # max abs error; 1e-4 would let an epsilon of the norm slip through
-FRAMES = (1, 5, 17, 33)
+FRAMES = (1, 5, 17, pytest.param(33, marks=pytest.mark.exhaustive))
 
 
 @pytest.fixture(scope="module", params=list(CASES))

@@ -71,7 +71,10 @@ def home(clips, tmp_path_factory):
     return Home(tmp_path_factory.mktemp("finetune"), clips)
 
 
-@pytest.mark.parametrize("name, flags", [("full", []), ("adapters", ["--config.lora.rank=4"])])
+@pytest.mark.parametrize(
+    "name, flags",
+    [pytest.param("full", [], marks=pytest.mark.exhaustive), ("adapters", ["--config.lora.rank=4"])],
+)
 def test_imported_weights_are_trained_on_sampled_and_written_out(home, name, flags):
     assert len(home.train(name, 2, *flags)) == 2
     resumed = home.train(name, 4, *flags)

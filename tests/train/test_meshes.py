@@ -15,16 +15,14 @@ from sora_jax.core.mesh import AXES
 MESHES = [
     {"data": 2, "fsdp": 2, "ulysses": 2},
     {"fsdp": 2, "ulysses": 2, "tensor": 2},
-    {"fsdp": 8},
     {"data": 2, "tensor": 4},
-    {"ring": 4},
     {"fsdp": 2, "ring": 2, "ulysses": 2},
 ]
 SIZES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=len(AXES)) if math.prod(sizes) == 8]
 
 
 @pytest.mark.slow
-def test_six_meshes_agree_with_one_device_on_loss_and_gradients():
+def test_four_meshes_agree_with_one_device_on_loss_and_gradients():
     # Chunks, so that rings go round as those of long rows do.
     assert_meshes_agree(tiny.change(tiny.SETTINGS, transformer={"attention": "chunked"}), MESHES)
 

@@ -132,8 +132,11 @@ def frozen_time(params):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "breaks, samples",  # that no scene is seen is plain sooner
-    [(None, 40), (cut_text, 40), (frozen_time, 16)],
-    ids=["whole", "text cut", "time frozen"],
+    [
+        pytest.param(None, 40, id="whole", marks=pytest.mark.exhaustive),
+        pytest.param(cut_text, 40, id="text cut", marks=pytest.mark.exhaustive),
+        pytest.param(frozen_time, 16, id="time frozen"),
+    ],
 )
 def test_the_shapes_suite_fails_the_model_that_ships_when_it_is_broken(tmp_path, capsys, breaks, samples):
     folder = tmp_path / "model"
