@@ -157,7 +157,7 @@ def test_files_without_a_caption_are_used_or_skipped(home):
     (home / "v/bare.txt").write_text("\n")
     Image.new("RGB", (32, 32)).save(home / "v/bare.png")
     report = prepare(SETTINGS, home / "v", home / "d")
-    assert "1 files are without a caption" in report.notes
+    assert "1 file without a caption" in report.notes
     assert records_of(home / "d")["bare.png"][1] == ("",)
     report = prepare(SETTINGS, home / "v", home / "d", Options(uncaptioned="skip"))
     assert dict(report.skipped) == {"bare.png": "has no caption"}

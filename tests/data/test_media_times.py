@@ -81,7 +81,7 @@ def test_wrong_stamps_are_derived_and_counted(tmp_path, write):
     path, derived = write(tmp_path)
     video = probe(path)
     assert every_frame(video, 16) == list(range(17))
-    assert video.notes == ((f"time stamps derived: {derived}",) if derived else ())
+    assert video.notes == ((f"with time stamps that had to be derived, frames: {derived}",) if derived else ())
     # Reading from the middle gives the same frames.
     assert numbers(read_clip(video, (HEIGHT, WIDTH), fps=16.0, frames=4, start=9)) == [9, 10, 11, 12]
 
@@ -105,7 +105,7 @@ def test_parts_joined_end_to_end_are_read_to_the_end(tmp_path, suffix, codec, op
     path = tmp_path / f"joined.{suffix}"
     path.write_bytes(b"".join(parts))
     video = probe(path)
-    assert video.notes[-1] == "parts joined: 3"
+    assert video.notes[-1] == "joined of parts: 3"
     assert every_frame(video, 25) == [i % 36 for first in range(3) for i in range(first, first + count)]
 
 
@@ -117,7 +117,7 @@ def test_a_joined_file_that_can_not_be_read_on_is_told(tmp_path, suffix, codec, 
     path = write_video(tmp_path / f"a.{suffix}", greys(17), 25, codec, options=options)
     assert probe(path).notes == ()
     path.write_bytes(2 * path.read_bytes())
-    assert probe(path).notes == ("joined file left out, MiB: 0.0",)
+    assert probe(path).notes == ("joined to another file, which is left out, MiB: 0.0",)
     assert every_frame(probe(path), 25) == list(range(17))
 
 
@@ -126,7 +126,7 @@ def test_a_gap_in_time_cuts_a_video_and_is_not_filled_with_stills(tmp_path):
     path = write_video(tmp_path / "a.mkv", greys(30), times=times, options={"preset": "ultrafast"})
     video = probe(path)
     assert span_lengths(video, 16.0) == [20, 9, 1]
-    assert video.notes == ("gaps in time cut: 2",)
+    assert video.notes == ("cut at gaps in time: 2",)
     assert every_frame(video, 16) == list(range(30))
     assert len(probe(path, Options(max_gap=5000.0)).spans) == 1
     assert video.duration == pytest.approx(30 / 16, abs=0.01)

@@ -239,7 +239,7 @@ def test_files_that_can_not_be_read_are_listed_and_stop_nothing(world, tmp_path)
     assert "16x16 is smaller than every size" in reasons["small.mp4"]
     assert "shortest clip asked for lasts 0.31 s" in reasons["000004.png"]
     assert report.sources == 6
-    assert "5 files are without a caption" in report.notes
+    assert "5 files without a caption" in report.notes
     assert "skipped 6 files:\n  000001.mp4: no video that FFmpeg can read" in str(report)
 
 

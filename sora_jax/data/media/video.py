@@ -35,7 +35,7 @@ class Video:
     fps: average frames per second; 0 for a single frame.
     frames: number of frames.
     spans: (start, duration) in seconds of the parts between long gaps; the duration of a single frame is 0.
-    notes: what is done with the file beyond reading it, such as "deinterlaced" or "time stamps derived: 33".
+    notes: what is done with the file beyond reading it, such as "deinterlaced" or "cut at gaps in time: 2".
     options: how its frames are decoded.
     """
 
@@ -85,12 +85,13 @@ def probe(path: pathlib.Path, options: Options = _DEFAULT_OPTIONS, *, header_onl
     if n == 1:
         spans = [(spans[0][0], 0.0)]
     height, width = first.shown_size
+    left_out = timeline.bytes_left_out
     notes = {
         "deinterlaced" if options.deinterlace else "interlaced, left so": interlaced,
-        f"time stamps derived: {timeline.derived}": timeline.derived,
-        f"parts joined: {timeline.parts}": timeline.parts > 1,
-        f"joined file left out, MiB: {timeline.bytes_left_out / 2**20:.1f}": timeline.bytes_left_out,
-        f"gaps in time cut: {len(spans) - 1}": len(spans) > 1,
+        f"with time stamps that had to be derived, frames: {timeline.derived}": timeline.derived > 0,
+        f"joined of parts: {timeline.parts}": timeline.parts > 1,
+        f"joined to another file, which is left out, MiB: {left_out / 2**20:.1f}": left_out > 0,
+        f"cut at gaps in time: {len(spans) - 1}": len(spans) > 1,
     }
     return Video(
         path,

@@ -130,7 +130,7 @@ def plan_cuts(video: Video, data: DataSettings, multiple: tuple[int, int]) -> Cu
         seconds = min(data.frames) / data.fps
         raise InputError(f"{video.duration:.2f} s long; the shortest clip asked for lasts {seconds:.2f} s")
     if 0 < video.fps < 0.9 * data.fps:
-        notes.append(f"fewer than {data.fps:g} frames a second, some shown twice")
+        notes.append(f"with fewer than {data.fps:g} frames a second, some shown twice")
     return CutPlan(sizes, cuts, notes)
 
 

@@ -45,9 +45,17 @@ class Report:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks with the number of files that each is about."""
-        counts = Counter(note for outcome in self.outcomes for note in outcome.notes)
-        return tuple(f"{count} files are {note}" for note, count in sorted(counts.items()))
+        """Remarks with the number of files that each is about; numbers within remarks of one kind are added up."""
+        files, totals = Counter(), Counter()
+        for outcome in self.outcomes:
+            for note in outcome.notes:
+                kind, _, number = note.partition(": ")
+                files[kind] += 1
+                totals[kind] += float(number or 0)
+        return tuple(
+            f"{count} {'file' if count == 1 else 'files'} {kind}" + (f": {totals[kind]:g}" if totals[kind] else "")
+            for kind, count in sorted(files.items())
+        )
 
     def __str__(self) -> str:
         parts = " and ".join(f"{count} {split}" for split, count in self.clips.items())
