@@ -1,15 +1,17 @@
 """What a model has besides what is trained: a published text encoder, the model that adapters adapt."""
 
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from sora_jax.checkpoint.meta import read_meta
-from sora_jax.checkpoint.restore import abstract_on_mesh, restore_ema, restore_trained
+from sora_jax.checkpoint.restore import abstract_on_mesh, restore_ema
 from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
+from sora_jax.interop.adapters import add_adapter, chosen_adapters
 from sora_jax.interop.encoders import load_encoder
 from sora_jax.models.video_model import abstract_trained, join
 
@@ -27,7 +29,7 @@ def load_frozen_params(settings: Settings, *, have: dict | None = None, text: bo
     """
     frozen = {}
     if settings.lora.rank:
-        frozen = load_base(pathlib.Path(settings.train.init_from))
+        frozen = load_base(settings)
     if settings.text.weights and text:
         if not have and not pathlib.Path(settings.text.weights).is_dir():
             raise InputError(
@@ -38,13 +40,29 @@ def load_frozen_params(settings: Settings, *, have: dict | None = None, text: bo
     return frozen
 
 
-def load_base(workdir: pathlib.Path, *, as_computed: bool = True) -> dict:
-    """The parameters of the model that adapters adapt: in the type that they compute in, or in float32."""
+def load_base(settings: Settings) -> dict:
+    """The parameters of the model that adapters adapt, in the type that they compute in.
+
+    Raises: InputError if it holds adapters itself, or one of config.lora.base can't be added.
+    """
+    workdir = pathlib.Path(settings.train.init_from)
     folder, step = find_checkpoint(workdir)
-    settings, _ = read_meta(folder, step)
-    if settings.lora.rank:
+    stored, _ = read_meta(folder, step)
+    if stored.lora.rank:
         raise InputError(f"{workdir}: holds adapters itself; merge them into their model with `convert` first")
-    return (restore_computing if as_computed else restore_trained)(folder, step, settings)
+    return with_adapters(restore_computing(folder, step, stored), settings, settings.lora.base)
+
+
+def with_adapters(params: dict, settings: Settings, adapters: Sequence[str]) -> dict:
+    """Parameters of a VideoModel with adapters added, such as ("style.safetensors:0.8", "low=fast.safetensors").
+
+    Of a model with two experts the settings tell which of them the parameters are of.
+    """
+    expert = "high" if settings.flow.time_max == 1 else "low"
+    transformer = params["transformer"]
+    for adapter, strength in chosen_adapters(adapters, settings.transformer, expert):
+        transformer = add_adapter(transformer, settings.transformer, adapter, strength)
+    return params | {"transformer": transformer}
 
 
 def restore_computing(folder: pathlib.Path, step: int, settings: Settings) -> dict:

@@ -12,9 +12,10 @@ from flax import struct
 from sora_jax import compat
 from sora_jax.checkpoint.checksums import named_leaves
 from sora_jax.checkpoint.meta import CONVERTED, MODELS, check_leaves, check_models, load_meta, make_meta
+from sora_jax.checkpoint.model_folder import WEIGHTS
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, reason_unwritable
 from sora_jax.checkpoint.restore import read_state, verify
-from sora_jax.checkpoint.workdir import BROKEN, CHECKPOINTS, steps_in
+from sora_jax.checkpoint.workdir import BROKEN, CHECKPOINTS, RELEASED, steps_in
 from sora_jax.cluster.agreement import raise_on_all_hosts, run_on_first_host
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
@@ -59,6 +60,11 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self.folder = pathlib.Path(workdir).resolve() / CHECKPOINTS
+        if (self.folder.parent / RELEASED / WEIGHTS).is_file():
+            raise InputError(
+                f"{workdir}: holds a model and no run; take another --workdir, with "
+                f"--config.train.init_from={workdir}"
+            )
         with explain_os_errors(self.folder):
             self.manager = ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
         # A failed write is one exception here; Orbax and asyncio also log a traceback for each of its tasks.

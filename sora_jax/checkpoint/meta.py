@@ -14,7 +14,7 @@ from sora_jax.checkpoint.model_folder import load_settings
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, read_with_orbax
 from sora_jax.checkpoint.renamed import present_name
 from sora_jax.checkpoint.workdir import BROKEN, RELEASED, steps_in
-from sora_jax.config.load import from_dict
+from sora_jax.config.load import anchored
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
 
@@ -79,10 +79,10 @@ def load_meta(folder: pathlib.Path, step: int) -> Meta:
 def read_meta(folder: pathlib.Path, step: int) -> tuple[Settings, str]:
     """The settings that a checkpoint was made with, and the hash of its data. Raises: InputError if broken."""
     if folder.name == RELEASED:
-        return load_settings(folder, Settings), OF_RELEASED
+        return anchored(load_settings(folder, Settings), folder.parent), OF_RELEASED
     with explain_broken(folder, step):
         meta = load_meta(folder, step)
-    return meta.settings, meta.data_hash
+    return anchored(meta.settings, folder.parent), meta.data_hash
 
 
 @contextlib.contextmanager

@@ -75,6 +75,20 @@ def load_model(folder, module_class, settings_class):
     return settings, jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
 
+def load_params(path: pathlib.Path, abstract: dict) -> dict:
+    """Some of the parameters in a file, in the shardings and types of `abstract`; each chip reads its own part.
+
+    Raises: InputError if the file is absent or broken, or has one of them not, or in another shape.
+    """
+    expected = dict(named(abstract))
+    with open_tensors(path) as file:
+        held = set(file.keys())
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in expected if name in held}
+        _check_shapes(path, found, expected)
+        arrays = [_place(file.get_slice(name), leaf) for name, leaf in expected.items()]
+    return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
+
+
 def load_settings(folder, settings_class):
     """The settings of a model on disk. Raises: InputError if they are absent or no settings of this class."""
     path = _existing(folder, SETTINGS)

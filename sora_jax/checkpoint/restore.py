@@ -14,13 +14,13 @@ from flax import traverse_util
 
 from sora_jax.checkpoint.checksums import checksums, leaf_name, named_leaves
 from sora_jax.checkpoint.meta import check_leaves, explain_broken, load_meta
-from sora_jax.checkpoint.model_folder import load_model
+from sora_jax.checkpoint.model_folder import WEIGHTS, load_params
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, read_with_orbax
 from sora_jax.checkpoint.renamed import present_name
 from sora_jax.checkpoint.workdir import RELEASED
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
-from sora_jax.models.video_model import VideoModel, abstract_trained
+from sora_jax.models.video_model import abstract_trained
 
 GROUP_BYTES = 2**31  # read at a time where arrays are cast, as both types are held in memory
 
@@ -100,8 +100,7 @@ def restore_ema(folder: pathlib.Path, step: int, abstract_params: dict) -> dict:
     Raises: InputError if they are broken, or not those asked for.
     """
     if folder.name == RELEASED:
-        _, params = load_model(folder, VideoModel, Settings)
-        return jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), params, abstract_params)
+        return load_params(folder / WEIGHTS, abstract_params)
     wanted = traverse_util.flatten_dict({"ema": abstract_params})
     found = {}
     with explain_broken(folder, step):

@@ -7,7 +7,7 @@ import traceback
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from sora_jax.config.load import from_json, to_config
+from sora_jax.config.load import anchored, from_json, to_config
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.storage import read_object
@@ -48,7 +48,7 @@ def read_config(named: str) -> ConfigDict:
         there = [str(path) for path in file.parent.glob("*.py")]
         raise InputError(f"--config: no file {file}" + (f", {did_you_mean(str(file), there)}" if there else ""))
     if file.suffix == ".json":
-        return to_config(from_json(Settings, read_object(file), str(file)))
+        return to_config(anchored(from_json(Settings, read_object(file), str(file)), file.parent))
     try:
         get_config = runpy.run_path(str(file)).get("get_config")
         config = get_config(*([argument] if argument else [])) if get_config else None

@@ -1,18 +1,19 @@
 """The command `convert`."""
 
-import pathlib
-
-from sora_jax.cli.flags import Command, Flag, path_of
+from sora_jax.cli.flags import Command, Flag, missing, path_of
 
 
 def run(values, console):
     from sora_jax.interop.convert import convert
 
+    if not values.to and not values.check:
+        raise missing("to", "wan")
     convert(
-        pathlib.Path(values["from"].value),
-        pathlib.Path(values.to),
+        path_of(values, "from"),
+        path_of(values, "to"),
         rest=path_of(values, "rest"),
         base=path_of(values, "base"),
+        check=values.check,
         console=console,
     )
 
@@ -36,7 +37,11 @@ COMMAND = Command(
             Flag(
                 "to",
                 "A new workdir; of a workdir a folder in diffusers' layout, or a .safetensors file of adapters.",
-                example="wan",
+            ),
+            Flag(
+                "check",
+                "Print what the source is, which tensors are read, and the memory and disk that it needs.",
+                bool,
             ),
         ),
     },

@@ -136,12 +136,12 @@ def checkpoint_of(values: FlagValues) -> pathlib.Path:
     """The folder that --checkpoint names, or the model of the package."""
     from sora_jax.worlds.shapes import SHIPPED_MODEL
 
-    return pathlib.Path(values.checkpoint or SHIPPED_MODEL)
+    return pathlib.Path(values.checkpoint or SHIPPED_MODEL).expanduser()
 
 
 def path_of(values: FlagValues, key: str) -> pathlib.Path | None:
     """The path that a flag names, None if it has no value."""
-    return pathlib.Path(values[key].value) if values[key].value else None
+    return pathlib.Path(values[key].value).expanduser() if values[key].value else None
 
 
 def mesh_of(values: FlagValues) -> MeshSettings:

@@ -141,7 +141,7 @@ COMMAND = Command(
             CHECKPOINT,
             Flag("prompt", "Description of the video; given again: another video.", repeated=True),
             Flag("prompts", "File with a prompt on each line."),
-            Flag("negative-prompt", "Description of what the video should not show.", default=""),
+            *_settings_flags("negative_prompt"),
         ),
         "Output": (
             Flag("out", "An .mp4; for several prompts a folder.", example="sample.mp4"),
@@ -150,7 +150,7 @@ COMMAND = Command(
         "Sampling": (
             *_settings_flags("size", "frames", "fps", "steps", "solver", "guidance"),
             Flag("seed", "Seed of the noise: the same seed makes the same video.", int, 0),
-            *_settings_flags("guidance_min", "guidance_max", "shift", "step_cache_threshold"),
+            *_settings_flags("guidance_min", "guidance_max", "time_grid", "shift", "step_cache_threshold"),
             Flag(
                 "step-cache-file",
                 "File with the measured change of the velocity, made if it is absent; default: "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import typing
 
 import ml_collections
@@ -27,6 +28,25 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
     Raises: InputError, as `from_dict`.
     """
     return from_dict(Settings, config.to_dict(), "config")
+
+
+def anchored(settings: Settings, folder: pathlib.Path) -> Settings:
+    """Settings stored in a workdir, with the relative paths that lead from it to something made absolute.
+
+    Other relative paths, which were given on a command line, stay relative to the current directory.
+    """
+
+    def anchor(path: str) -> str:
+        inside = folder / path
+        return str(inside.resolve()) if path and not pathlib.Path(path).is_absolute() and inside.exists() else path
+
+    changes = {
+        name: dataclasses.replace(part, weights=anchor(part.weights))
+        for name in ("text", "image")
+        if (part := getattr(settings, name)).weights
+    }
+    train = dataclasses.replace(settings.train, init_from=anchor(settings.train.init_from))
+    return dataclasses.replace(settings, train=train, **changes)
 
 
 def to_json(settings) -> str:

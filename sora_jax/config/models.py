@@ -81,6 +81,11 @@ class ImageSettings(Group):
     weights: str = field(
         "", "Folder of a CLIPVisionModel in transformers' layout, which is not trained; empty: no image encoder."
     )
+    resize: str = field(
+        "squash",
+        "How a frame becomes a square: squash, the whole frame (Wan); crop, its middle (diffusers).",
+        choices=("squash", "crop"),
+    )
     dtype: str = field("bfloat16", "Type that the model computes in.", choices=DTYPES)
 
     @property
@@ -156,6 +161,11 @@ class LoraSettings(Group):
     targets: str = field(
         "attention|mlp",
         "Regular expression for the names of adapted layers, such as self_attention.q or mlp.up.",
+    )
+    base: tuple[str, ...] = field(
+        (),
+        "Adapters added to the weights of config.train.init_from before training, each PATH or PATH:STRENGTH; for "
+        "one of two experts high=PATH or low=PATH.",
     )
 
     def check(self):

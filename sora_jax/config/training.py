@@ -6,6 +6,8 @@ import re
 from sora_jax.config.fields import DTYPES, Group, field
 from sora_jax.core.errors import InputError
 
+# Grids of times, by the scheduler that has them: see diffusion/time_grids.py.
+TIME_GRIDS = ("linear", "wan_unipc", "wan_dpm", "diffusers_unipc", "diffusers_dpm", "diffusers_euler")
 CONDITIONING_TASKS = (
     "text",
     "first_frame",
@@ -156,6 +158,7 @@ class FlowSettings(Group):
 
     time_mean: float = field(0.0, "Mean of the normal distribution of times.")
     time_std: float = field(1.0, "Standard deviation of the normal distribution of times.", min=0)
+    negative_prompt: str = field("", "Description of what the video should not show.")
     shift: float = field(0.0, "Shift of times towards noise; 0: by the size of the clip.", min=0)
     shift_scale: float = field(
         1.0, "Factor of the shift by size: latents with more channels need more noise.", above=0
@@ -288,6 +291,11 @@ class SampleSettings(Group):
     fps: float = field(16.0, "Frame rate of the video.", unit="frames/s", above=0)
     steps: int = field(50, "Steps of the solver.", min=1)
     solver: str = field("euler", "Solver.", choices=("euler", "heun", "ancestral", "dpm", "unipc"))
+    time_grid: str = field(
+        "linear",
+        "Times of the steps, before the shift: linear from 1 to 0, or those of a scheduler of Wan or diffusers.",
+        choices=TIME_GRIDS,
+    )
     guidance: float = field(5.0, "Scale of classifier-free guidance; 1: none, at half the cost.")
     guidance_min: float = field(
         0.0, "Lowest time at which steps are guided; the others cost half as much.", min=0, max=1
@@ -298,6 +306,7 @@ class SampleSettings(Group):
         "Reuse the last prediction while the accumulated relative change of the velocity is below this; 0: never.",
         min=0,
     )
+    negative_prompt: str = field("", "Description of what the video should not show.")
     shift: float = field(0.0, "Shift of times towards noise; 0: by the size of the video.", min=0)
     dtype: str = field(
         "", "Type that the models compute in; empty: each as its own settings say.", choices=("", *DTYPES)

@@ -12,13 +12,22 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sora_jax.diffusion.flow import shift_times
 
+BELOW_ONE = np.float32(1 - 1e-6)  # the largest time whose log SNR the multistep solvers form, as in diffusers
+
 
 def time_grid(steps: int, shift: float = 1.0, start: float = 1.0, end: float = 0.0):
-    """Times from `start` down to `end`, evenly spaced and then shifted, the last one 0; [steps + 1] float32."""
-    return shift_times(jnp.linspace(start, end, steps + 1), shift).at[-1].set(0.0)
+    """Times from `start` down to `end`, evenly spaced and then shifted, the last one 0; [steps + 1] float32.
+
+    Times that float32 can't tell apart after the shift become one: a step between them would divide by 0.
+    """
+    times = shift_times(jnp.linspace(start, end, steps + 1), shift).at[-1].set(0.0)
+    limited = np.minimum(np.asarray(times), BELOW_ONE)
+    distinct = np.append(True, np.diff(np.minimum.accumulate(limited)) < 0)
+    return times if distinct.all() else times[distinct]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +83,7 @@ def _ancestral_step(velocity_fn, state, times, i):
 def _multistep(velocity_fn, state, times, i, *, correct):
     x, corrected, data, older = state
     # At t = 1 the log SNR is infinite. As diffusers, start just below; the second step depends on how far.
-    times = jnp.minimum(times, 1 - 1e-6)
+    times = jnp.minimum(times, BELOW_ONE)
     t_earlier, t_before, t, t_next = (times[jnp.maximum(i + k, 0)] for k in (-2, -1, 0, 1))
     second, second_before = ((j > 0) & (j < len(times) - 2) for j in (i, i - 1))  # whether of order 2 or 1
     found = x - t * velocity_fn(x, t)

@@ -10,8 +10,8 @@ import numpy as np
 from sora_jax.config.schema import ImageSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import read_object
-from sora_jax.interop.safetensors_folder import tensors_in
 from sora_jax.interop.tables import Tensor, linear, load_foreign, norm
+from sora_jax.interop.tensors import tensors_in
 from sora_jax.interop.wan import image_table
 from sora_jax.models.metric_backbones import Clip, ClipSettings, VideoEncoder, VideoEncoderSettings
 

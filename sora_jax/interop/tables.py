@@ -1,7 +1,7 @@
-"""Foreign weights in and out: a table says what each of our tensors is called elsewhere and how it lies there.
+"""Foreign weights in and out: a table gives the name and layout that each of our tensors has elsewhere.
 
 A table is {our dotted name: Tensor}. The blocks of a stack are one tensor of ours, and one of theirs each.
-Reading takes of each foreign tensor only what this process's chips hold, one tensor at a time.
+Reading takes from each foreign tensor only what this process's chips hold, one tensor at a time.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ class Tensor:
     name: theirs; {} stands for the number of the block in a stack.
     pattern: einops, their axes -> ours (of one block).
     sizes: of axes that the pattern splits.
-    part: which (start, stop) of their second axis it is, if it is not all.
-    factor: ours over theirs.
+    part: (start, stop) on their second axis, if ours is only a part of theirs.
+    factor: ours divided by theirs.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Tensor:
         return self._times(einops.rearrange(ours, f"{right} -> {left}", **dict(self.sizes)), 1 / self.factor)
 
     def read(self, tensor, index: tuple[slice, ...]) -> np.ndarray:
-        """`index` of ours, from an array or a slice of a file; no more of it is read than the pattern allows."""
+        """`index` of ours from an array or a tensor in a file, read as far as the pattern needs."""
         if self.pattern == LINEAR:
             return self._times(tensor[index[1], index[0]].T, self.factor)
         if self.pattern == "a -> a":
@@ -72,7 +72,7 @@ def norm(ours: str, theirs: str, *, bias=False) -> dict[str, Tensor]:
 
 
 def foreign_shapes(table: Table, module_class, settings) -> dict[str, tuple[int, ...]]:
-    """Their name -> their shape, of all tensors that the model needs."""
+    """{their name: their shape} of all tensors that the model needs."""
     return _shapes(table, abstract_params(module_class, settings))
 
 
@@ -90,7 +90,7 @@ def load_foreign(
     unused: Iterable[str] = (),
     dtype: str = "float32",
 ) -> dict:
-    """Parameters of a model from foreign tensors; arguments and errors are those of `load_tensors`."""
+    """Parameters of a model from foreign tensors; arguments and errors as of `load_tensors`."""
     abstract = abstract_params(module_class, settings)
     return load_tensors(tensors, table, abstract, where=where, unused=unused, dtype=dtype)
 
@@ -107,14 +107,14 @@ def load_tensors(
     """Parameters from foreign tensors, laid out on the current mesh.
 
     Args:
-      abstract: their shapes and specs, nested.
-      tensors: by their names, arrays or what reads of a file only what is indexed.
-      where: of the tensors, for errors.
-      unused: names of theirs that the model has no place for, and need not.
+      tensors: {their name: array or tensor in a file}.
+      abstract: shapes and shardings of the parameters, nested.
+      where: file or folder of the tensors, for errors.
+      unused: names of theirs that the model has no place for and does not need.
     Raises: InputError naming a tensor that is missing, extra or of another shape.
     """
     check_tensors(tensors, _shapes(table, abstract), where, unused)
-    arrays = [_load(tensors, table[name], leaf, jnp.dtype(dtype)) for name, leaf in named(abstract)]
+    arrays = [load_leaf(tensors, table[name], leaf, jnp.dtype(dtype)) for name, leaf in named(abstract)]
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
 
@@ -130,7 +130,9 @@ def check_tensors(tensors: Mapping, shapes: Mapping[str, tuple[int, ...]], where
         raise InputError(f"{where}: tensor {extra!r} has no place in the model; {did_you_mean(extra, shapes)}")
 
 
-def _load(tensors, tensor: Tensor, leaf: jax.ShapeDtypeStruct, dtype) -> jax.Array:
+def load_leaf(tensors: Mapping, tensor: Tensor, leaf: jax.ShapeDtypeStruct, dtype) -> jax.Array:
+    """One of our tensors, laid out on the current mesh as `leaf` says; each process reads what its chips hold."""
+
     def read(index):
         index = tuple(slice(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True))
         if "{}" not in tensor.name:
@@ -148,33 +150,47 @@ def _load(tensors, tensor: Tensor, leaf: jax.ShapeDtypeStruct, dtype) -> jax.Arr
     return jax.make_array_from_callback(leaf.shape, jax.NamedSharding(mesh, spec), read)
 
 
+def leaf_parts(tensors: Mapping, tensor: Tensor, shape: tuple[int, ...], dtype) -> Iterator[np.ndarray]:
+    """One of our tensors in numpy, a block of its stack at a time, in the order in which they lie in a file."""
+    names = [tensor.name.format(block) for block in range(shape[0])] if "{}" in tensor.name else [tensor.name]
+    for name in names:
+        whole = (slice(None),) * (len(shape) - ("{}" in tensor.name))
+        yield np.ascontiguousarray(tensor.read(tensors[name], whole).astype(dtype))
+
+
+def stored_dtype(tensors: Mapping, tensor: Tensor, layers: int) -> str:
+    """The safetensors type that holds one of our tensors without loss: that of all its blocks, or F32."""
+    names = [tensor.name.format(block) for block in range(layers)] if "{}" in tensor.name else [tensor.name]
+    types = {tensors[name].dtype for name in names}
+    types = {"BF16" if kind.startswith("F8") else kind for kind in types}
+    return types.pop() if len(types) == 1 and types < {"BF16", "F16", "F32"} else "F32"
+
+
 def to_foreign(table: Table, params: Mapping[str, object], get=jax.device_get) -> Iterator[tuple[str, np.ndarray]]:
     """Their (name, array) of each tensor of ours, one of ours in memory at a time.
 
     Args:
-      params: by our dotted names.
-      get: what makes a numpy array of one of them.
+      params: {our dotted name: array, or tensor in a file, which is read a block at a time}.
+      get: makes something that numpy can index of one of them.
     """
     parts: dict[str, list] = {}
     for name, leaf in params.items():
         tensor = table[name]
         array = get(leaf)
-        blocks = enumerate(array) if "{}" in tensor.name else [("", array)]
-        for block, of_block in blocks:
+        blocks = range(array.shape[0]) if "{}" in tensor.name else [...]
+        for block in blocks:
             foreign = tensor.name.format(block)
-            found = tensor.theirs(of_block)
+            found = tensor.theirs(np.asarray(array[block]))
             if tensor.part is None:
                 yield foreign, found
                 continue
-            # A tensor that is several of ours: handed out when its last part is there.
+            # Several of our tensors are one of theirs: yield it when its last part is there.
             parts.setdefault(foreign, []).append((tensor.part, found))
             if len(parts[foreign]) == sum(table[other].name == tensor.name for other in params):
-                yield (
-                    foreign,
-                    np.concatenate([x for _, x in sorted(parts.pop(foreign), key=lambda p: p[0])], axis=1),
-                )
+                of_all = sorted(parts.pop(foreign), key=lambda part: part[0])
+                yield foreign, np.concatenate([x for _, x in of_all], axis=1)
 
 
 def blank(leaf) -> np.ndarray:
-    """Zeros of an array's shape that take no memory, for `to_foreign` to tell names and shapes."""
-    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+    """Zeros of an array's shape that take no memory: `to_foreign` of them gives names and shapes."""
+    return np.broadcast_to(np.float32(0), leaf.shape)

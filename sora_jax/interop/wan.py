@@ -1,4 +1,4 @@
-"""Wan's models: their published sizes, and what diffusers and transformers call our tensors."""
+"""Wan's models: their published sizes, and the names of our tensors in diffusers and transformers."""
 
 import dataclasses
 import math
@@ -54,7 +54,11 @@ TRANSFORMERS = {
     "wan2.2-ti2v-5b": TransformerSettings(width=3072, heads=24, mlp=14336, layers=30, channels=48),
 }
 UMT5_XXL = TextSettings(padded=True)
-TEXT_ALIASES = ("encoder.embed_tokens.weight",)  # of the embedding: some files hold it twice
+# Tensors of a whole UMT5 that its encoder does without; some files hold the embedding twice.
+TEXT_UNUSED = ("encoder.embed_tokens.", "decoder.", "lm_head.")
+# Tensors of a whole CLIP that its image tower does without.
+IMAGE_UNUSED = ("post_layernorm.", "embeddings.position_ids", "visual_projection.", "logit_scale", "logit_bias")
+IMAGE_UNUSED += ("text_model.", "text_projection.")
 
 AUTOENCODER_KERNELS = {
     "shortcut": "o i 1 1 1 -> i o",
@@ -209,13 +213,18 @@ def image_table(settings: ImageSettings) -> dict[str, Tensor]:
     return table | norm("norm", "pre_layrnorm", bias=True)
 
 
+def text_unused(names: Iterable[str]) -> set[str]:
+    """The tensors of a UMT5 that its encoder does without."""
+    return {name for name in names if name.startswith(TEXT_UNUSED)}
+
+
 def image_unused(names: Iterable[str], settings: ImageSettings) -> set[str]:
-    """Of a CLIPVisionModel's tensors those that Wan does without."""
+    """The tensors of a CLIP that Wan does without: its text tower, projections, last layer and last norm."""
     last = f"encoder.layers.{settings.layers}."
-    return {name for name in names if name.startswith((last, "post_layernorm.", "embeddings.position_ids"))}
+    return {name for name in names if name.startswith((last, *IMAGE_UNUSED))}
 
 
-# The original names of a transformer's tensors -> diffusers' names, each rule once, in this order.
+# A transformer's original names -> diffusers' names; the rules are applied once each, in this order.
 _ORIGINAL = (
     (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
     (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),

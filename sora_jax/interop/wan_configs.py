@@ -1,5 +1,6 @@
 """The configuration files beside published Wan weights, diffusers' or the original, into our settings and back."""
 
+import math
 import pathlib
 from collections.abc import Mapping
 
@@ -7,22 +8,27 @@ from sora_jax.config.schema import AutoencoderSettings, ImageSettings, TextSetti
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import read_object
 
-# What every published Wan has, and the model is built on.
+# Values that every published Wan has and the model relies on.
 _FIXED = {
     "patch_size": [1, 2, 2],
     "cross_attn_norm": True,
     "eps": 1e-6,
     "qk_norm": "rms_norm_across_heads",
 }
+HEAD_DIM = 128  # of every published transformer; its tensors do not tell
 
 
 def transformer_settings(path: pathlib.Path, tensors: Mapping) -> TransformerSettings:
-    """From diffusers' transformer/config.json, or the original config.json, which says nothing of an image branch:
-    its tensors, by diffusers' names, do.
+    """From diffusers' transformer/config.json, or the original config.json, or, without a file, from the tensors.
+
+    Args:
+      tensors: by diffusers' names.
     """
-    config = read_object(path)
-    if config.get("_class_name") == "WanModel":
+    config = read_object(path) if path.is_file() else {}
+    if "dim" in config:  # the original, which says nothing of an image branch
         config = _from_original(config) | _image_of(tensors)
+    elif "num_attention_heads" not in config:
+        config = _from_tensors(tensors, path.parent)
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
             raise InputError(f"{path}: {key} is {config[key]}, only {value} is built")
@@ -60,7 +66,40 @@ def _from_original(config: dict) -> dict:
     }
 
 
+def _from_tensors(tensors: Mapping, where: pathlib.Path) -> dict:
+    """A transformer's configuration by the shapes of its tensors."""
+    names = {
+        "patch": "patch_embedding.weight",
+        "text": "condition_embedder.text_embedder.linear_1.weight",
+        "time": "condition_embedder.time_embedder.linear_1.weight",
+        "mlp": "blocks.0.ffn.net.0.proj.weight",
+        "head": "proj_out.bias",
+    }
+    for name in names.values():
+        if name not in tensors:
+            raise InputError(f"{where}: tensor {name!r} is missing; is it a transformer of Wan?")
+    shapes = {key: tensors[name].shape for key, name in names.items()}
+    width, channels, *patch = shapes["patch"]
+    if width % HEAD_DIM:
+        raise InputError(
+            f"{where}: a transformer of width {width}; put the config.json that tells its heads beside it"
+        )
+    blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")}
+    return {
+        "patch_size": list(patch),
+        "num_attention_heads": width // HEAD_DIM,
+        "attention_head_dim": HEAD_DIM,
+        "in_channels": channels,
+        "out_channels": shapes["head"][0] // math.prod(patch),
+        "text_dim": shapes["text"][1],
+        "freq_dim": shapes["time"][1],
+        "ffn_dim": shapes["mlp"][0],
+        "num_layers": len(blocks),
+    } | _image_of(tensors)
+
+
 def _image_of(tensors: Mapping) -> dict:
+    """The sizes of an image branch, by its tensors; empty if there is none."""
     branch, found = "condition_embedder.image_embedder", {}
     for name, key, axis in (("norm1.weight", "image_dim", 0), ("pos_embed", "pos_embed_seq_len", 1)):
         if (tensor := tensors.get(f"{branch}.{name}")) is not None:
@@ -134,7 +173,7 @@ def autoencoder_config(settings: AutoencoderSettings) -> dict:
 
 
 def text_settings(path: pathlib.Path, weights: str) -> TextSettings:
-    """From transformers' text_encoder/config.json of a UMT5; the encoder stays in the folder `weights`."""
+    """From a UMT5's config.json in transformers' layout; `weights` is the folder that the encoder stays in."""
     config = read_object(path)
     if config.get("model_type") != "umt5":
         raise InputError(f"{path}: a {config.get('model_type')!r} is no UMT5")
@@ -153,7 +192,7 @@ def text_settings(path: pathlib.Path, weights: str) -> TextSettings:
 
 
 def image_settings(path: pathlib.Path, weights: str) -> ImageSettings:
-    """From transformers' image_encoder/config.json of a CLIPVisionModel, which stays in the folder `weights`."""
+    """From a CLIPVisionModel's config.json in transformers' layout; `weights` is the folder that it stays in."""
     config = read_object(path)
     config = config.get("vision_config", config)
     if (activation := config.get("hidden_act", "quick_gelu")) != "gelu":
@@ -169,7 +208,24 @@ def image_settings(path: pathlib.Path, weights: str) -> ImageSettings:
     )
 
 
+def image_resize(folder: pathlib.Path) -> str:
+    """How diffusers' image processor makes a square of a frame, from its folder: "crop" or "squash".
+
+    Raises: InputError for a processor that does neither.
+    """
+    path = folder / "preprocessor_config.json"
+    config = read_object(path)
+    size = config.get("size", {"shortest_edge": 224})
+    if isinstance(size, int) or "shortest_edge" in size:
+        if config.get("do_center_crop", True):
+            return "crop"
+    elif not config.get("do_center_crop", True) and size.get("height") == size.get("width"):
+        return "squash"
+    raise InputError(f"{path}: size {size} with do_center_crop {config.get('do_center_crop')}; is it of a CLIP?")
+
+
 def _take(config: dict, key: str, path: pathlib.Path):
+    """A value of a configuration. Raises: InputError if it is not there."""
     if config.get(key) is None:
         raise InputError(f"{path}: no {key!r} in it; is it of a Wan model?")
     return config[key]

@@ -14,7 +14,7 @@ from sora_jax.serve.job_queue import JobQueue
 from sora_jax.serve.uploads import admit
 
 KEYFRAMES = 3
-LOADED = ("dtype",)  # settings that the model was loaded with
+LOADED = ("dtype", "negative_prompt")  # settings of the loaded model, or with a field of their own
 HEIGHT = 220  # pixels of a picture or video in the form
 
 

@@ -8,13 +8,12 @@ pytest.importorskip("diffusers", reason="parity needs diffusers: pip install sor
 pytest.importorskip("peft", reason="parity needs peft: pip install sora_jax[parity]")
 
 import jax
-import safetensors.numpy
 from diffusers import UniPCMultistepScheduler, WanPipeline
 from diffusers_wan import build_transformer, their_velocity, with_random_weights
 from wan_cases import CASES, TEXT, TRANSFORMERS, our_velocity, transformer_params
 
 from sora_jax.config.schema import LoraSettings, Settings, TrainSettings
-from sora_jax.interop.adapters import adapter_tensors, merge
+from sora_jax.interop.adapters import adapter_tensors, add_adapter, low_rank_adapter, write_adapter
 from sora_jax.models.video_model import init_trained
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("one_device")]
@@ -30,8 +29,9 @@ SETTINGS = Settings(
 def test_diffusers_with_our_adapters_gives_our_velocity(tmp_path):
     adapters = init_trained(SETTINGS, jax.random.key(0))["transformer"]
     adapters = jax.tree.map(lambda x: 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), adapters)
-    ours = our_velocity("t2v", merge(transformer_params("t2v"), adapters, SETTINGS.lora.scale))
-    safetensors.numpy.save_file(adapter_tensors(adapters, SETTINGS), tmp_path / "lora.safetensors")
+    adapter = low_rank_adapter(adapters, SETTINGS, "run")
+    ours = our_velocity("t2v", add_adapter(transformer_params("t2v"), SETTINGS.transformer, adapter))
+    write_adapter(tmp_path / "lora.safetensors", adapter_tensors(adapters, SETTINGS))
 
     transformer = with_random_weights(build_transformer(TRANSFORMERS["t2v"]))
     without = their_velocity("t2v", transformer)

@@ -21,7 +21,7 @@ from sora_jax.evaluate.benchmark import Benchmark, Options, read_video
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.samples import captions_of, cells, make_samples, repeat_prompts
 from sora_jax.interop.metric_backbones import load_clip
-from sora_jax.interop.safetensors_folder import tensors_in
+from sora_jax.interop.tensors import tensors_in
 from sora_jax.models.layers.params import bind
 from sora_jax.models.metric_backbones import Clip, ClipSettings
 from sora_jax.report.page import Section, Table

@@ -24,7 +24,7 @@ from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.metrics.frechet import frechet_distance
 from sora_jax.evaluate.samples import captions_of, cells, make_samples, real_videos, repeat_prompts
 from sora_jax.interop.metric_backbones import load_video_encoder
-from sora_jax.interop.safetensors_folder import tensors_in
+from sora_jax.interop.tensors import tensors_in
 from sora_jax.models.layers.params import bind
 from sora_jax.models.metric_backbones import VideoEncoder, VideoEncoderSettings
 from sora_jax.report.page import Section, Table
