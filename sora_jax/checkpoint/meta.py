@@ -14,7 +14,7 @@ from sora_jax.checkpoint.model_folder import load_settings
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, read_with_orbax
 from sora_jax.checkpoint.renamed import present_name
 from sora_jax.checkpoint.workdir import BROKEN, RELEASED, steps_in
-from sora_jax.config.load import anchored
+from sora_jax.config.load import anchored, from_json
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
 
@@ -73,7 +73,7 @@ def load_meta(folder: pathlib.Path, step: int) -> Meta:
     except (AttributeError, KeyError, TypeError) as error:
         raise BrokenCheckpoint(f"meta lacks {error}") from error
     leaves = {present_name(name): leaf for name, leaf in leaves.items()}
-    return Meta(from_dict(Settings, settings, f"{folder}/{step}"), data_hash, leaves)
+    return Meta(from_json(Settings, settings, f"{folder}/{step}"), data_hash, leaves)
 
 
 def read_meta(folder: pathlib.Path, step: int) -> tuple[Settings, str]:

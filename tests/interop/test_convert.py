@@ -79,7 +79,7 @@ def test_two_experts_become_two_workdirs_and_come_out_again(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "flag, words", [("--base", "is for adapters"), ("--rest", "is for a transformer in Wan's")]
+    "flag, words", [("--base", "is for an adapter"), ("--rest", "has all its parts; leave the flag out")]
 )
 def test_a_flag_that_would_be_ignored_is_refused(published, tmp_path, capsys, flag, words):
     assert main(["convert", f"--from={published}", f"--to={tmp_path}/out", f"{flag}={published}"]) == 2

@@ -175,14 +175,17 @@ def test_a_workdir_of_adapters_samples_and_is_merged_into_a_whole_model(home, tm
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"blocks.7.attn1.to_q.lora_A.weight": (3, 48)}, "adapts a layer that this model has not"),
+        (
+            {"blocks.7.attn1.to_q.lora_A.weight": (3, 48), "blocks.7.attn1.to_q.lora_B.weight": (48, 3)},
+            "'blocks.7.attn1.to_q' adapts a layer that this model has not",
+        ),
         (
             {"blocks.0.attn1.to_q.lora_A.weight": (3, 40)},
-            "has shape [3, 40], the model asks for [3, 48]",
+            "is for a weight of shape [48, 40], the model's is [48, 48]",
         ),
         (
             {"blocks.0.attn1.to_q.lora_A.weight": (4, 48)},
-            "one rank for all layers is needed, not 3 in",
+            "'blocks.0.attn1.to_q' has rank 4 in lora_A and 3 in lora_B",
         ),
         ({"blocks.0.norm": (3,)}, "tensor 'transformer.blocks.0.norm' is no part of an adapter"),
     ],
