@@ -115,6 +115,11 @@ WORKDIR = Flag("workdir", "Workdir of a training run.", example="runs/first")
 CHECKPOINT = Flag(
     "checkpoint", "Workdir of a trained transformer, or a released model; default: the model of the shapes world."
 )
+LORA = Flag(
+    "lora",
+    "Adapter to add, PATH or PATH:STRENGTH; for one of two experts high=PATH or low=PATH; again: another.",
+    repeated=True,
+)
 MESH = Flag(
     "mesh",
     "Axes of the device mesh: data, fsdp, ring, ulysses, tensor, e.g. data=2,ulysses=4; -1: all devices left.",

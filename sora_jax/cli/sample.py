@@ -7,6 +7,7 @@ from typing import Any
 from sora_jax.cli import chat
 from sora_jax.cli.flags import (
     CHECKPOINT,
+    LORA,
     MESH,
     Command,
     Flag,
@@ -56,6 +57,7 @@ def run(values, console):
         values.negative_prompt,
         {name: value for name, value in chosen.items() if value is not None},
         path_of(values, "step_cache_file"),
+        lora=tuple(values.lora or ()),
     )
     sample(
         checkpoint_of(values),
@@ -142,6 +144,7 @@ COMMAND = Command(
             Flag("prompt", "Description of the video; given again: another video.", repeated=True),
             Flag("prompts", "File with a prompt on each line."),
             *_settings_flags("negative_prompt"),
+            LORA,
         ),
         "Output": (
             Flag("out", "An .mp4; for several prompts a folder.", example="sample.mp4"),

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from sora_jax.cli.flags import CHECKPOINT, MESH, Command, Flag, checkpoint_of, lines_of, mesh_of
+from sora_jax.cli.flags import CHECKPOINT, LORA, MESH, Command, Flag, checkpoint_of, lines_of, mesh_of
 
 EXAMPLES = (
     "a large red circle moves right on a black background",
@@ -20,6 +20,7 @@ def run(values, console):
         address=(values.host, values.port),
         examples=lines_of(values, "prompts") if values.prompts else list(EXAMPLES),
         dtype=values.dtype,
+        lora=tuple(values.lora or ()),
         mesh=mesh_of(values),
         console=console,
     )
@@ -28,7 +29,7 @@ def run(values, console):
 COMMAND = Command(
     "a trained transformer -> a page in the browser",
     {
-        "Input": (CHECKPOINT, Flag("prompts", "File with an example prompt for the page on each line.")),
+        "Input": (CHECKPOINT, LORA, Flag("prompts", "File with an example prompt for the page on each line.")),
         "Output": (Flag("out", "Folder for the videos, and copies of the inputs.", default="served"),),
         "Network": (
             Flag("host", "Address of the page; the default is seen by this machine only.", default="127.0.0.1"),

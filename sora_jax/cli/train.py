@@ -1,26 +1,33 @@
 """The command `train`."""
 
+import dataclasses
 import pathlib
 
-from sora_jax.cli.flags import Command, Flag, settings_of
+from sora_jax.cli.flags import LORA, Command, Flag, settings_of
+from sora_jax.config.load import with_absolute_paths
 
 
 def run(values, console):
+    from sora_jax.interop.adapters import absolute_choice
     from sora_jax.train.loop import train
 
-    train(settings_of(values), pathlib.Path(values.workdir), console=console)
+    settings = with_absolute_paths(settings_of(values))
+    base = tuple(map(absolute_choice, values.lora or settings.lora.base))
+    settings = dataclasses.replace(settings, lora=dataclasses.replace(settings.lora, base=base))
+    train(settings, pathlib.Path(values.workdir), console=console)
 
 
 COMMAND = Command(
     "a data set -> a trained model",
     {
+        "Input": (LORA,),
         "Output": (
             Flag(
                 "workdir",
                 "Folder for everything that the run writes; a run that it holds is continued.",
                 example="runs/first",
             ),
-        )
+        ),
     },
     run,
     about="SIGTERM makes the run save and end with exit code 0; the same command continues it.",

@@ -49,6 +49,14 @@ def anchored(settings: Settings, folder: pathlib.Path) -> Settings:
     return dataclasses.replace(settings, train=train, **changes)
 
 
+def with_absolute_paths(settings: Settings) -> Settings:
+    """Settings of a run with the paths to other models absolute, so that it can be read from another directory."""
+    train = settings.train
+    if train.init_from:
+        train = dataclasses.replace(train, init_from=str(pathlib.Path(train.init_from).expanduser().absolute()))
+    return dataclasses.replace(settings, train=train)
+
+
 def to_json(settings) -> str:
     return json.dumps(dataclasses.asdict(settings), indent=1)
 

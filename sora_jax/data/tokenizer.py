@@ -1,4 +1,4 @@
-"""Captions to tokens: sentencepiece, with UMT5's special tokens."""
+"""Captions to tokens by a sentencepiece model, cleaned as Wan cleans them."""
 
 import html
 import io
@@ -11,18 +11,20 @@ import sentencepiece
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import atomic_write
 
-PAD, EOS, UNKNOWN = 0, 1, 2
+PAD, EOS, UNKNOWN = 0, 1, 2  # of the tokenizers that are learned here
 
 _BYTES = 256  # one token for each, so that no text is unknown
-_LARGEST_SAMPLE = 1_000_000  # captions to learn from; more teach nothing new
+_MAX_CAPTIONS = 1_000_000  # to learn from
 
 
 class Tokenizer:
-    """Text to tokens by a sentencepiece model: one that `train_tokenizer` wrote, or UMT5's own.
+    """Text to tokens by a sentencepiece model: one of `train_tokenizer`, or a published one such as UMT5's.
+
+    eos, unknown: the model's own tokens. Arrays of tokens are filled up with 0, which is UMT5's padding.
 
     Args:
       path: the .model file.
-    Raises: InputError if it is absent, no sentencepiece model, or has other special tokens than UMT5.
+    Raises: InputError if it is absent, no sentencepiece model, or has no token for the end of a text.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -32,36 +34,35 @@ class Tokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=pathlib.Path(path).read_bytes())
         except RuntimeError as error:
             raise InputError(f"{path}: no sentencepiece model") from error
-        special = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
-        if special != (PAD, EOS, UNKNOWN):
-            raise InputError(f"{path}: pad, end, unknown are tokens {special}; UMT5 has {(PAD, EOS, UNKNOWN)}")
+        self.eos, self.unknown = self._processor.eos_id(), self._processor.unk_id()
+        if self.eos < 0:
+            raise InputError(f"{path}: has no token for the end of a text; take a T5's or UMT5's spiece.model")
 
     @property
     def vocabulary(self) -> int:
-        """How many different tokens there are."""
+        """Number of different tokens."""
         return self._processor.vocab_size()
 
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
-        """Tokens of a text, the last one EOS; what exceeds `max_tokens` is cut before it. "" gives only EOS."""
+        """Tokens of a text, the last one `eos`; a text that is too long is cut before it. "" gives only `eos`."""
         tokens = self._processor.encode(clean(text))
-        return [*(tokens if max_tokens is None else tokens[: max_tokens - 1]), EOS]
+        return [*(tokens if max_tokens is None else tokens[: max_tokens - 1]), self.eos]
 
     def decode(self, tokens: list[int]) -> str:
-        """The text that these tokens stand for."""
-        return self._processor.decode([token for token in tokens if token not in (PAD, EOS)])
+        """The text of these tokens."""
+        return self._processor.decode([token for token in tokens if token not in (PAD, self.eos)])
 
 
 def clean(text: str) -> str:
-    """The text as UMT5 has it: broken Unicode mended, HTML entities resolved, every run of blanks one."""
+    """The text as Wan cleans it: broken Unicode mended, HTML entities resolved twice, blanks merged."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 def train_tokenizer(captions: Iterable[str], path: pathlib.Path, *, vocabulary: int) -> Tokenizer:
-    """Learn a tokenizer from captions; the file appears whole or not at all.
+    """A tokenizer learned from captions; its file appears whole or not at all.
 
-    Merges of pairs (BPE) over whole words, bytes for whatever the captions never had. On small, repetitive sets
-    of captions sentencepiece's unigram model keeps no whole word that is not part of another: 33 tokens for a
-    caption of the shapes world, where merges need 15.
+    Byte-pair merges over words, with bytes for characters that no caption has. Sentencepiece's unigram model drops
+    whole words of small, repetitive sets of captions, and needs twice as many tokens for them.
 
     Args:
       captions: texts.
@@ -85,7 +86,7 @@ def train_tokenizer(captions: Iterable[str], path: pathlib.Path, *, vocabulary: 
         byte_fallback=True,
         character_coverage=1.0,
         max_sentence_length=1 << 20,
-        input_sentence_size=_LARGEST_SAMPLE,
+        input_sentence_size=_MAX_CAPTIONS,
         shuffle_input_sentence=False,
         pad_id=PAD,
         eos_id=EOS,

@@ -70,7 +70,7 @@ def encode_images(generator: Generator, images: list[np.ndarray], frames: int) -
     if not transformer.image_width:
         return ConditioningFrames(condition=condition)
     with jax.set_mesh(make_mesh(MeshSettings(), jax.local_devices()[:1])):
-        seen = see(load_encoder(encoder), encoder, clip_preprocess(images, encoder.size))
+        seen = see(load_encoder(encoder), encoder, clip_preprocess(images, encoder.size, encoder.resize))
     return ConditioningFrames(condition=condition, image=seen)
 
 

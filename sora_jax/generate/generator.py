@@ -2,8 +2,15 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
-from sora_jax.checkpoint.frozen_params import LOW_NOISE, load_frozen_params, restore_computing, restore_model
+from sora_jax.checkpoint.frozen_params import (
+    LOW_NOISE,
+    load_frozen_params,
+    restore_computing,
+    restore_model,
+    with_adapters,
+)
 from sora_jax.checkpoint.meta import check_models, read_meta
 from sora_jax.checkpoint.model_folder import load_model
 from sora_jax.checkpoint.workdir import find_checkpoint
@@ -47,11 +54,12 @@ def read_run(workdir: pathlib.Path) -> tuple[pathlib.Path, int, Settings]:
     return folder, step, settings
 
 
-def load_generator(workdir: pathlib.Path, *, dtype: str | None = None) -> Generator:
+def load_generator(workdir: pathlib.Path, *, dtype: str | None = None, lora: Sequence[str] = ()) -> Generator:
     """The averaged parameters of a workdir's newest checkpoint, laid out on the current mesh.
 
     Args:
       dtype: to compute in; None: that of config.sample, or else of each model.
+      lora: adapters to add, each PATH or PATH:STRENGTH; for one of two experts high=PATH or low=PATH.
     Raises: InputError if there is no checkpoint, it is not a transformer's, or a part of it is missing.
     """
     workdir = pathlib.Path(workdir)
@@ -63,8 +71,10 @@ def load_generator(workdir: pathlib.Path, *, dtype: str | None = None) -> Genera
     autoencoder, autoencoder_params = load_model(workdir / "autoencoder", Autoencoder, AutoencoderSettings)
     if dtype := dtype or settings.sample.dtype:
         settings, autoencoder = _computed_in(settings, dtype), dataclasses.replace(autoencoder, dtype=dtype)
-    params = restore_model(folder, step, settings)
+    params = with_adapters(restore_model(folder, step, settings), settings, lora)
     low_noise = load_low_noise(workdir / LOW_NOISE, settings, params) if settings.flow.time_min else None
+    if low_noise:
+        low_noise = (with_adapters(*low_noise, lora), low_noise[1])
     tokenizer = Tokenizer(workdir / "tokenizer.model")
     change = read_velocity_change(workdir / FILE) if (workdir / FILE).is_file() else None
     change = change if change and change.step == step else None  # one of an earlier step is out of date

@@ -92,18 +92,21 @@ class Request:
 
     prompts: texts; a long video with a story has one.
     seed: of the noise; prompt number n has the seed's n-th noise.
+    negative_prompt: None: the checkpoint's own.
     changes: SampleSettings that differ from the checkpoint's own.
     step_cache_file: with the measured velocity change, written if it is absent; None: beside the checkpoint.
     asked: the prompts, or the story, before they were expanded; () if they were not.
+    lora: adapters to add, each PATH or PATH:STRENGTH; for one of two experts high=PATH or low=PATH.
     """
 
     prompts: tuple[str, ...]
     inputs: TaskInputs = TaskInputs()
     seed: int = 0
-    negative_prompt: str = ""
+    negative_prompt: str | None = None
     changes: Mapping = dataclasses.field(default_factory=dict)
     step_cache_file: pathlib.Path | None = None
     asked: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
 
     def settings(self, own: SampleSettings) -> SampleSettings:
         """The checkpoint's own settings with the changes."""

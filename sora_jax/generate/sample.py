@@ -30,6 +30,7 @@ from sora_jax.generate.provenance import marked, params_hash, write_manifest
 from sora_jax.generate.request import Request, check_inputs, untrained_note
 from sora_jax.generate.sampler import VideoSampler, long_video_frames, short_videos
 from sora_jax.generate.schedule import denoising_schedule
+from sora_jax.generate.setting_sources import with_adapter_settings
 from sora_jax.generate.step_cache import (
     FILE,
     VelocityChange,
@@ -63,10 +64,11 @@ def sample(
     Raises: InputError for a checkpoint, prompt, given file, size or length that can't be used.
     """
     paths = output_paths(out, len(request.prompts))
-    check_prompts([*request.prompts, *request.inputs.story], request.negative_prompt)
+    check_prompts([*request.prompts, *request.inputs.story], request.negative_prompt or "")
     check_inputs(request.inputs)
     devices = make_mesh(mesh)
     trained = generator.settings if generator else read_run(checkpoint)[2]
+    request, lines = with_adapter_settings(request, trained.sample)
     settings, any_length = checked_settings(request, trained), "frames" not in request.changes
     inputs = OpenedInputs(request.inputs, settings, trained, any_length=any_length, console=console)
     for path in paths:
@@ -74,8 +76,10 @@ def sample(
     _note(console, untrained_note(request.inputs, trained))
     if expand:
         request = expand_prompts(request, expand, console)
+    for line in lines:
+        console.print(line)
     with jax.set_mesh(devices):
-        generator = generator or load_generator(checkpoint, dtype=settings.dtype or None)
+        generator = generator or load_generator(checkpoint, dtype=settings.dtype or None, lora=request.lora)
         generator = prepared_generator(generator, checkpoint, request, inputs, console)
         make_videos(generator, request, inputs, paths, console, on_progress)
     return paths
@@ -195,7 +199,7 @@ def describe(
 ) -> dict:
     """How the request's videos are made, for their metadata; prints how many steps are cached."""
     metadata = {
-        "negative_prompt": request.negative_prompt,
+        "lora": list(request.lora),
         **request.inputs.described(),
         "seed": request.seed,
         "checkpoint_step": generator.step,
@@ -224,7 +228,13 @@ def write_videos(
       advance: called after each step of the solver.
     Yields: the number of each prompt whose video is written.
     """
-    sampler = VideoSampler(generator, settings, seed=seed, on_progress=lambda done, total: advance())
+    sampler = VideoSampler(
+        generator,
+        settings,
+        seed=seed,
+        negative_prompt=settings.negative_prompt,
+        on_progress=lambda done, total: advance(),
+    )
     metadata = {"seed": seed, "checkpoint_step": generator.step, **dataclasses.asdict(settings)}
     for n, frames in enumerate(short_videos(sampler, tasks.Task(settings.frames), prompts)):
         write_video(paths[n], frames, settings.fps, {"prompt": prompts[n], "number": n, **metadata})

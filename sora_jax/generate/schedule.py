@@ -9,7 +9,7 @@ from sora_jax.config.schema import SampleSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.patches import patch_grid
 from sora_jax.diffusion.flow import shift_of
-from sora_jax.diffusion.solvers import time_grid
+from sora_jax.diffusion.time_grids import solver_times
 from sora_jax.generate.generator import Generator, latent_shape
 from sora_jax.generate.step_cache import ALWAYS_RUN
 
@@ -58,9 +58,7 @@ def denoising_times(settings: Settings, sample: SampleSettings, strength: float)
     """Noise times from `strength` (before the shift) down to 0, [steps + 1] float32."""
     grid = patch_grid(latent_shape(settings, sample), settings.transformer.patch)
     shift = sample.shift or settings.flow.shift_scale * float(shift_of(int(np.prod(grid)), grid[0]))
-    quantization = settings.flow.time_quantization
-    end = min(1 / quantization, strength) if quantization else 0.0
-    return np.asarray(time_grid(max(1, round(sample.steps * strength)), shift, strength, end=end))
+    return np.asarray(solver_times(sample.time_grid, sample.steps, shift, strength))
 
 
 def _steps(generator, sample, times):

@@ -123,7 +123,7 @@ def read_adapter(path: pathlib.Path, settings: TransformerSettings) -> Adapter:
         notes.append(f"{file}: {no_branch} tensors of an image branch are left out, as the model has none")
     if not low_rank and not whole:
         raise InputError(f"{file}: adapts no layer of this model")
-    return Adapter(str(file), low_rank, whole, few_step_settings(file, metadata), tuple(notes))
+    return Adapter(str(file), low_rank, whole, few_step_settings(file), tuple(notes))
 
 
 def find_file(path: pathlib.Path) -> pathlib.Path:
@@ -221,8 +221,10 @@ def fitting(difference: LowRank, shape: tuple[int, ...], name: str, file) -> tup
     return shape
 
 
-def few_step_settings(file: pathlib.Path, metadata: Mapping[str, str]) -> dict:
+def few_step_settings(file: pathlib.Path) -> dict:
     """The sampling settings of an adapter that needs few steps: from its header, else by its name; or none."""
+    with open_tensors(file) as opened:
+        metadata = opened.metadata() or {}
     if SAMPLE_HEADER in metadata:
         try:
             found = json.loads(metadata[SAMPLE_HEADER])

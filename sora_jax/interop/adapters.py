@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from sora_jax.config.load import to_json
 from sora_jax.config.schema import LoraSettings, Settings, TransformerSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import copy_files
-from sora_jax.interop.adapter_files import Adapter, LowRank, read_adapter
+from sora_jax.interop.adapter_files import Adapter, LowRank, few_step_settings, find_file, read_adapter
 from sora_jax.interop.streaming import Entry, write_tensors
 from sora_jax.interop.tables import LINEAR, Tensor, load_leaf, load_tensors, to_foreign
 from sora_jax.interop.wan import transformer_table
@@ -57,6 +58,15 @@ def parse_choice(text: str) -> AdapterChoice:
     if not path or not np.isfinite(strength):
         raise InputError(f"--lora={text}: is not PATH or PATH:STRENGTH, such as style.safetensors:0.8")
     return AdapterChoice(pathlib.Path(path).expanduser(), strength, experts)
+
+
+def absolute_choice(text: str) -> str:
+    """The same choice with an absolute path. Raises: InputError if there is no such adapter."""
+    choice = parse_choice(text)
+    if not (choice.path / CHECKPOINTS).is_dir():
+        find_file(choice.path)
+    expert = f"{choice.experts[0]}=" if choice.experts != EXPERTS else ""
+    return f"{expert}{choice.path.absolute()}:{choice.strength:g}"
 
 
 def read_choice(choice: AdapterChoice, settings: TransformerSettings) -> Adapter:
@@ -150,9 +160,7 @@ def export_adapter(source: pathlib.Path, target: pathlib.Path, console: rich.con
         raise InputError(f"{source}: has no adapters; to write its whole model, name a folder with --to")
     tensors = adapter_tensors(restore_trained(folder, step, settings)["transformer"], settings)
     write_adapter(target, tensors)
-    console.print(
-        f"{target}: {len(tensors)} tensors, for diffusers' load_lora_weights", highlight=False, markup=False
-    )
+    console.print(f"{target}: {len(tensors)} tensors, for diffusers' load_lora_weights")
 
 
 def write_adapter(target: pathlib.Path, tensors: Mapping[str, np.ndarray]):
@@ -234,9 +242,26 @@ def uniform_rank(adapter: Adapter, settings: TransformerSettings) -> tuple[LoraS
     return LoraSettings(rank=rank, targets=f"^({names})$"), tensors
 
 
+def brought_settings(texts: Sequence[str]) -> tuple[dict, list[str]]:
+    """The sampling settings that adapters bring, those of the fewest steps; and notes for the user."""
+    found, notes = [], []
+    for choice in map(parse_choice, texts):
+        if (choice.path / CHECKPOINTS).is_dir():
+            continue
+        file = find_file(choice.path)
+        if settings := few_step_settings(file):
+            found.append(settings)
+        else:
+            notes.append(
+                f"note: {file} names no sampling settings; if it was made for few steps, pass "
+                f"them, such as --steps=4 --guidance=1"
+            )
+    return min(found, key=lambda settings: settings.get("steps", math.inf), default={}), notes
+
+
 def chosen_adapters(
     texts: Sequence[str], settings: TransformerSettings, expert: str
 ) -> list[tuple[Adapter, float]]:
-    """The adapters of a list such as ("a.safetensors:0.8", "low=b.safetensors") that are for one expert."""
+    """(adapter, strength) of a list such as ("a.safetensors:0.8", "low=b.safetensors"), for one expert."""
     choices = [parse_choice(text) for text in texts]
     return [(read_choice(c, settings), c.strength) for c in choices if expert in c.experts]

@@ -84,7 +84,7 @@ def convert(
         else:
             model = read_model(source, rest)
             for line in [*model.notes, *(describe(model) if check else ())]:
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                console.print(line)
             if not check:
                 import_model(model, target, console)
 
@@ -114,7 +114,7 @@ def convert_adapter(source, target, base, check: bool, console: rich.console.Con
     ranks = sorted({x.rank for x in adapter.low_rank.values()})
     told = f"{source}: {len(adapter.low_rank)} low-rank weights of rank {', '.join(map(str, ranks)) or 'none'}"
     for line in (*adapter.notes, f"{told}, {len(adapter.whole)} whole tensors"):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line)
     if check:
         return
     with new_folder(target) as partial:
@@ -124,7 +124,7 @@ def convert_adapter(source, target, base, check: bool, console: rich.console.Con
         else:
             write_merged(base, partial, [(adapter, 1.0)])
             kind = "the whole model, as the adapter changes more than the weights that a run can adapt"
-    console.print(f"{target}: {kind}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{target}: {kind}")
 
 
 @contextlib.contextmanager
@@ -150,9 +150,6 @@ def import_model(model: Model, target: pathlib.Path, console: rich.console.Conso
             import_expert(model, expert, workdir, partial, console)
     console.print(
         f"{target}: sample from it, or train on from it with --config.train.init_from={target}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 

@@ -66,7 +66,7 @@ def export_model(source: pathlib.Path, target: pathlib.Path, console: rich.conso
     with atomic_write(target / INDEX_FILE) as temporary:
         shutil.copyfile(text.parent / INDEX_FILE, temporary)
     name = read_object(target / INDEX_FILE).get("_class_name", "DiffusionPipeline")
-    console.print(f"{target}: for diffusers' {name}.from_pretrained", highlight=False, markup=False)
+    console.print(f"{target}: for diffusers' {name}.from_pretrained")
 
 
 class StoredLeaf:

@@ -91,7 +91,9 @@ def make_settings(defaults: SampleSettings) -> tuple[dict, dict]:
         with gr.Row():
             options = {
                 "seed": gr.Textbox(label="Seed", info="Empty: another one each time", elem_id="seed"),
-                "negative_prompt": gr.Textbox(label="Negative prompt", info="What the video should not show"),
+                "negative_prompt": gr.Textbox(
+                    defaults.negative_prompt, label="Negative prompt", info="What the video should not show"
+                ),
                 "watermark": gr.Textbox(label="Watermark", info="A text in the corner"),
             }
         with gr.Row():

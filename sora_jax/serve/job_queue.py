@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 
 import jax
 import rich.console
@@ -26,6 +27,7 @@ from sora_jax.generate.pipeline import check_prompts
 from sora_jax.generate.request import Request, check_inputs
 from sora_jax.generate.sample import sample
 from sora_jax.generate.writer import read_metadata
+from sora_jax.interop.adapters import brought_settings
 from sora_jax.serve.uploads import Limits
 
 MAX_WAITING = 20  # requests in the queue
@@ -68,6 +70,7 @@ class JobQueue:
       checkpoint: workdir of a training run; it is read once.
       out: folder for videos and, below it, for copies of their inputs.
       dtype: to compute in, for all requests; "": as the checkpoint says.
+      lora: adapters to add, as `load_generator` takes them.
     Raises: InputError as `sample` does for a checkpoint that can't be used.
     """
 
@@ -80,13 +83,15 @@ class JobQueue:
         limits: Limits,
         console: rich.console.Console,
         dtype: str = "",
+        lora: Sequence[str] = (),
     ):
         self.checkpoint, self.out, self.mesh = checkpoint, out, mesh
         self.limits, self.console = limits, console
         with jax.set_mesh(make_mesh(mesh)):
-            self.generator = load_generator(checkpoint, dtype=dtype or None)
+            self.generator = load_generator(checkpoint, dtype=dtype or None, lora=lora)
         self._loaded = {"dtype": dtype} if dtype else {}
-        self.defaults = self.generator.settings.sample
+        self._brought, _ = brought_settings(lora)
+        self.defaults = dataclasses.replace(self.generator.settings.sample, **self._brought)
         self._waiting: collections.deque[Job] = collections.deque()
         self._running: Job | None = None
         self._change = threading.Condition()
@@ -106,7 +111,7 @@ class JobQueue:
 
     def check(self, request: Request):
         """Raise InputError for a request that is wrong or over the limits, as far as it shows before it runs."""
-        check_prompts([*request.prompts, *request.inputs.story], request.negative_prompt)
+        check_prompts([*request.prompts, *request.inputs.story], request.negative_prompt or "")
         check_inputs(request.inputs)
         settings = request.settings(self.defaults)
         height, width = video_size(settings)
@@ -211,7 +216,7 @@ class JobQueue:
         try:
             sample(
                 self.checkpoint,
-                dataclasses.replace(job.request, changes={**job.request.changes, **self._loaded}),
+                dataclasses.replace(job.request, changes={**self._brought, **job.request.changes, **self._loaded}),
                 job.out,
                 mesh=self.mesh,
                 console=Console(file=printed),

@@ -6,6 +6,7 @@ import os
 import pathlib
 import socket
 import tempfile
+from collections.abc import Sequence
 
 import rich.console
 
@@ -26,6 +27,7 @@ def serve(
     mesh: MeshSettings,
     console: rich.console.Console,
     dtype: str = "",
+    lora: Sequence[str] = (),
     limits: Limits | None = None,
 ):
     """Serve the page until the process is told to end.
@@ -36,6 +38,7 @@ def serve(
       address: (host, port) that the server listens at.
       examples: prompts to try.
       dtype: to compute in; "": as the checkpoint says.
+      lora: adapters to add, each PATH or PATH:STRENGTH.
       limits: of uploads and videos; None: those of `Limits`.
     Raises: InputError if Gradio is absent, the port is taken, or there is no checkpoint; before the parameters are
       read.
@@ -59,7 +62,9 @@ def serve(
         from sora_jax.serve.app import make_app
 
         out.mkdir(parents=True, exist_ok=True)
-        queue = JobQueue(checkpoint, out.resolve(), mesh=mesh, limits=limits, console=console, dtype=dtype)
+        queue = JobQueue(
+            checkpoint, out.resolve(), mesh=mesh, limits=limits, console=console, dtype=dtype, lora=lora
+        )
         folder = pathlib.Path(uploads)
         app = make_app(queue, folder, examples)
         app = RequestFilter(app, uploads=folder, max_bytes=limits.bytes, host=host)

@@ -6,6 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
+from sora_jax.checkpoint.frozen_params import with_adapters
 from sora_jax.checkpoint.meta import EXECUTION, check_models, read_meta
 from sora_jax.checkpoint.model_folder import autoencoder_folder, load_model, load_settings, model_hash
 from sora_jax.checkpoint.restore import abstract_on_mesh, restore_ema
@@ -63,6 +64,7 @@ def init_from(settings: Settings, state: TrainState) -> TrainState:
         return state  # the weights are the frozen base of the adapters: see sora_jax.checkpoint.frozen_params
     if settings.objective == "flow":
         params = restore_ema(*find_checkpoint(folder), abstract_on_mesh(state.params))
+        params = with_adapters(params, settings, settings.lora.base)
     else:
         _, weights = load_model(autoencoder_folder(folder), Autoencoder, AutoencoderSettings)
         params = state.params | {"autoencoder": weights}

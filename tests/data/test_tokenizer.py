@@ -1,5 +1,7 @@
 """The tokenizer: nothing is lost, nothing is unknown, EOS is always there."""
 
+import io
+
 import pytest
 import sentencepiece
 
@@ -18,6 +20,21 @@ def shapes_captions(count):
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return train_tokenizer(shapes_captions(300), tmp_path_factory.mktemp("t") / "t.model", vocabulary=1024)
+
+
+def test_the_ids_of_umt5_are_read_from_its_model(tmp_path):
+    """A published spiece.model has pad 0, eos 1, bos 2, unk 3."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a red fox runs over snow"] * 9), model_writer=written, vocab_size=300,
+        hard_vocab_limit=False, model_type="unigram", byte_fallback=True, minloglevel=2,
+        pad_id=0, eos_id=1, bos_id=2, unk_id=3,
+    )  # fmt: skip
+    (tmp_path / "spiece.model").write_bytes(written.getvalue())
+    published = Tokenizer(tmp_path / "spiece.model")
+    assert (published.eos, published.unknown) == (1, 3)
+    tokens = published.encode("a red fox &amp;amp; \x00 snow")
+    assert tokens[-1] == 1 and published.decode(tokens) == "a red fox & snow"
 
 
 def test_text_survives_the_round_trip(tokenizer):
@@ -76,7 +93,8 @@ def test_bad_input_is_told(tmp_path):
         model_prefix=str(tmp_path / "other"),
         vocab_size=20,
         hard_vocab_limit=False,
+        eos_id=-1,
         minloglevel=2,
     )
-    with pytest.raises(InputError, match=r"pad, end, unknown are tokens \(-1, 2, 0\)"):
+    with pytest.raises(InputError, match="has no token for the end of a text"):
         Tokenizer(tmp_path / "other.model")

@@ -141,8 +141,16 @@ def test_a_model_learns_to_be_given_the_frames_that_it_has_positions_for(positio
     assert conditioning_frame_indices(TransformerSettings(image_positions=positions), 17) == frames
 
 
-def test_an_image_encoder_is_shown_the_middle_square():
+def test_an_image_encoder_is_shown_the_whole_frame_as_wan_does():
+    picture = np.zeros((48, 80, 3), np.uint8)
+    picture[:, :10] = 255
+    square = clip_preprocess([picture], IMAGE.size, "squash")[0]
+    bar = square[:, : IMAGE.size * 10 // 80 - 1]
+    assert square.shape == (IMAGE.size, IMAGE.size, 3) and bar.min() > 1.5 and square[:, 8:].max() < 0
+
+
+def test_an_image_encoder_is_shown_the_middle_square_as_diffusers_does():
     picture = np.zeros((30, 90, 3), np.uint8)
     picture[:, 30:60] = 255
-    square = clip_preprocess([picture], IMAGE.size)[0]
+    square = clip_preprocess([picture], IMAGE.size, "crop")[0]
     assert square.shape == (IMAGE.size, IMAGE.size, 3) and square[:, 2:-2].min() > 1.5

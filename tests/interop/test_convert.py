@@ -75,7 +75,10 @@ def test_two_experts_become_two_workdirs_and_come_out_again(tmp_path, capsys):
     shutil.rmtree(workdir / "low_noise")
     flags = [f"--checkpoint={workdir}", "--prompt=a bird", "--size=16x16", "--frames=1", f"--out={tmp_path}/x.mp4"]
     assert main(["sample", *flags]) == 2
-    assert "low_noise: not there; it is the workdir of the expert for times below 0.9" in capsys.readouterr().err
+    assert (
+        "low_noise: no such folder; this model needs the workdir of the expert for times below 0.9"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

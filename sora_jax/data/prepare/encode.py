@@ -73,7 +73,7 @@ class ClipEncoder:
                 pieces = encode_stream(self._params, self.settings, video, chunk=self.CHUNK)
                 made[name] = np.concatenate(list(pieces))
             if self._transformer.image_width:
-                images = clip_preprocess([frames[i] for i in at], self._image.size)
+                images = clip_preprocess([frames[i] for i in at], self._image.size, self._image.resize)
                 made["image"] = see(self._image_params, self._image, images)
         return {name: array.astype(ml_dtypes.bfloat16) for name, array in made.items()}
 
