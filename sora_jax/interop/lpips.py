@@ -1,4 +1,4 @@
-"""LPIPS weights, as the published package names them, into ours."""
+"""LPIPS weights by the names of the published package."""
 
 import pathlib
 
@@ -11,7 +11,7 @@ from sora_jax.models.autoencoder.lpips import STAGES, lpips_shapes
 
 
 def load_lpips(path: str | pathlib.Path) -> dict:
-    """Parameters of `models.perceptual.lpips`, numpy float32.
+    """Parameters of `models.autoencoder.lpips`, numpy float32.
 
     Args:
       path: safetensors file of `lpips.LPIPS(net="vgg")`, by the names of its `state_dict()`.

@@ -1,4 +1,4 @@
-"""Weights of the networks that judge videos, from the folders in which transformers and VideoMAE v2 keep them."""
+"""Weights of the metric backbones, from the folders in which transformers and VideoMAE v2 keep them."""
 
 import dataclasses
 import pathlib
@@ -15,15 +15,15 @@ from sora_jax.interop.tensors import tensors_in
 from sora_jax.interop.wan import image_table
 from sora_jax.models.metric_backbones import Clip, ClipSettings, VideoEncoder, VideoEncoderSettings
 
-# Heads by the width of the published encoders, whose files do not say: S, B, L, H, g.
+# Heads by the width of the published encoders S, B, L, H and g, whose files do not tell.
 HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 QUICK = "quick_gelu"
 
 
 def load_clip(folder: str) -> tuple[ClipSettings, dict]:
-    """A CLIPModel in transformers' layout: its sizes, and its parameters in float32 on the current mesh.
+    """(settings, parameters) of a CLIPModel in transformers' layout, float32 on the current mesh.
 
-    Raises: InputError if it is not there or none; names the tensor.
+    Raises: InputError if the folder is absent or holds another model; names the tensor.
     """
     settings = clip_settings(read_object(pathlib.Path(folder) / "config.json"), folder)
     tensors = tensors_in(folder)
@@ -32,7 +32,7 @@ def load_clip(folder: str) -> tuple[ClipSettings, dict]:
 
 
 def clip_settings(config: Mapping, folder: str) -> ClipSettings:
-    """From the contents of config.json, in which what is as in ViT-B/32 may be left out."""
+    """From the contents of config.json; values that it leaves out are those of ViT-B/32."""
     if config.get("model_type", "clip") != "clip":
         raise InputError(f"{folder}: a {config['model_type']}, where CLIP is wanted")
     text, image = config.get("text_config") or {}, config.get("vision_config") or {}
@@ -62,7 +62,7 @@ def clip_table(settings: ClipSettings) -> dict[str, Tensor]:
         f"image.{ours}": dataclasses.replace(tensor, name=f"vision_model.{tensor.name}")
         for ours, tensor in image_table(settings.image).items()
     }
-    # The blocks of both towers bear the same names.
+    # The blocks of both towers have the same names.
     block = "encoder.layers."
     read = {
         ours: dataclasses.replace(tensor, name=f"text_model.{tensor.name}")
@@ -82,12 +82,12 @@ def clip_table(settings: ClipSettings) -> dict[str, Tensor]:
 
 
 def load_video_encoder(folder: str) -> tuple[VideoEncoderSettings, dict]:
-    """A VideoMAE encoder with its last norm: its sizes, and its parameters in float32 on the current mesh.
+    """(settings, parameters) of a VideoMAE encoder with its last norm, float32 on the current mesh.
 
     Args:
       folder: of a VideoMAEForVideoClassification of transformers, or of VideoMAE v2's own fine-tuned model,
         written as safetensors.
-    Raises: InputError if it is not there or none; names the tensor.
+    Raises: InputError if the folder is absent or holds another model; names the tensor.
     """
     tensors, own = transformers_names(tensors_in(folder))
     try:
@@ -120,7 +120,7 @@ def load_video_encoder(folder: str) -> tuple[VideoEncoderSettings, dict]:
 
 
 def video_settings(tensors: Mapping, own: bool) -> VideoEncoderSettings:
-    """Sizes by the shapes of the tensors. Raises: KeyError or ValueError if they are of no such encoder."""
+    """Sizes by the shapes of the tensors. Raises: KeyError or ValueError if they are not of such an encoder."""
     width, _, frames, side, _ = tensors["videomae.embeddings.patch_embeddings.projection.weight"].shape
     if "fc_norm.weight" not in tensors:
         raise ValueError("'fc_norm.weight' is missing")
@@ -131,7 +131,7 @@ def video_settings(tensors: Mapping, own: bool) -> VideoEncoderSettings:
         mlp=tensors["videomae.encoder.layer.0.intermediate.dense.weight"].shape[0],
         layers=len(blocks),
         patch=(frames, side),
-        # As the two packages make their norms; transformers' last one has torch's default.
+        # The epsilons of the two packages; transformers' last norm has torch's default.
         epsilon=1e-6 if own else 1e-12,
         last_epsilon=1e-6 if own else 1e-5,
     )
@@ -159,7 +159,7 @@ def video_table(settings: VideoEncoderSettings) -> dict[str, Tensor]:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Some rows of a tensor, read when they are asked for."""
+    """Some rows of a tensor, read when they are indexed."""
 
     tensor: object
     start: int
@@ -189,9 +189,9 @@ _OWN = (
 
 
 def transformers_names(tensors: Mapping) -> tuple[dict, bool]:
-    """The tensors under transformers' names, and whether they came under VideoMAE v2's own.
+    """The tensors by transformers' names, and whether they came by VideoMAE v2's own.
 
-    Three matrices of attention that are one are taken apart, and keys get the bias that they do without.
+    VideoMAE v2 has one matrix for queries, keys and values, which is split, and no bias of the keys, which is 0.
     """
     own = any(name.startswith("patch_embed.") for name in tensors)
     named = {}

@@ -59,6 +59,7 @@ def write_tensors(
         with temporary.open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for part in parts:
-                written += file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+                bits = np.ascontiguousarray(part.view(f"u{part.itemsize}"))  # many times faster than in bfloat16
+                written += file.write(bits.reshape(-1).view(np.uint8).data)
         if written != end:
             raise ValueError(f"{path}: {written} bytes of data, the header says {end}")

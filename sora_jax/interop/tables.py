@@ -155,7 +155,7 @@ def leaf_parts(tensors: Mapping, tensor: Tensor, shape: tuple[int, ...], dtype) 
     names = [tensor.name.format(block) for block in range(shape[0])] if "{}" in tensor.name else [tensor.name]
     for name in names:
         whole = (slice(None),) * (len(shape) - ("{}" in tensor.name))
-        yield np.ascontiguousarray(tensor.read(tensors[name], whole).astype(dtype))
+        yield tensor.read(tensors[name], whole).astype(dtype, copy=False)
 
 
 def stored_dtype(tensors: Mapping, tensor: Tensor, layers: int) -> str:

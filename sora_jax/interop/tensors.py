@@ -55,8 +55,10 @@ class TensorInFile:
         # Mapped anew for each read: pages of a mapping that stays open would stay in memory.
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, DTYPES[self.dtype])[index]
-        mapped = np.memmap(self.path, DTYPES[self.dtype], "r", self.offset, self.shape)
-        array = np.array(mapped[index])
+        # As whole numbers: numpy copies types that are not its own, such as bfloat16, one by one.
+        dtype = np.dtype(DTYPES[self.dtype])
+        mapped = np.memmap(self.path, f"u{dtype.itemsize}", "r", self.offset, self.shape)
+        array = np.array(mapped[index]).view(dtype)
         # Every fp8 number is a bfloat16 number, and bfloat16 can be multiplied.
         return array.astype(ml_dtypes.bfloat16) if self.dtype.startswith("F8") else array
 
