@@ -199,7 +199,7 @@ def describe(
 ) -> dict:
     """How the request's videos are made, for their metadata; prints how many steps are cached."""
     metadata = {
-        "lora": list(request.lora),
+        **({"lora": list(request.lora)} if request.lora else {}),
         **request.inputs.described(),
         "seed": request.seed,
         "checkpoint_step": generator.step,

@@ -23,14 +23,15 @@ HEADER = "lora_adapter_metadata"  # diffusers' key in a file's header: a JSON ob
 CONFIG = "adapter_config.json"  # PEFT's file beside the weights
 SAMPLE_HEADER = "sample"  # our key in a file's header: sampling settings, a JSON object
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
-# Settings of adapters that need few steps, by a part of the file's name; the first that is found counts.
+# Settings of adapters that need few steps, by a part of the file's name; the first that is found counts. A larger
+# number of steps in a name is that of training.
 FEW_STEPS = (
-    (r"fusionx", {"steps": 8, "guidance": 1.0, "shift": 5.0, "solver": "euler"}),
-    (r"fastwan|dmd", {"steps": 3, "guidance": 1.0, "shift": 8.0, "solver": "euler"}),
-    (r"causvid", {"steps": 4, "guidance": 1.0, "shift": 5.0, "solver": "euler"}),
-    (r"lightx2v|lightning|lcm|rcm|distill|few[-_ ]?step|\d+[-_ ]?steps?(?![a-z])",
-     {"steps": 4, "guidance": 1.0, "shift": 5.0, "solver": "euler"}),
-)  # fmt: skip
+    (r"fusionx", {"steps": 8}),
+    (r"fastwan|dmd", {"steps": 3, "shift": 8.0}),
+    (r"causvid|lightx2v|lightning|lcm|rcm|distill|few[-_ ]?step", {}),
+    (r"(?<!\d)\d[-_ ]?steps?(?![a-z])", {}),
+)
+FEW_STEP_DEFAULTS = {"steps": 4, "guidance": 1.0, "shift": 5.0, "solver": "euler", "time_grid": "linear"}
 FEW_STEP_KEYS = ("steps", "guidance", "shift", "solver", "time_grid")
 
 
@@ -234,6 +235,6 @@ def few_step_settings(file: pathlib.Path) -> dict:
     name = file.name.lower()
     for pattern, settings in FEW_STEPS:
         if re.search(pattern, name):
-            steps = re.search(r"(\d+)[-_ ]?steps?(?![a-z])", name)
-            return settings | ({"steps": int(steps[1])} if steps else {})
+            steps = re.search(r"(?<!\d)(\d)[-_ ]?steps?(?![a-z])", name)
+            return FEW_STEP_DEFAULTS | settings | ({"steps": int(steps[1])} if steps else {})
     return {}

@@ -26,7 +26,7 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import copy_files, explain_os_errors
-from sora_jax.interop.adapter_files import find_file, read_adapter
+from sora_jax.interop.adapter_files import CONFIG, FILES, find_file, read_adapter
 from sora_jax.interop.adapter_names import is_adapter
 from sora_jax.interop.adapters import export_adapter, import_adapter, trainable
 from sora_jax.interop.export import PUBLISHED_DTYPES, export_model, write_merged
@@ -91,13 +91,15 @@ def convert(
 
 def holds_adapter(source: pathlib.Path) -> bool:
     """Whether a file or folder holds an adapter, by the names of its tensors."""
-    if source.is_dir() and ((source / "config.json").exists() or (source / INDEX_FILE).exists()):
+    if source.is_dir():
+        if any((source / name).is_file() for name in (CONFIG, *FILES)):
+            return True
+        others = ("config.json", INDEX_FILE, RELEASED, CHECKPOINTS)
+        if len(list(source.glob(f"*{SAFETENSORS}"))) != 1 or any((source / name).exists() for name in others):
+            return False
+    elif source.suffix != SAFETENSORS:
         return False
-    if source.is_dir() and not any(source.glob(f"*{SAFETENSORS}")):
-        return False
-    if source.suffix == SAFETENSORS or source.is_dir():
-        return any(is_adapter(name) for name in tensors_in(find_file(source)))
-    return False
+    return any(is_adapter(name) for name in tensors_in(find_file(source)))
 
 
 def find_workdir(source: pathlib.Path) -> bool:

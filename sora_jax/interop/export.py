@@ -173,7 +173,7 @@ def write_merged(source: pathlib.Path, target: pathlib.Path, adapters):
     settings, params, below = stored_params(source, EXPERTS[0])
     lora = dataclasses.replace(settings.lora, rank=0, base=())
     up = {
-        name: dataclasses.replace(part, weights=os.path.relpath(part.weights, target))
+        name: dataclasses.replace(part, weights=os.path.relpath(part.weights, target.resolve()))
         for name in ("text", "image")
         if (part := getattr(settings, name)).weights
     }

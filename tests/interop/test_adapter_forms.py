@@ -205,14 +205,14 @@ def test_an_adapter_for_few_steps_brings_its_settings(tmp_path):
         safetensors.numpy.save_file(named_pair(DIFFUSERS), path, header)
         return few_step_settings(path)
 
-    fast = {"steps": 4, "guidance": 1.0, "shift": 5.0, "solver": "euler"}
+    fast = {"steps": 4, "guidance": 1.0, "shift": 5.0, "solver": "euler", "time_grid": "linear"}
     assert settings_of("Wan21_T2V_lightx2v_cfg_step_distill_rank32.safetensors") == fast
     assert settings_of("lightning_8steps.safetensors") == {**fast, "steps": 8}
     assert settings_of("style.safetensors", sample='{"steps": 6, "guidance": 1.5}') == {
         "steps": 6,
         "guidance": 1.5,
     }
-    assert settings_of("my_style_steps.safetensors") == {}
+    assert settings_of("my_style_2000steps.safetensors") == settings_of("my_style_steps.safetensors") == {}
     brought, notes = brought_settings(
         [str(tmp_path / "lightning_8steps.safetensors:0.5"), f"{tmp_path}/my_style_steps.safetensors"]
     )
