@@ -95,7 +95,7 @@ ENTRY %main (a: f32[4,4]) -> f32[4,4] {
     assert counts.flops == 4 * 2 * 4 * 4 * 4  # i = 1, 3, 5, 7
     assert Program(text).run_counts(set()) == {"main": 1, "body": 4}
     unknown = count(text.replace("constant(9)", "parameter(1)"), tiny.mesh_of())
-    assert unknown.flops == 2 * 4 * 4 * 4 and "turns of the loop while" in unknown.unknown[0]
+    assert unknown.flops == 2 * 4 * 4 * 4 and "trips of the loop while" in unknown.unknown[0]
 
 
 def test_of_what_a_fusion_cuts_only_the_part_is_read_and_written():
