@@ -106,5 +106,13 @@ def test_no_page_has_a_name_of_before(page):
         assert not OLD_NAMES.findall(page.read_text())
 
 
+def test_every_page_that_the_code_names_exists():
+    for folder in ("sora_jax", "configs", "launch", "tests"):
+        for file in (ROOT / folder).rglob("*.*"):
+            if file.suffix in (".py", ".sh", ".toml"):
+                for path in re.findall(r"docs/[\w/]+\.md", file.read_text()):
+                    assert (ROOT / path).exists(), f"{file.relative_to(ROOT)}: {path}"
+
+
 def test_the_documents_have_commands_to_check():
     assert sum(len(commands(page.read_text())) for page in PAGES) > 50
