@@ -1,7 +1,7 @@
 """Makes docs/images/samples.webp, the moving picture of the README, from samples of the shapes model.
 
-    sora-jax sample --prompts=docs/images/samples.txt --seed=1 --out=samples
-    python docs/images/samples.py samples
+sora-jax sample --prompts=docs/images/samples.txt --seed=1 --out=samples
+python docs/images/samples.py samples
 """
 
 import pathlib
