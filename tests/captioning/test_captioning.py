@@ -265,7 +265,7 @@ def test_an_address_where_nobody_listens_is_told_at_once(folder, quiet):
 def test_a_video_that_can_not_be_read_is_left_out(server, folder, quiet):
     (folder / "a.mp4").write_bytes(b"no video")
     done = caption_all(folder, server, folder.parent / "c.jsonl", quiet)
-    assert done["captioned"] == 3 and "no video that FFmpeg can read" in done["failed"]["a.mp4"]
+    assert done["captioned"] == 3 and "not a known video or picture" in done["failed"]["a.mp4"]
 
 
 # Limits ----------------------------------------------------------------------------------------------------------
