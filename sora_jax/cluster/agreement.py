@@ -48,7 +48,7 @@ def barrier():
         global_state.client.wait_at_barrier(f"sora_jax/{next(_rounds)}", WORK_SECONDS * 1000)
 
 
-def run_on_first_host(work: Callable[[], None]):
+def run_on_first_host(work: Callable[[], object]):
     """Do work on process 0 alone while the others wait. Raises: InputError, in every process, if the work does."""
     if not is_multiprocess():
         return work()

@@ -12,6 +12,7 @@ from sora_jax.config.schema import (
     MaskSettings,
     SampleSettings,
     Settings,
+    TextSettings,
 )
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import read_object
@@ -110,7 +111,8 @@ def read_model(source: pathlib.Path, rest: pathlib.Path | None) -> Model:
     autoencoder = tensors_in(rest / "vae")
     shapes = foreign_shapes(autoencoder_table(settings.autoencoder), Autoencoder, settings.autoencoder)
     check_tensors(autoencoder, shapes, str(rest / "vae"))
-    for encoder in (settings.text, *([settings.image] if transformer.image_width else [])):
+    encoders: list[TextSettings | ImageSettings] = [settings.text]
+    for encoder in encoders + [settings.image] * bool(transformer.image_width):
         notes += check_encoder(dataclasses.replace(encoder, weights=str(rest / encoder.weights)))
     return Model(name, layout, rest, experts, settings, autoencoder, parts, tuple(notes))
 

@@ -43,7 +43,7 @@ def write_tensors(
       metadata: {name: text} for the file's header.
     Raises: InputError if it can't be written, ValueError if the parts are not as long as the entries say.
     """
-    header = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, dict] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for entry in entries:
         header[entry.name] = {

@@ -120,7 +120,7 @@ def without_scales(tensors: Mapping[str, TensorInFile]) -> dict[str, TensorInFil
 
     Raises: InputError for a scale that is neither one number nor one for each row.
     """
-    found = {}
+    found: dict[str, TensorInFile | ScaledTensor] = {}
     for name, tensor in tensors.items():
         if name in FP8_MARKERS or name.endswith((*SCALES, *FP8_ONLY)):
             continue

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections import Counter
+from collections import Counter, defaultdict
 
 from sora_jax.data.prepare.cut import Outcome
 
@@ -46,7 +46,8 @@ class Report:
     @property
     def notes(self) -> tuple[str, ...]:
         """Remarks with the number of files that each is about; numbers within remarks of one kind are added up."""
-        files, totals = Counter(), Counter()
+        files: Counter[str] = Counter()
+        totals: dict[str, float] = defaultdict(float)
         for outcome in self.outcomes:
             for note in outcome.notes:
                 kind, _, number = note.partition(": ")
