@@ -109,6 +109,15 @@ def test_parts_joined_end_to_end_are_read_to_the_end(tmp_path, suffix, codec, op
     assert every_frame(video, 25) == [i % 36 for first in range(3) for i in range(first, first + count)]
 
 
+def test_a_recording_that_begins_between_keyframes_begins_with_its_first_whole_frame(tmp_path):
+    path = write_video(tmp_path / "a.ts", greys(34), 25, options={**REORDERED, "g": "12"})
+    data = path.read_bytes()
+    path.write_bytes(data[:376] + data[len(data) // 6 // 188 * 188 :])
+    video = probe(path)
+    assert video.notes == ("cut off at the beginning, frames: 9",)
+    assert every_frame(video, 25) == list(range(12, 34))
+
+
 @pytest.mark.parametrize(
     ("suffix", "codec", "options"),
     [("mp4", "libx264", REORDERED), ("wmv", "wmv2", {}), ("flv", "libx264", REORDERED)],

@@ -79,6 +79,8 @@ def recognise(path: pathlib.Path) -> tuple[str, str]:
         return (FFMPEG, "avi") if head[8:12] == b"AVI " else (PILLOW, "WEBP")
     if head[4:8] in _MOV_BOXES:
         return _iso_media(path, head)
+    if head[:3] == b"\x00\x00\x01" and b"\x00\x00\x01\xba" in head:  # a program stream without its beginning
+        return FFMPEG, "mpeg"
     if _is_transport_stream(head):
         return FFMPEG, "mpegts"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()

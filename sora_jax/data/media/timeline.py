@@ -20,6 +20,7 @@ class Timeline:
     derived: number of times that the stamps do not give.
     parts: number of parts joined, each with stamps of its own.
     period: typical time between two frames, in seconds.
+    cut_off: number of frames at the beginning that can't be decoded: those before the first keyframe.
     bytes_left_out: size of another file that is joined to this one and not read.
     """
 
@@ -28,7 +29,13 @@ class Timeline:
     derived: int
     parts: int
     period: float
+    cut_off: int = 0
     bytes_left_out: int = 0
+
+    def without_frames_before(self, seconds: float) -> "Timeline":
+        """The timeline from the first frame that is decoded on."""
+        times = self.times[self.times >= seconds - self.period / 2]
+        return dataclasses.replace(self, times=times, cut_off=len(self.times) - len(times))
 
 
 def make_timeline(

@@ -91,6 +91,7 @@ def probe(path: pathlib.Path, options: Options = _DEFAULT_OPTIONS, *, header_onl
         f"with time stamps that had to be derived, frames: {timeline.derived}": timeline.derived > 0,
         f"joined of parts: {timeline.parts}": timeline.parts > 1,
         f"joined to another file, which is left out, MiB: {left_out / 2**20:.1f}": left_out > 0,
+        f"cut off at the beginning, frames: {timeline.cut_off}": timeline.cut_off > 0,
         f"cut at gaps in time: {len(spans) - 1}": len(spans) > 1,
     }
     return Video(
@@ -119,6 +120,8 @@ def _probe_container(path, demuxer, options, header_only):
     with Container(path, demuxer, options) as container:
         declared = container.declared_timeline() if header_only else None
         timeline = declared or container.read_timeline(in_order=in_order)
+        if in_order:
+            timeline = timeline.without_frames_before(frames[0].time)
         first = container.frame(frames[0], 0.0, orientation_of(frames[0]))
     return timeline, first, in_order, any(frame.interlaced_frame for frame in frames)
 
