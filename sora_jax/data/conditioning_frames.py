@@ -21,7 +21,7 @@ def conditioning_frame_indices(settings: TransformerSettings, count: int) -> tup
 
 
 def image_token_capacity(settings: Settings) -> int:
-    """Image tokens in a row of the stream: for as many clips as it may have, filled up for any mesh to divide."""
+    """Image tokens of a packed sequence: for its maximum number of clips, rounded up for meshes to divide."""
     tokens = len(conditioning_frame_indices(settings.transformer, 1)) * settings.image.tokens
     return -(-settings.data.clips_per_sequence * tokens // 128) * 128
 

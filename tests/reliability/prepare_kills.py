@@ -36,7 +36,7 @@ from sora_jax.config.schema import MeshSettings
 from sora_jax.core.mesh import make_mesh
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import init_params
-from sora_jax.worlds.shapes.renderer import write_world
+from sora_jax.worlds.shapes.renderer import World, write_world
 
 CONFIG = """
 import tiny
@@ -134,7 +134,7 @@ def main() -> int:
 def torture(folder: pathlib.Path, options) -> int:
     draw = random.Random(options.seed)
     (folder / "config.py").write_text(CONFIG)
-    write_world(folder / "videos", options.videos, seed=1, sizes=("64x64", "96x64"), lengths=(17, 27, 1))
+    write_world(folder / "videos", options.videos, World(1, sizes=("64x64", "96x64"), lengths=(17, 27, 1)))
     arguments = ["prepare", f"--config={folder / 'config.py'}", f"--videos={folder / 'videos'}"]
     if options.autoencoder:
         with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):

@@ -17,21 +17,21 @@ from sora_jax.data.prepare.sources import Source
 from sora_jax.data.records.records import Clip
 from sora_jax.data.tokenizer import Tokenizer
 
-# A clip may be this much larger than its source, so that a rounded side does not rule it out.
+# A clip may be this much larger than its source: sides are rounded.
 _ENLARGED = 1.02
 
 
 def check_cuts(
     sizes: Sequence[str], lengths: Sequence[int], *, multiple: tuple[int, int], stride: int, period: int
 ) -> None:
-    """Check that the model can take the clips that are asked for.
+    """Check that the model accepts the sizes and lengths that are asked for.
 
     Args:
       sizes: "WIDTHxHEIGHT" or "SIDE".
       lengths: numbers of frames.
-      multiple: of which rows and columns must be.
+      multiple: heights and widths must be multiples of these.
       stride, period: frames must be `stride` n + 1, and n + 1 a multiple of `period`.
-    Raises: InputError with the nearest value that would do.
+    Raises: InputError with the nearest value that is allowed.
     """
     if not sizes or not lengths:
         raise InputError("config.data: sizes and frames must each name one at least")
@@ -57,12 +57,12 @@ def check_cuts(
 
 
 def fit_size(size: str, shown: tuple[int, int], *, multiple: tuple[int, int]) -> tuple[int, int] | None:
-    """Rows and columns of clips of this size, cut from a video; None if it would have to be enlarged.
+    """(height, width) of clips of this size, cut from a video; None if it would have to be enlarged.
 
     Args:
-      size: "WIDTHxHEIGHT": just that; "SIDE": about SIDE * SIDE pixels at the video's own aspect ratio.
+      size: "WIDTHxHEIGHT": exactly that; "SIDE": about SIDE * SIDE pixels at the video's own aspect ratio.
       shown: (height, width) of the video.
-      multiple: of which rows and columns are.
+      multiple: height and width are multiples of these.
     """
     parsed, (height, width) = parse_size(size, "config.data.sizes"), shown
     if not isinstance(parsed, int):
@@ -100,7 +100,7 @@ def cut_lengths(frames: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
 class CutPlan:
     """The clips to cut from a video.
 
-    sizes: (rows, columns) of the clips; each cut is made at each of them.
+    sizes: (height, width) of the clips; each cut is made at each of them.
     cuts: (start in seconds from the video's first frame, frames skipped before it, frames), in order.
     notes: remarks on the file, for the summary.
     """
