@@ -141,6 +141,7 @@ def test_what_is_no_whole_model_is_not_released(tmp_path):
 GROW = pathlib.Path(__file__).parent.parent / "benchmarks/shapes/grow.py"
 
 
+@pytest.mark.exhaustive  # a script of experiments
 def test_a_grown_model_makes_what_it_made(one_device):
     params = tiny.random_params(VideoModel, tiny.SETTINGS)
     settings, grown = runpy.run_path(str(GROW))["grow"](tiny.SETTINGS, params, [0, 1, 1, 0])
@@ -156,6 +157,7 @@ def test_a_grown_model_makes_what_it_made(one_device):
     np.testing.assert_allclose(velocity(settings, grown), before, rtol=1e-5, atol=1e-5)  # fused otherwise
 
 
+@pytest.mark.exhaustive
 def test_a_released_model_is_grown_by_the_script(home, tmp_path):
     flags = [home / "released", tmp_path / "grown", "--layers=0,0"]
     subprocess.run([sys.executable, GROW, *flags], check=True)

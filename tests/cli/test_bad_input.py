@@ -231,6 +231,7 @@ def test_checkpoints_are_looked_at_verified_and_thrown_away(home, here, capfd):
     assert "checkpoints/2: is broken, " in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_clips_without_numbers_end_a_run_and_other_data_are_told(home, here, capfd):
     write_data(here / "latents", "latents", SETTINGS.autoencoder, value=np.nan)
     shutil.copytree(home / "run", here / "run")
@@ -258,6 +259,7 @@ def disk(home, here):
     disk.close()
 
 
+@pytest.mark.slow
 # TensorStore may still call back into the event loop that Orbax has closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_stops_training_in_one_line_and_loses_no_checkpoint(home, disk, capfd, caplog):
