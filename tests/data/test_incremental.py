@@ -10,6 +10,7 @@ import rich.console
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from sora_jax.cli.main import main
 from sora_jax.config.schema import DataSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.data.prepare import cut, shards
@@ -161,3 +162,20 @@ def test_files_without_a_caption_are_used_or_skipped(home):
     assert records_of(home / "d")["bare.png"][1] == ("",)
     report = prepare(SETTINGS, home / "v", home / "d", Options(uncaptioned="skip"))
     assert dict(report.skipped) == {"bare.png": "has no caption"}
+
+
+def test_a_dry_run_tells_what_would_be_written_and_writes_nothing(home, capsys):
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
+    (home / "v/bad.png").write_bytes(b"no picture")
+    settings = ["--config.data.sizes=('32x32','16x16','64x64')", "--config.data.frames=(1,)"]
+    assert main(["prepare", f"--videos={home / 'v'}", "--dry-run", *settings]) == 0
+    said = capsys.readouterr().err
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if "│" in line]
+    assert sorted(row[:3] for row in rows) == [["16x16", "1", "20"], ["32x32", "1", "20"]]
+    assert "40 clips of 20 files; nothing was written" in said
+    assert "smaller than size 64x64, not cut at it" in said
+    assert "bad.png: not a known video or picture: text" in said
+    (home / "v/bad.png").unlink()
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == before | {
+        home / "v": (home / "v").stat().st_mtime_ns
+    }

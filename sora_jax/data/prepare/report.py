@@ -71,7 +71,7 @@ class Report:
         lines = [f"note: {note}" for note in self.notes]
         if self.other:
             lines.append(
-                f"note: {len(self.other)} files are neither videos, pictures nor captions, such as {self.other[0]}"
+                f"note: {len(self.other)} file(s) of other kinds, such as {self.other[0]}"
             )
         if self.skipped:
             lines.append(f"skipped {len(self.skipped)} files:")
