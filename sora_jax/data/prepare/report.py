@@ -70,9 +70,7 @@ class Report:
         """Lines on files that differ from what one would expect, and on those that are skipped."""
         lines = [f"note: {note}" for note in self.notes]
         if self.other:
-            lines.append(
-                f"note: {len(self.other)} file(s) of other kinds, such as {self.other[0]}"
-            )
+            lines.append(f"note: {len(self.other)} file(s) of other kinds, such as {self.other[0]}")
         if self.skipped:
             lines.append(f"skipped {len(self.skipped)} files:")
             lines += [f"  {name}: {reason}" for name, reason in self.skipped[:_MOST_LINES]]
