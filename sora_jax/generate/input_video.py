@@ -50,7 +50,7 @@ def open_input_video(
         raise InputError(
             f"{path}: {video.duration:.2f} s, {opened.frames} frames at {fps:g} a second; {least} are needed"
         )
-    changes = []
+    changes = list(video.notes)
     if opened.size != own:
         H, W = opened.size
         changes.append(f"{video.width}x{video.height}, scaled to cover {W}x{H} and cropped around the centre")
