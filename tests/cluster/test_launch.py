@@ -62,7 +62,7 @@ def test_the_test_script_installs_the_locked_versions_and_passes_arguments_on(ch
     assert all("--constraint constraints.txt" in call for call in installs(calls))
     assert installs(calls)[-1].endswith("--editable .[test]")
     options = "-n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder"
-    assert calls[-1] == f"-m pytest {options} -m not slow and not parity -k floors"
+    assert calls[-1] == f"-m pytest {options} -m not slow and not parity and not exhaustive -k floors"
 
 
 def test_the_demo_script_installs_and_runs_the_demo(checkout):
