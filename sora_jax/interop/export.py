@@ -143,8 +143,8 @@ def write_weights(
             for difference, strength in differences:
                 if name in difference:
                     array = array.astype(np.float32) + np.float32(strength) * difference[name][...]
-            yield np.asarray(array, DTYPES[entry.dtype])
             bar.advance(task)
+            yield np.asarray(array, DTYPES[entry.dtype])
 
     folder.mkdir(parents=True, exist_ok=True)
     shards = in_shards(entries)
