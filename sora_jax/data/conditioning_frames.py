@@ -1,4 +1,4 @@
-"""What an image-to-video transformer is given beside the noise: some frames, encoded without the others, and seen.
+"""The inputs of an image-to-video transformer beside the noise: conditioning frames, encoded and seen by CLIP.
 
 Source: Wan 2025 (arXiv 2503.20314), section 5.1; for CLIP Radford et al. 2021 (arXiv 2103.00020).
 """
@@ -10,13 +10,13 @@ from PIL import Image
 
 from sora_jax.config.schema import Settings, TransformerSettings
 
-# Of the pixels that CLIP was trained on, in [0, 1].
+# Mean and standard deviation of the pixels that CLIP was trained on, in [0, 1].
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def conditioning_frame_indices(settings: TransformerSettings, count: int) -> tuple[int, ...]:
-    """Which of a clip's frames the model learns to be given: the first, or the first and the last."""
+    """The conditioning frames of a clip of `count` frames: the first, or the first and the last."""
     return (0, count - 1) if settings.image_positions else (0,)
 
 
@@ -27,10 +27,11 @@ def image_token_capacity(settings: Settings) -> int:
 
 
 def grey_except(frames: Mapping[int, np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """A video of `count` frames that is grey but for those given, for the autoencoder.
+    """A video that is grey except for its conditioning frames, for the autoencoder.
 
     Args:
-      frames: by their place in the video, [H, W, 3] uint8.
+      frames: conditioning frames by index, [H, W, 3] uint8.
+      count: number of frames of the video.
     Yields: the next frame, [H, W, 3] float32 in [-1, 1].
     """
     grey = np.zeros_like(next(iter(frames.values())), np.float32)
@@ -39,12 +40,12 @@ def grey_except(frames: Mapping[int, np.ndarray], count: int) -> Iterator[np.nda
 
 
 def add_mask_channels(latents: np.ndarray, given: Collection[int], stride: int) -> np.ndarray:
-    """The condition channels: for each of a latent frame's frames whether it is given, then the latents.
+    """The condition channels: a mask channel for each frame of a latent frame (1: given), then the latents.
 
     Args:
-      latents: of the video that is grey but for those given, [f, h, w, C].
-      given: their places.
-      stride: frames in a latent frame; the first holds one, which counts so often.
+      latents: of the video that is grey except for its conditioning frames, [f, h, w, C].
+      given: indices of the conditioning frames.
+      stride: frames in a latent frame. The first latent frame holds one frame, whose mask is repeated.
     Returns: [f, h, w, stride + C], in the type of the latents.
     """
     f, h, w, _ = latents.shape
@@ -54,7 +55,7 @@ def add_mask_channels(latents: np.ndarray, given: Collection[int], stride: int) 
 
 
 def clip_preprocess(frames: Sequence[np.ndarray], size: int, resize: str = "crop") -> np.ndarray:
-    """Frames as CLIP takes them.
+    """Frames preprocessed for CLIP: squashed or cropped to a square, and normalised.
 
     Args:
       frames: [H, W, 3] uint8.

@@ -138,7 +138,8 @@ def test_frames_that_are_not_given_are_grey():
 
 @pytest.mark.parametrize("positions, frames", [(0, (0,)), (514, (0, 16))])
 def test_a_model_learns_to_be_given_the_frames_that_it_has_positions_for(positions, frames):
-    assert conditioning_frame_indices(TransformerSettings(image_positions=positions), 17) == frames
+    settings = TransformerSettings(image_positions=positions, image_width=1280)
+    assert conditioning_frame_indices(settings, 17) == frames
 
 
 def test_an_image_encoder_is_shown_the_whole_frame_as_wan_does():
