@@ -3,7 +3,8 @@
 import pathlib
 
 from sora_jax.cli import chat
-from sora_jax.cli.flags import Command, Flag, lines_of
+from sora_jax.cli.flags import Command, Flag
+from sora_jax.cli.prompt_files import read_lines
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import atomic_write
 
@@ -32,7 +33,7 @@ def run(values, console):
 def expand_file(values, console):
     """Expand the lines of --prompts into --out, for `sample --prompts`."""
     out, expander = pathlib.Path(values.out), chat.expander_of(values, "endpoint", console)
-    made = expander(lines_of(values, "prompts"))
+    made = expander(read_lines(values, "prompts", console))
     with atomic_write(out) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in made), encoding="utf-8")
     console.print(f"{out}: {len(made)} prompts", highlight=False, soft_wrap=True)

@@ -2,7 +2,8 @@
 
 import pathlib
 
-from sora_jax.cli.flags import CHECKPOINT, MESH, Command, Flag, lines_of, mesh_of
+from sora_jax.cli.flags import CHECKPOINT, MESH, Command, Flag, mesh_of
+from sora_jax.cli.prompt_files import read_lines
 from sora_jax.core.errors import InputError
 
 
@@ -19,7 +20,7 @@ def run(values, console):
     beside = checkpoints[0] if values.checkpoint else pathlib.Path()
     out = pathlib.Path(values.out or beside / "evaluation")
     options = Options(
-        prompts=tuple(lines_of(values, "prompts")) if values.prompts else (),
+        prompts=tuple(read_lines(values, "prompts", console)) if values.prompts else (),
         sizes=tuple(values.size),
         frames=_lengths(values.frames),
         **{key: values[key].value for key in ("data", "samples", "seconds", "seed", "videos")},

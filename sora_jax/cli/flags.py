@@ -165,18 +165,3 @@ def mesh_of(values: FlagValues) -> MeshSettings:
         except ValueError:
             raise InputError(f"--mesh: {part!r} is not AXIS=SIZE") from None
     return MeshSettings(**sizes)
-
-
-def lines_of(values: FlagValues, key: str) -> list[str]:
-    """The prompts in the file that a flag names, one a line, without blank lines.
-
-    Raises: InputError if the file is absent or has none.
-    """
-    name = values[key].value
-    file = pathlib.Path(name)
-    if not file.is_file():
-        raise InputError(f"--{key}={name}: no such file; it has a prompt on each line")
-    prompts = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    if not prompts:
-        raise InputError(f"--{key}={name}: no prompt in it; write one on each line")
-    return prompts

@@ -12,11 +12,11 @@ from sora_jax.cli.flags import (
     Command,
     Flag,
     checkpoint_of,
-    lines_of,
     mesh_of,
     missing,
     path_of,
 )
+from sora_jax.cli.prompt_files import read_lines, read_prompts
 from sora_jax.config.fields import declarations
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
@@ -44,20 +44,22 @@ WATERMARK = Flag("watermark", "Text to write into the lower right corner of the 
 
 
 def run(values, console):
-    from sora_jax.generate.request import Request
+    from sora_jax.generate.request import PromptSettings, Request
     from sora_jax.generate.sample import sample
 
-    story = story_of(values)
+    story = story_of(values, console)
+    prompts = [(story[0], {})] if story else prompts_of(values, console)
     chat.check_unused(values, "expand")
     chosen = {name: values[name].value for name in declarations(SampleSettings)}
     request = Request(
-        tuple(story[:1] or prompts_of(values)),
+        tuple(prompt for prompt, _ in prompts),
         task_inputs_of(values, story),
         values.seed,
         values.negative_prompt,
         {name: value for name, value in chosen.items() if value is not None},
         path_of(values, "step_cache_file"),
         lora=tuple(values.lora or ()),
+        own=tuple(PromptSettings(**own) for _, own in prompts),
     )
     sample(
         checkpoint_of(values),
@@ -89,23 +91,23 @@ def task_inputs_of(values, story):
     )
 
 
-def prompts_of(values) -> list[str]:
-    """The values of --prompt, then the lines of --prompts."""
-    prompts = list(values.prompt or [])
+def prompts_of(values, console) -> list[tuple[str, dict]]:
+    """The values of --prompt, then the prompts of --prompts, each with settings of its own."""
+    prompts = [(prompt, {}) for prompt in values.prompt or ()]
     if values.prompts:
-        prompts += lines_of(values, "prompts")
+        prompts += read_prompts(values, "prompts", console)
     if not prompts:
         raise missing("prompt", '"a red circle moves left"')
     return prompts
 
 
-def story_of(values) -> list[str]:
+def story_of(values, console) -> list[str]:
     """The prompts of a long video that changes; none if it has one prompt."""
     if not values.story:
         return []
     if values.prompt or values.prompts:
         raise InputError("--story: has the prompts; leave out --prompt and --prompts")
-    return lines_of(values, "story")
+    return read_lines(values, "story", console)
 
 
 def expander_of(values, console):
@@ -142,7 +144,11 @@ COMMAND = Command(
         "Input": (
             CHECKPOINT,
             Flag("prompt", "Description of the video; given again: another video.", repeated=True),
-            Flag("prompts", "File with a prompt on each line."),
+            Flag(
+                "prompts",
+                "File with a prompt on each line; in a .jsonl an object on each line, with prompt and, for that "
+                "video alone, seed, size, frames, negative_prompt.",
+            ),
             *_settings_flags("negative_prompt"),
             LORA,
         ),
@@ -152,7 +158,7 @@ COMMAND = Command(
         ),
         "Sampling": (
             *_settings_flags("size", "frames", "fps", "steps", "solver", "guidance"),
-            Flag("seed", "Seed of the noise: the same seed makes the same video.", int, 0),
+            Flag("seed", "Seed of the noise: the same seed makes the same video.", int, 0, min=0, max=2**64 - 1),
             *_settings_flags("guidance_min", "guidance_max", "time_grid", "shift", "step_cache_threshold"),
             Flag(
                 "step-cache-file",

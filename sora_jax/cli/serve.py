@@ -2,7 +2,8 @@
 
 import pathlib
 
-from sora_jax.cli.flags import CHECKPOINT, LORA, MESH, Command, Flag, checkpoint_of, lines_of, mesh_of
+from sora_jax.cli.flags import CHECKPOINT, LORA, MESH, Command, Flag, checkpoint_of, mesh_of
+from sora_jax.cli.prompt_files import read_lines
 
 EXAMPLES = (
     "a large red circle moves right on a black background",
@@ -18,7 +19,7 @@ def run(values, console):
         checkpoint_of(values),
         pathlib.Path(values.out),
         address=(values.host, values.port),
-        examples=lines_of(values, "prompts") if values.prompts else list(EXAMPLES),
+        examples=read_lines(values, "prompts", console) if values.prompts else list(EXAMPLES),
         dtype=values.dtype,
         lora=tuple(values.lora or ()),
         mesh=mesh_of(values),

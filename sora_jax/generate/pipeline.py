@@ -26,6 +26,7 @@ MAX_PROMPT = 10_000  # characters; far more than any encoder takes, so a mistake
 class Noise:
     """Which noise the videos of a run begin with: prompt n of a run has the seed's noise number first + n.
 
+    seed: from 0 to 2^64 - 1.
     window: of a long video; each has noise of its own.
     """
 
@@ -36,12 +37,18 @@ class Noise:
     @property
     def key(self) -> jax.Array:
         """The key of a window that is sampled at once; the first window's is the seed's own."""
-        return self.rolling_key if self.window else jax.random.key(self.seed)
+        return self.rolling_key if self.window else self._seed_key
 
     @property
     def rolling_key(self) -> jax.Array:
         """The key of a rolling window."""
-        return jax.random.fold_in(jax.random.key(self.seed), self.window)
+        return jax.random.fold_in(self._seed_key, self.window)
+
+    @property
+    def _seed_key(self) -> jax.Array:
+        # `jax.random.key` drops all but 32 bits of a seed; below 2^32 this is the same key.
+        halves = np.array([self.seed >> 32, self.seed & 0xFFFFFFFF], np.uint32)
+        return jax.random.wrap_key_data(halves, impl="threefry2x32")
 
 
 def sample_latents(
@@ -154,10 +161,14 @@ def fill_batch(prompts: Sequence[str], guidance: float) -> list[str]:
 
 
 def check_prompts(prompts: Sequence[str], negative_prompt: str = ""):
-    """Raise InputError for a prompt that is empty, or so long that it must be a mistake."""
+    """Raise InputError for a prompt that is empty, not Unicode, or so long that it must be a mistake."""
     if any(not prompt.strip() for prompt in prompts):
         raise InputError("--prompt: is empty; say what the video shows")
     for flag, prompt in [*(("prompt", prompt) for prompt in prompts), ("negative-prompt", negative_prompt)]:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"--{flag}: {prompt[:40]!r}: character {error.start + 1} is not text") from None
         if len(prompt) > MAX_PROMPT:
             raise InputError(f"--{flag}: {len(prompt):,} characters; the limit is {MAX_PROMPT:,}")
 

@@ -9,6 +9,7 @@ from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.data.loader.conditioning_masks import conditioning_tasks
 
 MAX_SECONDS = 600.0  # of a video; more is a mistake
+SEEDS = 2**64
 # (the inputs that each task needs, those that it may have)
 TASKS = {
     "text": ((), ("seconds", "story", "rolling")),
@@ -75,15 +76,29 @@ class TaskInputs:
         return STRENGTH if self.strength is None else self.strength
 
     def described(self) -> dict:
-        """The task and the inputs that were given, for the metadata of the video."""
-        given: dict[str, object] = {"task": self.name}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if _is_given(value) and field.name != "task":
-                given[field.name] = [str(v) for v in value] if isinstance(value, tuple) else value
-                if isinstance(value, pathlib.Path):
-                    given[field.name] = str(value)
-        return given
+        """The task and the inputs that were given, for the metadata of the video; of files only the names."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        given = {key: value for key, value in given.items() if _is_given(value)} | {"task": self.name}
+        if "keyframes" in given:
+            keyframes = (text.partition(":") for text in self.keyframes)
+            given["keyframes"] = tuple(f"{time}:{pathlib.Path(file).name}" for time, _, file in keyframes)
+        return {
+            key: [_named(item) for item in value] if isinstance(value, tuple) else _named(value)
+            for key, value in given.items()
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSettings:
+    """Settings of a single prompt's video; None: as the request says.
+
+    seed: the video has this seed's first noise.
+    """
+
+    seed: int | None = None
+    size: str | None = None
+    frames: int | None = None
+    negative_prompt: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +106,11 @@ class Request:
     """Videos to make: one for each prompt, all of one task.
 
     prompts: texts; a long video with a story has one.
-    seed: of the noise; prompt number n has the seed's n-th noise.
+    seed: of the noise, from 0 to 2^64 - 1; prompt number n has the seed's noise number first + n.
     negative_prompt: None: the checkpoint's own.
     changes: SampleSettings that differ from the checkpoint's own.
     step_cache_file: with the measured velocity change, written if it is absent; None: beside the checkpoint.
+    own: settings of each prompt; (): none has any.
     asked: the prompts, or the story, before they were expanded; () if they were not.
     lora: adapters to add, each PATH or PATH:STRENGTH; for one of two experts high=PATH or low=PATH.
     """
@@ -105,6 +121,8 @@ class Request:
     negative_prompt: str | None = None
     changes: Mapping = dataclasses.field(default_factory=dict)
     step_cache_file: pathlib.Path | None = None
+    own: tuple[PromptSettings, ...] = ()
+    first: int = 0
     asked: tuple[str, ...] = ()
     lora: tuple[str, ...] = ()
 
@@ -112,9 +130,47 @@ class Request:
         """The checkpoint's own settings with the changes."""
         return dataclasses.replace(own, **self.changes)
 
+    def parts(self) -> list["Request"]:
+        """Requests whose prompts have no settings of their own; together they have the prompts in their order."""
+        if not any(own != PromptSettings() for own in self.own):
+            return [dataclasses.replace(self, own=())]
+        parts = []
+        for n, own in enumerate(self.own):
+            begins = own.seed is not None or not parts or own != self.own[n - 1]
+            if begins:
+                parts.append([])
+            parts[-1].append(n)
+        return [self._part(numbers, self.own[numbers[0]]) for numbers in parts]
+
+    def _part(self, numbers, own):
+        keys = ("size", "frames", "negative_prompt")
+        changes = {key: value for key in keys if (value := getattr(own, key)) is not None}
+        return dataclasses.replace(
+            self,
+            prompts=tuple(self.prompts[n] for n in numbers),
+            seed=self.seed if own.seed is None else own.seed,
+            first=numbers[0] if own.seed is None else 0,
+            negative_prompt=self.negative_prompt if own.negative_prompt is None else own.negative_prompt,
+            changes={**self.changes, **changes},
+            own=(),
+            asked=tuple(self.asked[n] for n in numbers) if self.asked else (),
+        )
+
 
 def _is_given(value) -> bool:
     return value not in (None, "", ()) and value is not False  # a strength of 0 is given
+
+
+def _named(value):
+    return value.name if isinstance(value, pathlib.Path) else value
+
+
+def check_request(request: Request):
+    """Raise InputError for a seed out of range, and as `check_inputs` does."""
+    for seed in (request.seed, *(own.seed for own in request.own if own.seed is not None)):
+        if not 0 <= seed < SEEDS:
+            raise InputError(f"--seed={seed}: must be from 0 to {SEEDS - 1}")
+    check_inputs(request.inputs)
 
 
 def check_inputs(inputs: TaskInputs):

@@ -107,6 +107,10 @@ def sample_rolling_latents(
     batch, grid, _ = make_batch(generator, prompts, sample, negative_prompt, conditioning)
     given = int(conditioning.conditioning_mask.all(axis=(1, 2)).sum()) if conditioning else 0
     schedule = denoising_schedule(generator, dataclasses.replace(sample, steps=rolling.steps))
+    if len(schedule.steps) < rolling.steps:
+        raise InputError(
+            f"--rolling: neighbouring times of {rolling.steps} steps are equal; lower --shift or --steps"
+        )
     scales = np.array([*(step.guidance for step in schedule.steps), 1.0], np.float32)
     program = StepProgram(settings, SOLVERS[sample.solver])
     pairs, state = begin(program, generator.params, batch, noise.rolling_key, jnp.int32(noise.first))

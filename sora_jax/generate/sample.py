@@ -1,13 +1,12 @@
 """The command `sample`: a request, a trained model -> mp4 files and their manifests."""
 
-import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import numpy as np
 import rich.console
 
 from sora_jax.cluster.agreement import run_on_first_host
@@ -21,14 +20,17 @@ from sora_jax.generate.generator import (
     latent_shape,
     load_generator,
     read_run,
+    video_size,
     with_dtype,
     with_guidance,
 )
 from sora_jax.generate.opened_inputs import OpenedInputs
+from sora_jax.generate.outputs import check_outputs, keep_raw_frames, output_paths, write_video
 from sora_jax.generate.pipeline import Noise, check_prompts, fill_batch, sample_latents
-from sora_jax.generate.provenance import marked, params_hash, write_manifest
-from sora_jax.generate.request import Request, check_inputs, untrained_note
-from sora_jax.generate.sampler import VideoSampler, long_video_frames, short_videos
+from sora_jax.generate.prompts import prompt_notes
+from sora_jax.generate.provenance import file_hash, params_hash
+from sora_jax.generate.request import Request, check_request, untrained_note
+from sora_jax.generate.sampler import LongVideos, ShortVideos, VideoSampler, new_frames
 from sora_jax.generate.schedule import denoising_schedule
 from sora_jax.generate.setting_sources import with_adapter_settings
 from sora_jax.generate.step_cache import (
@@ -38,7 +40,28 @@ from sora_jax.generate.step_cache import (
     read_velocity_change,
     write_velocity_change,
 )
-from sora_jax.generate.writer import VideoWriter
+
+
+class IncompleteError(InputError):
+    """Some of the videos of a request could not be made."""
+
+    code = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Videos of a request that have all settings in common, checked and with their inputs opened."""
+
+    request: Request
+    inputs: OpenedInputs
+    paths: Sequence[pathlib.Path]
+
+    @property
+    def pixels(self) -> int:
+        """Of all frames of its videos."""
+        height, width = video_size(self.inputs.settings)
+        frames = new_frames(self.inputs) if self.request.inputs.long else self.inputs.settings.frames
+        return len(self.paths) * (frames + sum(video.frames for video in self.inputs.videos)) * height * width
 
 
 def sample(
@@ -52,7 +75,7 @@ def sample(
     generator: Generator | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[pathlib.Path]:
-    """The files of a video for each prompt of a request.
+    """The files of a video for each prompt of a request; each is on disk before the next one begins.
 
     Args:
       checkpoint: workdir of a training run.
@@ -61,73 +84,47 @@ def sample(
       generator: the checkpoint's, if it is loaded already, on this mesh.
       on_progress: called after each step of the solver with the steps that are done and their number in all; an
         exception that it raises ends the run.
-    Raises: InputError for a checkpoint, prompt, given file, size or length that can't be used.
+    Raises: InputError for a checkpoint, prompt, given file, size or length that can't be used, before the first
+      step; IncompleteError after the last video, if some could not be made.
     """
     paths = output_paths(out, len(request.prompts))
     check_prompts([*request.prompts, *request.inputs.story], request.negative_prompt or "")
-    check_inputs(request.inputs)
+    check_request(request)
     devices = make_mesh(mesh)
     trained = generator.settings if generator else read_run(checkpoint)[2]
     request, lines = with_adapter_settings(request, trained.sample)
-    settings, any_length = checked_settings(request, trained), "frames" not in request.changes
-    inputs = OpenedInputs(request.inputs, settings, trained, any_length=any_length, console=console)
-    for path in paths:
-        VideoWriter(path, settings.fps)
+    parts = open_parts(request, paths, trained, console)
+    check_outputs(paths, parts[0].inputs.settings.fps, sum(part.pixels for part in parts))
     _note(console, untrained_note(request.inputs, trained))
     if expand:
-        request = expand_prompts(request, expand, console)
+        expanded = expand_prompts(request, expand, console).parts()
+        parts = [dataclasses.replace(part, request=new) for part, new in zip(parts, expanded, strict=True)]
     for line in lines:
         console.print(line)
     with jax.set_mesh(devices):
-        generator = generator or load_generator(checkpoint, dtype=settings.dtype or None, lora=request.lora)
-        generator = prepared_generator(generator, checkpoint, request, inputs, console)
-        make_videos(generator, request, inputs, paths, console, on_progress)
+        dtype = parts[0].inputs.settings.dtype or None
+        generator = generator or load_generator(checkpoint, dtype=dtype, lora=request.lora)
+        failed = make_videos(generator, checkpoint, parts, console, on_progress)
+    if failed and len(paths) > 1:
+        raise IncompleteError(f"{len(failed)} of {len(paths)} videos were not made: {'; '.join(failed)}")
+    if failed:
+        raise IncompleteError(failed[0])
     return paths
 
 
-def make_videos(
-    generator: Generator,
-    request: Request,
-    inputs: OpenedInputs,
-    paths: Sequence[pathlib.Path],
-    console: rich.console.Console,
-    on_progress: Callable[[int, int], None],
-):
-    """Sample and write the request's videos, one after the other."""
-    metadata = describe(generator, request, inputs.settings, console)
-    with progress_bar(console) as bar:
-        steps = bar.add_task("sampling", total=1, numbers="")
-
-        def show(done, total):
-            bar.update(steps, completed=done, total=total)
-            on_progress(done, total)
-
-        sampler = VideoSampler(
-            generator,
-            inputs.settings,
-            seed=request.seed,
-            negative_prompt=request.negative_prompt,
-            on_progress=show,
-        )
-        if request.inputs.long:
-            videos = long_video_frames(sampler, inputs, request.prompts, paths, metadata, console)
-        else:
-            videos = short_videos(sampler, inputs.task(generator), request.prompts)
-        for n, frames in enumerate(videos):
-            own = {"prompt": request.prompts[n], "number": n, **metadata}
-            if request.asked:
-                own["asked"] = list(request.asked) if request.inputs.story else request.asked[n]
-            write_video(paths[n], frames, inputs.settings.fps, own, inputs.files, request.inputs.watermark)
-            console.print(f"{paths[n]}: {request.prompts[n]}")
-
-
-def output_paths(out: pathlib.Path, count: int) -> list[pathlib.Path]:
-    """The files of so many videos. Raises: InputError for one file for several videos."""
-    if count == 1 and out.suffix:
-        return [out]
-    if out.suffix:
-        raise InputError(f"--out={out}: is one file for {count} prompts; name a folder")
-    return [out / f"{n:03}.mp4" for n in range(count)]
+def open_parts(
+    request: Request, paths: Sequence[pathlib.Path], trained: Settings, console: rich.console.Console
+) -> list[Part]:
+    """The parts of a request. Raises: InputError for settings or inputs that the model can't use."""
+    parts, left, opened = [], list(paths), {}
+    for part in request.parts():
+        check_prompts(part.prompts, part.negative_prompt)
+        settings, any_length = checked_settings(part, trained), "frames" not in part.changes
+        if settings not in opened:
+            opened[settings] = OpenedInputs(part.inputs, settings, trained, any_length=any_length, console=console)
+        parts.append(Part(part, opened[settings], left[: len(part.prompts)]))
+        left = left[len(part.prompts) :]
+    return parts
 
 
 def checked_settings(request: Request, trained: Settings) -> SampleSettings:
@@ -156,14 +153,81 @@ def expand_prompts(request: Request, expand: Callable, console: rich.console.Con
     return dataclasses.replace(request, prompts=prompts, inputs=inputs, asked=tuple(asked))
 
 
-def prepared_generator(
+def make_videos(
     generator: Generator,
     checkpoint: pathlib.Path,
-    request: Request,
-    inputs: OpenedInputs,
+    parts: Sequence[Part],
     console: rich.console.Console,
+    on_progress: Callable[[int, int], None],
+) -> list[str]:
+    """Sample and write all videos, one after the other. Returns: why some were not made, one line each."""
+    failed, done, total = [], 0, 0
+    weights = params_hash(generator.params)
+    with progress_bar(console) as bar:
+        steps = bar.add_task("sampling", total=1, numbers="")
+
+        def show(done_here, total_here):
+            bar.update(steps, completed=done + done_here, total=total)
+            on_progress(done + done_here, total)
+
+        made = []
+        for part in parts:
+            prepared = prepared_generator(generator, checkpoint, part, console)
+            metadata = describe(prepared, part, weights, console)
+            made.append((part, metadata, video_source(prepared, part, metadata, console, show)))
+            total += made[-1][2].total
+        for part, metadata, source in made:
+            for n, path in enumerate(part.paths):
+                reason = make_video(source, n, path, part, metadata)
+                failed += [reason] if reason else []
+                console.print(f"not made: {reason}" if reason else f"{path}: {part.request.prompts[n]}")
+            done += source.total
+    return failed
+
+
+def video_source(
+    generator: Generator, part: Part, metadata: dict, console: rich.console.Console, on_progress: Callable
+) -> ShortVideos | LongVideos:
+    """What makes the frames of a part's videos."""
+    request, inputs = part.request, part.inputs
+    sampler = VideoSampler(
+        generator,
+        inputs.settings,
+        seed=request.seed,
+        negative_prompt=request.negative_prompt,
+        on_progress=on_progress,
+    )
+    if request.inputs.long:
+        options = {"first": request.first, "console": console}
+        return LongVideos(sampler, inputs, request.prompts, part.paths, metadata, **options)
+    steps = inputs.settings.steps
+    if strength := request.inputs.edit_strength:
+        steps = len(denoising_schedule(generator, inputs.settings, strength=strength).steps)
+    make_task = functools.partial(inputs.task, generator)
+    return ShortVideos(sampler, make_task, request.prompts, first=request.first, steps=steps)
+
+
+def make_video(source: ShortVideos | LongVideos, n: int, path: pathlib.Path, part: Part, metadata: dict) -> str:
+    """Sample and write video n of a part. Returns: why it was not made, in one line; "": it was."""
+    request, fps = part.request, part.inputs.settings.fps
+    own = {"prompt": request.prompts[n], "number": request.first + n, **metadata}
+    if request.asked:
+        own["asked"] = list(request.asked) if request.inputs.story else request.asked[n]
+    try:
+        reason = write_video(path, source.frames(n), fps, own, part.inputs.files, request.inputs.watermark)
+        if reason:
+            return f"{reason}; {keep_raw_frames(path, source.frames(n), fps)}"
+    except (InputError, jax.errors.JaxRuntimeError) as error:  # the second one: too little memory
+        return f"{path}: {str(error).splitlines()[0]}"
+    source.finish(n)
+    return ""
+
+
+def prepared_generator(
+    generator: Generator, checkpoint: pathlib.Path, part: Part, console: rich.console.Console
 ) -> Generator:
-    """The generator with the request's type, guidance and step cache; prints what the prompts lose."""
+    """The generator with a part's type, guidance and step cache; prints what its prompts lose."""
+    request, inputs = part.request, part.inputs
     generator = with_dtype(generator, inputs.settings.dtype)
     if "guidance" in request.changes:
         generator = with_guidance(generator, request.changes["guidance"])
@@ -175,10 +239,9 @@ def prepared_generator(
             known = measure_velocity_change(generator, request, inputs)
             run_on_first_host(functools.partial(write_velocity_change, path, known))
         generator = dataclasses.replace(generator, velocity_change=known)
-    limit = generator.settings.text.max_tokens
-    for prompt in (*request.prompts, *request.inputs.story):
-        if (length := len(generator.tokenizer.encode(prompt))) > limit:
-            _note(console, f"{length - limit} of {length} tokens are cut from the prompt {prompt[:40]!r}...")
+    for prompt in dict.fromkeys((*request.prompts, *request.inputs.story)):
+        for note in prompt_notes(generator, prompt):
+            _note(console, note)
     return generator
 
 
@@ -187,29 +250,40 @@ def measure_velocity_change(generator: Generator, request: Request, inputs: Open
     settings = dataclasses.replace(inputs.settings, step_cache_threshold=0.0)
     prompts, meter = fill_batch(request.prompts, settings.guidance), VelocityMeter()
     conditioning = inputs.task(generator).conditioning if inputs.takes_images else None
-    noise, negative = Noise(request.seed), request.negative_prompt
+    noise, negative = Noise(request.seed, request.first), request.negative_prompt
     sample_latents(
         generator, prompts, settings, noise, negative_prompt=negative, conditioning=conditioning, on_step=meter
     )
     return meter.result(generator.step)
 
 
-def describe(
-    generator: Generator, request: Request, settings: SampleSettings, console: rich.console.Console
-) -> dict:
-    """How the request's videos are made, for their metadata; prints how many steps are cached."""
+def describe(generator: Generator, part: Part, weights: str, console: rich.console.Console) -> dict:
+    """How a part's videos are made, for their metadata; prints how many steps run.
+
+    Args:
+      weights: hash of the parameters.
+    """
+    request, settings = part.request, part.inputs.settings
     metadata = {
-        **({"lora": list(request.lora)} if request.lora else {}),
+        **({"lora": [re.sub(r"(^|=).*/", r"\1", path) for path in request.lora]} if request.lora else {}),
         **request.inputs.described(),
         "seed": request.seed,
         "checkpoint_step": generator.step,
-        "checkpoint_hash": params_hash(generator.params),
+        "checkpoint_hash": weights,
         **dataclasses.asdict(settings),
     }
-    if settings.step_cache_threshold and (strength := request.inputs.edit_strength):
-        schedule = denoising_schedule(generator, settings, strength=strength)
+    if part.inputs.files:
+        metadata["input_hashes"] = {path.name: file_hash(path) for path in part.inputs.files}
+    strength = request.inputs.edit_strength
+    if not strength or request.inputs.rolling:
+        return metadata
+    schedule = denoising_schedule(generator, settings, strength=strength)
+    asked, left = max(1, round(settings.steps * strength)), len(schedule.steps)
+    if left < asked:
+        _note(console, f"{left} of {asked} steps run: the times of the others are equal; see --shift")
+    if settings.step_cache_threshold:
         metadata["cached_steps"] = schedule.cached
-        _note(console, f"{len(schedule.cached)} of {len(schedule.steps)} steps are cached")
+        _note(console, f"{len(schedule.cached)} of {left} steps are cached")
     return metadata
 
 
@@ -227,6 +301,7 @@ def write_videos(
     Args:
       advance: called after each step of the solver.
     Yields: the number of each prompt whose video is written.
+    Raises: InputError if one can't be made or written.
     """
     sampler = VideoSampler(
         generator,
@@ -235,34 +310,13 @@ def write_videos(
         negative_prompt=settings.negative_prompt,
         on_progress=lambda done, total: advance(),
     )
+    source = ShortVideos(sampler, lambda: tasks.Task(settings.frames), prompts, steps=settings.steps)
     metadata = {"seed": seed, "checkpoint_step": generator.step, **dataclasses.asdict(settings)}
-    for n, frames in enumerate(short_videos(sampler, tasks.Task(settings.frames), prompts)):
-        write_video(paths[n], frames, settings.fps, {"prompt": prompts[n], "number": n, **metadata})
+    for n, path in enumerate(paths):
+        about = {"prompt": prompts[n], "number": n, **metadata}
+        if reason := write_video(path, source.frames(n), settings.fps, about):
+            raise InputError(reason)
         yield n
-
-
-def write_video(
-    path: pathlib.Path,
-    frames: Iterator[np.ndarray],
-    fps: float,
-    metadata: Mapping,
-    files: Sequence[pathlib.Path] = (),
-    watermark: str = "",
-):
-    """Write the mp4 while its frames are made, and then its manifest.
-
-    All hosts decode, as each frame is spread over their chips. The first one writes.
-
-    Args:
-      files: that the video was made from, for the manifest.
-    """
-    first_host = jax.process_index() == 0
-    with VideoWriter(path, fps, metadata=metadata) if first_host else contextlib.nullcontext() as video:
-        for chunk in frames:
-            if video:
-                video.write(marked(chunk, watermark) if watermark else chunk)
-    if first_host:
-        write_manifest(path, metadata, files)
 
 
 def _note(console: rich.console.Console, text: str):

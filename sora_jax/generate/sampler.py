@@ -1,6 +1,7 @@
 """The frames of every video of a request, from one run of the solver or from window after window."""
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,6 @@ from sora_jax.generate.conditioning_images import ConditioningFrames
 from sora_jax.generate.generator import Generator
 from sora_jax.generate.opened_inputs import OpenedInputs
 from sora_jax.generate.pipeline import Noise, fill_batch, sample_latents
-from sora_jax.generate.provenance import file_hash
 from sora_jax.generate.rolling import RollingWindow, rolling_schedule, sample_rolling_latents
 
 
@@ -79,49 +79,78 @@ class VideoSampler:
         return latents[: len(prompts)]
 
 
-def short_videos(
-    sampler: VideoSampler, task: tasks.Task, prompts: Sequence[str]
-) -> Iterator[Iterator[np.ndarray]]:
-    """The frames of a video for each prompt, each from one run of the solver."""
-    generator, rows = sampler.generator, sampler.rows
-    sampler.total = -(-len(prompts) // rows) * sampler.settings.steps
-    for first in range(0, len(prompts), rows):
-        group = prompts[first : first + rows]
-        for latents in sampler.latents(group, task.conditioning, frames=task.frames, first=first, loop=task.loop):
-            yield tasks.render(generator.autoencoder_params, generator.autoencoder, task.parts(latents))
+class ShortVideos:
+    """The frames of a video for each prompt, each from one run of the solver.
+
+    Args:
+      make_task: makes the task of all of them; it is called when the first video is asked for.
+      first: number of the first prompt's noise.
+    total: steps of the solver for all videos.
+    """
+
+    def __init__(
+        self,
+        sampler: VideoSampler,
+        make_task: Callable[[], tasks.Task],
+        prompts: Sequence[str],
+        *,
+        first: int = 0,
+        steps: int,
+    ):
+        self.sampler, self.prompts, self.first, self._make_task = sampler, prompts, first, make_task
+        self._steps, self._group, self._latents = steps, None, None
+        self.total = sampler.total = -(-len(prompts) // sampler.rows) * steps
+
+    @functools.cached_property
+    def _task(self):
+        return self._make_task()
+
+    def frames(self, number: int) -> Iterator[np.ndarray]:
+        """The frames of video `number`, chunk by chunk, [F, H, W, 3] uint8; samples its group if need be."""
+        rows, task, generator = self.sampler.rows, self._task, self.sampler.generator
+        group, place = divmod(number, rows)
+        if group != self._group:
+            self.sampler.done, self._group = group * self._steps, None
+            self._latents = self.sampler.latents(
+                self.prompts[group * rows : (group + 1) * rows],
+                task.conditioning,
+                frames=task.frames,
+                first=self.first + group * rows,
+                loop=task.loop,
+            )
+            self._group = group
+        parts = task.parts(self._latents[place])
+        return tasks.render(generator.autoencoder_params, generator.autoencoder, parts)
+
+    def finish(self, number: int):
+        """Called when video `number` is on disk."""
 
 
-def long_video_frames(
-    sampler: VideoSampler,
-    inputs: OpenedInputs,
-    prompts: Sequence[str],
-    paths: Sequence[pathlib.Path],
-    metadata: Mapping,
-    console: rich.console.Console,
-) -> Iterator[Iterator[np.ndarray]]:
+class LongVideos:
     """The frames of a long video for each prompt, made window after window.
 
     Args:
-      paths: of the videos; finished windows are kept beside them until the video is written.
-      metadata: all that the windows depend on beside the prompt and the given files.
+      paths: of the videos; finished windows are kept beside them until the video is on disk.
+      metadata: all that the windows depend on beside the prompt.
+    total: steps of the solver for all videos.
     """
-    plan = _WindowPlan(sampler, inputs)
-    sampler.total = len(prompts) * plan.steps_before[-1]
-    for number, prompt in enumerate(prompts):
-        hashes = [file_hash(path) for path in inputs.files]
-        request = {"prompt": prompt, "number": number, "files": hashes, **metadata}
-        windows = long_videos.SavedWindows(paths[number], request, console)
-        yield plan.frames(windows, number, prompt)
-        windows.remove()
 
-
-class _WindowPlan:
-    """How a long video is cut into windows."""
-
-    def __init__(self, sampler: VideoSampler, inputs: OpenedInputs):
-        self.sampler, self.inputs = sampler, inputs.inputs
+    def __init__(
+        self,
+        sampler: VideoSampler,
+        inputs: OpenedInputs,
+        prompts: Sequence[str],
+        paths: Sequence[pathlib.Path],
+        metadata: Mapping,
+        *,
+        first: int = 0,
+        console: rich.console.Console,
+    ):
+        self.sampler, self.inputs, self.prompts, self.first = sampler, inputs.inputs, prompts, first
+        self._paths, self._metadata, self._console = paths, metadata, console
+        self._windows: dict[int, long_videos.SavedWindows] = {}
         self.coder, self.window = tasks.coder_of(sampler.generator), inputs.settings.frames
-        self.new_frames = max(1, round(self.inputs.seconds * inputs.settings.fps))
+        self.new_frames = new_frames(inputs)
         self.video = inputs.videos[0] if inputs.videos else None
         stride, n = self.coder.stride, (self.window - 1) // self.coder.stride + 1
         steps, self.rolling, self.ahead = inputs.settings.steps, None, 0
@@ -135,22 +164,38 @@ class _WindowPlan:
         if self.rolling:
             given = long_videos.given_latents(stride, self.window, self.video)
             runs = [len(self.rolling.step_table(n, given, 0)) - 1] + [self.rolling.lag] * (count - 1)
-        self.steps_before = list(itertools.accumulate(runs, initial=0))
+        self._steps_before = list(itertools.accumulate(runs, initial=0))
+        self.total = sampler.total = len(prompts) * self._steps_before[-1]
 
-    def frames(self, windows: long_videos.SavedWindows, number: int, prompt: str) -> Iterator[np.ndarray]:
-        """The frames of video `number`, chunk by chunk."""
-        story, sampler = self.inputs.story, self.sampler
+    def frames(self, number: int) -> Iterator[np.ndarray]:
+        """The frames of video `number`, chunk by chunk, [F, H, W, 3] uint8."""
+        story, sampler, prompt = self.inputs.story, self.sampler, self.prompts[number]
+        if number not in self._windows:
+            request = {"prompt": prompt, "number": self.first + number, **self._metadata}
+            self._windows[number] = long_videos.SavedWindows(self._paths[number], request, self._console)
 
         def sample_window(window, share, condition, unfinished):
             text = story[int(share * len(story))] if story else prompt
             # Windows of an earlier run count as done.
-            sampler.done = number * self.steps_before[-1] + self.steps_before[window]
+            sampler.done = number * self._steps_before[-1] + self._steps_before[window]
             rolling = RollingWindow(self.rolling, unfinished) if self.rolling else None
-            options = {"frames": self.window, "first": number, "window": window, "rolling": rolling}
-            return windows.get(window, lambda: sampler.latents([text], condition(), **options)[0])
+            noise = {"first": self.first + number, "window": window}
+            return self._windows[number].get(
+                window,
+                lambda: sampler.latents([text], condition(), frames=self.window, rolling=rolling, **noise)[0],
+            )
 
         if self.inputs.backward:
             return long_videos.backward(self.coder, sample_window, self.window, self.new_frames, self.video)
         return long_videos.forward(
             self.coder, sample_window, self.window, self.new_frames, self.video, ahead=self.ahead
         )
+
+    def finish(self, number: int):
+        """Called when video `number` is on disk."""
+        self._windows.pop(number).remove()
+
+
+def new_frames(inputs: OpenedInputs) -> int:
+    """How many frames of a long video are new."""
+    return max(1, round(inputs.inputs.seconds * inputs.settings.fps))
