@@ -9,6 +9,7 @@ import rich.console
 from PIL import Image
 
 from sora_jax.core.errors import InputError
+from sora_jax.data.media.options import Options
 from sora_jax.data.media.video import Video, count_frames, probe, read_frames
 
 BRIGHT = 128  # from this grey level on, a pixel of a mask is white
@@ -37,13 +38,21 @@ class InputVideo:
 
 
 def open_input_video(
-    path: pathlib.Path, size: tuple[int, int] | None, fps: float, least: int, console: rich.console.Console
+    path: pathlib.Path,
+    size: tuple[int, int] | None,
+    fps: float,
+    least: int,
+    options: Options,
+    console: rich.console.Console,
 ) -> InputVideo:
-    """A video or picture at this size (height, width; None: its own) and rate; prints what that changes.
+    """A video or picture at this size and rate; prints what that changes.
 
+    Args:
+      size: (height, width); None: the video's own.
+      least: frames that are needed.
     Raises: InputError if it can't be read, or has fewer than `least` frames.
     """
-    video = probe(path)
+    video = probe(path, options)
     own = (video.height, video.width)
     opened = InputVideo(video, size or own, fps, count_frames(video, fps))
     if opened.frames < least:
@@ -61,12 +70,14 @@ def open_input_video(
     return opened
 
 
-def read_picture(path: pathlib.Path, size: tuple[int, int], console: rich.console.Console) -> np.ndarray:
+def read_picture(
+    path: pathlib.Path, size: tuple[int, int], options: Options, console: rich.console.Console
+) -> np.ndarray:
     """A picture, or the first frame of a video, [H, W, 3] uint8. Raises: InputError if it can't be read."""
-    return next(open_input_video(path, size, 1.0, 1, console).read(0, 1))
+    return next(open_input_video(path, size, 1.0, 1, options, console).read(0, 1))
 
 
-def read_mask(path: pathlib.Path, video: Video, size: tuple[int, int]) -> np.ndarray:
+def read_mask(path: pathlib.Path, video: Video, size: tuple[int, int], options: Options) -> np.ndarray:
     """The pixels that a mask keeps, [H, W] bool: the dark ones, scaled and cropped as the video is.
 
     Args:
@@ -74,7 +85,7 @@ def read_mask(path: pathlib.Path, video: Video, size: tuple[int, int]) -> np.nda
       size: (height, width) to which the video is brought.
     Raises: InputError if it has another size, or keeps nothing or everything.
     """
-    mask = probe(path)
+    mask = probe(path, options)
     if (mask.width, mask.height) != (video.width, video.height):
         raise InputError(
             f"--mask={path}: {mask.width}x{mask.height}, but {video.path} is {video.width}x{video.height}"

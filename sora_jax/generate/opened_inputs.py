@@ -8,11 +8,12 @@ import rich.console
 
 from sora_jax.config.schema import SampleSettings, Settings
 from sora_jax.core.errors import InputError
+from sora_jax.data.media.video import count_frames, probe
 from sora_jax.generate import tasks
 from sora_jax.generate.conditioning_images import check_images
 from sora_jax.generate.generator import Generator, latent_shape, video_size
 from sora_jax.generate.input_video import InputVideo, open_input_video, read_mask, read_picture
-from sora_jax.generate.request import TaskInputs, read_keyframe
+from sora_jax.generate.request import Request, read_keyframe
 
 AS_LONG_AS_THE_VIDEO = ("edit", "inpaint", "outpaint")
 
@@ -21,44 +22,38 @@ class OpenedInputs:
     """The files of a request at the size and rate of the video; prints what is done to them.
 
     Args:
+      request: if it does not name a length, a shorter given video makes the new one shorter.
       settings: of the samples.
       trained: settings of the model.
-      any_length: whether a shorter given video makes the new one shorter.
     settings: with the number of frames that the model samples at once.
     files: all that were opened.
     Raises: InputError for a file or a size that can't be used.
     """
 
     def __init__(
-        self,
-        inputs: TaskInputs,
-        settings: SampleSettings,
-        trained: Settings,
-        *,
-        any_length: bool,
-        console: rich.console.Console,
+        self, request: Request, settings: SampleSettings, trained: Settings, console: rich.console.Console
     ):
-        self.inputs, self.console = inputs, console
+        self.inputs, self._media, self._console = request.inputs, request.media, console
+        inputs = request.inputs
         self.size, self.stride = video_size(settings), trained.autoencoder.temporal_stride
         self.takes_images = bool(trained.transformer.condition_channels)
         if self.takes_images:
             if inputs.name not in ("text", "image") or inputs.long:
                 raise InputError(f"--task={inputs.name}: this model takes pictures beside the noise, --task=image")
             check_images(trained, inputs.image, inputs.last_image)
-        if any_length and inputs.name in AS_LONG_AS_THE_VIDEO:
+        if "frames" not in request.changes and inputs.name in AS_LONG_AS_THE_VIDEO:
             settings = self._as_long_as_the_video(settings)
         self.settings = settings
         latent_shape(trained, settings)
         self.videos = self._open_videos()
         self.pictures = self._read_pictures()
-        self.mask = read_mask(inputs.mask, self.videos[0].video, self.size) if inputs.mask else None
+        self.mask = read_mask(inputs.mask, self.videos[0].video, self.size, self._media) if inputs.mask else None
         keyframes = [read_keyframe(text, 1.0)[1] for text in inputs.keyframes]
         named = (inputs.image, inputs.last_image, inputs.mask, *keyframes)
         self.files: list[pathlib.Path] = [*(video.path for video in self.videos), *filter(None, named)]
 
     def _as_long_as_the_video(self, settings):
-        silent = rich.console.Console(quiet=True)
-        there = open_input_video(self.inputs.videos[0], None, settings.fps, 1, silent).frames
+        there = count_frames(probe(self.inputs.videos[0], self._media), settings.fps)
         frames = min(settings.frames, (there - 1) // self.stride * self.stride + 1)
         return dataclasses.replace(settings, frames=frames)
 
@@ -70,7 +65,8 @@ class OpenedInputs:
         least = 1 if name == "extend" and not self.inputs.backward else least
         size = None if name == "outpaint" else self.size
         return [
-            open_input_video(path, size, self.settings.fps, least, self.console) for path in self.inputs.videos
+            open_input_video(path, size, self.settings.fps, least, self._media, self._console)
+            for path in self.inputs.videos
         ]
 
     def _read_pictures(self) -> dict[int, np.ndarray]:
@@ -81,7 +77,7 @@ class OpenedInputs:
             places.append(read_keyframe(text, fps))
             if places[-1][0] > last:
                 raise InputError(f"--keyframe={text}: the video ends at {last / fps:g} s")
-        return {n: read_picture(path, self.size, self.console) for n, path in places if path}
+        return {n: read_picture(path, self.size, self._media, self._console) for n, path in places if path}
 
     def task(self, generator: Generator) -> tasks.Task:
         """The run of the solver of a task that is not long."""

@@ -1,4 +1,4 @@
-"""What made a video, beside it and on it: a manifest in the form of C2PA's, and a visible mark."""
+"""The provenance of a video: a manifest in the form of C2PA, hashes, and a visible watermark."""
 
 import functools
 import hashlib
@@ -11,26 +11,22 @@ from PIL import Image, ImageDraw, ImageFont
 
 import sora_jax
 from sora_jax.checkpoint.checksums import checksums
-from sora_jax.core.storage import atomic_write
+from sora_jax.core.storage import atomic_write, sha256
 
-# Of IPTC's vocabulary, which C2PA names.
+# IPTC's vocabulary of digital source types, which C2PA uses.
 SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
-_MARK_SHARE = 1 / 20  # of the picture's height
+_MARK_SHARE = 1 / 20  # height of the text, as a share of the picture's
+_DARKENED = 0.4  # brightness of the ground that is left
 
 
 def params_hash(params: dict) -> str:
-    """16 hex digits that change with the parameters, on whatever mesh they lie."""
+    """A hash of the parameters, 16 hex digits, the same on every mesh."""
     sums = json.dumps(checksums(params), sort_keys=True)
     return hashlib.sha256(sums.encode()).hexdigest()[:16]
 
 
-def file_hash(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_manifest(path: pathlib.Path, metadata: Mapping, ingredients: Sequence[pathlib.Path]):
-    """What made the file, and of what, in `NAME.c2pa.json` beside it; it is not signed.
+    """Write `NAME.c2pa.json` beside the file: how it was made, and from which files; not signed.
 
     Source: C2PA technical specification 2.1, sections 9 (ingredients) and 18 (assertions).
     """
@@ -47,11 +43,11 @@ def write_manifest(path: pathlib.Path, metadata: Mapping, ingredients: Sequence[
         "format": "video/mp4",
         "assertions": [
             {"label": "c2pa.actions.v2", "data": {"actions": [action]}},
-            {"label": "c2pa.hash.data", "data": {"alg": "sha256", "hash": file_hash(path)}},
+            {"label": "c2pa.hash.data", "data": {"alg": "sha256", "hash": sha256(path)}},
             {"label": "sora_jax.generation", "data": dict(metadata)},
         ],
         "ingredients": [
-            {"title": item.name, "relationship": "inputTo", "alg": "sha256", "hash": file_hash(item)}
+            {"title": item.name, "relationship": "inputTo", "alg": "sha256", "hash": sha256(item)}
             for item in ingredients
         ],
     }
@@ -61,7 +57,7 @@ def write_manifest(path: pathlib.Path, metadata: Mapping, ingredients: Sequence[
 
 @functools.lru_cache(maxsize=4)
 def _mark(text: str, H: int, W: int):
-    """The mark's (rows, columns) and how much of each pixel it covers, [h, w] from 0 to 1."""
+    """(rows and columns of the watermark; how much of each pixel it covers, [h, w] in [0, 1])."""
     font = ImageFont.load_default(size=max(6, round(H * _MARK_SHARE)))
     left, top, right, bottom = font.getbbox(text)
     drawn = Image.new("L", (min(W, right - left), min(H, bottom - top)))
@@ -73,9 +69,9 @@ def _mark(text: str, H: int, W: int):
 
 
 def marked(frames: np.ndarray, text: str) -> np.ndarray:
-    """Frames [F, H, W, 3] uint8 with a text in the lower right corner, light on darkened ground."""
+    """Frames [F, H, W, 3] uint8 with a text in the lower right corner, white on a darkened ground."""
     place, cover = _mark(text, *frames.shape[1:3])
     shown = frames.copy()
-    ground = shown[:, *place].astype(np.float32) * 0.4
+    ground = shown[:, *place].astype(np.float32) * _DARKENED
     shown[:, *place] = np.rint(ground + (255 - ground) * cover[..., None])
     return shown

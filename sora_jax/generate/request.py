@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from sora_jax.config.schema import SampleSettings, Settings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.data.loader.conditioning_masks import conditioning_tasks
+from sora_jax.data.media.options import Options
 
 MAX_SECONDS = 600.0  # of a video; more is a mistake
 SEEDS = 2**64
@@ -111,6 +112,7 @@ class Request:
     changes: SampleSettings that differ from the checkpoint's own.
     step_cache_file: with the measured velocity change, written if it is absent; None: beside the checkpoint.
     own: settings of each prompt; (): none has any.
+    media: how input files are decoded, and the limits that hold meanwhile.
     asked: the prompts, or the story, before they were expanded; () if they were not.
     lora: adapters to add, each PATH or PATH:STRENGTH; for one of two experts high=PATH or low=PATH.
     """
@@ -123,6 +125,7 @@ class Request:
     step_cache_file: pathlib.Path | None = None
     own: tuple[PromptSettings, ...] = ()
     first: int = 0
+    media: Options = dataclasses.field(default_factory=Options)
     asked: tuple[str, ...] = ()
     lora: tuple[str, ...] = ()
 

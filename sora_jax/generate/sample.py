@@ -14,6 +14,7 @@ from sora_jax.config.schema import MeshSettings, SampleSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.progress import progress_bar
+from sora_jax.core.storage import sha256
 from sora_jax.generate import rolling, tasks
 from sora_jax.generate.generator import (
     Generator,
@@ -28,7 +29,7 @@ from sora_jax.generate.opened_inputs import OpenedInputs
 from sora_jax.generate.outputs import check_outputs, keep_raw_frames, output_paths, write_video
 from sora_jax.generate.pipeline import Noise, check_prompts, fill_batch, sample_latents
 from sora_jax.generate.prompts import prompt_notes
-from sora_jax.generate.provenance import file_hash, params_hash
+from sora_jax.generate.provenance import params_hash
 from sora_jax.generate.request import Request, check_request, untrained_note
 from sora_jax.generate.sampler import LongVideos, ShortVideos, VideoSampler, new_frames
 from sora_jax.generate.schedule import denoising_schedule
@@ -119,9 +120,9 @@ def open_parts(
     parts, left, opened = [], list(paths), {}
     for part in request.parts():
         check_prompts(part.prompts, part.negative_prompt)
-        settings, any_length = checked_settings(part, trained), "frames" not in part.changes
+        settings = checked_settings(part, trained)
         if settings not in opened:
-            opened[settings] = OpenedInputs(part.inputs, settings, trained, any_length=any_length, console=console)
+            opened[settings] = OpenedInputs(part, settings, trained, console)
         parts.append(Part(part, opened[settings], left[: len(part.prompts)]))
         left = left[len(part.prompts) :]
     return parts
@@ -273,7 +274,7 @@ def describe(generator: Generator, part: Part, weights: str, console: rich.conso
         **dataclasses.asdict(settings),
     }
     if part.inputs.files:
-        metadata["input_hashes"] = {path.name: file_hash(path) for path in part.inputs.files}
+        metadata["input_hashes"] = {path.name: sha256(path) for path in part.inputs.files}
     strength = request.inputs.edit_strength
     if not strength or request.inputs.rolling:
         return metadata

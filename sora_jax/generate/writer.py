@@ -1,4 +1,4 @@
-"""Videos on disk: mp4 as a stream of chunks, animated WebP, and how each of them was made."""
+"""Write videos, as mp4 chunk by chunk or as animated WebP, and read the metadata that says how they were made."""
 
 import contextlib
 import json
@@ -21,16 +21,16 @@ EXIF_DESCRIPTION, EXIF_SOFTWARE = 0x010E, 0x0131
 
 
 class VideoWriter:
-    """Write a video to an mp4 file (H.264, 4:2:0, BT.709) while its frames are being made.
+    """Writes a video to an mp4 file (H.264, 4:2:0, BT.709) while its frames are being made.
 
-    A context manager. The file appears, complete, when the block ends; if an error ends it, what stood there
-    before still does. Memory stays that of a chunk and the encoder's few frames of look-ahead.
+    A context manager. The file appears when the block ends, complete; after an error the old file stays. Memory
+    holds a chunk and the encoder's few frames of look-ahead.
 
     Args:
       path: of the file to write, ending in .mp4.
-      fps: frames a second; 23.976 and the like are written as their exact fractions of 1001.
-      metadata: how the video was made (prompt, seed, settings ...), whatever JSON can hold, for `read_metadata`.
-        The prompt is the title that players show, and every file says that it is AI-generated.
+      fps: frames a second, above 0 and at most 1000; 23.976 and the like become their exact fractions of 1001.
+      metadata: how the video was made (prompt, seed, settings), JSON values, for `read_metadata`. The prompt becomes
+        the title that players show. Every file says that it is AI-generated.
       crf: x264's constant rate factor, 0 (lossless) to 51; 18 is hard to tell from the original.
     Raises: InputError for a path, a rate or frames that can't be written.
     """
@@ -40,7 +40,7 @@ class VideoWriter:
         if self.path.suffix.lower() != ".mp4":
             raise InputError(f"{path}: videos are written as .mp4; end the name so")
         self.rate = exact_rate(fps, self.path)
-        self.frames = 0  # written so far
+        self.frames = 0  # written
         self._crf = crf
         self._metadata = described(metadata)
         self._shape: tuple[int, ...] | None = None
@@ -55,9 +55,9 @@ class VideoWriter:
         return self._file.__exit__(*error)
 
     def write(self, frames: np.ndarray) -> None:
-        """Append a chunk of frames, [F, H, W, 3] uint8; an odd height or width gets its last row or column twice.
+        """Append a chunk of frames, [F, H, W, 3] uint8; an odd height or width repeats its last row or column.
 
-        Raises: InputError if a chunk differs in size from the first, or is no uint8 RGB.
+        Raises: InputError if a chunk differs in size from the first, or is not uint8 RGB.
         """
         frames = checked_frames(frames, self.path)
         if self._stream is None:
@@ -72,7 +72,7 @@ class VideoWriter:
             frames = np.pad(frames, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            # Untagged, the matrix is guessed, by size, and differently by different players.
+            # Players guess the matrix of a stream that is not tagged, each in its own way.
             self._encode(
                 picture.reformat(
                     format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
@@ -82,7 +82,7 @@ class VideoWriter:
 
     @contextlib.contextmanager
     def _open_file(self):
-        # faststart: the index comes first, so that browsers play while they load.
+        # faststart puts the index first, so that browsers play while they load.
         options = {"movflags": "+faststart"}
         with (
             atomic_write(self.path) as temporary,
@@ -101,8 +101,7 @@ class VideoWriter:
 
     def _open_stream(self):
         H, W, _ = self._shape
-        # Of 60 writes of the same 17 noisy frames 10 differed with x264's macroblock tree, even on one thread, and
-        # none without: the same frames are to be the same file.
+        # With x264's macroblock tree the same frames do not always make the same file.
         options = {"crf": str(self._crf), "preset": "veryfast", "x264-params": "mbtree=0"}
         stream = self._container.add_stream("libx264", rate=self.rate, options=options)
         stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
@@ -119,10 +118,10 @@ class VideoWriter:
 def write_webp(
     path: str | os.PathLike, frames: np.ndarray, fps: float, *, metadata: Mapping | None = None, quality: int = 85
 ) -> None:
-    """Write frames [F, H, W, 3] uint8 as an animated WebP that loops: a video that a README shows.
+    """Write frames [F, H, W, 3] uint8 as an animated WebP that loops.
 
     Args:
-      fps: frames a second; a frame's time is kept to the millisecond and the whole length exactly.
+      fps: frames a second; WebP rounds each frame's time to milliseconds, and the whole length stays exact.
       metadata: as for `VideoWriter`.
       quality: of the pictures, 0 to 100.
     Raises: InputError as `VideoWriter` does.
@@ -149,9 +148,9 @@ def write_webp(
 
 
 def read_metadata(path: str | os.PathLike) -> dict:
-    """How a video was made, as it was given to `VideoWriter` or `write_webp`.
+    """The metadata that `VideoWriter` or `write_webp` wrote into a video.
 
-    Raises: InputError if the file is absent, is no video, or was not written by sora_jax.
+    Raises: InputError if the file is absent, not a video, or not written by sora_jax.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -175,7 +174,7 @@ def read_metadata(path: str | os.PathLike) -> dict:
 
 
 def described(metadata: Mapping | None) -> dict:
-    """The metadata of a file: what made it, that it is generated, and what the caller adds."""
+    """The caller's metadata, with the version of sora_jax and the mark of generated videos."""
     return {"sora_jax": sora_jax.__version__, "ai_generated": True, **(metadata or {})}
 
 
@@ -190,7 +189,7 @@ def exact_rate(fps: float, path: pathlib.Path) -> Fraction:
 def checked_frames(frames: np.ndarray, path: pathlib.Path) -> np.ndarray:
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise InputError(f"{path}: frames are [F, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}")
+        raise InputError(f"{path}: frames must be [F, H, W, 3] uint8, not {list(frames.shape)} {frames.dtype}")
     return frames
 
 

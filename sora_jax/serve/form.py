@@ -180,14 +180,13 @@ def form_values(queue: JobQueue, form: Form, metadata: dict) -> list:
     for n, text in enumerate(metadata.get("keyframes", [])):
         time, _, path = text.partition(":")
         saved |= {f"time{n}": float(time), f"picture{n}": path}
-    inputs = (queue.out / "inputs").resolve()
+    inputs = queue.out / "inputs"
     fields = []
     for name in form.inputs:
         value = saved.get(name)
         if isinstance(value, str) and name not in ("direction", "story"):
-            # The name comes from the file: only a file that was uploaded here is used again.
-            path = pathlib.Path(value).resolve()
-            value = str(path) if path.is_relative_to(inputs) and path.is_file() else None
+            path = inputs / pathlib.Path(value).name
+            value = str(path) if path.is_file() else None
         fields.append(gr.skip() if value is None and name in ("direction", "strength") else value)
     settings = [metadata.get(name, getattr(queue.defaults, name)) for name in form.settings]
     return [metadata.get("task"), metadata.get("prompt"), *fields, *map(metadata.get, form.options), *settings]

@@ -216,7 +216,11 @@ class JobQueue:
         try:
             sample(
                 self.checkpoint,
-                dataclasses.replace(job.request, changes={**self._brought, **job.request.changes, **self._loaded}),
+                dataclasses.replace(
+                    job.request,
+                    changes={**self._brought, **job.request.changes, **self._loaded},
+                    media=self.limits.media,
+                ),
                 job.out,
                 mesh=self.mesh,
                 console=Console(file=printed),

@@ -1,7 +1,6 @@
 """HTML of jobs and finished videos; text from outside is escaped."""
 
 import html
-import re
 import urllib.parse
 
 SHOWN = 60  # videos of the gallery
@@ -105,13 +104,9 @@ def about_html(metadata):
     """A video's metadata, as a table."""
     rows = []
     for key, value in metadata.items():
-        if key in ("sora_jax", "number", "ai_generated") or value in ("", None):
+        if key in ("sora_jax", "number", "ai_generated", "input_hashes") or value in ("", None):
             continue
-        if key in ("image", "last_image", "mask", "videos", "keyframes"):
-            # "0.5:served/inputs/cat.png" -> "0.5:cat.png"
-            value = ", ".join(
-                re.sub(r"(^|:).*/", r"\1", item) for item in ([value] if isinstance(value, str) else value)
-            )
+        value = ", ".join(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
         rows.append(f"<tr><td>{html.escape(key.replace('_', ' '))}</td><td>{html.escape(str(value))}</td></tr>")
     table = f'<table class="about">{"".join(rows)}</table>'
     return f"<details><summary>How it was made</summary>{table}</details>"

@@ -1,21 +1,29 @@
-"""Uploads: how large they may be, and where they must lie."""
+"""Uploads: where they must lie, and the limits that hold while they are opened and decoded."""
 
 import dataclasses
 import pathlib
 
 from sora_jax.core.errors import InputError
-from sora_jax.data.media import options
+from sora_jax.data.media import options as media
 from sora_jax.data.media.video import check_decodable, probe
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """bytes: of a file; pixels: of a frame; frames: of a video; seconds: to decode all of it."""
+    """Bounds on a file.
+
+    bytes: of the file; pixels: of a frame; frames: of a video; seconds: to decode it.
+    """
 
     bytes: int = 100 * 2**20
     pixels: int = 4096 * 2304
     frames: int = 3600
     seconds: float = 60.0
+
+    @property
+    def media(self) -> media.Options:
+        """The same bounds for reading media."""
+        return media.Options(limits=media.Limits(self.pixels, self.frames, seconds=self.seconds))
 
 
 def admit(path: str | pathlib.Path, folder: pathlib.Path, limits: Limits) -> pathlib.Path:
@@ -29,9 +37,8 @@ def admit(path: str | pathlib.Path, folder: pathlib.Path, limits: Limits) -> pat
         raise InputError(f"{name}: was not uploaded here")
     if (size := path.stat().st_size) > limits.bytes:
         raise InputError(f"{name}: {size / 2**20:.1f} MiB; at most {limits.bytes / 2**20:g} MiB are taken")
-    within = options.Limits(pixels=limits.pixels, frames=limits.frames, seconds=limits.seconds)
     try:
-        check_decodable(probe(path, options.Options(limits=within)))
+        check_decodable(probe(path, limits.media))
     except InputError as error:
         raise InputError(str(error).replace(f"{path.parent}/", "")) from None
     return path
