@@ -29,8 +29,8 @@ class VideoWriter:
     Args:
       path: of the file to write, ending in .mp4.
       fps: frames a second, above 0 and at most 1000; 23.976 and the like become their exact fractions of 1001.
-      metadata: how the video was made (prompt, seed, settings), JSON values, for `read_metadata`. The prompt is the
-        title that players show. Every file says that it is AI-generated.
+      metadata: how the video was made (prompt, seed, settings), JSON values, for `read_metadata`. Players show
+        the prompt as the title. Every file says that it is AI-generated.
       crf: x264's constant rate factor, 0 (lossless) to 51; 18 is hard to tell from the original.
     Raises: InputError for a path, a rate or frames that can't be written.
     """
