@@ -19,20 +19,20 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.storage import atomic_write
 
 INK, FAINT, PAPER, LINE, ACCENT = "#1f2430", "#6b7280", "#ffffff", "#d8dce3", "#3b5bdb"
-COLOURS = (ACCENT, "#f08c00", "#2f9e44", "#ae3ec9", "#e03131", "#1098ad")  # of what is side by side
+COLOURS = (ACCENT, "#f08c00", "#2f9e44", "#ae3ec9", "#e03131", "#1098ad")  # of series in one panel
 GAP, MARGIN, TEXT = 6, 16, 14  # pixels
-# Matplotlib brings a font of many alphabets; Pillow's own lacks even the multiplication sign.
+# Matplotlib's font has many alphabets; Pillow's own lacks even the multiplication sign.
 FONT = pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 
 
 def read_metrics(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The columns of a metrics.jsonl, by step.
 
-    A step that was trained again after a restart counts once, as it was last; a last line that a crash cut short
-    is left out; a value that a line lacks is NaN.
+    A step that was trained again after a restart has its last values. A last line that a crash cut short is left
+    out. Absent values are NaN.
 
     Returns: name -> [steps] float64, "step" among them, in rising order.
-    Raises: InputError if the file is absent, holds no step, or is no JSON lines.
+    Raises: InputError if the file is absent, has no step, or is not JSON lines.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -46,13 +46,13 @@ def read_metrics(path: str | os.PathLike) -> dict[str, np.ndarray]:
             if number < len(lines):
                 raise InputError(f'{path}:{number}: not a JSON object with a "step"') from error
     if not rows:
-        raise InputError(f"{path}: holds no step yet")
+        raise InputError(f"{path}: no step in it yet")
     names = {name for row in rows.values() for name, value in row.items() if isinstance(value, int | float)}
     return {name: np.array([rows[step].get(name, math.nan) for step in sorted(rows)], float) for name in names}
 
 
 def draw_loss_curves(path: str | os.PathLike, runs: Mapping[str, str | os.PathLike]) -> None:
-    """Draw the loss of one or more runs over their steps as a PNG, a panel each: every value, and their course.
+    """Draw the loss of runs over their steps as a PNG, a panel each: every value, and the running mean.
 
     Args:
       runs: title of the panel -> the run's metrics.jsonl.
@@ -71,11 +71,11 @@ def draw_loss_curves(path: str | os.PathLike, runs: Mapping[str, str | os.PathLi
 
 
 def _draw_curve(panel, title, steps, values):
-    course = smoothed(values)
+    means = smoothed(values)
     finite = values[np.isfinite(values)]
     panel.plot(steps, values, color=ACCENT, alpha=0.25, linewidth=0.8)
-    panel.plot(steps, course, color=ACCENT, linewidth=1.8)
-    # Few points are seen only as points.
+    panel.plot(steps, means, color=ACCENT, linewidth=1.8)
+    # A line of few points hides them.
     if len(steps) < 30:
         panel.plot(steps, values, ".", color=ACCENT, alpha=0.6, markersize=4)
     for step in steps[~np.isfinite(values)]:
@@ -87,14 +87,14 @@ def _draw_curve(panel, title, steps, values):
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     panel.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold")
-    panel.set_title(f"{course[-1]:.4g} after {steps[-1]:,.0f} steps", loc="right", color=FAINT, fontsize=10)
+    panel.set_title(f"{means[-1]:.4g} after {steps[-1]:,.0f} steps", loc="right", color=FAINT, fontsize=10)
     panel.set_xlabel("step", color=FAINT)
     panel.set_ylabel("loss", color=FAINT)
     _quieten(panel)
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """The course of noisy values, [steps] -> [steps]: means over a fiftieth of them to either side."""
+    """Running means of finite values, [steps] -> [steps], over a fiftieth of the steps to either side."""
     reach = len(values) // 50
     finite = np.isfinite(values)
     sums = np.concatenate([[0], np.cumsum(np.where(finite, values, 0))])
@@ -111,9 +111,9 @@ def draw_reconstruction(
     """Draw frames of a video, their reconstruction and the error between them as a PNG of three rows.
 
     Args:
-      video, reconstruction: [F, H, W, 3] uint8; frames are taken at even distances, first and last among them.
-      columns: at most so many frames.
-      amplify: what the absolute error is multiplied by to be seen.
+      video, reconstruction: [F, H, W, 3] uint8.
+      columns: maximum number of frames, evenly spaced from the first to the last.
+      amplify: factor of the absolute error in the picture.
     Raises: InputError if the two differ in size.
     """
     if video.shape != reconstruction.shape:
@@ -148,20 +148,19 @@ def draw_contact_sheet(
     columns: int = 3,
     frames: int = 4,
 ) -> None:
-    """Draw many videos as a PNG: of each a strip of frames, its caption below.
+    """Draw videos as a PNG, each as a strip of frames above its caption.
 
     Args:
       videos: each [F, H, W, 3] uint8; sizes and lengths may differ.
-      captions: one a video.
+      captions: one per video.
       columns: videos side by side.
-      frames: at most so many of each video, at even distances, first and last among them.
+      frames: maximum number of frames per video, evenly spaced from the first to the last.
     """
     font = PIL.ImageFont.truetype(FONT, TEXT)
     strips = [strip(video[spread(len(video), frames)], box=128) for video in videos]
     width = max(240, *(image.width for image in strips))
     texts = [wrapped(caption, font, width) for caption in captions]
     line = TEXT + 4
-    # A row is as high as its highest cell.
     rows = [slice(start, start + columns) for start in range(0, len(strips), columns)]
     heights = [
         max(image.height + GAP + line * len(text) for image, text in zip(strips[row], texts[row], strict=True))
@@ -181,15 +180,15 @@ def draw_contact_sheet(
 
 
 def spread(count: int, most: int) -> np.ndarray:
-    """At most `most` indices of `count`, at even distances, first and last among them."""
+    """At most `most` indices below `count`, evenly spaced from the first to the last."""
     return np.unique(np.rint(np.linspace(0, count - 1, min(count, most))).astype(int))
 
 
 def strip(frames: np.ndarray, *, box: int) -> PIL.Image.Image:
-    """Frames [F, H, W, 3] side by side, each as large as fits into a square of `box` pixels."""
+    """Frames [F, H, W, 3] side by side, each as large as a square of `box` pixels allows."""
     _, H, W, _ = frames.shape
     factor = box / max(H, W)
-    if factor >= 1:  # whole factors keep pixels square and sharp, as they are
+    if factor >= 1:  # whole factors keep pixels square and sharp
         factor = math.floor(factor)
     size = (max(1, round(W * factor)), max(1, round(H * factor)))
     how = PIL.Image.Resampling.NEAREST if factor >= 1 else PIL.Image.Resampling.LANCZOS
@@ -200,7 +199,7 @@ def strip(frames: np.ndarray, *, box: int) -> PIL.Image.Image:
 
 
 def wrapped(text: str, font: PIL.ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """At most three lines of text that fit into a width in pixels; what goes beyond is cut, with an ellipsis."""
+    """At most three lines of text that fit into a width in pixels; an ellipsis stands for the rest."""
     for letters in range(width // 4, 2, -1):
         lines = textwrap.wrap(text, letters, max_lines=3, placeholder=" …") or [""]
         if all(font.getlength(line) <= width for line in lines):
@@ -218,11 +217,11 @@ def draw_shares(
     results: Mapping[str, Mapping[str, Mapping]],
     chance: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Draw shares of 1 with their intervals as bars, groups of one bar a checkpoint, as a PNG.
+    """Draw shares with their intervals as a PNG of bars, grouped by attribute, a bar for each checkpoint.
 
     Args:
-      results: checkpoint -> attribute -> {"share", "low", "high"}.
-      chance: checkpoint -> attribute -> what would be there by chance, marked by a line across the bar.
+      results: checkpoint -> attribute -> {"share", "low", "high"}, in [0, 1].
+      chance: checkpoint -> attribute -> the share by chance, marked by a line across the bar.
     """
     names = list(dict.fromkeys(name for values in results.values() for name in values))
     figure = Figure(figsize=(max(7.0, 1.1 * len(names)), 3.8), layout="constrained", facecolor=PAPER)
@@ -250,27 +249,27 @@ def draw_shares(
         figure.savefig(temporary, dpi=144, format="png")
 
 
-def draw_courses(
-    path: str | os.PathLike, courses: Mapping[str, Mapping[str, Sequence]], measures: Mapping[str, float]
+def draw_time_series(
+    path: str | os.PathLike, series: Mapping[str, Mapping[str, Sequence]], measures: Mapping[str, float]
 ) -> None:
-    """Draw how measures change over the time of videos as a PNG, a panel each, a line for each course.
+    """Draw measures over the time of videos as a PNG, a panel for each measure, a line for each series.
 
     Args:
-      courses: title -> {"seconds": where, and of each measure as many values, None: not there}.
-      measures: name -> how high its panel is at least, so that small changes look small.
+      series: title -> {"seconds": times, measure: values at these times, None: absent}.
+      measures: name -> upper limit of its panel, at least.
     """
     figure = Figure(figsize=(3.6 * len(measures), 3.2), layout="constrained", facecolor=PAPER)
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
     for panel, (measure, least) in zip(panels, measures.items(), strict=True):
-        for number, (title, course) in enumerate(courses.items()):
-            values = np.array([math.nan if value is None else value for value in course[measure]])
+        for number, (title, values_of) in enumerate(series.items()):
+            values = np.array([math.nan if value is None else value for value in values_of[measure]])
             colour = COLOURS[number % len(COLOURS)]
-            panel.plot(course["seconds"], values, "o-", color=colour, label=title, markersize=4)
+            panel.plot(values_of["seconds"], values, "o-", color=colour, label=title, markersize=4)
         panel.set_ylim(0, max(least, panel.get_ylim()[1]))
         panel.set_title(measure, loc="left", color=INK, fontsize=12, fontweight="bold")
         panel.set_xlabel("seconds", color=FAINT)
         _quieten(panel)
-    if len(courses) > 1:
+    if len(series) > 1:
         figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", frameon=False)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=144, format="png")

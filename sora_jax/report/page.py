@@ -1,4 +1,4 @@
-"""Pages that show results: the demo's, and an evaluation's. One HTML file each, beside the media that it shows."""
+"""Pages of results: one HTML file each, beside the media that it shows."""
 
 import dataclasses
 import html
@@ -53,7 +53,7 @@ footer { margin-top: 56px; color: var(--faint); font-size: 14px }
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A video to play: an mp4, the WebP that stands in for it where mp4 does not play, and what it is."""
+    """A video: an mp4, a WebP for browsers that can't play it, and a caption."""
 
     video: pathlib.Path
     preview: pathlib.Path
@@ -65,7 +65,7 @@ class Clip:
             width, height = image.size
         size = f'width="{width}" height="{height}"' + (' class="pixels"' if width < 200 else "")
         video, preview = link(self.video, folder), link(self.preview, folder)
-        # The error event comes where a browser lacks the codec: the hidden picture then takes the video's place.
+        # A browser without the codec raises an error: the hidden picture then replaces the video.
         return (
             f'<figure><video {size} src="{video}" autoplay loop muted playsinline'
             f' onerror="this.nextElementSibling.hidden = false; this.remove()"></video>'
@@ -87,9 +87,9 @@ class Gallery:
 
 @dataclasses.dataclass(frozen=True)
 class Sheet:
-    """Many videos as pictures that move, which browsers load as they come into view; each leads to its mp4.
+    """A table of videos as animated pictures, loaded when they come into view, each a link to its mp4.
 
-    header: of the columns; rows: (name, a video for each column, None where there is none).
+    header: of the columns; rows: (name, a video for each column, None: absent).
     """
 
     header: Sequence[str]
@@ -120,7 +120,7 @@ class Sheet:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture over the whole width, and what it shows."""
+    """A picture over the whole width, with a caption."""
 
     file: pathlib.Path
     caption: str
@@ -136,7 +136,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of names and numbers; the first cell of a row is its name, None is a number that is not there."""
+    """A table; the first cell of a row is its name, None is an absent number."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str | float | None]]
@@ -161,7 +161,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Durations:
-    """What took how long, as bars: name -> seconds."""
+    """Durations as bars: name -> seconds."""
 
     seconds: Mapping[str, float]
 
@@ -172,13 +172,13 @@ class Durations:
             f'<td class="time"><div class="bar" style="width: {value / longest:.1%}"></div></td></tr>'
             for name, value in self.seconds.items()
         )
-        total = f"<tr><th>in all</th>{cell('td', duration(sum(self.seconds.values())), True)}<td></td></tr>"
+        total = f"<tr><th>total</th>{cell('td', duration(sum(self.seconds.values())), True)}<td></td></tr>"
         return f'<div class="scroll"><table><tbody>{rows}{total}</tbody></table></div>'
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading, a line on what to see, and the parts below it."""
+    """A heading, a note, and the parts below them."""
 
     title: str
     note: str
@@ -193,9 +193,9 @@ class Section:
 
 
 def write_page(path: str | os.PathLike, title: str, summary: str, sections: Sequence[Section]) -> None:
-    """Write a page as one HTML file; media are linked relative to it, so that its folder can be moved or zipped.
+    """Write a page as one HTML file. Its links are relative, so its folder can be moved.
 
-    Raises: InputError if a file that the page shows is not there.
+    Raises: InputError if a file that the page shows is absent.
     """
     path = pathlib.Path(path)
     body = "".join(section.html(path.parent) for section in sections)
@@ -223,12 +223,12 @@ def write_demo_page(
     """Write the demo's index.html.
 
     Args:
-      before, after: a video per prompt, of the model that ships and of what it was trained to.
-      reconstructions: sheets by `draw_reconstruction`.
+      before, after: a video for each prompt, of the released model and of the model after training.
+      reconstructions: pictures by `draw_reconstruction`.
       curves: the picture by `draw_loss_curves`.
-      seconds: what the demo did -> how long it took.
+      seconds: name of a phase -> its duration.
       facts: name -> value, of the machine, the data and the models.
-    Raises: InputError if a file that the page shows is not there.
+    Raises: InputError if a file that the page shows is absent.
     """
     write_page(
         path,
@@ -257,9 +257,9 @@ def write_demo_page(
 
 
 def link(file: str | os.PathLike, folder: pathlib.Path) -> str:
-    """The relative address of a file, for an attribute."""
+    """The relative address of a file, escaped for an attribute."""
     if not pathlib.Path(file).is_file():
-        raise InputError(f"{file}: no such file, and the page in {folder} is to show it")
+        raise InputError(f"{file}: no such file; the page in {folder} shows it")
     relative = os.path.relpath(pathlib.Path(file).resolve(), folder.resolve())
     return html.escape(urllib.parse.quote(pathlib.PurePath(relative).as_posix()))
 
@@ -270,7 +270,7 @@ def cell(tag: str, text: str, right: bool) -> str:
 
 
 def shown(value: str | float | None) -> str:
-    """A value as a reader wants it: four digits that count, thousands apart."""
+    """A value with four significant digits and thousands separators."""
     if value is None:
         return "–"
     if isinstance(value, str):
@@ -285,7 +285,7 @@ def shown(value: str | float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the units that suit them: 0.4 s, 42 s, 3 min 05 s, 1 h 02 min."""
+    """Seconds as 0.4 s, 42 s, 3 min 05 s or 1 h 02 min."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -18,7 +18,7 @@ from sora_jax.evaluate.metrics.motion import STILL_BELOW, gradient
 from sora_jax.evaluate.samples import captions_of, cells, digest, repeat_prompts, sample_by_command
 from sora_jax.generate.request import TaskInputs, check_inputs
 from sora_jax.generate.writer import write_webp
-from sora_jax.report.figures import draw_contact_sheet, draw_courses
+from sora_jax.report.figures import draw_contact_sheet, draw_time_series
 from sora_jax.report.page import Clip, Gallery, Picture, Section, Table
 from sora_jax.worlds.shapes.detector import read_scene
 from sora_jax.worlds.shapes.prompt_suite import agreement
@@ -199,7 +199,7 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
             middles = [(s["from"] + s["to"]) / 2 for s in found["spans"]]
             courses[title] = {"seconds": middles} | {k: [s[k] for s in found["spans"]] for k in MEASURES}
     picture = next(iter(folders.values())).parent / "long.png"
-    draw_courses(picture, courses, MEASURES)
+    draw_time_series(picture, courses, MEASURES)
     note = "Videos made window by window. Colour is the distance of the mean colour from that of the first part, "
     note += "in levels of 255; sharpness and motion are 1 without change."
     return [Section("Long videos", note, [Picture(picture, "From the first part to the last one."), *parts])]
