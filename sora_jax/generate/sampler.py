@@ -98,7 +98,8 @@ class ShortVideos:
         steps: int,
     ):
         self.sampler, self.prompts, self.first, self._make_task = sampler, prompts, first, make_task
-        self._steps, self._group, self._latents = steps, None, None
+        self._steps = steps
+        self._group, self._latents = -1, np.zeros(0, np.float32)
         self.total = sampler.total = -(-len(prompts) // sampler.rows) * steps
 
     @functools.cached_property
@@ -110,7 +111,7 @@ class ShortVideos:
         rows, task, generator = self.sampler.rows, self._task, self.sampler.generator
         group, place = divmod(number, rows)
         if group != self._group:
-            self.sampler.done, self._group = group * self._steps, None
+            self.sampler.done, self._group = group * self._steps, -1
             self._latents = self.sampler.latents(
                 self.prompts[group * rows : (group + 1) * rows],
                 task.conditioning,
