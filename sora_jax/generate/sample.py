@@ -204,8 +204,7 @@ def video_source(
     steps = inputs.settings.steps
     if strength := request.inputs.edit_strength:
         steps = len(denoising_schedule(generator, inputs.settings, strength=strength).steps)
-    make_task = functools.partial(inputs.task, generator)
-    return ShortVideos(sampler, make_task, request.prompts, first=request.first, steps=steps)
+    return ShortVideos(sampler, inputs.task(generator), request.prompts, first=request.first, steps=steps)
 
 
 def make_video(source: ShortVideos | LongVideos, n: int, path: pathlib.Path, part: Part, metadata: dict) -> str:
@@ -311,7 +310,7 @@ def write_videos(
         negative_prompt=settings.negative_prompt,
         on_progress=lambda done, total: advance(),
     )
-    source = ShortVideos(sampler, lambda: tasks.Task(settings.frames), prompts, steps=settings.steps)
+    source = ShortVideos(sampler, tasks.Task(settings.frames), prompts, steps=settings.steps)
     metadata = {"seed": seed, "checkpoint_step": generator.step, **dataclasses.asdict(settings)}
     for n, path in enumerate(paths):
         about = {"prompt": prompts[n], "number": n, **metadata}

@@ -1,7 +1,6 @@
 """The frames of every video of a request, from one run of the solver or from window after window."""
 
 import dataclasses
-import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,7 +82,7 @@ class ShortVideos:
     """The frames of a video for each prompt, each from one run of the solver.
 
     Args:
-      make_task: makes the task of all of them; it is called when the first video is asked for.
+      task: of all of them.
       first: number of the first prompt's noise.
     total: steps of the solver for all videos.
     """
@@ -91,20 +90,16 @@ class ShortVideos:
     def __init__(
         self,
         sampler: VideoSampler,
-        make_task: Callable[[], tasks.Task],
+        task: tasks.Task,
         prompts: Sequence[str],
         *,
         first: int = 0,
         steps: int,
     ):
-        self.sampler, self.prompts, self.first, self._make_task = sampler, prompts, first, make_task
+        self.sampler, self.prompts, self.first, self._task = sampler, prompts, first, task
         self._steps = steps
         self._group, self._latents = -1, np.zeros(0, np.float32)
         self.total = sampler.total = -(-len(prompts) // sampler.rows) * steps
-
-    @functools.cached_property
-    def _task(self):
-        return self._make_task()
 
     def frames(self, number: int) -> Iterator[np.ndarray]:
         """The frames of video `number`, chunk by chunk, [F, H, W, 3] uint8; samples its group if need be."""
