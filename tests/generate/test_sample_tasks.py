@@ -38,11 +38,11 @@ CASES = {
     "text": ([], 9),
     "image": (["--image=picture.png", "--last-image=picture.png"], 9),
     "keyframes": (["--keyframe=0:picture.png", "--keyframe=0.25:tall.mp4"], 9),
-    "extend": (["--video=wide.mp4", "--seconds=0.5"], 25 + 8),  # 40 frames at 24 are 26 at 16, of which 25 fit
+    "extend": (["--video=wide.mp4", "--seconds=0.5"], 27 + 8),  # 40 frames at 24 are 27 at 16
     "extend backward": (["--video=tall.mp4", "--seconds=0.7", "--direction=backward"], 11 + 19),
     "loop": ([], 8),
     "loop of a video": (["--video=tall.mp4"], 19 + 4),
-    "connect": (["--video=wide.mp4", "--video=tall.mp4", "--seconds=0.2"], 25 + 4 + 19),
+    "connect": (["--video=wide.mp4", "--video=tall.mp4", "--seconds=0.2"], 27 + 4 + 19),
     "edit": (["--video=wide.mp4", "--strength=0.5"], 9),
     "inpaint": (["--video=wide.mp4", "--mask=mask.png"], 9),
     "outpaint": (["--video=small.mp4"], 9),
@@ -124,7 +124,7 @@ def test_a_video_goes_on_rolling_and_a_model_that_has_not_learned_it_is_named(ho
         ),
     )
     assert make("--task=extend", "--video=wide.mp4", "--seconds=0.5", "--rolling", "--solver=ancestral") == 0
-    assert probe(home / "out.mp4").frames == 25 + 8 and read_metadata(home / "out.mp4")["rolling"] is True
+    assert probe(home / "out.mp4").frames == 27 + 8 and read_metadata(home / "out.mp4")["rolling"] is True
     assert "this model was not trained on frames with times of their own" in "".join(capsys.readouterr())
     assert [number for number, _ in done] == list(range(1, len(done) + 1)) and done[-1][1] == len(done)
 
