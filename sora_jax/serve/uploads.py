@@ -23,7 +23,7 @@ class Limits:
     @property
     def media(self) -> media.Options:
         """The same bounds for reading media."""
-        return media.Options(limits=media.Limits(self.pixels, self.frames, seconds=self.seconds))
+        return media.Options(limits=media.Limits(pixels=self.pixels, frames=self.frames, seconds=self.seconds))
 
 
 def admit(path: str | pathlib.Path, folder: pathlib.Path, limits: Limits) -> pathlib.Path:
