@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to sampled videos: makes .venv, installs, runs `sora-jax demo`. Arguments go to it.
+# Makes .venv, installs, and runs `sora-jax demo`. Arguments go to it.
 set -eu
 # shellcheck source=launch/environment.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"

@@ -1,6 +1,6 @@
-"""What the launchers share: the chips that a run asks for, what its processes are told, and how commands are run.
+"""Shared by the launchers: chips and topologies, environment variables of the processes, running commands.
 
-By itself it prints what processes that are started by hand should have in their environment.
+As a program it prints the environment variables for processes that are started by hand.
 """
 
 import argparse
@@ -19,11 +19,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # From a checkout, with nothing installed.
 sys.path.insert(0, str(ROOT))
 
-from sora_jax.core.errors import InputError, did_you_mean  # noqa: E402
+from sora_jax.core.errors import InputError, did_you_mean, print_error  # noqa: E402
 
 CHIPS = tomllib.loads((ROOT / "launch/chips.toml").read_text())
 FLAGS = tomllib.loads((ROOT / "launch/xla_flags.toml").read_text())
-VARIABLE = {"tpu": "LIBTPU_INIT_ARGS", "cuda": "XLA_FLAGS"}  # that carries compiler flags
+FLAGS_VARIABLE = {"tpu": "LIBTPU_INIT_ARGS", "cuda": "XLA_FLAGS"}  # holds the compiler flags
 INSTALL = {
     "gcloud": "https://cloud.google.com/sdk/docs/install",
     "kubectl": "gcloud components install kubectl, or https://kubernetes.io/docs/tasks/tools",
@@ -37,13 +37,13 @@ INSTALL = {
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-    """Chips of one kind: slices of TPUs, each of some topology, or hosts of GPUs.
+    """Chips of one kind: TPU slices of a topology, or GPU hosts.
 
-    Raises: InputError for a chip or a topology that there is none of.
+    Raises: InputError for an unknown chip or topology.
     """
 
     chip: str
-    topology: str = ""  # of a slice of TPUs: 4x4, 4x4x4
+    topology: str = ""  # of a TPU slice: 4x4, 4x4x4
     slices: int = 1
     gpu_hosts: int = 1
 
@@ -52,12 +52,14 @@ class Pod:
             raise InputError(f"--chip={self.chip}: no such chip, {did_you_mean(self.chip, CHIPS)}")
         if self.tpu:
             if self.gpu_hosts > 1:
-                raise InputError(f"--hosts: those of a {self.chip} slice follow from its --topology")
+                raise InputError(
+                    f"--hosts: leave it out; the hosts of a {self.chip} slice follow from its --topology"
+                )
             if not exists(self.fact("topologies"), self.fact("largest", 0), self.topology):
                 known = ", ".join(self.fact("topologies"))
                 if largest := self.fact("largest", 0):
                     known += f", and AxBxC of multiples of 4, A <= B <= C, up to {largest} chips"
-                raise InputError(f"--topology={self.topology}: no {self.chip} slice is so; known: {known}")
+                raise InputError(f"--topology={self.topology}: no {self.chip} slice has it; known: {known}")
         elif self.topology or self.slices > 1:
             raise InputError(f"--topology and --slices are for TPUs; {self.chip}s come as --hosts of {self.chips}")
 
@@ -71,35 +73,35 @@ class Pod:
 
     @property
     def chips(self) -> int:
-        """Of a slice, or of a host of GPUs."""
+        """The number of chips of a slice, or of a GPU host."""
         return math.prod(int(side) for side in self.topology.split("x")) if self.tpu else self.fact("host")
 
     @property
     def hosts(self) -> int:
-        """Of a slice, where a host has at most four chips, or of all GPUs."""
+        """The number of hosts of a slice, or of GPU hosts."""
         return math.ceil(self.chips / self.fact("host")) if self.tpu else self.gpu_hosts
 
     @property
     def devices(self) -> int:
-        """That JAX sees over all hosts and slices."""
+        """The number of JAX devices of all hosts and slices."""
         return self.chips * self.fact("devices") * (self.slices if self.tpu else self.gpu_hosts)
 
     def accelerator(self) -> str:
-        """The name of a slice that counts chips or cores, such as v5p-128."""
+        """The accelerator type of a slice, which counts chips or cores: v5p-128."""
         return f"{self.fact('vm')}-{self.chips * self.fact('count')}"
 
     def environment(self, processes: int) -> dict[str, str]:
-        """Variables of every process: what is promised to it, and the compiler's flags for this chip."""
+        """Variables of every process: number of processes and devices, and the chip's compiler flags."""
         return {
             "JAX_PLATFORMS": f"{self.fact('platform')},cpu",
             "SORA_JAX_NUM_PROCESSES": str(processes),
             "SORA_JAX_NUM_DEVICES": str(self.devices),
-            VARIABLE[self.fact("platform")]: " ".join(flags(self.chip, self.slices)),
+            FLAGS_VARIABLE[self.fact("platform")]: " ".join(flags(self.chip, self.slices)),
         }
 
 
 def exists(known: list[str], largest: int, topology: str) -> bool:
-    """Whether there is a slice of that topology: a known one, or a large torus."""
+    """Whether there are slices of that topology: a known one, or a large torus."""
     if topology in known:
         return True
     if not largest or not re.fullmatch(r"\d+x\d+x\d+", topology):
@@ -109,7 +111,7 @@ def exists(known: list[str], largest: int, topology: str) -> bool:
 
 
 def flags(chip: str, slices: int = 1) -> list[str]:
-    """The compiler's flags for a chip, from xla_flags.toml."""
+    """The compiler flags for a chip, from xla_flags.toml."""
     return [
         entry["flag"]
         for entry in FLAGS["flags"]
@@ -118,21 +120,21 @@ def flags(chip: str, slices: int = 1) -> list[str]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Options, then `--`, then the command that every process runs; mistakes are an InputError of one line."""
+    """Options, then `--`, then the command that every process runs; errors are an InputError of one line."""
 
     def __init__(self, description: str):
         super().__init__(description=description, allow_abbrev=False)
-        self.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
+        self.add_argument("--dry-run", action="store_true", help="Print the commands instead of running them.")
 
     def error(self, message: str):
         raise InputError(message)
 
     def add_pod(self):
-        """Options that say which chips."""
-        self.add_argument("--chip", required=True, help=", ".join(CHIPS))
-        self.add_argument("--topology", default="", help="of a slice of TPUs, for example 4x4x4")
-        self.add_argument("--slices", type=positive, default=1, help="of TPUs, joined by the network")
-        self.add_argument("--hosts", type=positive, default=1, help="of GPUs")
+        """Add the options that choose the chips."""
+        self.add_argument("--chip", required=True, help=f"Kind of chip: {', '.join(CHIPS)}.")
+        self.add_argument("--topology", default="", help="Topology of a TPU slice, for example 4x4x4.")
+        self.add_argument("--slices", type=positive, default=1, help="Number of TPU slices (default: 1).")
+        self.add_argument("--hosts", type=positive, default=1, help="Number of GPU hosts (default: 1).")
 
     def read(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """The options, and the command after `--`."""
@@ -144,7 +146,7 @@ class Parser(argparse.ArgumentParser):
                 raise InputError(f"{word}: no such option, {did_you_mean(word.partition('=')[0], known)}")
         options, left = self.parse_known_args(arguments[:at])
         if left:
-            raise InputError(f"{left[0]!r}: what is this? the command of the run comes after --")
+            raise InputError(f"{left[0]!r}: not an option; the command of the run comes after --")
         return options, arguments[at + 1 :]
 
 
@@ -153,11 +155,11 @@ def pod_of(options: argparse.Namespace) -> Pod:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Reads a whole number."""
+    """A parser of whole numbers."""
 
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
+            raise argparse.ArgumentTypeError(f"{text!r}: a whole number is needed, {least} or more")
         return int(text)
 
     return read
@@ -167,9 +169,9 @@ positive = at_least(1)
 
 
 def name(text: str) -> str:
-    """A name that Google Cloud, Kubernetes and Slurm all take."""
+    """A name that Google Cloud, Kubernetes and Slurm all accept."""
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: at most 40 of a-z, 0-9 and -, beginning with a letter")
+        raise argparse.ArgumentTypeError(f"{text!r}: use at most 40 of a-z, 0-9 and -, and begin with a letter")
     return text
 
 
@@ -183,65 +185,65 @@ def command_of(command: list[str]) -> list[str]:
 
 
 def supervised(command: list[str], restarts: int = 0) -> list[str]:
-    """The command of one host, watched there: it ends when it hangs, and with another code when it is not done.
+    """The command under a supervisor on each host, which ends it when it hangs and restarts it.
 
     Args:
-      restarts: by the host itself, where nothing above it begins the run anew.
+      restarts: by the supervisor; 0 where the cluster restarts the run.
     """
     return ["python", "-m", "sora_jax.cluster.supervisor", f"--restarts={restarts}", "--", *command]
 
 
 def with_environment(variables: dict[str, str], command: list[str]) -> str:
-    """One line for a shell: `env NAME=VALUE ... command`."""
+    """A line for a shell: `env NAME=VALUE ... command`."""
     return shlex.join(["env", *(f"{key}={value}" for key, value in variables.items()), *command])
 
 
 def run(command: list[str], *, dry: bool, text: str = "") -> None:
-    """Run a program to its end, with `text` on its standard input; in a dry run print both.
+    """Run a program with `text` on its standard input; in a dry run print both.
 
-    Raises: InputError if the program is not there, or fails.
+    Raises: InputError if the program is absent or fails.
     """
     if dry:
         print(shlex.join(command) + (f" <<'EOF'\n{text.rstrip()}\nEOF" if text else ""))
         return
-    needed(command[0])
+    check_installed(command[0])
     done = subprocess.run(command, input=text or None, text=True, check=False)
     if done.returncode:
-        raise InputError(f"{shlex.join(command[:4])} ...: ended with {done.returncode}; its own words are above")
+        raise InputError(
+            f"{shlex.join(command[:4])} ...: ended with exit code {done.returncode}; its output is above"
+        )
 
 
 def act(actions: Mapping[str, Callable], arguments: Sequence[str]):
-    """The action that the first argument names, on the others."""
+    """Run the action that the first argument names with the other arguments."""
     if not arguments or arguments[0] not in actions:
-        given = (
-            f"{arguments[0]}: no such action, {did_you_mean(arguments[0], actions)}" if arguments else "no action"
-        )
-        raise InputError(f"{given}; one of {', '.join(actions)}")
+        unknown = f"{arguments[0]}: no such action, {did_you_mean(arguments[0], actions)}" if arguments else ""
+        raise InputError(f"{unknown or 'no action'}; one of {', '.join(actions)}")
     return actions[arguments[0]](arguments[1:])
 
 
-def needed(program: str):
-    """Raise InputError, with how to install it, for a program that is not there."""
+def check_installed(program: str):
+    """Raise InputError, with the way to install it, for a program that is absent."""
     if not shutil.which(program):
         raise InputError(
             f"{program}: no such program here; {INSTALL.get(program, 'is it installed, and on PATH?')}"
         )
 
 
-def main(verb) -> int:
-    """Run a launcher; its exit code: 0, or 2 for a mistake, told in one line."""
+def main(launcher) -> int:
+    """Run a launcher; returns the exit code: 0, or 2 for an error of input, printed in one line."""
     try:
-        return verb(sys.argv[1:]) or 0
+        return launcher(sys.argv[1:]) or 0
     except InputError as error:
-        print(f"{pathlib.Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return 2
+        print_error(pathlib.Path(sys.argv[0]).name, error)
+        return error.code
     except KeyboardInterrupt:
         return 130
 
 
 def exports(arguments: Sequence[str]):
-    """Print the variables of a run by hand, for `eval "$(python launch/pod.py --chip=v5p --topology=2x2x1)"`."""
-    parser = Parser("The variables that processes on these chips are to have, as lines for a shell.")
+    """Print the variables of a run for a shell: `eval "$(python launch/pod.py --chip=v5p --topology=2x2x1)"`."""
+    parser = Parser("Print the environment variables of processes on these chips, as lines for a shell.")
     parser.add_pod()
     options, _ = parser.read(arguments)
     pod = pod_of(options)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A run on GPUs of a Slurm cluster: writes the batch script and hands it to sbatch.
+"""Starts a run on GPUs of a Slurm cluster: writes the batch script and submits it.
 
 python launch/slurm.py submit --name=first --chip=h100 --hosts=4 --time=24:00:00 -- sora-jax train ...
 python launch/slurm.py status|cancel --name=first
@@ -13,17 +13,17 @@ from collections.abc import Sequence
 import pod
 from pod import InputError, Pod
 
-GRACE = 120  # seconds before the end, and from SIGTERM to SIGKILL: a checkpoint may be in the writing
+GRACE = 120  # seconds from SIGTERM to the time limit or SIGKILL, to save a checkpoint
 
 
 def script(
     asked: Pod, name: str, command: list[str], *, time: str, partition: str, account: str, logs: str, restarts: int
 ) -> str:
-    """The batch script of a run: one process a host, which has all of its GPUs.
+    """The batch script of a run: one process per host, with all of its GPUs.
 
     Args:
-      restarts: how often the job goes back into the queue when it fails, hangs, or its time is up; it goes on from
-        its last checkpoint. After a mistake of input it does not.
+      restarts: how often the job is requeued when it fails, hangs, or reaches its time limit; it continues from
+        its last checkpoint. An error of input ends it for good.
     """
     lines = {
         "job-name": name,
@@ -35,13 +35,13 @@ def script(
         "signal": f"TERM@{GRACE}",
         "partition": partition,
         "account": account,
-        "open-mode": "append",  # a job that begins again keeps its log
+        "open-mode": "append",  # a requeued job keeps its log
     }
     directives = [f"#SBATCH --{key}={value}" for key, value in lines.items() if value]
-    told = [f"export {key}={shlex.quote(value)}" for key, value in asked.environment(asked.hosts).items()]
-    # One dead process stops the others, which would wait for it.
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in asked.environment(asked.hosts).items()]
+    # One failed process stops the others, which would wait for it.
     start = f"srun --kill-on-bad-exit=1 --label {shlex.join(pod.supervised(command))}"
-    again = [
+    requeue = [
         f"{start} || code=$?",
         f'if [ "$code" -ne 0 ] && [ "$code" -ne {InputError.code} ] '
         f'&& [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then',
@@ -50,7 +50,7 @@ def script(
         'exit "$code"',
     ]
     queue = f"#SBATCH --{'requeue' if restarts else 'no-requeue'}"
-    parts = ["#!/bin/bash", *directives, "#SBATCH --exclusive", queue, "set -eu", *told, "code=0", *again]
+    parts = ["#!/bin/bash", *directives, "#SBATCH --exclusive", queue, "set -eu", *exports, "code=0", *requeue]
     return "\n".join(parts) + "\n"
 
 
@@ -58,11 +58,13 @@ def submit(arguments: Sequence[str]):
     parser = pod.Parser("Submit a run to Slurm.")
     parser.add_argument("--name", type=pod.name, required=True)
     parser.add_pod()
-    parser.add_argument("--time", type=duration, required=True, help="at most so long, for example 24:00:00")
-    parser.add_argument("--partition", default="")
-    parser.add_argument("--account", default="")
-    parser.add_argument("--logs", default=".", help="a folder that is there")
-    parser.add_argument("--restarts", type=pod.at_least(0), default=0, help="through the queue")
+    parser.add_argument("--time", type=duration, required=True, help="Time limit, for example 24:00:00.")
+    parser.add_argument("--partition", default="", help="Partition of the cluster.")
+    parser.add_argument("--account", default="", help="Account to charge.")
+    parser.add_argument("--logs", default=".", help="Existing folder for the logs (default: .).")
+    parser.add_argument(
+        "--restarts", type=pod.at_least(0), default=0, help="Times that the job is requeued (default: 0)."
+    )
     options, command = parser.read(arguments)
     asked = pod.pod_of(options)
     if asked.tpu:
@@ -82,17 +84,15 @@ def submit(arguments: Sequence[str]):
 
 def duration(text: str) -> str:
     if not re.fullmatch(r"(\d+-)?\d+:\d\d(:\d\d)?|\d+", text):
-        raise pod.argparse.ArgumentTypeError(
-            f"{text!r} is no time; write hours:minutes:seconds or days-hours:minutes"
-        )
+        raise pod.argparse.ArgumentTypeError(f"{text!r}: write hours:minutes:seconds or days-hours:minutes")
     return text
 
 
 def by_name(*command: str):
-    """An action on a run that is there."""
+    """An action on a submitted run."""
 
     def act(arguments: Sequence[str]):
-        parser = pod.Parser("Slurm, for one run.")
+        parser = pod.Parser("Ask Slurm about one run, or cancel it.")
         parser.add_argument("--name", type=pod.name, required=True)
         options, _ = parser.read(arguments)
         pod.run([*command, f"--name={options.name}"], dry=options.dry_run)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Cloud TPU VMs through queued resources: create, wait, setup, ssh, run, logs, stop, delete.
+"""Runs on Cloud TPU VMs through queued resources: create, wait, setup, ssh, run, logs, stop, delete.
 
     python launch/tpu_vm.py create --name=first --zone=us-east5-a --chip=v5p --topology=4x4x4
     python launch/tpu_vm.py wait|setup ...     the same options
     python launch/tpu_vm.py run ... -- sora-jax train ...
 
-Every action but `create` finds the machines by --name, --zone, --slices and the chips, so a line is edited, not
-rewritten. `run` leaves the run behind on the machines: it goes on when this computer is closed.
+All actions take the same options, so that one edits the line of `create`. `run` starts the run in the background:
+it continues when this computer is switched off.
 """
 
 import shlex
@@ -20,28 +20,28 @@ import pod
 from pod import InputError, Pod
 
 GCLOUD = ["gcloud", "compute", "tpus"]
-FOLDER = "sora_jax"  # in the home folder of each machine
+FOLDER = "sora_jax"  # in the home folder of each VM
 FAILED = ("FAILED", "SUSPENDING", "SUSPENDED")
 
 
 class Machines:
-    """The slices of a queued resource, and how gcloud is asked about them."""
+    """The TPU VMs of a queued resource."""
 
     def __init__(self, arguments: Sequence[str], *extra: tuple[str, dict]):
         parser = pod.Parser("Cloud TPU VMs through queued resources.")
         parser.add_argument("--name", type=pod.name, required=True)
         parser.add_argument("--zone", required=True)
-        parser.add_argument("--project", default="", help="default: that of gcloud")
+        parser.add_argument("--project", default="", help="Google Cloud project (default: that of gcloud).")
         parser.add_pod()
         for option, values in extra:
             parser.add_argument(option, **values)
         self.options, self.command = parser.read(arguments)
         self.pod: Pod = pod.pod_of(self.options)
         if not self.pod.fact("vm", ""):
-            raise InputError(f"--chip={self.pod.chip}: is not on TPU VMs; launch/gke.py runs on it")
+            raise InputError(f"--chip={self.pod.chip}: is not available as TPU VMs; launch/gke.py runs on it")
         slices = self.pod.slices
         name = self.options.name
-        # As gcloud names them.
+        # The names that gcloud gives them.
         self.nodes = [name] if slices == 1 else [f"{name}-{number}" for number in range(slices)]
         self.where = [f"--zone={self.options.zone}"]
         if self.options.project:
@@ -49,7 +49,7 @@ class Machines:
 
     @property
     def processes(self) -> int:
-        """One a machine: a TPU VM of a small slice holds all of its chips."""
+        """The number of processes, one per VM; a small slice is one VM."""
         hosts = 1 if self.pod.chips <= self.pod.fact("single") else self.pod.hosts
         return hosts * self.pod.slices
 
@@ -57,7 +57,7 @@ class Machines:
         pod.run([*GCLOUD, *words, *self.where], dry=self.options.dry_run)
 
     def ssh(self, script: str, *, worker: str = "all", nodes: list[str] | None = None):
-        """Run a script on machines of every slice."""
+        """Run a script on the VMs of every slice."""
         for node in nodes or self.nodes:
             self.gcloud("tpu-vm", "ssh", node, f"--worker={worker}", f"--command={script}")
 
@@ -66,9 +66,9 @@ def create(arguments: Sequence[str]):
     flag = {"action": "store_true"}
     machines = Machines(
         arguments,
-        ("--spot", flag | {"help": "cheap, and can be taken back"}),
-        ("--reserved", flag | {"help": "from a reservation"}),
-        ("--valid-until", {"default": "", "help": "give up after this long, for example 6h"}),
+        ("--spot", flag | {"help": "Cheaper VMs that can be preempted."}),
+        ("--reserved", flag | {"help": "VMs of a reservation."}),
+        ("--valid-until", {"default": "", "help": "Time after which the request is withdrawn, for example 6h."}),
     )
     options, asked = machines.options, machines.pod
     nodes = [f"--node-id={options.name}"]
@@ -89,27 +89,28 @@ def create(arguments: Sequence[str]):
 
 
 def wait(arguments: Sequence[str]):
-    """Wait until the machines are there, and say each state on the way."""
+    """Wait until the VMs are ready, and print each change of state."""
     machines = Machines(
-        arguments, ("--every", {"type": pod.positive, "default": 30, "help": "seconds between looks"})
+        arguments,
+        ("--every", {"type": pod.positive, "default": 30, "help": "Seconds between queries (default: 30)."}),
     )
     name = machines.options.name
     command = [*GCLOUD, "queued-resources", "describe", name, "--format=value(state.state)", *machines.where]
     if machines.options.dry_run:
         return pod.run(command, dry=True)
-    pod.needed("gcloud")
+    pod.check_installed("gcloud")
     before = ""
     while before != "ACTIVE":
         asked = subprocess.run(command, capture_output=True, text=True, check=False)
         if asked.returncode:
-            lines = asked.stderr.strip().splitlines() or ["no reason given"]
+            lines = asked.stderr.strip().splitlines() or ["it gives no reason"]
             raise InputError(f"gcloud can't describe {name}: {lines[-1]}")
         state = asked.stdout.strip()
         if state != before:
             print(f"{name}: {state}", flush=True)
         if state in FAILED:
             raise InputError(
-                f"{name} is {state}: `tpu_vm.py delete` it, then create it anew; gcloud's describe says why"
+                f"{name} is {state}: run `tpu_vm.py delete`, then create it again; `gcloud ... describe` says why"
             )
         before = state
         if before != "ACTIVE":
@@ -117,7 +118,7 @@ def wait(arguments: Sequence[str]):
 
 
 def setup(arguments: Sequence[str]):
-    """Copy the last commit of this checkout to every machine, and install it there."""
+    """Copy the last commit of this checkout to every VM, and install it there."""
     machines = Machines(arguments)
     dry = machines.options.dry_run
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +126,7 @@ def setup(arguments: Sequence[str]):
         pod.run(["git", "-C", str(pod.ROOT), "archive", "--format=tar.gz", f"--output={archive}", "HEAD"], dry=dry)
         for node in machines.nodes:
             machines.gcloud("tpu-vm", "scp", archive, f"{node}:sora_jax.tar.gz", "--worker=all")
-    # The machines' own Python is older than 3.11; uv brings one.
+    # The Python of the VMs is older than 3.11; uv brings a newer one.
     machines.ssh(
         f"set -e; rm -rf {FOLDER}; mkdir {FOLDER}; tar -xzf sora_jax.tar.gz -C {FOLDER}; cd {FOLDER}; "
         "python3 -m pip install --quiet --user uv; export PATH=$HOME/.local/bin:$PATH; "
@@ -136,28 +137,29 @@ def setup(arguments: Sequence[str]):
 
 
 def ssh(arguments: Sequence[str]):
-    """Run any command on every machine and wait for it: to mount a disk, or to look."""
+    """Run a command on every VM and wait for it, for example to mount a disk."""
     machines = Machines(arguments)
     machines.ssh(shlex.join(pod.command_of(machines.command)))
 
 
 def run(arguments: Sequence[str]):
-    """Start a run on every machine, and leave it there; a machine begins again when its process dies or hangs."""
-    # Meeting the others anew can take more than one try.
-    restarts = {"type": pod.at_least(0), "default": 10, "help": "while no new checkpoint comes of it"}
+    """Start a run in the background on every VM; each VM restarts its process when it dies or hangs."""
+    # After a restart, finding the others can take more than one try.
+    help_text = "Restarts of a VM's process without a new checkpoint (default: 10)."
+    restarts = {"type": pod.at_least(0), "default": 10, "help": help_text}
     machines = Machines(arguments, ("--restarts", restarts))
-    told = machines.pod.environment(machines.processes)
+    variables = machines.pod.environment(machines.processes)
     command = pod.supervised(pod.command_of(machines.command), machines.options.restarts)
-    line = pod.with_environment(told, command)
+    line = pod.with_environment(variables, command)
     machines.ssh(
         f"cd {FOLDER} || exit 1; export PATH=$PWD/.venv/bin:$PATH; "
-        'if [ -f run.pid ] && kill -0 "$(cat run.pid)" 2>/dev/null; then echo a run is on already; exit 1; fi; '
+        'if [ -f run.pid ] && kill -0 "$(cat run.pid)" 2>/dev/null; then echo a run is already on; exit 1; fi; '
         f"nohup {line} > run.log 2>&1 < /dev/null & echo $! > run.pid"
     )
 
 
 def logs(arguments: Sequence[str]):
-    """Follow what the first machine prints."""
+    """Follow the output of the first VM."""
     machines = Machines(arguments)
     machines.ssh(f"tail --lines=+1 --follow=name {FOLDER}/run.log", worker="0", nodes=machines.nodes[:1])
 
@@ -167,7 +169,7 @@ def stop(arguments: Sequence[str]):
 
 
 def delete(arguments: Sequence[str]):
-    """Give the machines back; what is on their own disks is lost."""
+    """Delete the VMs and their disks."""
     machines = Machines(arguments)
     machines.gcloud("queued-resources", "delete", machines.options.name, "--force", "--quiet")
 

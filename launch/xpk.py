@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A run on TPUs of a cluster that xpk made, through xpk; gke.py has GPUs as well.
+"""Starts a run on TPUs of a cluster that xpk made; gke.py supports GPUs as well.
 
     python launch/xpk.py --name=first --cluster=pods --zone=ZONE --project=PROJECT --chip=v5p --topology=4x4x4 \\
         --image=IMAGE -- sora-jax train ...
@@ -13,7 +13,7 @@ from pod import InputError, Pod
 
 
 def tpu_type(asked: Pod) -> str:
-    """What xpk calls a slice. Raises: InputError for GPUs."""
+    """xpk's name of a slice. Raises: InputError for GPUs."""
     if not asked.tpu:
         raise InputError(f"--chip={asked.chip}: xpk.py is for TPUs; launch/gke.py runs on GPUs")
     return asked.accelerator() if asked.fact("vm", "") else f"{asked.fact('gke')}-{asked.topology}"
@@ -25,10 +25,15 @@ def launch(arguments: Sequence[str]):
     for option in ("cluster", "zone", "project", "image"):
         parser.add_argument(f"--{option}", required=True)
     parser.add_pod()
-    parser.add_argument("--restarts", type=pod.at_least(0), default=0, help="of the whole run, when a pod fails")
+    parser.add_argument(
+        "--restarts",
+        type=pod.at_least(0),
+        default=0,
+        help="Restarts of the whole run after a pod fails (default: 0).",
+    )
     options, command = parser.read(arguments)
     asked = pod.pod_of(options)
-    told = asked.environment(asked.hosts * asked.slices)
+    variables = asked.environment(asked.hosts * asked.slices)
     pod.run(
         [
             "xpk",
@@ -42,7 +47,7 @@ def launch(arguments: Sequence[str]):
             f"--num-slices={asked.slices}",
             f"--docker-image={options.image}",
             f"--max-restarts={options.restarts}",
-            f"--command={pod.with_environment(told, pod.supervised(pod.command_of(command)))}",
+            f"--command={pod.with_environment(variables, pod.supervised(pod.command_of(command)))}",
         ],
         dry=options.dry_run,
     )

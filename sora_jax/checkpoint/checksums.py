@@ -1,9 +1,9 @@
-"""Checksums of arrays: what a checkpoint held when it was written, whatever the mesh or the processes.
+"""Checksums of arrays that do not depend on the mesh or the number of processes.
 
-An array's checksum is the sum, modulo 2^32, of a hash of each element's bits and place. Sums of integers are the
-same in any order, so it does not change with the sharding; the hash is one to one in the bits, so a change of any
-one element always changes it, and any other change but for one in 2^32.
-Source of the hash: the finaliser of MurmurHash3, Appleby 2011 (public domain).
+A checksum is the sum, modulo 2^32, of a hash of each element's bits and position. An integer sum does not depend
+on the order, hence not on the sharding. The hash is one-to-one in the bits: a change of one element always changes
+the checksum, any other change with probability 1 - 2^-32.
+Source: the finaliser of MurmurHash3, Appleby 2011 (public domain).
 """
 
 import math
@@ -11,12 +11,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: neighbours' places land far apart
+GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: spreads neighbouring positions
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # by bytes of an element
 
 
 def named_leaves(tree) -> dict[str, jax.Array]:
-    """Leaves by their names: attribute names, keys and indices with dots between, as in "ema.transformer.out"."""
+    """Leaves by name: attribute names, keys and indices joined by dots, such as "ema.transformer.out"."""
     return {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
@@ -25,14 +25,18 @@ def leaf_name(path) -> str:
 
 
 def checksums(tree) -> dict[str, int]:
-    """The checksum of each leaf, by name; with many processes all must call it, and all get the same."""
-    # One at a time: many programs with collectives in the queue can block each other where devices share cores.
+    """The checksum of each leaf, by name, equal on all processes; every process must call it."""
+    # One at a time: queued programs with collectives can block each other where devices share cores.
     return {name: int(checksum(leaf)) for name, leaf in named_leaves(tree).items()}
 
 
 @jax.jit
 def checksum(x) -> jax.Array:
-    """Args: x: any shape and sharding, elements of 1, 2 or 4 bytes. Returns: uint32."""
+    """The checksum of an array, uint32.
+
+    Args:
+      x: any shape and sharding, elements of 1, 2 or 4 bytes.
+    """
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     words = jax.lax.bitcast_convert_type(x, WORDS[x.dtype.itemsize]).astype(jnp.uint32)
@@ -44,11 +48,11 @@ def checksum(x) -> jax.Array:
             jnp.uint32, x.shape, axis, out_sharding=None if sharding.mesh.empty else sharding
         )
         place = place + along * stride
-    return jnp.sum(scrambled(words + place * jnp.uint32(GOLDEN)), dtype=jnp.uint32)
+    return jnp.sum(scramble(words + place * jnp.uint32(GOLDEN)), dtype=jnp.uint32)
 
 
-def scrambled(h):
-    """A one-to-one map of uint32 in which each bit of the input changes about half of the output's."""
+def scramble(h):
+    """A one-to-one map of uint32 in which each input bit changes about half of the output bits."""
     h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
     h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
     return h ^ (h >> 16)

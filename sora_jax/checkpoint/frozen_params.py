@@ -1,4 +1,4 @@
-"""What a model has besides what is trained: a published text encoder, the model that adapters adapt."""
+"""Parameters that training does not change: a published text encoder, the base model of adapters."""
 
 import pathlib
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from sora_jax.interop.adapters import add_adapter, chosen_adapters
 from sora_jax.interop.encoders import load_encoder
 from sora_jax.models.video_model import abstract_trained, join
 
-LOW_NOISE = "low_noise"  # in a workdir, that of the expert for the times below
-FLOAT32 = ("time_in", "time_out", "time_modulation")  # layers that compute in it, whatever the model's type
+LOW_NOISE = "low_noise"  # folder in a workdir: the workdir of the expert for low noise times
+FLOAT32 = ("time_in", "time_out", "time_modulation")  # layers that always compute in float32
 
 
 def load_frozen_params(settings: Settings, *, have: dict | None = None, text: bool = True) -> dict:
-    """Parameters of a VideoModel that no training changes, on the current mesh, in the type that they compute in.
+    """The frozen parameters of a VideoModel, on the current mesh, in the types that they compute in.
 
     Args:
       have: parameters of a model with the same text encoder, which is then not read again.
-      text: whether the text encoder is wanted.
-    Raises: InputError if what the settings name is not there, or is of another model.
+      text: whether to load the text encoder.
+    Raises: InputError if a file that the settings name is absent, or of another model.
     """
     frozen = {}
     if settings.lora.rank:
@@ -41,7 +41,7 @@ def load_frozen_params(settings: Settings, *, have: dict | None = None, text: bo
 
 
 def load_base(settings: Settings) -> dict:
-    """The parameters of the model that adapters adapt, in the type that they compute in.
+    """The parameters of an adapter's base model, in the types that they compute in.
 
     Raises: InputError if it holds adapters itself, or one of config.lora.base can't be added.
     """
@@ -50,7 +50,7 @@ def load_base(settings: Settings) -> dict:
     stored, _ = read_meta(folder, step)
     if stored.lora.rank:
         raise InputError(f"{workdir}: holds adapters itself; merge them into their model with `convert` first")
-    return with_adapters(restore_computing(folder, step, stored), settings, settings.lora.base)
+    return with_adapters(restore_for_compute(folder, step, stored), settings, settings.lora.base)
 
 
 def with_adapters(params: dict, settings: Settings, adapters: Sequence[str]) -> dict:
@@ -65,17 +65,17 @@ def with_adapters(params: dict, settings: Settings, adapters: Sequence[str]) -> 
     return params | {"transformer": transformer}
 
 
-def restore_computing(folder: pathlib.Path, step: int, settings: Settings) -> dict:
-    """The averaged parameters of a run, as `computing` says."""
+def restore_for_compute(folder: pathlib.Path, step: int, settings: Settings) -> dict:
+    """The averaged parameters of a run, in the types that they compute in."""
     abstract = abstract_on_mesh(abstract_trained(settings))
-    return restore_ema(folder, step, computing(abstract, settings))
+    return restore_ema(folder, step, compute_types(abstract, settings))
 
 
-def computing(abstract: dict, settings: Settings) -> dict:
-    """Types of a VideoModel's parameters as their layers compute with them: the same results, half of the memory.
+def compute_types(abstract: dict, settings: Settings) -> dict:
+    """A VideoModel's parameters in the types that their layers compute in: same results, half the memory.
 
     Args:
-      abstract: their types, float32.
+      abstract: shapes, float32.
     """
 
     def held(path, x):
@@ -89,9 +89,9 @@ def computing(abstract: dict, settings: Settings) -> dict:
 
 
 def restore_model(folder: pathlib.Path, step: int, settings: Settings, *, text: bool = True) -> dict:
-    """All parameters of a VideoModel, to compute with: those of a checkpoint, and those that stay as they are.
+    """All parameters of a VideoModel, those of a checkpoint and the frozen ones, in the types they compute in.
 
     Args:
-      text: False: those of a Denoiser, where the text encoder is none that was trained.
+      text: False: leave out a frozen text encoder.
     """
-    return join(restore_computing(folder, step, settings), load_frozen_params(settings, text=text))
+    return join(restore_for_compute(folder, step, settings), load_frozen_params(settings, text=text))

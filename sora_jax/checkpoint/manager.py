@@ -1,7 +1,9 @@
 """The checkpoints of a run: Orbax writes them in the background, and a later start resumes from them."""
 
+import errno
 import logging
 import pathlib
+import shutil
 import warnings
 
 import jax
@@ -14,12 +16,13 @@ from sora_jax.checkpoint.checksums import named_leaves
 from sora_jax.checkpoint.meta import CONVERTED, MODELS, check_leaves, check_models, load_meta, make_meta
 from sora_jax.checkpoint.model_folder import WEIGHTS
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, reason_unwritable
+from sora_jax.checkpoint.renamed import has_one_norm, with_norm
 from sora_jax.checkpoint.restore import read_state, verify
 from sora_jax.checkpoint.workdir import BROKEN, CHECKPOINTS, RELEASED, steps_in
 from sora_jax.cluster.agreement import raise_on_all_hosts, run_on_first_host
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import explain_os_errors
+from sora_jax.core.storage import USER_ERRORS, explain_os_errors
 
 # Bytes from which each replica of an array writes a part of it. Slicing a smaller array takes longer than writing
 # it: in the first save each slice is a program to compile.
@@ -65,6 +68,7 @@ class Checkpoints:
                 f"{workdir}: holds a model and no run; take another --workdir, with "
                 f"--config.train.init_from={workdir}"
             )
+        self._bytes = 0  # of the last state that was to be saved
         with explain_os_errors(self.folder):
             self.manager = ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
         # A failed write is one exception here; Orbax and asyncio also log a traceback for each of its tasks.
@@ -101,6 +105,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self.manager.latest_step():
             return
+        self._bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         meta = make_meta(state, settings, data_hash)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._checked(lambda: self.manager.save(step, args=args))
@@ -139,12 +144,19 @@ class Checkpoints:
                 )
             check_models(meta.settings, settings, where, (*MODELS, "lora"))
             check_run(meta.settings, settings, where)
+            wanted = abstract_state
+            if one_norm := has_one_norm(abstract_state, meta.leaves):
+                wanted = with_norm(wanted, next(iter(abstract_state.opt_state[0].mean.values())))
             if meta.leaves:
-                check_leaves(named_leaves(abstract_state), meta.leaves, where)
-            return read_state(self.folder, step, abstract_state), meta
+                check_leaves(named_leaves(wanted), meta.leaves, where)
+            return read_state(self.folder, step, wanted), meta, one_norm
 
-        state, meta = raise_on_all_hosts(read, (BrokenCheckpoint, InputError))
+        state, meta, one_norm = raise_on_all_hosts(read, (BrokenCheckpoint, InputError))
         verify(state, meta.leaves)
+        if one_norm:
+            state = with_norm(
+                state, {name: jnp.copy(state.opt_state[0].mean) for name in abstract_state.opt_state[0].mean}
+            )
         return (
             state,
             meta.data_hash,
@@ -164,11 +176,23 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             # Orbax drops tasks that it has not begun; Python warns about each when it is collected.
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            last = self.manager.latest_step()
-            kept = f"step {last} is complete" if last is not None else "there is none yet"
-            raise InputError(
-                f"{self.folder}: a checkpoint can't be written, {reason_unwritable(error)}; {kept}"
-            ) from error
+            raise InputError(self._describe_failure(error)) from error
+
+    def _describe_failure(self, error: OSError | ValueError) -> str:
+        reason = reason_unwritable(error)
+        last = max(steps_in(self.folder), default=None)
+        kept = f"step {last} is complete and stays" if last is not None else "there is none yet"
+        if reason not in (USER_ERRORS[errno.ENOSPC], USER_ERRORS[errno.EDQUOT]):
+            return f"{self.folder}: a checkpoint can't be written, {reason}; {kept}"
+        free = shutil.disk_usage(self.folder).free
+        return (
+            f"{self.folder}: a checkpoint can't be written, {reason}: it needs {megabytes(self._bytes)}, and "
+            f"{megabytes(free)} are free; {kept}; make room, and the same command continues"
+        )
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def check_run(stored: Settings, wanted: Settings, where: str):

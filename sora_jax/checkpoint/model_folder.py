@@ -1,7 +1,7 @@
-"""Models on disk: a folder with model.safetensors (named by attribute) and settings.json.
+"""Models on disk: a folder with model.safetensors (tensors named by attribute) and settings.json.
 
-Only safetensors are read: a pickle can run code, so none is ever opened. What is loaded is checked against the
-model that the settings describe, tensor by tensor, before any of it is used.
+Only safetensors are read: a pickle can run code. Every tensor is checked against the model that the settings
+describe before any is used.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ SETTINGS = "settings.json"
 
 
 def save_model(folder, module_class, settings, params: dict, *, dtype=None, metadata=None) -> None:
-    """Write a model; a write that fails half way leaves what was there before.
+    """Write a model; a failed write leaves the old files.
 
     Args:
       folder: made if it is absent.
-      module_class: takes (settings, *, rngs); the params must be its own.
+      module_class: takes (settings, *, rngs); the class of these params.
       params: nested dict, as from `init_params`.
       dtype: cast to it, e.g. "bfloat16"; None: as they are.
       metadata: further {name: text} for the file of the weights.
@@ -44,7 +44,7 @@ def save_model(folder, module_class, settings, params: dict, *, dtype=None, meta
     _check_shapes(
         "params", {name: array.shape for name, array in tensors.items()}, _expected(module_class, settings)
     )
-    # What lies on other hosts is gathered; one of them writes.
+    # All hosts gather, the first one writes.
     tensors = {name: multihost_utils.process_allgather(array, tiled=True) for name, array in tensors.items()}
     if dtype is not None:
         tensors = {name: array.astype(jnp.dtype(dtype)) for name, array in tensors.items()}
@@ -61,7 +61,7 @@ def save_model(folder, module_class, settings, params: dict, *, dtype=None, meta
 def load_model(folder, module_class, settings_class):
     """Read a model that `save_model` wrote.
 
-    Returns: (settings, params); params float32, laid out on the current mesh, each chip reading its own part.
+    Returns: (settings, params); params float32, on the current mesh; each device reads its own part.
     Raises: InputError if a file is absent, broken, or does not fit the settings; it names the file and tensor.
     """
     settings = load_settings(folder, settings_class)
@@ -96,13 +96,13 @@ def load_settings(folder, settings_class):
 
 
 def autoencoder_folder(folder) -> pathlib.Path:
-    """Where the autoencoder is, of its own folder or of the workdir of a run that trained or used it."""
+    """The autoencoder's folder: the given one, or `autoencoder/` in a given workdir."""
     inside = pathlib.Path(folder) / "autoencoder"
     return inside if inside.is_dir() else pathlib.Path(folder)
 
 
 def model_hash(folder) -> str:
-    """16 hex digits that change with the weights or the settings of a model on disk."""
+    """A hash of the weights and settings of a model on disk, 16 hex digits."""
     digest = hashlib.sha256()
     for name in (SETTINGS, WEIGHTS):
         with _existing(folder, name).open("rb") as file:
@@ -173,7 +173,7 @@ def _write_tensors(tensors: dict[str, np.ndarray], path: pathlib.Path, metadata:
     try:
         safetensors.numpy.save_file(tensors, path, metadata)
     except safetensors.SafetensorError as error:
-        # A full disk and the like come with the system's number in the text alone.
+        # The system's error number is only in the text.
         if number := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         raise

@@ -1,7 +1,7 @@
-"""Released models: the averaged parameters of a checkpoint as safetensors, to sample from and to train on.
+"""Released models: the averaged parameters of a checkpoint as safetensors, for sampling and further training.
 
-A folder like a workdir, with its `autoencoder/` and `tokenizer.model`, but `model/` in the place of checkpoints:
-what reads a run's weights reads these as well.
+A release has the `autoencoder/` and `tokenizer.model` of a workdir, and `model/` in place of `checkpoints/`.
+Everything that reads the weights of a run reads a release as well.
 """
 
 import filecmp
@@ -23,21 +23,21 @@ from sora_jax.core.storage import atomic_write
 from sora_jax.models.layers.params import count_params
 from sora_jax.models.video_model import VideoModel
 
-BESIDE = ("tokenizer.model", f"autoencoder/{SETTINGS}", f"autoencoder/{WEIGHTS}")
+OTHER_FILES = ("tokenizer.model", f"autoencoder/{SETTINGS}", f"autoencoder/{WEIGHTS}")
 
 
 def release(workdirs: Sequence[pathlib.Path], out: pathlib.Path, *, dtype: str, console: rich.console.Console):
-    """Write the model of a workdir's newest checkpoint; of several, the mean of their weights.
+    """Write the model of a workdir's newest checkpoint, or the mean of several models.
 
-    The mean of models that began as one is often better than each: it keeps what the ends of their runs agree on.
+    The mean of models that started from the same weights is often better than each of them.
     Source: Wortsman et al. 2022 (arXiv 2203.05482), the uniform soup.
 
     Args:
-      workdirs: of training runs, or released models; one that is named twice counts twice.
+      workdirs: training runs or released models; one that is named twice counts twice.
       out: folder, made if it is absent.
-      dtype: of the transformer and its text encoder; the autoencoder stays as it is.
-    Raises: InputError if a checkpoint is none of a whole model of a transformer, models differ in more than their
-      weights, or `out` can't be written.
+      dtype: of the transformer and its text encoder; the autoencoder keeps its own.
+    Raises: InputError if a checkpoint holds no complete model, models differ in more than their weights, or `out`
+      can't be written.
     """
     first, latest = workdirs[0], 0
     settings, _ = read_meta(*find_checkpoint(first))
@@ -51,36 +51,36 @@ def release(workdirs: Sequence[pathlib.Path], out: pathlib.Path, *, dtype: str, 
         params = part if params is None else jax.tree.map(jnp.add, params, part)
         latest = max(latest, step)
     save_model(out / RELEASED, VideoModel, settings, params, dtype=dtype, metadata={STEP: str(latest)})
-    for name in BESIDE:
+    for name in OTHER_FILES:
         with atomic_write(out / name) as path:
             shutil.copyfile(first / name, path)
     of = f", the mean of {len(workdirs)} models" if len(workdirs) > 1 else ""
-    told = f"{out}: {count_params(params):,} parameters after {latest:,} updates{of}, in {dtype}"
-    console.print(told, highlight=False, soft_wrap=True)
+    summary = f"{out}: {count_params(params):,} parameters after {latest:,} updates{of}, in {dtype}"
+    console.print(summary, highlight=False, soft_wrap=True)
 
 
 def check_same(workdir: pathlib.Path, found: Settings, first: pathlib.Path, settings: Settings):
-    """Raise InputError if the models of two workdirs differ in more than their weights, or a file is absent."""
+    """Raise InputError if two models differ in more than their weights, or a file is absent."""
     for key, here, there in differing(found, settings):
         raise InputError(
-            f"{workdir}: has config.{key}={here}, {first} {there}; only models of one form have a mean"
+            f"{workdir}: has config.{key}={here}, {first} {there}; only models with the same settings have a mean"
         )
-    for name in BESIDE:
+    for name in OTHER_FILES:
         if not (workdir / name).is_file():
-            raise InputError(f"{workdir / name}: no such file; it is needed beside the weights, copy it back")
+            raise InputError(f"{workdir / name}: no such file; a release needs it, copy it back")
         if not filecmp.cmp(workdir / name, first / name, shallow=False):
             raise InputError(
-                f"{workdir / name}: is another than {first / name}; only models with the same have a mean"
+                f"{workdir / name}: differs from {first / name}; only models with the same file have a mean"
             )
 
 
 def check_whole(settings: Settings, workdir: pathlib.Path):
-    """Raise InputError if a checkpoint with these settings does not hold a whole model of its own."""
+    """Raise InputError if a checkpoint with these settings does not hold a complete model."""
     if settings.objective != "flow":
-        raise InputError(f"{workdir}: holds an autoencoder, whose folder `autoencoder` is all that others need")
+        raise InputError(f"{workdir}: holds an autoencoder; its folder `autoencoder` is its release")
     if settings.lora.rank:
         raise InputError(f"{workdir}: holds adapters; merge them into their model with `convert` first")
     if (settings.flow.time_min, settings.flow.time_max) != (0, 1):
-        raise InputError(f"{workdir}: holds one of two experts; `convert` writes both of them for others")
+        raise InputError(f"{workdir}: holds one of two experts; `convert` writes both together")
     if settings.text.weights:
-        raise InputError(f"{workdir}: its text encoder is a published one; `convert` writes all of it for others")
+        raise InputError(f"{workdir}: its text encoder is a published one; `convert` writes the model with it")

@@ -1,6 +1,7 @@
-"""Parameters that had another name when older files were written, such as the autoencoders that ship."""
+"""Arrays of older files: parameters that had another name, and one norm where there are two today."""
 
 import re
+from collections.abc import Mapping
 
 # (pattern of the old name, present name), in dotted names.
 RENAMED = (
@@ -17,3 +18,19 @@ def present_name(name: str) -> str:
     for pattern, present in RENAMED:
         name = re.sub(pattern, present, name)
     return name
+
+
+def has_one_norm(state, leaves: Mapping) -> bool:
+    """Whether a checkpoint's optimizer clipped both players of an adversarial loss by one norm.
+
+    Args:
+      state: a TrainState of today.
+      leaves: names of the checkpoint's arrays.
+    """
+    return "opt_state.0.mean" in leaves and isinstance(getattr(state.opt_state[0], "mean", None), dict)
+
+
+def with_norm(state, mean):
+    """The TrainState with this running mean of the gradient's norm."""
+    clipping, *rest = state.opt_state
+    return state.replace(opt_state=(clipping._replace(mean=mean), *rest))

@@ -1,4 +1,4 @@
-"""What people do with a workdir's checkpoints beside training: look at them, check them, throw some away."""
+"""Checkpoint tools: inspect, verify and prune the checkpoints of a workdir."""
 
 import datetime
 import math
@@ -16,21 +16,21 @@ from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import explain_os_errors
 
-DELETED = ".deleted"  # behind the name of what is being deleted
+DELETED = ".deleted"  # suffix of a folder that is being deleted
 
 
 def inspect(workdir: pathlib.Path, console: rich.console.Console):
-    """Print the steps of a workdir with their sizes, and what the newest of them was made with."""
+    """Print the steps of a workdir with their sizes, and the settings of the newest."""
     folder, steps = find_steps(workdir)
     table = rich.table.Table("step", "MB", "written", "parameters", "data", box=None, pad_edge=False)
     newest = None
     for step in steps:
         try:
             newest = load_meta(folder, step)
-            told = [f"{count_params(newest.leaves):,}", newest.data_hash]
+            content = [f"{count_params(newest.leaves):,}", newest.data_hash]
         except BrokenCheckpoint as error:
-            told = ["", f"broken: {error}"]
-        table.add_row(str(step), *size_and_time(folder / str(step)), *told)
+            content = ["", f"broken: {error}"]
+        table.add_row(str(step), *size_and_time(folder / str(step)), *content)
     for path in sorted(folder.glob(f"*{BROKEN}*")):
         table.add_row(path.name, *size_and_time(path), "", "set aside")
     console.print(table)
@@ -41,19 +41,19 @@ def inspect(workdir: pathlib.Path, console: rich.console.Console):
 
 
 def count_params(leaves) -> int:
-    """Of the averaged parameters, which every checkpoint has."""
+    """The number of averaged parameters, which every checkpoint has."""
     return sum(math.prod(leaf["shape"]) for name, leaf in leaves.items() if name.startswith("ema."))
 
 
 def size_and_time(path: pathlib.Path) -> tuple[str, str]:
-    """Megabytes of a folder, and when it was last written to."""
+    """(size of a folder in MB, time of its last change)."""
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     when = datetime.datetime.fromtimestamp(path.stat().st_mtime)
     return f"{size / 1e6:,.1f}", f"{when:%Y-%m-%d %H:%M}"
 
 
 def summary(settings: Settings) -> list[str]:
-    """The settings that say what a run is."""
+    """The main settings of a run, one line each."""
     model, optimizer, train = settings.transformer, settings.optimizer, settings.train
     lines = [f"objective: {settings.objective}", f"data: {settings.data.path}, {settings.data.batch} rows a step"]
     if settings.objective == "flow":
@@ -71,9 +71,9 @@ def summary(settings: Settings) -> list[str]:
 
 
 def verify(workdir: pathlib.Path, console: rich.console.Console):
-    """Read all steps of a workdir and compare them with their checksums.
+    """Read all steps of a workdir and verify their checksums.
 
-    Raises: InputError that names the first leaf of each step that is broken.
+    Raises: InputError that names the first broken array of each step.
     """
     folder, steps = find_steps(workdir)
     broken = []
@@ -89,9 +89,9 @@ def verify(workdir: pathlib.Path, console: rich.console.Console):
 
 
 def prune(workdir: pathlib.Path, keep: int, keep_every: int, *, dry_run: bool, console: rich.console.Console):
-    """Delete the steps but for the last `keep` and the multiples of `keep_every` (0: none); print which.
+    """Delete all steps but the last `keep` and the multiples of `keep_every` (0: none), and those set aside.
 
-    What is set aside as broken goes, too. Raises: InputError if something can't be deleted.
+    Raises: InputError if a folder can't be deleted.
     """
     folder, steps = find_steps(workdir)
     stays = {*steps[-keep:], *(step for step in steps if keep_every and step % keep_every == 0)}
@@ -100,10 +100,10 @@ def prune(workdir: pathlib.Path, keep: int, keep_every: int, *, dry_run: bool, c
         size, _ = size_and_time(path)
         if not dry_run:
             with explain_os_errors(path):
-                # Out of sight first: a step that is deleted half-way must not look complete.
+                # Renamed first: a step that is half deleted must not look complete.
                 shutil.rmtree(path.rename(path.with_name(path.name.removesuffix(DELETED) + DELETED)))
         console.print(
-            f"{path}: {'would go' if dry_run else 'deleted'}, {size} MB", highlight=False, soft_wrap=True
+            f"{path}: {'would be deleted' if dry_run else 'deleted'}, {size} MB", highlight=False, soft_wrap=True
         )
     kept = ", ".join(map(str, sorted(stays)))
     console.print(f"{folder}: {kept} {'would be' if dry_run else 'are'} kept", highlight=False, soft_wrap=True)

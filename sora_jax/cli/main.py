@@ -12,8 +12,8 @@ from sora_jax.cli.commands import COMMANDS
 from sora_jax.cli.config_flags import define_config, one_line
 from sora_jax.cli.flags import Command
 from sora_jax.cli.help import help_text, overview
-from sora_jax.core.console import Console, print_error, printable
-from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.console import Console
+from sora_jax.core.errors import InputError, did_you_mean, print_error, printable
 
 PREFIX = "--"
 

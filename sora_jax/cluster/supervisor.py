@@ -26,8 +26,7 @@ from typing import Any
 
 from sora_jax.cluster.heartbeat import PREEMPTED, TRAINING, VARIABLE, Beat, read_beat
 from sora_jax.cluster.lifeline import Lifeline, die_with_parent
-from sora_jax.core.console import print_error
-from sora_jax.core.errors import EXIT_RETRY, InputError
+from sora_jax.core.errors import EXIT_RETRY, InputError, print_error
 
 FAILURE_GRACE = 2  # seconds from SIGTERM to SIGKILL after a failure: the others can't save without the failed one
 POLL = 0.2  # seconds

@@ -1,29 +1,8 @@
 """What the terminal shows: text of users and files is printed as it is, without markup or control characters."""
 
-import sys
-import unicodedata
-
 import rich.console
 
-# Control characters, lone surrogates and format characters, among them those that reverse the direction of text.
-_HIDDEN = {"Cc", "Cs", "Cf"}
-_JOINERS = "\u200c\u200d"  # format characters that emoji and several scripts need
-
-
-def printable(text: str, *, keep: str = "") -> str:
-    """The text with control characters escaped, so that none of them reaches the terminal.
-
-    Args:
-      keep: characters to leave as they are, such as a newline.
-    """
-    return "".join(
-        char if char in keep or char in _JOINERS or unicodedata.category(char) not in _HIDDEN else escaped(char)
-        for char in text
-    )
-
-
-def escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode()
+from sora_jax.core.errors import printable
 
 
 class Console(rich.console.Console):
@@ -42,8 +21,3 @@ class Console(rich.console.Console):
 
     def render_str(self, text: str, **options):
         return super().render_str(printable(text, keep="\n\t"), **options)
-
-
-def print_error(program: str, error: object):
-    """Print an error in one line on standard error."""
-    print(f"{program}: {printable(str(error))}", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sora_jax.checkpoint.frozen_params import (
     LOW_NOISE,
     load_frozen_params,
-    restore_computing,
+    restore_for_compute,
     restore_model,
     with_adapters,
 )
@@ -99,7 +99,7 @@ def load_low_noise(workdir: pathlib.Path, settings: Settings, params: dict) -> t
             f"the expert above it for those from {settings.flow.time_min}"
         )
     low = dataclasses.replace(low, transformer=settings.transformer)  # its type may differ
-    return join(restore_computing(folder, step, low), load_frozen_params(low, have=params)), low
+    return join(restore_for_compute(folder, step, low), load_frozen_params(low, have=params)), low
 
 
 def with_dtype(generator: Generator, dtype: str) -> Generator:

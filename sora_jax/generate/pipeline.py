@@ -12,6 +12,7 @@ from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import num_shards, spec
 from sora_jax.core.patches import PatchBatch, grid_positions, patch_grid, unpatchify
+from sora_jax.core.random_keys import Purpose, purpose_key, seed_key
 from sora_jax.diffusion.solvers import ancestral, dpm, euler, heun, unipc
 from sora_jax.generate.conditioning_images import ConditioningFrames, put_conditioning
 from sora_jax.generate.generator import Generator, latent_shape
@@ -37,18 +38,12 @@ class Noise:
     @property
     def key(self) -> jax.Array:
         """The key of a window that is sampled at once; the first window's is the seed's own."""
-        return self.rolling_key if self.window else self._seed_key
+        return self.rolling_key if self.window else seed_key(self.seed)
 
     @property
     def rolling_key(self) -> jax.Array:
         """The key of a rolling window."""
-        return jax.random.fold_in(self._seed_key, self.window)
-
-    @property
-    def _seed_key(self) -> jax.Array:
-        # `jax.random.key` drops all but 32 bits of a seed; below 2^32 this is the same key.
-        halves = np.array([self.seed >> 32, self.seed & 0xFFFFFFFF], np.uint32)
-        return jax.random.wrap_key_data(halves, impl="threefry2x32")
+        return purpose_key(seed_key(self.seed), Purpose.WINDOW, self.window)
 
 
 def sample_latents(

@@ -109,8 +109,9 @@ def _types(settings: Settings):
         (2,) * len(AXES), AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES)
     )
     with jax.sharding.use_abstract_mesh(mesh):
-        optimizer = make_optimizer(settings.optimizer, settings.train.steps)
-        return abstract_state(make_objective(settings), optimizer), abstract_frozen(settings)
+        objective = make_objective(settings)
+        optimizer = make_optimizer(settings.optimizer, settings.train.steps, objective.players)
+        return abstract_state(objective, optimizer), abstract_frozen(settings)
 
 
 def held(settings: Settings, sizes: dict[str, int]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sora_jax.checkpoint.frozen_params import computing
+from sora_jax.checkpoint.frozen_params import compute_types
 from sora_jax.checkpoint.restore import abstract_on_mesh
 from sora_jax.config.load import parse_size
 from sora_jax.config.schema import LoraSettings, Settings
@@ -54,7 +54,7 @@ def make_program(settings: Settings, what: str) -> Program:
 def train(settings: Settings) -> Program:
     """One update of the training loop."""
     objective = make_objective(settings)
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps)
+    optimizer = make_optimizer(settings.optimizer, settings.train.steps, objective.players)
     state = abstract_on_mesh(abstract_state(objective, optimizer))
     frozen, batch = abstract_on_mesh(abstract_frozen(settings)), abstract_batch(settings)
     parts = {"weights": state.params, "average": state.ema, "optimizer": state.opt_state, "frozen": frozen}
@@ -129,7 +129,7 @@ def abstract_autoencoder(settings: Settings) -> dict:
 def abstract_model(settings: Settings) -> dict:
     """Types of all parameters of a VideoModel, as `sample` holds them."""
     params = abstract_params(VideoModel, settings)
-    params = computing(params, settings)
+    params = compute_types(params, settings)
     if settings.text.weights:
         params["text_encoder"] = cast(params["text_encoder"], settings.text.dtype)
     return params
@@ -144,7 +144,7 @@ def abstract_frozen(settings: Settings) -> dict:
     if settings.lora.rank:
         whole = dataclasses.replace(settings, lora=LoraSettings())
         params = abstract_trained(whole)
-        frozen = computing(params, settings)
+        frozen = compute_types(params, settings)
     if settings.text.weights and not settings.data.embeddings:
         frozen["text_encoder"] = abstract_model(settings)["text_encoder"]
     return frozen

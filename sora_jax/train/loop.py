@@ -1,5 +1,6 @@
 """The training loop, the same for every objective."""
 
+import contextlib
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from sora_jax.cluster.agreement import assert_equal_across_hosts, run_on_first_h
 from sora_jax.cluster.preemption import preemption
 from sora_jax.config.schema import Settings
 from sora_jax.core.mesh import make_mesh
+from sora_jax.core.random_keys import seed_key
 from sora_jax.models.layers.params import count_params
 from sora_jax.train.autoencoder_statistics import save_autoencoder
 from sora_jax.train.init_from import init_from
@@ -24,6 +26,7 @@ from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.setup import check_batch, open_data, write_workdir
 from sora_jax.train.state import TrainState, abstract_state, init_state
 from sora_jax.train.step import make_step
+from sora_jax.train.workdir_lock import WorkdirLock
 
 
 def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Console) -> TrainState:
@@ -39,6 +42,7 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     trainer = Trainer(settings, pathlib.Path(workdir), console)
     with (
         jax.set_mesh(trainer.mesh),
+        trainer.lock(),
         Checkpoints(workdir, settings.train.keep, settings.train.keep_every) as checkpoints,
         preemption(checkpoints.latest() or 0) as must_stop,
     ):
@@ -61,15 +65,23 @@ class Trainer:
         self.settings, self.workdir, self.console = settings, workdir, console
         self.mesh = make_mesh(settings.mesh)
         check_batch(settings, self.mesh)
+        self.workdir_lock = WorkdirLock(workdir)
         self.monitor = RunMonitor(settings, workdir, self.mesh, console)
         self.data = open_data(settings, workdir, self.mesh)
         assert_equal_across_hosts({f"the data set {settings.data.path}": self.data.hash})
         self.objective = make_objective(settings)
-        self.optimizer = make_optimizer(settings.optimizer, settings.train.steps)
+        self.optimizer = make_optimizer(settings.optimizer, settings.train.steps, self.objective.players)
         self.step = make_step(self.objective, self.optimizer, settings)
         with jax.set_mesh(self.mesh):
             self.abstract = abstract_on_mesh(abstract_state(self.objective, self.optimizer))
             self.frozen_params = self.objective.frozen_params()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """The lock on the workdir, held by the first host. Raises: InputError if another run holds it."""
+        with contextlib.ExitStack() as stack:
+            run_on_first_host(lambda: stack.enter_context(self.workdir_lock))
+            yield
 
     def start_or_resume(self, checkpoints: Checkpoints) -> TrainState:
         """The state of the last checkpoint; without one, a new state in a new workdir."""
@@ -92,7 +104,7 @@ class Trainer:
         # Checkpoints of several processes need a shared disk.
         written = "there" if (self.workdir / "settings.json").exists() else "not there"
         assert_equal_across_hosts({f"settings.json in {self.workdir}": written})
-        state = init_state(self.objective, self.optimizer, jax.random.key(self.settings.train.seed))
+        state = init_state(self.objective, self.optimizer, seed_key(self.settings.train.seed))
         return init_from(self.settings, state) if self.settings.train.init_from else state
 
     def _resume(self, checkpoints: Checkpoints) -> TrainState:
@@ -143,6 +155,7 @@ class Trainer:
                 last = must_stop(n) or n == settings.steps
                 pending = n, values, last or n % settings.log_every == 0
                 if last or n % settings.save_every == 0:
+                    self.workdir_lock.check()
                     checkpoints.save(state, self.settings, self.data.hash)
                 self.monitor.after_step(n, state, last=last)
                 if last:

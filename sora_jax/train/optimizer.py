@@ -13,8 +13,8 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from sora_jax.config.schema import OptimizerSettings
 
-NORM_DECAY = 0.99  # of the running mean of the gradient's norm: it looks back on about 100 updates
-NORM_UPDATES = 10  # before the mean is one to clip by
+NORM_DECAY = 0.99  # of the running mean of the gradient's norm, over about 100 updates
+NORM_UPDATES = 10  # before the mean is used
 
 
 def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
@@ -29,49 +29,75 @@ def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTransformation:
-    """The optimizer that `settings.name` names; only weight matrices decay, not norms, biases and embeddings."""
+def make_optimizer(
+    settings: OptimizerSettings, steps: int, players: tuple[str, ...] = ()
+) -> optax.GradientTransformation:
+    """The optimizer that `settings.name` names; only weight matrices decay, not norms, biases and embeddings.
+
+    Args:
+      players: as in `clip_by_norms`.
+    """
 
     # Update number n, counted from 1, has the schedule's value at n: the first is not lost to lr = 0.
     def rate(count):
         return learning_rate(settings, steps)(count + 1)
 
     rule = {"adamw": _adamw, "muon": _muon}[settings.name](settings, rate)
-    return optax.chain(clip_by_norms(settings.clip_norm, settings.spike), rule)
+    return optax.chain(clip_by_norms(settings.clip_norm, settings.spike, players), rule)
 
 
 class NormState(NamedTuple):
-    """updates: done, int32; mean: of the gradient's norm as it was used, float32, with a start of 0 in it."""
+    """State of `clip_by_norms`.
+
+    updates: done, int32.
+    mean: running mean of the clipped norm, float32, biased by its start at 0; a dict if there are players.
+    """
 
     updates: jax.Array
-    mean: jax.Array
+    mean: jax.Array | dict[str, jax.Array]
 
 
-def clip_by_norms(largest: float, spike: float) -> optax.GradientTransformation:
+def clip_by_norms(largest: float, spike: float, players: tuple[str, ...] = ()) -> optax.GradientTransformation:
     """Scale gradients down to a global norm of `largest`, and of `spike` times the running mean of their norm.
 
-    The mean is kept in any case, so that `spike` can be set when a run is under way. It is that of the norms after
-    clipping: one spike raises it by 1 - NORM_DECAY of `spike` times itself, and norms that stay high are let
-    through in time. (As in ZClip, arXiv 2504.02507, but with a factor instead of deviations: Optax has no such
-    transformation.)
+    The mean is kept even if `spike` is 0, so that a run can set it later. It is the mean of norms after clipping:
+    one spike raises it by at most 1 - NORM_DECAY of `spike` times itself, and norms that stay high pass in time.
+    As ZClip (arXiv 2504.02507), with a factor instead of deviations.
+
+    Args:
+      players: top-level groups of parameters, each clipped by its own norm; (): all by one.
     """
 
     def init(params):
         del params
-        return NormState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+        zero = jnp.zeros((), jnp.float32)
+        return NormState(jnp.zeros((), jnp.int32), dict.fromkeys(players, zero) or zero)
 
-    def update(updates, state, params=None):
-        del params
-        norm = optax.tree.norm(updates)
+    def clip(grads, mean, updates):
+        norm = optax.tree.norm(grads)
         limit = jnp.float32(largest)
         if spike:
-            mean = state.mean / (1 - NORM_DECAY ** jnp.maximum(state.updates, 1))
-            limit = jnp.where(state.updates < NORM_UPDATES, limit, jnp.minimum(limit, spike * mean))
-        clipped, _ = optax.clip_by_global_norm(limit).update(updates, optax.EmptyState())
-        mean = state.mean + (1 - NORM_DECAY) * (jnp.minimum(norm, limit) - state.mean)
+            unbiased = mean / (1 - NORM_DECAY ** jnp.maximum(updates, 1))
+            limit = jnp.where(updates < NORM_UPDATES, limit, jnp.minimum(limit, spike * unbiased))
+        clipped, _ = optax.clip_by_global_norm(limit).update(grads, optax.EmptyState())
+        return clipped, mean + (1 - NORM_DECAY) * (jnp.minimum(norm, limit) - mean)
+
+    def update(grads, state, params=None):
+        del params
+        if players:
+            clipped, mean = {}, {}
+            for name in players:
+                clipped[name], mean[name] = clip(grads[name], state.mean[name], state.updates)
+        else:
+            clipped, mean = clip(grads, state.mean, state.updates)
         return clipped, NormState(state.updates + 1, mean)
 
     return optax.GradientTransformation(init, update)
+
+
+def gradient_norms(grads: dict, players: tuple[str, ...]) -> dict[str, jax.Array]:
+    """The global norm of each player's gradient."""
+    return {name: optax.tree.norm(grads[name]) for name in players}
 
 
 def _adamw(settings, rate):
@@ -104,7 +130,7 @@ def _muon(settings, rate):
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty:
             return rule.update(updates, state, params)
-        # Products of a sharded matrix with itself: which chip holds what of them is left to the compiler.
+        # The compiler chooses the sharding of products of a sharded matrix with itself.
         out = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
         return jax.sharding.auto_axes(rule.update, out_sharding=out)(updates, state, params)
 
@@ -116,10 +142,10 @@ def _is_kernel(path) -> bool:
 
 
 def _matrix_axes(path, x) -> MuonDimensionNumbers | None:
-    """Which axes of a weight are its matrix's rows and columns; None: it is no matrix.
+    """The axes of a weight that are its matrix's rows and columns; None if it is no matrix.
 
-    A convolution's kernel [K_f, K_h, K_w, C_in, C_out] is a matrix of all taps' inputs to its outputs; the first
-    axis of a stack's kernel [L, C_in, C_out] is many matrices.
+    A convolution's kernel [K_f, K_h, K_w, C_in, C_out] is one matrix from all taps' inputs to the outputs; a
+    stacked kernel [L, C_in, C_out] is L matrices.
     """
     if not _is_kernel(path):
         return None

@@ -19,6 +19,7 @@ from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, reason_unreadable
 from sora_jax.checkpoint.restore import abstract_on_mesh, restore_ema, verify_step
 from sora_jax.checkpoint.workdir import steps_in
 from sora_jax.core.errors import InputError
+from sora_jax.train.optimizer import NormState
 from sora_jax.train.state import TrainState
 
 SETTINGS = tiny.SETTINGS
@@ -249,6 +250,21 @@ def test_arrays_that_the_settings_do_not_have_are_told(workdir):
     ):
         with Checkpoints(workdir, 9) as checkpoints, pytest.raises(InputError, match=words):
             checkpoints.restore(abstract.replace(params=params), SETTINGS)
+
+
+def test_a_state_of_one_norm_for_both_players_becomes_one_of_a_norm_for_each(tmp_path):
+    def state_of(mean):
+        return state_at(1).replace(opt_state=(NormState(jnp.int32(3), mean), ()))
+
+    with Checkpoints(tmp_path, 9) as checkpoints:
+        checkpoints.save(state_of(jnp.float32(0.5)), SETTINGS, "hash")
+    players = {"autoencoder": jnp.float32(0), "discriminator": jnp.float32(0)}
+    with Checkpoints(tmp_path, 9) as checkpoints:
+        state, _, notes = checkpoints.restore(
+            abstract_on_mesh(jax.eval_shape(lambda: state_of(players))), SETTINGS
+        )
+    assert_same(state, state_of({name: jnp.float32(0.5) for name in players}))
+    assert notes == []
 
 
 def test_a_folder_that_vanishes_stops_the_run_in_one_line_or_not_at_all(tmp_path):

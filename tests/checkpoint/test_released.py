@@ -89,7 +89,7 @@ def test_models_that_differ_in_more_than_weights_have_no_mean(home, tmp_path, ca
     values["transformer"]["rotary_base"] = 77.0
     settings.write_text(json.dumps(values))
     for name, words in (
-        ("tokens", f"{tmp_path}/tokens/tokenizer.model: is another than {home}/released/tokenizer.model"),
+        ("tokens", f"{tmp_path}/tokens/tokenizer.model: differs from {home}/released/tokenizer.model"),
         ("settings", f"{tmp_path}/settings: has config.transformer.rotary_base=77.0, {home}/released 10000.0"),
     ):
         flags = [f"--workdir={home}/released", f"--workdir={tmp_path}/{name}", f"--out={tmp_path}/mean"]

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import pathlib
+import re
 import shutil
 import struct
 
@@ -220,7 +221,7 @@ def test_checkpoints_are_looked_at_verified_and_thrown_away(home, here, capfd):
     assert lines("verify").count("arrays are whole") == 2
     folder = here / "run/checkpoints"
     shutil.copytree(folder / "1", folder / "1.broken")
-    assert lines("prune", "--keep=1", "--dry-run").count("would go") == 2 and (folder / "1").exists()
+    assert lines("prune", "--keep=1", "--dry-run").count("would be deleted") == 2 and (folder / "1").exists()
     lines("prune", "--keep=1", "--keep-every=1")
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
     lines("prune", "--keep=1")
@@ -269,11 +270,12 @@ def test_a_full_disk_stops_training_in_one_line_and_loses_no_checkpoint(home, di
     gc.collect()
     lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith(("flow: ", "step "))]
     assert len(lines) == 1 and lines[0].startswith("sora-jax train: "), lines
-    assert "can't be written, the disk is full; step" in lines[0]
+    told = re.search(r"run/checkpoints: .* is full: it needs ([\d.]+) MB, and ([\d.]+) MB are free", lines[0])
+    assert told and float(told[1]) > float(told[2]), lines
     assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
 
     complete = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-    assert complete and complete[0] == 1 and f"step {complete[-1]} is complete" in lines[0]
+    assert complete and complete[0] == 1 and f"step {complete[-1]} is complete and stays; make room" in lines[0]
     for step in complete[:2]:
         same = jax.tree.map(np.array_equal, averages(workdir, step), averages(home / "run", step))
         assert all(jax.tree.leaves(same))

@@ -364,8 +364,8 @@ def test_shell_scripts_pass_shellcheck():
             "one host",
         ),
         ("gke.py", ["create", "--name=a", "--image=i", *V5P], "no command; it comes after --"),
-        ("gke.py", ["create", "--name=A_b", "--image=i", *V5P, *TRAIN], "'A_b': at most 40"),
-        ("gke.py", ["create", "--name=a", "--image=i", *V5P, "--restarts=-1", *TRAIN], "of 0 or more"),
+        ("gke.py", ["create", "--name=A_b", "--image=i", *V5P, *TRAIN], "'A_b': use at most 40"),
+        ("gke.py", ["create", "--name=a", "--image=i", *V5P, "--restarts=-1", *TRAIN], "needed, 0 or more"),
         ("gke.py", ["creat"], "did you mean 'create'?"),
         ("gke.py", [], "no action; one of create"),
         ("gke.py", ["delete"], "--name"),
@@ -374,12 +374,12 @@ def test_shell_scripts_pass_shellcheck():
             ["--name=a", "--cluster=c", "--zone=z", "--project=p", "--image=i", "--chip=h100", *TRAIN],
             "gke.py",
         ),
-        ("tpu_vm.py", ["create", *VM, "--chip=v7x", "--topology=4x4x4"], "is not on TPU VMs"),
+        ("tpu_vm.py", ["create", *VM, "--chip=v7x", "--topology=4x4x4"], "is not available as TPU VMs"),
         ("tpu_vm.py", ["run", *VM, *V5P], "no command"),
-        ("slurm.py", ["submit", "--name=a", "--time=1h", "--chip=h100", *TRAIN], "'1h' is no time"),
+        ("slurm.py", ["submit", "--name=a", "--time=1h", "--chip=h100", *TRAIN], "'1h': write hours"),
         ("slurm.py", ["submit", "--name=a", "--time=1:00", *V5P, *TRAIN], "Slurm has GPUs"),
-        ("local.py", ["--processes=3", "--devices=8", *TRAIN], "does not divide 8 devices; 1, 2, 4, 8 do"),
-        ("local.py", ["--processes=0", "--devices=8", *TRAIN], "no whole number of 1 or more"),
+        ("local.py", ["--processes=3", "--devices=8", *TRAIN], "can't be divided by it; use one of 1, 2, 4, 8"),
+        ("local.py", ["--processes=0", "--devices=8", *TRAIN], "a whole number is needed, 1 or more"),
         ("local.py", ["--process=2", "--devices=8", *TRAIN], "did you mean '--processes'?"),
     ],
 )
@@ -407,7 +407,7 @@ def test_a_missing_program_is_told_with_how_to_install_it(script, arguments, pro
 
 def test_a_program_that_fails_fails_the_launcher(programs):
     done = launch("gke.py", "delete", "--name=a", STATUS="3", **programs)
-    assert done.returncode == 2 and "ended with 3" in done.stderr
+    assert done.returncode == 2 and "ended with exit code 3" in done.stderr
 
 
 def test_commands_in_the_guide_are_understood():

@@ -6,7 +6,8 @@ import pytest
 import rich.table
 
 from sora_jax.cli.main import main
-from sora_jax.core.console import Console, printable
+from sora_jax.core.console import Console
+from sora_jax.core.errors import printable
 from sora_jax.core.progress import progress_bar
 
 

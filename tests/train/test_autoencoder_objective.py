@@ -16,7 +16,7 @@ from sora_jax.models.autoencoder.discriminator import Discriminator, Discriminat
 from sora_jax.models.autoencoder.lpips import lpips, video_lpips
 from sora_jax.models.layers.params import bind, init_params
 from sora_jax.train.objectives.autoencoder import AutoencoderObjective
-from sora_jax.train.optimizer import make_optimizer
+from sora_jax.train.optimizer import clip_by_norms, make_optimizer
 from sora_jax.train.state import init_state
 from sora_jax.train.step import accumulate, make_step
 
@@ -40,12 +40,12 @@ def run(objective, parts, params, frozen, batch, step):
     return jax.tree.map(lambda x: x / weight, (grads, sums))
 
 
-def grads_of(settings, *, parts=1, step=10, frames=5):
+def grads_of(settings, *, parts=1, frames=5):
     """Gradients and sums of one batch on the current mesh, divided by its weight."""
     objective = AutoencoderObjective(settings)
     params = jax.jit(objective.init)(jax.random.key(0))
     batch = place(batch_of(frames), objective.axes)
-    return jax.device_get(run(objective, parts, params, objective.frozen_params(), batch, step))
+    return jax.device_get(run(objective, parts, params, objective.frozen_params(), batch, 10))
 
 
 def assert_trees_close(a, b, atol):
@@ -94,7 +94,7 @@ def test_the_adversary_pulls_as_hard_as_its_share_of_the_reconstruction(one_devi
 
 def test_before_its_start_the_adversary_learns_and_does_not_pull(one_device):
     plain, sums = grads_of(settings_of(mse=1.0))
-    early, early_sums = grads_of(settings_of(**ADVERSARIAL), step=9)
+    early, early_sums = grads_of(settings_of(**ADVERSARIAL | {"adversarial_start": 11}))
     late, _ = grads_of(settings_of(**ADVERSARIAL))
     assert_trees_close(early["autoencoder"], plain["autoencoder"], 1e-6)
     assert early_sums["l1"] == pytest.approx(sums["l1"], rel=1e-5)
@@ -124,17 +124,35 @@ def test_all_terms_are_the_same_on_a_mesh(weights):
 
 
 def test_discriminator_learns_to_tell_clips_from_reconstructions(one_device):
-    settings = settings_of(**ADVERSARIAL)
+    settings = settings_of(**ADVERSARIAL | {"adversarial_start": 100})  # nobody misleads it yet
     objective = AutoencoderObjective(settings)
-    optimizer = make_optimizer(settings.optimizer, 40)
+    optimizer = make_optimizer(settings.optimizer, 40, objective.players)
     step = make_step(objective, optimizer, settings)
     state = init_state(objective, optimizer, jax.random.key(0))
     losses = []
     for _ in range(40):
         state, metrics = step(state, {}, place(batch_of(), objective.axes))
         losses.append(float(metrics["discriminator"]))
+    assert metrics["gradient_norm"] == pytest.approx(
+        np.hypot(metrics["gradient_norm_autoencoder"], metrics["gradient_norm_discriminator"]), rel=1e-5
+    )
     assert losses[0] == pytest.approx(2, abs=1)  # the hinge loss of one that knows nothing
     assert np.mean(losses[-5:]) < 1
+
+
+def test_each_player_is_clipped_by_its_own_norm(one_device):
+    """A discriminator with a huge gradient leaves the autoencoder's update as it is."""
+    clip = clip_by_norms(1.0, 2.0, ("autoencoder", "discriminator"))
+    small, huge = {"kernel": jnp.full(4, 0.25)}, {"kernel": jnp.full(4, 500.0)}
+    state = clip.init(None)
+    for _ in range(12):
+        clipped, state = clip.update({"autoencoder": small, "discriminator": huge}, state)
+    np.testing.assert_allclose(clipped["autoencoder"]["kernel"], 0.25)
+    np.testing.assert_allclose(jnp.linalg.norm(clipped["discriminator"]["kernel"]), 1.0, rtol=1e-6)
+    together, _ = clip_by_norms(1.0, 2.0).update(
+        {"autoencoder": small, "discriminator": huge}, clip_by_norms(1.0, 2.0).init(None)
+    )
+    assert together["autoencoder"]["kernel"].max() < 1e-3  # what one norm for both would do
 
 
 def test_lpips_is_zero_for_equal_pictures_and_grows_with_the_change(weights):

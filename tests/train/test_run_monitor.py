@@ -187,14 +187,21 @@ def test_sigterm_is_heard_in_a_process_alone_and_the_old_handler_comes_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_time_down_after_a_death_counts_and_after_an_end_in_order_does_not(tmp_path, monkeypatch):
-    clock = iter([250.0, 1000.0])
-    monkeypatch.setattr("sora_jax.train.monitoring.run_history.time.time", lambda: next(clock))
-    RunHistory(tmp_path, 0, 100.0)  # dies
-    RunHistory(tmp_path, 4, 200.0).end(9)  # at 250
-    history = RunHistory(tmp_path, 9, 900.0)
+def test_time_down_after_a_death_counts_and_after_an_end_in_order_does_not(tmp_path):
+    RunHistory(tmp_path, 0, 100.0, lambda: 30.0)  # dies
+    RunHistory(tmp_path, 4, 200.0, lambda: 50.0).end(9)
+    history = RunHistory(tmp_path, 9, 900.0, lambda: 100.0)
     assert history.seconds == 100 + 50 + 100
     assert [start["step"] for start in json.loads((tmp_path / "run_history.json").read_text())] == [0, 4, 9]
+
+
+def test_a_clock_that_is_set_back_makes_no_time_negative(tmp_path):
+    RunHistory(tmp_path, 0, 1000.0, lambda: 30.0)  # dies, and the clock is set back by an hour
+    RunHistory(tmp_path, 4, -2600.0, lambda: 50.0).end(9)
+    history = RunHistory(tmp_path, 9, -9999.0, lambda: 100.0)
+    assert history.seconds == 0 + 50 + 100
+    lines = [{"step_seconds": 5.0, "patches_per_s": 1.0}]
+    assert 0 < run_totals(lines, 9, history.seconds, 3, "patches")["goodput"] <= 1
 
 
 def test_goodput_is_the_time_of_all_updates_by_the_whole():

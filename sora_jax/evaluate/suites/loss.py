@@ -19,6 +19,7 @@ from sora_jax.config.training import CONDITIONING_TASKS
 from sora_jax.core.mesh import local_rows, place, spec
 from sora_jax.core.patches import PatchBatch
 from sora_jax.core.progress import progress_bar
+from sora_jax.core.random_keys import Purpose, purpose_key, seed_key
 from sora_jax.data.loader.conditioning_masks import conditioning_tasks, draw_conditioning_masks, drawn_task
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.data.loader.stream import validation_sequences
@@ -84,7 +85,7 @@ def validation_losses(
             ).conditioning_mask
             masked = placed.replace(conditioning_mask=place(conditioning_mask, "batch tokens"))
             rounds.append((masked, functools.partial(_groups_of_given, tasks, first)))
-        key = jax.random.fold_in(jax.random.key(0), number)
+        key = purpose_key(seed_key(0), Purpose.VALIDATION, number)
         for t in TIMES:
             for placed, groups_of in rounds:
                 found = errors_at(settings, params, placed, key, jnp.float32(t))

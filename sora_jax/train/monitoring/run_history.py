@@ -3,7 +3,7 @@
 import json
 import math
 import pathlib
-import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,23 +19,35 @@ class RunHistory:
     does not count, because nobody wanted the run to be on.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, began: float):
-        """Add a start. Raises: InputError if the file can't be written."""
-        self.path = workdir / FILE
+    def __init__(self, workdir: pathlib.Path, step: int, began: float, elapsed: Callable[[], float]):
+        """Add a start.
+
+        Args:
+          began: time of day of the start, in seconds since 1970.
+          elapsed: seconds since then, by a clock that nobody sets.
+        Raises: InputError if the file can't be written.
+        """
+        self.path, self._elapsed = workdir / FILE, elapsed
         self.starts = json.loads(self.path.read_text()) if self.path.exists() else []
         self.starts.append({"step": step, "began": began})
         self._write()
 
     def end(self, step: int):
         """Record the orderly end of this start, after `step` updates."""
-        self.starts[-1] |= {"ended": time.time(), "last": step}
+        self.starts[-1] |= {"ended": self.starts[-1]["began"] + self._elapsed(), "last": step}
         self._write()
 
     @property
     def seconds(self) -> float:
-        """Duration of the run: all its starts, and the downtime after those that died."""
-        ends = [later["began"] for later in self.starts[1:]] + [time.time()]
-        return sum(start.get("ended", end) - start["began"] for start, end in zip(self.starts, ends, strict=True))
+        """Duration of the run: all its starts, and the downtime after those that died.
+
+        A clock that was set back between two starts makes a duration 0, never negative.
+        """
+        *earlier, now = self.starts
+        ends = [start.get("ended", later["began"]) for start, later in zip(earlier, self.starts[1:], strict=True)]
+        durations = [end - start["began"] for end, start in zip(ends, earlier, strict=True)]
+        last = now["ended"] - now["began"] if "ended" in now else self._elapsed()
+        return sum(max(0.0, duration) for duration in [*durations, last])
 
     def _write(self):
         with atomic_write(self.path) as temporary:
@@ -61,7 +73,7 @@ def run_totals(metrics: list[dict], steps: int, seconds: float, starts: int, uni
         "steps": steps,
         unit: steps * float(np.mean(work or [math.nan])),
         "hours": seconds / 3600,
-        "goodput": float(np.minimum(1.0, steps * median("step_seconds") / seconds)),
+        "goodput": float(np.minimum(1.0, steps * median("step_seconds") / max(seconds, 1e-9))),
         "restarts": starts - 1,
     }
     return totals if math.isnan(mfu := median("mfu")) else totals | {"mfu": mfu}

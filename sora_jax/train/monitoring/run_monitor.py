@@ -26,7 +26,7 @@ class RunMonitor:
     ):
         """Writes nothing into the workdir. Raises: InputError if the sample videos can't be made."""
         self.settings, self.workdir, self.console = settings, workdir, console
-        self.began = time.time()
+        self.began, self._clock = time.time(), time.monotonic()
         self.heartbeat = Heartbeat()
         self.heartbeat.beat(STARTING)
         self.profiler = Profiler(workdir, settings.train.profile, settings.train.log_every, console)
@@ -46,7 +46,7 @@ class RunMonitor:
         self.heartbeat.start = start
         self.heartbeat.beat(STARTING, start)
         if jax.process_index() == 0 and start < self.settings.train.steps:
-            self.history = RunHistory(self.workdir, start, self.began)
+            self.history = RunHistory(self.workdir, start, self.began, lambda: time.monotonic() - self._clock)
 
     def before_step(self, step: int):
         """An update is about to start."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from sora_jax.config.schema import Settings
 from sora_jax.core.mesh import place, spec
+from sora_jax.core.random_keys import Purpose, purpose_key
 from sora_jax.interop.lpips import load_lpips
 from sora_jax.models.autoencoder.discriminator import Discriminator, DiscriminatorSettings
 from sora_jax.models.autoencoder.lpips import video_lpips
@@ -32,13 +33,18 @@ class AutoencoderObjective:
     unit = "frames"
 
     @property
+    def players(self) -> tuple[str, ...]:
+        return ("autoencoder", "discriminator") if self.settings.loss.adversarial else ()
+
+    @property
     def discriminator(self) -> DiscriminatorSettings:
         return DiscriminatorSettings(self.settings.loss.discriminator_width, self.settings.autoencoder.dtype)
 
     def init(self, key):
-        params = {"autoencoder": init_params(Autoencoder, self.settings.autoencoder, key)}
+        init_key = purpose_key(key, Purpose.INIT)
+        params = {"autoencoder": init_params(Autoencoder, self.settings.autoencoder, init_key)}
         if self.settings.loss.adversarial:
-            key = jax.random.fold_in(key, 1)
+            key = purpose_key(key, Purpose.DISCRIMINATOR_INIT)
             params["discriminator"] = init_params(Discriminator, self.discriminator, key)
         return params
 
@@ -62,6 +68,7 @@ class AutoencoderObjective:
         B, F, H, W, _ = batch.shape
         f = (F - 1) // settings.temporal_stride + 1
         shape = (B, f, H // settings.spatial_stride, W // settings.spatial_stride, settings.latent_channels)
+        key = purpose_key(key, Purpose.POSTERIOR, step)
         noise = jax.random.normal(key, shape, out_sharding=spec("batch . height . ."))
         loss = self.settings.loss
         weight = jnp.where(step >= loss.adversarial_start, loss.adversarial, 0.0)

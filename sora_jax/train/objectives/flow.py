@@ -12,6 +12,7 @@ from sora_jax.checkpoint.model_folder import autoencoder_folder, load_model
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.mesh import spec
 from sora_jax.core.patches import PatchBatch
+from sora_jax.core.random_keys import Purpose, purpose_key
 from sora_jax.diffusion.flow import flow_errors, sample_times
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.encode_packed import encode_packed, place_packed
@@ -32,9 +33,10 @@ class FlowObjective:
     autoencoder: AutoencoderSettings | None = None
     axes = "batch tokens"
     unit = "patches"
+    players = ()
 
     def init(self, key):
-        return init_trained(self.settings, key)
+        return init_trained(self.settings, purpose_key(key, Purpose.INIT))
 
     def work(self, batch: PatchBatch) -> tuple[int, float]:
         """Patches without padding, and the model FLOPs of a step on them."""
@@ -53,23 +55,24 @@ class FlowObjective:
 
     def draw(self, key, batch: PatchBatch, step):
         """Noise for each patch, [B, N, P]; a time for each clip and for each frame with its own, [B, T]."""
-        del step
         settings = self.settings
         frame_times = 0 if batch.time_index is None else settings.masks.times_per_sequence
-        noise_key, time_key = jax.random.split(key)
         transformer = settings.transformer
         shape = (*batch.segment_ids.shape, math.prod(transformer.patch) * transformer.channels)
+        noise_key, time_key = (purpose_key(key, purpose, step) for purpose in (Purpose.NOISE, Purpose.TIMES))
         noise = jax.random.normal(noise_key, shape, out_sharding=spec("batch tokens ."))
-        return noise, sample_times(
+        times = sample_times(
             time_key, batch, settings.data.clips_per_sequence, settings.flow, frame_times=frame_times
         )
+        return noise, times
 
-    def loss(self, params, frozen, batch: PatchBatch, drawn):
+    def loss(self, params, frozen_params, batch: PatchBatch, drawn):
+        """The squared error of the velocity, summed over patches, and their number."""
         if self.autoencoder:
-            frozen = dict(frozen)
-            coder = frozen.pop("autoencoder")
-            batch = encode_packed(self.autoencoder, coder, batch, self.settings.transformer.patch)
-        model = bind(trained_model(self.settings), self.settings, join(params, frozen))
+            frozen_params = dict(frozen_params)
+            autoencoder = frozen_params.pop("autoencoder")
+            batch = encode_packed(self.autoencoder, autoencoder, batch, self.settings.transformer.patch)
+        model = bind(trained_model(self.settings), self.settings, join(params, frozen_params))
         embedded = model.embed_text(batch)
         errors, counts = flow_errors(
             lambda patches, times, time_index: model.velocity(embedded, patches, times, time_index),

@@ -14,17 +14,19 @@ class Objective(Protocol):
     Attributes:
       axes: logical axes of a batch's leading dimensions.
       unit: what throughput is counted in.
+      players: top-level groups of parameters with a loss each, whose gradients are clipped apart; () for one loss.
     """
 
     axes: str
     unit: str
+    players: tuple[str, ...]
 
     @property
     def settings(self) -> Settings:
         """The settings of the run."""
 
     def init(self, key) -> dict:
-        """New parameters, float32 nested dicts."""
+        """New parameters, float32 nested dicts. Args: key: of the seed."""
 
     def frozen_params(self) -> dict:
         """Parameters that the loss needs and training does not change, read from files, on the current mesh."""
@@ -36,7 +38,12 @@ class Objective(Protocol):
         """(units, model FLOPs) of this process's batch; NaN where FLOPs are not counted."""
 
     def draw(self, key, batch, step):
-        """All that the loss needs besides parameters and batch, random or a function of `step`; leading axis B."""
+        """All that the loss needs besides parameters and batch, random or a function of `step`; leading axis B.
+
+        Args:
+          key: of the seed.
+          step: number of updates done.
+        """
 
     def loss(self, params: dict, frozen_params: dict, batch, drawn) -> tuple:
         """(sum of the loss, its weight, further sums by name).
