@@ -130,7 +130,7 @@ def test_the_loss_is_that_of_the_encoder_in_the_step(home, one_device):
             total, weight, _ = loss(params, frozen, batch, drawn)
             losses.append(float(total / weight))
         other = loss(params, frozen, batch.replace(text=batch.text[:, ::-1]), drawn)[0] / weight
-        assert abs(float(other) / losses[-1] - 1) > 2e-3  # the captions count
+        assert abs(float(other) / losses[-1] - 1) > 5e-4  # the captions count
     assert batch.text.shape == (2, 24, 16) and batch.text.dtype == ml_dtypes.bfloat16
     assert frozen == {}  # of what the step is given, nothing is an encoder's
     # In batches of another shape float32 is rounded elsewhere, and may be to another number of bfloat16 then.

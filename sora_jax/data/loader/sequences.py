@@ -29,7 +29,7 @@ def _positions(grid):
     return grid_positions(grid)
 
 
-# From this version of the format on the hash of an encoder is that of its whole files; older ones say nothing.
+# From this version of the format on, a data set holds the hash of its text encoder's whole files.
 WHOLE_FILE_HASHES = 3
 
 
