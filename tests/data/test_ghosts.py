@@ -110,6 +110,7 @@ def test_a_plan_counts_the_echoes(one_device):
     assert types(abstract_batch(ALL)) == types(add_ghosts(tiny.random_batch(0), range(8), ALL))
 
 
+@pytest.mark.slow
 def test_sharded_loss_with_echoes_equals_unsharded():
     batch = add_ghosts(tiny.random_batch(0), range(8), ALL)
     objective = make_objective(ALL)
