@@ -14,16 +14,18 @@ class Objective(Protocol):
     Attributes:
       axes: logical axes of a batch's leading dimensions.
       unit: what throughput is counted in.
-      players: top-level groups of parameters with a loss each, whose gradients are clipped apart; () for one loss.
     """
 
     axes: str
     unit: str
-    players: tuple[str, ...]
 
     @property
     def settings(self) -> Settings:
         """The settings of the run."""
+
+    @property
+    def players(self) -> tuple[str, ...]:
+        """Top-level groups of parameters with a loss each, whose gradients are clipped apart; () for one loss."""
 
     def init(self, key) -> dict:
         """New parameters, float32 nested dicts. Args: key: of the seed."""
