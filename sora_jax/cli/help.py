@@ -1,9 +1,8 @@
-"""The texts of `--help`, and the page docs/reference/commands.md:
-
-python -m sora_jax.cli.help > docs/reference/commands.md
-"""
+"""The texts of `--help`, and two pages of the reference: `python -m sora_jax.cli.help docs/reference`."""
 
 import dataclasses
+import pathlib
+import sys
 import textwrap
 
 from sora_jax.cli.commands import COMMANDS
@@ -16,6 +15,7 @@ CONFIG = Flag(
     "config", "Python file of a config, or the settings.json of a workdir; see docs/reference/config.md."
 )
 
+MODELS_IN_USE = ("convert", "sample", "serve", "evaluate")  # have a page of their own
 INTRODUCTION = """\
 # Commands
 
@@ -31,6 +31,13 @@ Exit code 75 asks to run the same command again. Any other error keeps its trace
 
     $ sora-jax trian
     sora-jax trian: trian: no such command, did you mean 'train'?; `sora-jax --help` lists them
+"""
+MODELS = """\
+# Commands that use a model
+
+<!-- Made by `python -m sora_jax.cli.help` from the declarations in sora_jax/cli; do not edit. -->
+
+The other commands are on [commands.md](commands.md).
 """
 
 
@@ -80,18 +87,30 @@ def config_keys():
                 yield f"{field.name}.{name}", getattr(group, name), declared
 
 
-def page() -> str:
-    """docs/reference/commands.md."""
+def pages() -> dict[str, str]:
+    """The pages of docs/reference by the name of the file."""
     parts = [INTRODUCTION, "| command | input -> output |", "|---|---|"]
-    parts += [f"| [`{name}`](#{name.replace(' ', '-')}) | {c.summary} |" for name, c in COMMANDS.items()]
     for name, command in COMMANDS.items():
+        page = "commands_models.md" if name in MODELS_IN_USE else ""
+        parts.append(f"| [`{name}`]({page}#{name.replace(' ', '-')}) | {command.summary} |")
+    others = [name for name in COMMANDS if name not in MODELS_IN_USE]
+    return {
+        "commands.md": "\n".join(parts + _sections(others)) + "\n",
+        "commands_models.md": "\n".join([MODELS, *_sections(MODELS_IN_USE)]) + "\n",
+    }
+
+
+def _sections(names) -> list[str]:
+    parts = []
+    for name in names:
+        command = COMMANDS[name]
         parts += ["", f"## {name}", ""]
         parts += [f"    sora-jax {name} {example}".rstrip() for example in command.examples]
         parts += ["", f"{command.summary[0].upper()}{command.summary[1:]}. {command.about}".rstrip()]
         for title, group in _groups(command).items():
             parts += ["", f"| {title.lower()} | meaning | default |", "|---|---|---|"]
             parts += [f"| `--{flag.name}` | {flag.meaning} | {_default(flag)} |" for flag in group]
-    return "\n".join(parts) + "\n"
+    return parts
 
 
 def _groups(command: Command) -> dict:
@@ -121,4 +140,5 @@ def _default(flag: Flag) -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    for file, text in pages().items():
+        pathlib.Path(sys.argv[1], file).write_text(text)
