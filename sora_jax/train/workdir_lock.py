@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import explain_os_errors, process_exists
 
-FILE = "train.lock"
+FILE = "run.lock"
 TOUCH_SECONDS = 10  # interval at which the owner touches the lock
 STALE_SECONDS = 60  # without a touch, after which an owner that can't be looked up counts as dead
 
