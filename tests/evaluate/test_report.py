@@ -110,7 +110,7 @@ def test_metrics_that_can_not_be_read_are_told(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_metrics(path)
     path.write_text("")
-    with pytest.raises(InputError, match="holds no step"):
+    with pytest.raises(InputError, match="no step in it yet"):
         read_metrics(path)
     path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(InputError, match=r"metrics\.jsonl:2: not a JSON object"):

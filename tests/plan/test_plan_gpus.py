@@ -11,7 +11,6 @@ from test_plan import CONFIGS, TINY, TOLERANCE, run
 
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import AXES
-from sora_jax.plan import gpus
 from sora_jax.plan.collectives import Layout
 from sora_jax.plan.gpus import compiling_for, target
 from sora_jax.plan.hlo import count
@@ -20,7 +19,7 @@ from sora_jax.plan.topology import CHIPS, rate, read_topology
 
 @pytest.fixture
 def no_plugin(monkeypatch):
-    monkeypatch.setattr("sora_jax.plan.topology.cuda_versions", None)
+    monkeypatch.setattr("sora_jax.compat.cuda_versions", lambda: None)
 
 
 @pytest.mark.usefixtures("no_plugin")
@@ -63,7 +62,7 @@ def test_cudnns_rules_are_asked_of_the_gpu_that_is_planned_for():
 
 def test_a_gpu_is_described_with_the_versions_that_are_installed(monkeypatch):
     installed = types.SimpleNamespace(cudnn_get_version=lambda: 92801, cuda_runtime_get_version=lambda: 13020)
-    monkeypatch.setattr(gpus, "cuda_versions", installed)
+    monkeypatch.setattr("sora_jax.compat.cuda_versions", lambda: installed)
     text = target(CHIPS["h200"])
     assert "dnn_version_info { major: 9 minor: 28 patch: 1 }" in text
     assert "runtime_version { major: 13 minor: 2 patch: 0 }" in text
