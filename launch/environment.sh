@@ -31,7 +31,7 @@ find_python() {
 environment() {
   local requirement=$2 stamp=.venv/.installed-$1 wanted python
   # An editable install has absolute paths: a moved folder is installed again.
-  wanted=$(printf '%s\n' "$root" "$requirement" && cat constraints.txt pyproject.toml)
+  wanted=$(printf '%s\n' "$root" "$requirement" && cat constraints.txt pyproject.toml setup.cfg)
   if ! .venv/bin/python -c 'import pip' >/dev/null 2>&1; then
     python=$(find_python) || exit 1
     echo "Making .venv with $("$python" --version) ..."

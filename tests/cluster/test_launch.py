@@ -24,7 +24,7 @@ def checkout(tmp_path):
     """A copy of what the scripts read, with a recording .venv/bin/python; its folder has a space."""
     folder = tmp_path / "my videos"
     shutil.copytree(ROOT / "launch", folder / "launch")
-    for name in ("constraints.txt", "pyproject.toml"):
+    for name in ("constraints.txt", "pyproject.toml", "setup.cfg"):
         shutil.copy(ROOT / name, folder)
     for name in ("python", "sora-jax"):
         program(folder / ".venv/bin" / name, RECORDER)
@@ -79,7 +79,7 @@ def test_a_second_run_installs_nothing(checkout):
     assert calls[-1] == "demo"
 
 
-@pytest.mark.parametrize("name", ["constraints.txt", "pyproject.toml"])
+@pytest.mark.parametrize("name", ["constraints.txt", "pyproject.toml", "setup.cfg"])
 def test_a_changed_requirement_is_installed(checkout, name):
     launch(checkout, "launch/demo.sh")
     with (checkout / name).open("a") as file:

@@ -25,7 +25,7 @@ def run(*command, cwd, **environment):
 def test_an_installed_wheel_samples_outside_of_the_repository(tmp_path):
     source = tmp_path / "source"  # setuptools writes beside what it builds
     shutil.copytree(ROOT / "sora_jax", source / "sora_jax", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     build = ("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source)
     run(sys.executable, "-m", "pip", *build, cwd=tmp_path)
