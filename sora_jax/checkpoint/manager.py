@@ -1,6 +1,7 @@
 """The checkpoints of a run: Orbax writes them in the background, and a later start resumes from them."""
 
 import errno
+import functools
 import logging
 import pathlib
 import shutil
@@ -27,13 +28,21 @@ from sora_jax.core.storage import USER_ERRORS, explain_os_errors
 # Bytes from which each replica of an array writes a part of it. Slicing a smaller array takes longer than writing
 # it: in the first save each slice is a program to compile.
 MIN_REPLICA_BYTES = 2**20
-ocp.type_handlers.register_type_handler(
-    jax.Array,
-    ocp.type_handlers.ArrayHandler(
+
+
+@functools.cache
+def _register_array_handler():
+    """Have Orbax write arrays as above; it warns of the handler that this one replaces."""
+    handler = ocp.type_handlers.ArrayHandler(
         array_metadata_store=compat.array_metadata_store(), min_slice_bytes_for_replica_parallel=MIN_REPLICA_BYTES
-    ),
-    override=True,
-)
+    )
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    finally:
+        absl.setLevel(level)
 
 
 @struct.dataclass
@@ -55,6 +64,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int = 0):
+        _register_array_handler()
         manager = ocp.checkpoint_managers
         kept = [manager.LatestN(keep)] + ([manager.EveryNSteps(keep_every)] if keep_every else [])
         options = ocp.CheckpointManagerOptions(
