@@ -17,7 +17,11 @@ def read_text(path: pathlib.Path, where: str) -> str:
     """
     if not path.is_file():
         raise InputError(f"{where}: no such file")
-    data = path.read_bytes()
+    return decode_text(path.read_bytes(), where)
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """The text of a file's bytes; `where` and errors: as for `read_text`."""
     encoding = "utf-16" if data.startswith(UTF_16) else "utf-8-sig"
     try:
         return data.decode(encoding)

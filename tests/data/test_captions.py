@@ -118,7 +118,7 @@ def test_broken_captions_are_told_with_their_line(folder):
         file.write_text(text)
         assert reason in error_of(folder)
     file.write_bytes(good.encode() + b"\xff\xfe\n")
-    assert "byte 35 (line 2) is not UTF-8" in error_of(folder)
+    assert "line 2: byte 0xff at offset 35 is not UTF-8" in error_of(folder)
 
 
 def test_a_file_of_captions_that_is_not_there_is_told(folder, tmp_path):

@@ -5,13 +5,13 @@ one or more for its captions (`caption`, `text`, `prompt`, any name that ends in
 A table that can't be read without loss is refused with the number of the line.
 """
 
-import codecs
 import csv
 import io
 import json
 import pathlib
 
 from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.text_files import read_text
 
 # Tables that are found by their name, in any folder.
 TABLES = frozenset(f"{stem}.{suffix}" for stem in ("captions", "metadata") for suffix in ("jsonl", "csv", "tsv"))
@@ -19,7 +19,6 @@ NAME_KEYS = ("video", "file_name", "filename", "path", "file", "image")
 CAPTION_KEYS = ("caption", "captions", "text", "prompt")
 _DELIMITERS = (",", ";", "\t", "|")
 _LONGEST_FIELD = 2**27  # characters
-_BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 Entry = tuple[int, str, tuple[str, ...]]
 
@@ -45,24 +44,6 @@ def read_table(file: pathlib.Path) -> list[Entry]:
     if not entries:
         raise InputError(f"{file}: no caption in it")
     return entries
-
-
-def read_text(path: pathlib.Path) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
-
-    Raises: InputError with the place of the first byte that is neither.
-    """
-    return decode_text(path.read_bytes(), str(path))
-
-
-def decode_text(data: bytes, where: str) -> str:
-    """The text of bytes, as `read_text` reads them; `where` names them in errors."""
-    encoding = next((encoding for bom, encoding in _BOMS if data.startswith(bom)), "utf-8")
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{where}: byte {error.start} (line {line}) is not UTF-8; convert the file") from error
 
 
 def clean(*texts: str) -> tuple[str, ...]:
@@ -104,7 +85,7 @@ def captions_of_entry(entry: dict, where: str) -> tuple[str, ...]:
 def _read_json_lines(file):
     entries = []
     # Not splitlines(): U+2028, U+0085 and others may stand within a caption.
-    for line, text in enumerate(read_text(file).split("\n"), start=1):
+    for line, text in enumerate(read_text(file, str(file)).split("\n"), start=1):
         if not text.strip():
             continue
         try:
@@ -119,7 +100,7 @@ def _read_json_lines(file):
 
 def _read_delimited(file):
     # csv counts all of \r, \n and \r\n as one line end if it sees them itself.
-    text = io.StringIO(read_text(file), newline="")
+    text = io.StringIO(read_text(file, str(file)), newline="")
     delimiter = _sniff(file, text.readline().strip("\r\n"))
     text.seek(0)
     csv.field_size_limit(_LONGEST_FIELD)

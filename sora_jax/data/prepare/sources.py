@@ -12,19 +12,14 @@ import os
 import pathlib
 import tarfile
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 
-from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.errors import InputError, did_you_mean, printable
 from sora_jax.core.storage import content_hash
+from sora_jax.core.text_files import decode_text, read_text
 from sora_jax.data.media.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from sora_jax.data.prepare.captions import (
-    TABLES,
-    captions_of_entry,
-    clean,
-    decode_text,
-    read_table,
-    read_text,
-)
+from sora_jax.data.prepare.captions import TABLES, captions_of_entry, clean, read_table
 
 _MEDIA = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 _COPY_BYTES = 2**20
@@ -140,12 +135,6 @@ def find_sources(folder: pathlib.Path, captions: pathlib.Path | None = None) -> 
     return Found(sources, sorted(skipped), sorted(other))
 
 
-def printable(name: str) -> str:
-    r"""A file's name without control characters and without bytes that are no UTF-8: these become \x1b."""
-    text = "".join(char if char.isprintable() else f"\\x{ord(char) & 0xFF:02x}" for char in name)
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def lone_surrogate(caption: str) -> str:
     """Why a caption can't be stored; "" if it can."""
     half = next((char for char in caption if 0xD800 <= ord(char) <= 0xDFFF), "")
@@ -183,11 +172,11 @@ def _walk(folder):
 
 
 def _bad_name(name):
-    if not name.isprintable():
-        if any(0xDC80 <= ord(char) <= 0xDCFF for char in name):
-            return "its name is not UTF-8; rename it"
-        return "its name holds a control character; rename it"
-    return ""
+    """Why a name can't be stored; "" if it can."""
+    kinds = {unicodedata.category(char) for char in name}
+    if "Cs" in kinds:  # Python's stand-ins for bytes that are not UTF-8
+        return "its name is not UTF-8; rename it"
+    return "its name holds a control character; rename it" if "Cc" in kinds else ""
 
 
 def _base(name):
@@ -244,10 +233,10 @@ def _captions_beside(folder, source, beside):
     stem = _stem(source.name)
     texts: tuple[str, ...] = ()
     if f"{stem}.txt" in beside:
-        texts += clean(read_text(folder / f"{stem}.txt"))
+        texts += clean(read_text(folder / f"{stem}.txt", str(folder / f"{stem}.txt")))
     if f"{stem}.json" in beside:
         path = folder / f"{stem}.json"
-        texts += _captions_of_json(read_text(path), str(path))
+        texts += _captions_of_json(read_text(path, str(path)), str(path))
     return dataclasses.replace(source, captions=tuple(dict.fromkeys(texts)))
 
 
