@@ -82,7 +82,7 @@ def sample(
       checkpoint: workdir of a training run.
       out: an .mp4; for several prompts a folder, in which they are numbered.
       expand: rewrites prompts, as many as it gets; it is called when everything else has been checked.
-      generator: the checkpoint's, if it is loaded already, on this mesh.
+      generator: the checkpoint's with the request's adapters, if it is loaded already, on this mesh.
       on_progress: called after each step of the solver with the steps that are done and their number in all; an
         exception that it raises ends the run.
     Raises: InputError for a checkpoint, prompt, given file, size or length that can't be used, before the first
@@ -100,11 +100,12 @@ def sample(
     if expand:
         expanded = expand_prompts(request, expand, console).parts()
         parts = [dataclasses.replace(part, request=new) for part, new in zip(parts, expanded, strict=True)]
-    for line in lines:
-        console.print(line)
     with jax.set_mesh(devices):
         dtype = parts[0].inputs.settings.dtype or None
-        generator = generator or load_generator(checkpoint, dtype=dtype, lora=request.lora)
+        if generator is None:
+            generator = load_generator(checkpoint, dtype=dtype, lora=request.lora)
+            for line in lines:
+                console.print(line)
         failed = make_videos(generator, checkpoint, parts, console, on_progress)
     if failed and len(paths) > 1:
         raise IncompleteError(f"{len(failed)} of {len(paths)} videos were not made: {'; '.join(failed)}")

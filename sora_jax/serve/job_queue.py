@@ -90,8 +90,11 @@ class JobQueue:
         with jax.set_mesh(make_mesh(mesh)):
             self.generator = load_generator(checkpoint, dtype=dtype or None, lora=lora)
         self._loaded = {"dtype": dtype} if dtype else {}
-        self._brought, _ = brought_settings(lora)
-        self.defaults = dataclasses.replace(self.generator.settings.sample, **self._brought)
+        self._lora = tuple(lora)
+        brought, notes = brought_settings(lora)
+        for note in notes:
+            console.print(note)
+        self.defaults = dataclasses.replace(self.generator.settings.sample, **brought)
         self._waiting: collections.deque[Job] = collections.deque()
         self._running: Job | None = None
         self._change = threading.Condition()
@@ -218,7 +221,8 @@ class JobQueue:
                 self.checkpoint,
                 dataclasses.replace(
                     job.request,
-                    changes={**self._brought, **job.request.changes, **self._loaded},
+                    changes={**job.request.changes, **self._loaded},
+                    lora=self._lora,
                     media=self.limits.media,
                 ),
                 job.out,
