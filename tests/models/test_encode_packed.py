@@ -126,7 +126,7 @@ def test_each_process_makes_its_sequences_and_a_restart_continues(home):
 
 def test_settings_that_do_not_fit_are_refused(home, tmp_path):
     settings = home.settings
-    with pytest.raises(InputError, match="10 of 20 clips, one of 5 frames of 12x8, are no whole patches of 8x8"):
+    with pytest.raises(InputError, match="12 of 24 clips, one of 5 frames of 12x8, are no whole patches of 8x8"):
         train_sequences(tiny.change(settings, transformer={"patch": (1, 4, 4)}))
     with pytest.raises(InputError, match="ghosts: needs latents; `prepare` with --autoencoder"):
         train_sequences(tiny.change(settings, flow={"ghosts": 0.5}))
