@@ -136,7 +136,7 @@ def test_settings_that_do_not_fit_are_refused(home, tmp_path):
         tiny.change(settings, transformer={"condition_channels": 6})
     with pytest.raises(InputError, match="holds pixels, not latents"):
         train_sequences(tiny.change(settings, data={"autoencoder": ""}))
-    with pytest.raises(InputError, match="sequence_length: 40 patches are too few for 5 of 20 clips"):
+    with pytest.raises(InputError, match="sequence_length: 40 patches are too few for 6 of 24 clips"):
         train_sequences(tiny.change(settings, data={"sequence_length": 40}))
 
 
