@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 from collections.abc import Mapping
 
 from sora_jax.config.schema import (
@@ -20,13 +21,15 @@ from sora_jax.interop import wan_configs
 from sora_jax.interop.defaults import PUBLISHED, Published, model_name, sample_settings, scheduler_changes
 from sora_jax.interop.encoders import check_encoder
 from sora_jax.interop.tables import check_tensors, foreign_shapes
-from sora_jax.interop.tensors import check_suffix, tensors_in
+from sora_jax.interop.tensors import INDEX, SAFETENSORS, check_suffix, tensors_in
 from sora_jax.interop.wan import autoencoder_table, from_original, transformer_table
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.dit import DiT
 
 INDEX_FILE = "model_index.json"  # diffusers' list of a pipeline's parts
 ORIGINAL_EXPERTS = ("high_noise_model", "low_noise_model")
+# The expert in the name of a single file, such as wan2.2_t2v_high_noise_14B_fp8_scaled or Wan2_2-T2V-A14B-LOW_fp8.
+EXPERT_NAME = re.compile(r"(?<![a-z])(high|low)(?=noise|[^a-z]|$)")
 TEXT, IMAGE = "text_encoder", "image_encoder"
 PARTS = (TEXT, "tokenizer", "scheduler")  # folders that are copied as they are
 IMAGE_PARTS = (IMAGE, "image_processor")
@@ -121,22 +124,59 @@ def find_transformers(source: pathlib.Path) -> tuple[str, list[pathlib.Path]]:
     """The layout of a published model, and where its transformers are, the one for high noise first."""
     if source.is_file():
         check_suffix(source)
-        return "single file", [source]
+        return "single file", with_other_expert(source)
     if (source / INDEX_FILE).exists():
         return "diffusers", [source / "transformer", source / "transformer_2"]
     if (source / ORIGINAL_EXPERTS[0]).is_dir():
         return "wan", [source / name for name in ORIGINAL_EXPERTS]
-    if (source / "config.json").exists():
+    files = sorted(source.glob(f"*{SAFETENSORS}")) if source.is_dir() else []
+    if any(map(expert_of, files)):
+        if len(files) <= 2:
+            return "single file", with_other_expert(next(filter(expert_of, files)))
+        named = next(file for file in files if expert_of(file))
+        raise InputError(f"{source}: {len(files)} .safetensors files; name one expert, such as --from={named}")
+    if (source / "config.json").exists() or any(source.glob(f"*{INDEX}")):
         return "wan", [source]
-    files = sorted(source.glob("*.safetensors")) if source.is_dir() else []
     if len(files) == 1:
         return "single file", files
+    if files:
+        raise InputError(
+            f"{source}: {len(files)} .safetensors files with no config.json and no index; name one of them, such as "
+            f"--from={files[0]}"
+        )
     if source.is_dir():
         for path in sorted(source.iterdir()):
             if path.suffix == ".gguf":
                 check_suffix(path)
     read_object(source / INDEX_FILE)  # raises, with the nearest name
     raise InputError(f"{source}: no model")
+
+
+def expert_of(file: pathlib.Path) -> str:
+    """The expert that a single file holds, "high" or "low" by its name; "" if the name says neither."""
+    found = EXPERT_NAME.findall(file.stem.lower())
+    return found[-1] if found else ""
+
+
+def with_other_expert(file: pathlib.Path) -> list[pathlib.Path]:
+    """A single file; of a model with two experts both files, the one for high noise first.
+
+    Raises: InputError if the name says that it holds one of two experts, and the other one is not beside it.
+    """
+    if not (expert := expert_of(file)):
+        return [file]
+
+    def common(name):  # the parts of the name that both have
+        return re.sub(r"[^a-z0-9]", "", EXPERT_NAME.sub("", name.stem.lower()))
+
+    other = {"high": "low", "low": "high"}[expert]
+    found = [x for x in file.parent.glob(f"*{file.suffix}") if expert_of(x) == other and common(x) == common(file)]
+    if len(found) != 1:
+        raise InputError(
+            f"{file}: by its name the expert for {expert} noise of a model with two; put the file for {other} "
+            f"noise beside it, named as this one but for {other}, or rename this one if it is a whole model"
+        )
+    return [file, *found] if expert == "high" else [*found, file]
 
 
 def read_transformer(path: pathlib.Path) -> dict:

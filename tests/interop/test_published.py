@@ -173,3 +173,61 @@ def test_tensors_that_an_encoder_does_without_are_counted_and_unknown_ones_told(
     safetensors.numpy.save_file(tensors | {"adapter.weight": np.ones(2, np.float32)}, file)
     assert main(["convert", f"--from={folder}", "--check"]) == 2
     assert "tensor 'adapter.weight' has no place in the model" in capsys.readouterr().err
+
+
+PAIRS = [
+    ("wan2.2_t2v_high_noise_14B_fp8_scaled", "wan2.2_t2v_low_noise_14B_fp8_scaled"),
+    ("Wan2_2-T2V-A14B_HIGH_fp8_e4m3fn", "Wan2_2-T2V-A14B-LOW_fp8_e4m3fn"),
+    ("t2v-highnoise", "t2v-lownoise"),
+]
+
+
+def write_experts(published, folder, *names):
+    """Single files with prefixed names; the expert for low noise has the other one's weights, halved."""
+    folder.mkdir()
+    tensors = {PREFIX + name: x.astype(np.float32) for name, x in transformer_of(published).items()}
+    for scale, name in zip((1.0, 0.5), names, strict=False):
+        scaled = {key: np.float32(scale) * x for key, x in tensors.items()}
+        safetensors.numpy.save_file(scaled, folder / f"{name}.safetensors")
+    # Of so small a model the tensors do not tell the heads.
+    shutil.copyfile(published / "transformer" / "config.json", folder / "config.json")
+
+
+@pytest.mark.parametrize("names", PAIRS)
+@pytest.mark.parametrize("named", ["folder", "high", "low"])
+def test_single_files_of_two_experts_are_one_model(published, tmp_path, one_device, names, named):
+    folder = tmp_path / "comfy"
+    write_experts(published, folder, *names)
+    files = [folder / f"{name}.safetensors" for name in names]
+    source = {"folder": folder, "high": files[0], "low": files[1]}[named]
+    model = read_model(source, published)
+    assert model.name == "wan2.2-t2v-a14b" and model.settings.sample.time_grid == "wan_unipc"
+    boundary = PUBLISHED[model.name].boundary
+    assert [(expert.time_min, expert.time_max) for expert in model.experts] == [(boundary, 1.0), (0.0, boundary)]
+    assert [expert.where.stem for expert in model.experts] == list(names)
+    bias = [expert.tensors["proj_out.bias"][...] for expert in model.experts]
+    np.testing.assert_array_equal(bias[1], 0.5 * bias[0])
+
+
+@pytest.mark.parametrize(
+    "names, source, words",
+    [
+        (PAIRS[0][:1], "", "high_noise_14B_fp8_scaled.safetensors: by its name the expert for high noise"),
+        (PAIRS[0][1:], f"{PAIRS[0][1]}.safetensors", "put the file for high noise beside it"),
+        ((PAIRS[0][0], PAIRS[1][1]), "", "put the file for high noise beside it"),
+    ],
+)
+def test_one_of_two_experts_alone_is_told(published, tmp_path, capsys, names, source, words):
+    write_experts(published, tmp_path / "comfy", *names)
+    flags = [f"--from={tmp_path / 'comfy' / source}", f"--rest={published}", f"--to={tmp_path}/out"]
+    assert main(["convert", *flags]) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_several_models_is_told(published, tmp_path, capsys):
+    write_experts(published, tmp_path / "comfy", "first", "second")
+    (tmp_path / "comfy" / "config.json").unlink()
+    flags = [f"--from={tmp_path}/comfy", f"--rest={published}", f"--to={tmp_path}/out"]
+    assert main(["convert", *flags]) == 2
+    assert "2 .safetensors files with no config.json and no index; name one" in capsys.readouterr().err
