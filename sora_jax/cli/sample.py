@@ -158,6 +158,12 @@ COMMAND = Command(
         ),
         "Sampling": (
             *_settings_flags("size", "frames", "fps", "steps", "solver", "guidance"),
+            Flag(
+                "guidance-low",
+                "Guidance scale of the expert for low noise, of a model with two experts; default: --guidance if it "
+                "is given, else the checkpoint's.",
+                float,
+            ),
             Flag("seed", "Seed of the noise: the same seed makes the same video.", int, 0, min=0, max=2**64 - 1),
             *_settings_flags("guidance_min", "guidance_max", "time_grid", "shift", "step_cache_threshold"),
             Flag(

@@ -297,6 +297,11 @@ class SampleSettings(Group):
         choices=TIME_GRIDS,
     )
     guidance: float = field(5.0, "Scale of classifier-free guidance; 1: none, at half the cost.")
+    guidance_low: float = field(
+        0.0,
+        "Guidance scale of the expert for low noise, of a model with two; 0: as that expert's own settings say.",
+        min=0,
+    )
     guidance_min: float = field(
         0.0, "Lowest time at which steps are guided; the others cost half as much.", min=0, max=1
     )

@@ -113,15 +113,6 @@ def with_dtype(generator: Generator, dtype: str) -> Generator:
     )
 
 
-def with_guidance(generator: Generator, guidance: float) -> Generator:
-    """The same models, with this guidance scale for the expert for low noise as well."""
-    if not generator.low_noise:
-        return generator
-    params, low = generator.low_noise
-    low = dataclasses.replace(low, sample=dataclasses.replace(low.sample, guidance=guidance))
-    return dataclasses.replace(generator, low_noise=(params, low))
-
-
 def _computed_in(settings: Settings, dtype: str) -> Settings:
     parts = {name: getattr(settings, name) for name in ("text", "image", "transformer")}
     return dataclasses.replace(

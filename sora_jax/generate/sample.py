@@ -23,7 +23,6 @@ from sora_jax.generate.generator import (
     read_run,
     video_size,
     with_dtype,
-    with_guidance,
 )
 from sora_jax.generate.opened_inputs import OpenedInputs
 from sora_jax.generate.outputs import check_outputs, keep_raw_frames, output_paths, write_video
@@ -32,7 +31,7 @@ from sora_jax.generate.prompts import prompt_notes
 from sora_jax.generate.provenance import params_hash
 from sora_jax.generate.request import Request, check_request, untrained_note
 from sora_jax.generate.sampler import LongVideos, ShortVideos, VideoSampler, new_frames
-from sora_jax.generate.schedule import denoising_schedule
+from sora_jax.generate.schedule import denoising_schedule, guidance_low
 from sora_jax.generate.setting_sources import with_adapter_settings
 from sora_jax.generate.step_cache import (
     FILE,
@@ -93,7 +92,7 @@ def sample(
     check_request(request)
     devices = make_mesh(mesh)
     trained = generator.settings if generator else read_run(checkpoint)[2]
-    request, lines = with_adapter_settings(request, trained.sample)
+    request, lines = with_adapter_settings(request, trained)
     parts = open_parts(request, paths, trained, console)
     check_outputs(paths, parts[0].inputs.settings.fps, sum(part.pixels for part in parts))
     _note(console, untrained_note(request.inputs, trained))
@@ -227,11 +226,9 @@ def make_video(source: ShortVideos | LongVideos, n: int, path: pathlib.Path, par
 def prepared_generator(
     generator: Generator, checkpoint: pathlib.Path, part: Part, console: rich.console.Console
 ) -> Generator:
-    """The generator with a part's type, guidance and step cache; prints what its prompts lose."""
+    """The generator with a part's type and step cache; prints what its prompts lose."""
     request, inputs = part.request, part.inputs
     generator = with_dtype(generator, inputs.settings.dtype)
-    if "guidance" in request.changes:
-        generator = with_guidance(generator, request.changes["guidance"])
     if inputs.settings.step_cache_threshold:
         path = request.step_cache_file or checkpoint / FILE
         known = read_velocity_change(path) if path.is_file() else None
@@ -273,6 +270,10 @@ def describe(generator: Generator, part: Part, weights: str, console: rich.conso
         "checkpoint_hash": weights,
         **dataclasses.asdict(settings),
     }
+    if generator.low_noise:
+        metadata["guidance_low"] = guidance_low(generator, settings)
+    else:
+        del metadata["guidance_low"]
     if part.inputs.files:
         metadata["input_hashes"] = {path.name: sha256(path) for path in part.inputs.files}
     strength = request.inputs.edit_strength

@@ -54,6 +54,11 @@ def denoising_schedule(
     return DenoisingSchedule(times, tuple(_steps(generator, sample, times)))
 
 
+def guidance_low(generator: Generator, sample: SampleSettings) -> float:
+    """The guidance scale of the expert for low noise, of a model that has one."""
+    return sample.guidance_low or generator.low_noise[1].sample.guidance
+
+
 def denoising_times(settings: Settings, sample: SampleSettings, strength: float) -> np.ndarray:
     """Noise times from `strength` (before the shift) down to 0, [steps + 1] float32."""
     grid = patch_grid(latent_shape(settings, sample), settings.transformer.patch)
@@ -72,7 +77,9 @@ def _steps(generator, sample, times):
     steps, always, last_run = [], math.ceil(ALWAYS_RUN * (len(times) - 1)), 0.0
     for i, t in enumerate(times[:-1]):
         low_noise = bool(t < generator.settings.flow.time_min)
-        guidance = generator.low_noise[1].sample.guidance if low_noise else sample.guidance
+        guidance = sample.guidance
+        if low_noise:
+            guidance = guidance_low(generator, sample)
         guidance = guidance if sample.guidance_min <= t <= sample.guidance_max else 1.0
         same = bool(steps) and (steps[-1].low_noise, steps[-1].guidance) == (low_noise, guidance)
         cached = bool(threshold) and same and i >= always and changes[i] - last_run <= threshold

@@ -184,6 +184,8 @@ def expert_settings(settings: Settings, expert: Expert, up: str) -> Settings:
         if (part := getattr(settings, name)).weights
     }
     sample = dataclasses.replace(settings.sample, guidance=expert.guidance)
+    if expert.time_max < 1:
+        sample = dataclasses.replace(sample, guidance_low=0.0)
     return dataclasses.replace(settings, flow=flow, sample=sample, **moved)
 
 

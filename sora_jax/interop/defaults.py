@@ -22,7 +22,7 @@ SHAKE, CUT = "镜头晃动，", "镜头切换，"  # "camera shake", "shot chang
 class Published:
     """Sampling settings of one published model.
 
-    guidance: of the only transformer, or of the expert for high noise; low_guidance: of the other expert.
+    guidance: of the only transformer, or of the expert for high noise; guidance_low: of the other expert.
     boundary: the time in [0, 1] where the second expert takes over; 0: there is one transformer.
     """
 
@@ -30,7 +30,7 @@ class Published:
     steps: int
     shift: float
     guidance: float
-    low_guidance: float = 0.0
+    guidance_low: float = 0.0
     frames: int = 81
     fps: float = 16.0
     boundary: float = 0.0
@@ -43,8 +43,8 @@ PUBLISHED = {
     "wan2.1-i2v-14b-480p": Published("832x480", 40, 3.0, 5.0, negative_prompt=SHAKE + NEGATIVE_PROMPT),
     "wan2.1-i2v-14b-720p": Published("1280x720", 40, 5.0, 5.0, negative_prompt=SHAKE + NEGATIVE_PROMPT),
     "wan2.1-flf2v-14b": Published("1280x720", 50, 16.0, 5.0, negative_prompt=CUT + SHAKE + NEGATIVE_PROMPT),
-    "wan2.2-t2v-a14b": Published("1280x720", 40, 12.0, 4.0, low_guidance=3.0, boundary=0.875),
-    "wan2.2-i2v-a14b": Published("1280x720", 40, 5.0, 3.5, low_guidance=3.5, boundary=0.9),
+    "wan2.2-t2v-a14b": Published("1280x720", 40, 12.0, 4.0, guidance_low=3.0, boundary=0.875),
+    "wan2.2-i2v-a14b": Published("1280x720", 40, 5.0, 3.5, guidance_low=3.5, boundary=0.9),
     "wan2.2-ti2v-5b": Published("1280x704", 50, 5.0, 5.0, frames=121, fps=24.0),
 }
 
@@ -69,7 +69,7 @@ def model_name(settings: TransformerSettings, *, experts: int, expand_timesteps:
 
 def sample_settings(published: Published, **changes) -> SampleSettings:
     """The published settings on Wan's own solver and time grid, but for the changes."""
-    names = ("size", "frames", "fps", "steps", "shift", "guidance", "negative_prompt")
+    names = ("size", "frames", "fps", "steps", "shift", "guidance", "guidance_low", "negative_prompt")
     return SampleSettings(
         **{
             "solver": "unipc",

@@ -141,7 +141,7 @@ def find_transformers(source: pathlib.Path) -> tuple[str, list[pathlib.Path]]:
         return "single file", files
     if files:
         raise InputError(
-            f"{source}: {len(files)} .safetensors files with no config.json and no index; name one of them, such as "
+            f"{source}: {len(files)} .safetensors files with no config.json and no index; name one, such as "
             f"--from={files[0]}"
         )
     if source.is_dir():
@@ -200,7 +200,7 @@ def boundary_of(index: dict, rest: pathlib.Path, layout: str, published: Publish
 
 def split_times(paths, tensors, boundary: float, published: Published) -> tuple[Expert, ...]:
     """The experts, each with the times and the guidance that it is for."""
-    ranges = [(boundary, 1.0, published.guidance), (0.0, boundary, published.low_guidance)]
+    ranges = [(boundary, 1.0, published.guidance), (0.0, boundary, published.guidance_low)]
     return tuple(Expert(path, found, *span) for path, found, span in zip(paths, tensors, ranges, strict=False))
 
 

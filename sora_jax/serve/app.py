@@ -86,7 +86,7 @@ class Page:
         self.explained = gr.Markdown(EXPLAINED["text"])
         prompt = gr.Textbox(label="Prompt", lines=2, elem_id="prompt", placeholder="What the video shows")
         gr.Examples(examples, prompt, label="Try")
-        self.form = Form(task, prompt, make_inputs(), *make_settings(self.queue.defaults))
+        self.form = Form(task, prompt, make_inputs(), *make_settings(self.queue))
         with gr.Row():
             self.make = gr.Button("Make it", variant="primary", elem_id="make")
             self.stop = gr.Button("Cancel", interactive=False, elem_id="stop")

@@ -84,9 +84,10 @@ def make_inputs() -> dict:
     return fields
 
 
-def make_settings(defaults: SampleSettings) -> tuple[dict, dict]:
+def make_settings(queue: JobQueue) -> tuple[dict, dict]:
     """The options of every request, and the SampleSettings, by name."""
-    settings = {}
+    settings, defaults = {}, queue.defaults
+    hidden = LOADED if queue.generator.low_noise else (*LOADED, "guidance_low")
     with gr.Accordion("Settings", open=False):
         with gr.Row():
             options = {
@@ -98,7 +99,7 @@ def make_settings(defaults: SampleSettings) -> tuple[dict, dict]:
             }
         with gr.Row():
             for name, declared in declarations(SampleSettings).items():
-                if name in LOADED:
+                if name in hidden:
                     continue
                 value = getattr(defaults, name)
                 about = {"label": name.replace("_", " ").capitalize(), "info": declared.meaning}

@@ -64,7 +64,8 @@ def test_a_model_brings_its_published_defaults(tmp_path, one_device, case):
         assert getattr(sample, key) == getattr(wanted, key), key
     assert sample.shift == SHIFT and NEGATIVE_PROMPT in sample.negative_prompt
     guidance = [expert.guidance for expert in model.experts]
-    assert guidance == [wanted.guidance, wanted.low_guidance][: 2 if boundary else 1]
+    assert guidance == [wanted.guidance, wanted.guidance_low][: 2 if boundary else 1]
+    assert (sample.guidance, sample.guidance_low) == (wanted.guidance, wanted.guidance_low)
     assert model.experts[0].time_min == boundary == wanted.boundary
 
 

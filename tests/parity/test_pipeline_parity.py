@@ -28,7 +28,7 @@ from wan_published import SHIFT, write_published
 from sora_jax.cli.main import main
 from sora_jax.core.patches import patch_grid, patchify, unpatchify
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.generate.generator import latent_shape, load_generator, with_guidance
+from sora_jax.generate.generator import latent_shape, load_generator
 from sora_jax.generate.pipeline import Noise, sample_latents
 from sora_jax.generate.tasks import animate
 from sora_jax.models.autoencoder.model import Autoencoder
@@ -133,13 +133,14 @@ def test_frames_equal_diffusers_pipeline(tmp_path, case, boundary, width, images
     sample = dataclasses.replace(
         settings.sample, size=f"{width}x{HEIGHT}", frames=FRAMES, steps=STEPS, guidance=GUIDANCE
     )
+    sample = dataclasses.replace(sample, guidance_low=LOW_GUIDANCE if boundary else 0.0)
     pictures = [picture(n, width) for n in range(images)]
     conditioning = None
     if pictures:
         given = dict(zip((0, FRAMES - 1), pictures, strict=False))
         conditioning = animate(generator, FRAMES, given).conditioning
     latents = sample_latents(
-        with_guidance(generator, LOW_GUIDANCE),
+        generator,
         PROMPTS,
         sample,
         Noise(SEED),

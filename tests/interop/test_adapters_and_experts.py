@@ -1,4 +1,4 @@
-"""Adapters through `sample`, `train` and `serve`: a small model, a pair of experts, adapters of random numbers."""
+"""Adapters and pairs of experts through `sample`, `train` and `serve`: small models of random numbers."""
 
 import json
 import pathlib
@@ -21,6 +21,7 @@ from sora_jax.cli.main import main
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.storage import copy_files
 from sora_jax.data.media.video import probe, read_clip
+from sora_jax.generate import pipeline
 from sora_jax.generate.generator import load_generator
 from sora_jax.generate.request import Request
 from sora_jax.generate.writer import read_metadata
@@ -28,9 +29,7 @@ from sora_jax.models.video_model import VideoModel
 from sora_jax.serve.job_queue import JobQueue
 from sora_jax.serve.uploads import Limits
 
-SETTINGS = tiny.change(
-    tiny_run.SETTINGS, sample={"size": "32x32", "frames": 5, "steps": 2, "guidance": 4.0, "solver": "euler"}
-)
+SETTINGS = tiny.change(tiny_run.SETTINGS, sample={"size": "32x32", "frames": 5, "steps": 2, "solver": "euler"})
 BOUNDARY = 0.7
 HALF = 0.5  # the expert for low noise has the other one's parameters times this
 
@@ -51,9 +50,10 @@ def write_adapter(path: pathlib.Path, layer: str, seed: int, **header: str) -> n
     return np.stack([(tensors[f"{name}B.weight"] @ tensors[f"{name}A.weight"]).T for name in names])
 
 
-def write_model(folder: pathlib.Path, data: pathlib.Path, params: dict, **flow):
+def write_model(folder: pathlib.Path, data: pathlib.Path, params: dict, guidance=4.0, **flow):
+    settings = tiny.change(SETTINGS, flow=flow, sample={"guidance": guidance})
     with jax.set_mesh(tiny.mesh_of()):
-        save_weights(folder, jax.tree.map(jax.numpy.asarray, params), tiny.change(SETTINGS, flow=flow))
+        save_weights(folder, jax.tree.map(jax.numpy.asarray, params), settings)
     copy_files(data / "autoencoder", folder / "autoencoder")
     (folder / "tokenizer.model").write_bytes((data / "tokenizer.model").read_bytes())
 
@@ -61,7 +61,7 @@ def write_model(folder: pathlib.Path, data: pathlib.Path, params: dict, **flow):
 def write_pair(home, name: str, high: dict, low: dict):
     """Two experts: one for times from BOUNDARY, one for those below."""
     write_model(home.folder / name, home.folder / "latents", high, time_min=BOUNDARY)
-    write_model(home.folder / name / "low_noise", home.folder / "latents", low, time_max=BOUNDARY)
+    write_model(home.folder / name / "low_noise", home.folder / "latents", low, 3.0, time_max=BOUNDARY)
 
 
 class Home:
@@ -140,6 +140,42 @@ def test_each_expert_samples_with_its_own_adapters(home):
     for flag in flags:
         one = home.sample("pair", "one.mp4", flag)
         assert difference(one, plain) > 3 and difference(one, both) > 3
+
+
+@pytest.mark.parametrize(
+    "flags, wanted",
+    [
+        ((), (4.0, 3.0)),  # those of the two workdirs
+        (("--guidance=6",), (6.0, 6.0)),
+        (("--guidance-low=2",), (4.0, 2.0)),
+        (("--guidance=6", "--guidance-low=2"), (6.0, 2.0)),
+        (("--lora={home}/few.safetensors",), (1.0, 1.0)),
+        (("--lora={home}/few.safetensors", "--guidance-low=2"), (1.0, 2.0)),
+    ],
+)
+def test_each_expert_has_a_guidance_scale(home, monkeypatch, flags, wanted):
+    write_adapter(home.folder / "few.safetensors", "ffn.net.0.proj", 1, sample='{"steps": 2, "guidance": 1.0}')
+    scales, step = [], pipeline.solver_step
+
+    def spied(program, params, inputs, state, number, guidance):
+        scales.append(1.0 if guidance is None else float(guidance))
+        return step(program, params, inputs, state, number, guidance)
+
+    monkeypatch.setattr(pipeline, "solver_step", spied)
+    home.sample("pair", "guided.mp4", *(flag.format(home=home.folder) for flag in flags))
+    metadata = read_metadata(home.folder / "guided.mp4")
+    assert tuple(scales) == (metadata["guidance"], metadata["guidance_low"]) == wanted
+
+
+def test_a_guidance_scale_for_a_second_expert_that_is_not_there_is_refused(home, capsys):
+    flags = (
+        f"--checkpoint={home.folder}/base",
+        "--prompt=a bird",
+        "--guidance-low=2",
+        f"--out={home.folder}/x.mp4",
+    )
+    assert main(["sample", *flags]) == 2
+    assert "--guidance-low: this model has one transformer" in capsys.readouterr().err
 
 
 def train(home, name: str, *flags) -> list[float]:
