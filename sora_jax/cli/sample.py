@@ -160,8 +160,8 @@ COMMAND = Command(
             *_settings_flags("size", "frames", "fps", "steps", "solver", "guidance"),
             Flag(
                 "guidance-low",
-                "Guidance scale of the expert for low noise, of a model with two experts; default: --guidance if it "
-                "is given, else the checkpoint's.",
+                "Guidance scale of the expert for low noise, of a model with two experts; default: --guidance if "
+                "it is given, else the checkpoint's.",
                 float,
             ),
             Flag("seed", "Seed of the noise: the same seed makes the same video.", int, 0, min=0, max=2**64 - 1),
