@@ -23,6 +23,8 @@ HEADER = "lora_adapter_metadata"  # diffusers' key in a file's header: a JSON ob
 CONFIG = "adapter_config.json"  # PEFT's file beside the weights
 SAMPLE_HEADER = "sample"  # our key in a file's header: sampling settings, a JSON object
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+# Names of files that are alike for all adapters: the folder around them is named after the adapter.
+UNTOLD_NAMES = ("adapter_model", "pytorch_lora_weights", "high_noise_model", "low_noise_model")
 # Settings of adapters that need few steps, by a part of the file's name; the first that is found counts. A larger
 # number of steps in a name is that of training.
 FEW_STEPS = (
@@ -62,14 +64,12 @@ class LowRank:
 class Adapter:
     """Differences by the diffusers names of the tensors that they are added to.
 
-    low_rank: of weights. whole: of any tensor, numpy float32.
-    sample: sampling settings that it brings. notes: lines to show, such as what was left out.
+    low_rank: of weights. whole: of any tensor, numpy float32. notes: lines to show, such as what was left out.
     """
 
     where: str
     low_rank: Mapping[str, LowRank]
     whole: Mapping[str, np.ndarray]
-    sample: Mapping
     notes: tuple[str, ...]
 
     @property
@@ -124,7 +124,7 @@ def read_adapter(path: pathlib.Path, settings: TransformerSettings) -> Adapter:
         notes.append(f"{file}: {no_branch} tensors of an image branch are left out, as the model has none")
     if not low_rank and not whole:
         raise InputError(f"{file}: adapts no layer of this model")
-    return Adapter(str(file), low_rank, whole, few_step_settings(file), tuple(notes))
+    return Adapter(str(file), low_rank, whole, tuple(notes))
 
 
 def find_file(path: pathlib.Path) -> pathlib.Path:
@@ -139,7 +139,10 @@ def find_file(path: pathlib.Path) -> pathlib.Path:
     if not files:
         raise InputError(f"{path}: no adapter in it; known: {', '.join(FILES)}")
     if len(files) > 1 and files[0].name not in FILES:
-        raise InputError(f"{path}: {len(files)} files; name the adapter, for example {files[0]}")
+        raise InputError(
+            f"{path}: {len(files)} files; name one, for example {files[0]}, or one for each of two experts: "
+            f"--lora=high=FILE --lora=low=FILE"
+        )
     return files[0]
 
 
@@ -223,7 +226,9 @@ def fitting(difference: LowRank, shape: tuple[int, ...], name: str, file) -> tup
 
 
 def few_step_settings(file: pathlib.Path) -> dict:
-    """The sampling settings of an adapter that needs few steps: from its header, else by its name; or none."""
+    """The sampling settings of an adapter that needs few steps: from its header, else by its name, or by its
+    folder's if the file's tells nothing; empty for any other adapter.
+    """
     with open_tensors(file) as opened:
         metadata = opened.metadata() or {}
     if SAMPLE_HEADER in metadata:
@@ -232,7 +237,7 @@ def few_step_settings(file: pathlib.Path) -> dict:
             return {key: found[key] for key in FEW_STEP_KEYS if key in found}
         except (ValueError, TypeError):
             raise InputError(f"{file}: its header's {SAMPLE_HEADER} is no JSON object") from None
-    name = file.name.lower()
+    name = (file.absolute().parent if file.stem in UNTOLD_NAMES else file).name.lower()
     for pattern, settings in FEW_STEPS:
         if re.search(pattern, name):
             steps = re.search(r"(?<!\d)(\d)[-_ ]?steps?(?![a-z])", name)

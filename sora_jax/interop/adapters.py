@@ -149,7 +149,7 @@ def low_rank_adapter(adapters: dict, settings: Settings, where: str) -> Adapter:
             up = tensors[name.replace("lora_A", "lora_B")]
             weight = name.removeprefix(PREFIX).replace("lora_A.weight", "weight")
             low_rank[weight] = LowRank(down, up, 1.0, (len(up), down.shape[1]))
-    return Adapter(where, low_rank, {}, {}, ())
+    return Adapter(where, low_rank, {}, ())
 
 
 def export_adapter(source: pathlib.Path, target: pathlib.Path, console: rich.console.Console):

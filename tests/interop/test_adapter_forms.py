@@ -208,6 +208,10 @@ def test_an_adapter_for_few_steps_brings_its_settings(tmp_path):
     fast = {"steps": 4, "guidance": 1.0, "shift": 5.0, "solver": "euler", "time_grid": "linear"}
     assert settings_of("Wan21_T2V_lightx2v_cfg_step_distill_rank32.safetensors") == fast
     assert settings_of("lightning_8steps.safetensors") == {**fast, "steps": 8}
+    folder = tmp_path / "Wan2.2-T2V-A14B-4steps-lora-rank64"
+    folder.mkdir()
+    assert settings_of(f"{folder.name}/high_noise_model.safetensors") == fast
+    assert settings_of(f"{folder.name}/style.safetensors") == {}
     assert settings_of("style.safetensors", sample='{"steps": 6, "guidance": 1.5}') == {
         "steps": 6,
         "guidance": 1.5,
