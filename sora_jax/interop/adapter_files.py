@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from sora_jax.checkpoint.model_folder import open_tensors
-from sora_jax.config.schema import TransformerSettings
+from sora_jax.config.load import from_dict
+from sora_jax.config.schema import SampleSettings, TransformerSettings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.storage import read_object
 from sora_jax.interop import adapter_names as names
@@ -34,7 +35,7 @@ FEW_STEPS = (
     (r"(?<!\d)\d[-_ ]?steps?(?![a-z])", {}),
 )
 FEW_STEP_DEFAULTS = {"steps": 4, "guidance": 1.0, "shift": 5.0, "solver": "euler", "time_grid": "linear"}
-FEW_STEP_KEYS = ("steps", "guidance", "shift", "solver", "time_grid")
+FEW_STEP_KEYS = ("steps", "guidance", "guidance_low", "shift", "solver", "time_grid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,15 +229,19 @@ def fitting(difference: LowRank, shape: tuple[int, ...], name: str, file) -> tup
 def few_step_settings(file: pathlib.Path) -> dict:
     """The sampling settings of an adapter that needs few steps: from its header, else by its name, or by its
     folder's if the file's tells nothing; empty for any other adapter.
+
+    Raises: InputError for a header that holds no such settings.
     """
     with open_tensors(file) as opened:
         metadata = opened.metadata() or {}
     if SAMPLE_HEADER in metadata:
         try:
             found = json.loads(metadata[SAMPLE_HEADER])
-            return {key: found[key] for key in FEW_STEP_KEYS if key in found}
+            found = {key: found[key] for key in FEW_STEP_KEYS if key in found}
         except (ValueError, TypeError):
             raise InputError(f"{file}: its header's {SAMPLE_HEADER} is no JSON object") from None
+        checked = from_dict(SampleSettings, found, f"{file}: the header's {SAMPLE_HEADER}")
+        return {key: getattr(checked, key) for key in found}
     name = (file.absolute().parent if file.stem in UNTOLD_NAMES else file).name.lower()
     for pattern, settings in FEW_STEPS:
         if re.search(pattern, name):

@@ -216,6 +216,12 @@ def test_an_adapter_for_few_steps_brings_its_settings(tmp_path):
         "steps": 6,
         "guidance": 1.5,
     }
+    for sample, words in (
+        ('{"steps": "four"}', "the header's sample.steps: a value of type int, not 'four'"),
+        ("4", "its header's sample is no JSON object"),
+    ):
+        with pytest.raises(InputError, match=words):
+            settings_of("style.safetensors", sample=sample)
     assert settings_of("my_style_2000steps.safetensors") == settings_of("my_style_steps.safetensors") == {}
     brought, notes = brought_settings(
         [str(tmp_path / "lightning_8steps.safetensors:0.5"), f"{tmp_path}/my_style_steps.safetensors"]
