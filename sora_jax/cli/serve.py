@@ -13,16 +13,14 @@ EXAMPLES = (
 
 
 def run(values, console):
-    from sora_jax.serve.serve import serve
+    from sora_jax.serve.serve import Loading, serve
 
     serve(
         checkpoint_of(values),
         pathlib.Path(values.out),
         address=(values.host, values.port),
         examples=read_lines(values, "prompts", console) if values.prompts else list(EXAMPLES),
-        dtype=values.dtype,
-        lora=tuple(values.lora or ()),
-        mesh=mesh_of(values),
+        loading=Loading(mesh_of(values), values.dtype, tuple(values.lora or ())),
         console=console,
     )
 

@@ -1,5 +1,6 @@
 """The command `serve`: a page in the browser for a trained model."""
 
+import dataclasses
 import errno
 import importlib.util
 import os
@@ -18,16 +19,27 @@ from sora_jax.serve.request_filter import LOCAL, RequestFilter
 from sora_jax.serve.uploads import Limits
 
 
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """How a checkpoint is loaded.
+
+    dtype: to compute in; "": as the checkpoint says.
+    lora: adapters to add, each PATH or PATH:STRENGTH.
+    """
+
+    mesh: MeshSettings
+    dtype: str = ""
+    lora: Sequence[str] = ()
+
+
 def serve(
     checkpoint: pathlib.Path,
     out: pathlib.Path,
     *,
     address: tuple[str, int],
     examples: list[str],
-    mesh: MeshSettings,
+    loading: Loading,
     console: rich.console.Console,
-    dtype: str = "",
-    lora: Sequence[str] = (),
     limits: Limits | None = None,
 ):
     """Serve the page until the process is told to end.
@@ -37,8 +49,7 @@ def serve(
       out: folder for videos and copies of their inputs.
       address: (host, port) that the server listens at.
       examples: prompts to try.
-      dtype: to compute in; "": as the checkpoint says.
-      lora: adapters to add, each PATH or PATH:STRENGTH.
+      loading: how the checkpoint is loaded.
       limits: of uploads and videos; None: those of `Limits`.
     Raises: InputError if Gradio is absent, the port is taken, or there is no checkpoint; before the parameters are
       read.
@@ -63,7 +74,13 @@ def serve(
 
         out.mkdir(parents=True, exist_ok=True)
         queue = JobQueue(
-            checkpoint, out.resolve(), mesh=mesh, limits=limits, console=console, dtype=dtype, lora=lora
+            checkpoint,
+            out.resolve(),
+            mesh=loading.mesh,
+            limits=limits,
+            console=console,
+            dtype=loading.dtype,
+            lora=loading.lora,
         )
         folder = pathlib.Path(uploads)
         app = make_app(queue, folder, examples)

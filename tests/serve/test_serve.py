@@ -261,11 +261,11 @@ def served(run, out, log):
     script = (
         "import sys, pathlib, rich.console, jax\n"
         "jax.config.update('jax_disable_most_optimizations', True)\n"
-        "from sora_jax.serve.serve import serve\n"
+        "from sora_jax.serve.serve import Loading, serve\n"
         "from sora_jax.serve.uploads import Limits\n"
         "from sora_jax.config.schema import MeshSettings\n"
         f"serve(pathlib.Path({str(run)!r}), pathlib.Path({str(out)!r}), address=('127.0.0.1', {port}),\n"
-        "      examples=['a bird'], mesh=MeshSettings(), console=rich.console.Console(stderr=True),\n"
+        "      examples=['a bird'], loading=Loading(MeshSettings()), console=rich.console.Console(stderr=True),\n"
         "      limits=Limits(bytes=2**20, pixels=256 * 256, frames=60))\n"
     )
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
