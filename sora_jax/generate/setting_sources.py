@@ -30,6 +30,8 @@ def with_adapter_settings(request: Request, trained: Settings) -> tuple[Request,
         raise InputError("--guidance-low: this model has one transformer, not two experts; leave it out")
     if experts == 2:
         brought, asked = _with_guidance_low(brought), _with_guidance_low(asked)
+    else:
+        brought.pop("guidance_low", None)
     if request.negative_prompt is not None:
         asked["negative_prompt"] = request.negative_prompt
     changes = {**brought, **asked}

@@ -124,7 +124,7 @@ def test_adapters_begin_at_the_imported_weights(home):
 def test_a_converted_model_is_not_taken_for_a_run(home, capsys):
     assert main(["train", *home.flags("base", 1)]) == 2
     told = capsys.readouterr().err
-    assert "holds weights and no run" in told and "--config.train.init_from=" in told
+    assert "holds a model and no run" in told and "--config.train.init_from=" in told
 
 
 def test_data_with_another_tokenizer_are_refused(home, capsys):
