@@ -210,6 +210,16 @@ def test_single_files_of_two_experts_are_one_model(published, tmp_path, one_devi
     np.testing.assert_array_equal(bias[1], 0.5 * bias[0])
 
 
+def test_single_files_of_two_experts_become_a_model_that_samples(published, tmp_path, capsys):
+    write_experts(published, tmp_path / "comfy", *PAIRS[0])
+    flags = [f"--from={tmp_path}/comfy", f"--rest={published}", f"--to={tmp_path}/out"]
+    assert main(["convert", *flags]) == 0
+    capsys.readouterr()
+    size = ["--prompt=a bird", "--size=16x16", "--frames=1", "--steps=2", f"--out={tmp_path}/a.mp4"]
+    assert main(["sample", f"--checkpoint={tmp_path}/out", *size]) == 0
+    assert "guidance 4, guidance low 3" in capsys.readouterr().err.replace("\n", " ")
+
+
 @pytest.mark.parametrize(
     "names, source, words",
     [
