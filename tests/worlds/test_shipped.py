@@ -41,7 +41,9 @@ demo.CLIPS, demo.PROMPTS = 24, demo.PROMPTS[:1]
 rolled = dataclasses.replace(demo.SETTINGS.transformer, unroll=1)
 demo.SETTINGS = dataclasses.replace(demo.SETTINGS, transformer=rolled)
 sample = demo.sample
-demo.sample = lambda *arguments, **named: sample(*arguments, **named | {"changes": {"steps": 2}})
+demo.sample = lambda checkpoint, request, out, **named: sample(
+    checkpoint, dataclasses.replace(request, changes={"steps": 2}), out, **named
+)
 quiet = rich.console.Console(quiet=True)
 demo.demo(pathlib.Path(sys.argv[1]), console=quiet, autoencoder_steps=1, transformer_steps=2)
 """
