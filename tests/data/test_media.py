@@ -162,7 +162,7 @@ def test_bad_files_say_what_is_wrong(tmp_path, clips):
         "sound.mp4": "only audio",
         "no_index.mp4": "no video that FFmpeg can read",
         "half.mkv": "cut off or damaged: 5.0 of 10.3 seconds",
-        "half.mp4": "cut off or damaged",
+        "half.mp4": "damaged at its first frame",
     }.items():
         with pytest.raises(InputError, match=reason) as error:
             probe(tmp_path / name)
