@@ -164,6 +164,17 @@ def test_files_that_can_not_be_named_or_stored_are_skipped_alone(tmp_path):
     }
 
 
+def test_a_damaged_tar_or_caption_skips_its_own_files_alone(tmp_path):
+    files = {"a.png": PNG, "a.txt": b"caf\xe9", "b.png": PNG, "b.json": b"{", "c.png": PNG, "c.txt": b"A cat."}
+    found = find_sources(fill(tmp_path, {**files, "d.tar": b"no tar"}))
+    assert [source.name for source in found.sources] == ["c.png"]
+    reasons = dict(found.skipped)
+    assert reasons["a.png"].startswith("its caption can't be read: a.txt: line 1: byte 0xe9")
+    assert reasons["b.png"].startswith("its caption can't be read: b.json: no JSON")
+    assert reasons["d.tar"].startswith("can't be read as a tar")
+    assert str(tmp_path) not in str(found.skipped)
+
+
 def test_records_are_made_of_a_tar(tmp_path):
     fill(tmp_path / "v", LAYOUTS["webdataset"][0])
     data = DataSettings(sizes=("32x32",), frames=(1,), validation=0.0)

@@ -110,7 +110,10 @@ def find_sources(folder: pathlib.Path, captions: pathlib.Path | None = None) -> 
         if reason := _bad_name(name):
             skipped.append((printable(name), reason))
         elif _suffix(name) == ".tar":
-            media |= {source.name: source for source in _read_tar(folder / name, name)}
+            try:
+                media |= {source.name: source for source in _read_tar(folder / name, name)}
+            except InputError as error:
+                skipped.append((name, str(error).removeprefix(f"{folder / name}: ")))
         elif _suffix(name) in _MEDIA:
             media[name] = Source(folder / name, name)
         elif folder / name not in tables:
@@ -120,7 +123,12 @@ def find_sources(folder: pathlib.Path, captions: pathlib.Path | None = None) -> 
         media, unnamed = _captions_from_tables(folder, tables, media, relative_to_folder=captions is not None)
         skipped += unnamed
     else:
-        media = {name: _captions_beside(folder, source, beside) for name, source in media.items()}
+        for name, source in list(media.items()):
+            try:
+                media[name] = _captions_beside(folder, source, beside)
+            except InputError as error:
+                skipped.append((name, "its caption can't be read: " + str(error).removeprefix(f"{folder}/")))
+                del media[name]
         stems = {_stem(name) for name in media}
         other = [name for name in other if name not in beside or _stem(name) not in stems]
     if not media and not skipped:
