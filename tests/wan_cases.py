@@ -14,7 +14,7 @@ import numpy as np
 from sora_jax.config.schema import AutoencoderSettings, ImageSettings, TextSettings, TransformerSettings
 from sora_jax.core.patches import PatchBatch, grid_positions, patchify, unpatchify
 from sora_jax.interop.tables import foreign_shapes, load_foreign
-from sora_jax.interop.wan import autoencoder_table, image_table, text_table, transformer_table
+from sora_jax.interop.wan.tables import autoencoder_table, image_table, text_table, transformer_table
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.dit import DiT
 from sora_jax.models.image_encoder import ImageEncoder

@@ -10,9 +10,9 @@ import tiny
 from wan_cases import CASES, IMAGE, TEXT, TRANSFORMERS, random_tensors
 
 from sora_jax.data.tokenizer import train_tokenizer
-from sora_jax.interop import wan_configs
 from sora_jax.interop.tables import foreign_shapes
-from sora_jax.interop.wan import autoencoder_table, image_table, text_table, transformer_table
+from sora_jax.interop.wan import configs as wan_configs
+from sora_jax.interop.wan.tables import autoencoder_table, image_table, text_table, transformer_table
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.dit import DiT
 from sora_jax.models.image_encoder import ImageEncoder

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from sora_jax.evaluate.benchmark import read_video
-from sora_jax.generate.writer import write_webp
+from sora_jax.generate.output.writer import write_webp
 
 COLUMNS, SCALE, GAP = 4, 2, 8  # samples in a line; pixels of the picture for one of a sample; pixels between two
 FPS = 12

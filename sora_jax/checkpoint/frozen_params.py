@@ -11,7 +11,7 @@ from sora_jax.checkpoint.restore import abstract_on_mesh, restore_ema
 from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
-from sora_jax.interop.adapters import add_adapter, chosen_adapters
+from sora_jax.interop.adapters.weights import add_adapter, chosen_adapters
 from sora_jax.interop.encoders import load_encoder
 from sora_jax.models.video_model import abstract_trained, join
 

@@ -8,7 +8,7 @@ from sora_jax.config.load import with_absolute_paths
 
 
 def run(values, console):
-    from sora_jax.interop.adapters import absolute_choice
+    from sora_jax.interop.adapters.weights import absolute_choice
     from sora_jax.train.loop import train
 
     settings = with_absolute_paths(settings_of(values))

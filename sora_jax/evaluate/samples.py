@@ -25,10 +25,10 @@ from sora_jax.evaluate.benchmark import Options
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.metrics.reconstruction import reconstruct
 from sora_jax.generate.generator import latent_shape
-from sora_jax.generate.pipeline import Noise, sample_latents
+from sora_jax.generate.output.writer import VideoWriter
 from sora_jax.generate.request import Request, TaskInputs
 from sora_jax.generate.sample import sample
-from sora_jax.generate.writer import VideoWriter
+from sora_jax.generate.sampling.pipeline import Noise, sample_latents
 from sora_jax.models.autoencoder.streaming import decode_stream
 
 CRF = 8  # of x264; low enough that the detector of the shapes world reads files as well as raw frames

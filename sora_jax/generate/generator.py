@@ -18,7 +18,7 @@ from sora_jax.config.load import parse_size
 from sora_jax.config.schema import AutoencoderSettings, SampleSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.data.tokenizer import Tokenizer
-from sora_jax.generate.step_cache import FILE, VelocityChange, read_velocity_change
+from sora_jax.generate.sampling.step_cache import FILE, VelocityChange, read_velocity_change
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.video_model import join
 

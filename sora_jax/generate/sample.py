@@ -15,7 +15,7 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import sha256
-from sora_jax.generate import rolling, tasks
+from sora_jax.generate import tasks
 from sora_jax.generate.generator import (
     Generator,
     latent_shape,
@@ -24,22 +24,23 @@ from sora_jax.generate.generator import (
     video_size,
     with_dtype,
 )
-from sora_jax.generate.opened_inputs import OpenedInputs
-from sora_jax.generate.outputs import check_outputs, keep_raw_frames, output_paths, write_video
-from sora_jax.generate.pipeline import Noise, check_prompts, fill_batch, sample_latents
+from sora_jax.generate.inputs.opened_inputs import OpenedInputs
+from sora_jax.generate.output.files import check_outputs, keep_raw_frames, output_paths, write_video
+from sora_jax.generate.output.provenance import params_hash
 from sora_jax.generate.prompts import prompt_notes
-from sora_jax.generate.provenance import params_hash
 from sora_jax.generate.request import Request, check_request, untrained_note
-from sora_jax.generate.sampler import LongVideos, ShortVideos, VideoSampler, new_frames
-from sora_jax.generate.schedule import denoising_schedule, guidance_low
-from sora_jax.generate.setting_sources import with_adapter_settings
-from sora_jax.generate.step_cache import (
+from sora_jax.generate.sampling import rolling
+from sora_jax.generate.sampling.pipeline import Noise, check_prompts, fill_batch, sample_latents
+from sora_jax.generate.sampling.sampler import LongVideos, ShortVideos, VideoSampler, new_frames
+from sora_jax.generate.sampling.schedule import denoising_schedule, guidance_low
+from sora_jax.generate.sampling.step_cache import (
     FILE,
     VelocityChange,
     VelocityMeter,
     read_velocity_change,
     write_velocity_change,
 )
+from sora_jax.generate.setting_sources import with_adapter_settings
 
 
 class IncompleteError(InputError):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from sora_jax.config.schema import SampleSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.generate.request import Request
-from sora_jax.interop.adapters import brought_settings
+from sora_jax.interop.adapters.weights import brought_settings
 
 SHOWN = ("size", "frames", "fps", "steps", "solver", "time_grid", "shift", "guidance", "guidance_low")
 SHOWN += ("negative_prompt",)

@@ -12,9 +12,9 @@ import numpy as np
 
 from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
-from sora_jax.generate.conditioning_images import ConditioningFrames, encode_images
 from sora_jax.generate.generator import Generator
-from sora_jax.generate.input_video import InputVideo
+from sora_jax.generate.inputs.conditioning_images import ConditioningFrames, encode_images
+from sora_jax.generate.inputs.input_video import InputVideo
 from sora_jax.models.autoencoder.streaming import decode_stream, encode_stream
 
 STILL = 4  # latent frames of stillness before a suffix: as many again change no latent by 0.1 %

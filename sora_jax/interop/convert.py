@@ -26,16 +26,16 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import copy_files, explain_os_errors
-from sora_jax.interop.adapter_files import CONFIG, FILES, find_file, read_adapter
-from sora_jax.interop.adapter_names import is_adapter
-from sora_jax.interop.adapters import export_adapter, import_adapter, trainable
-from sora_jax.interop.export import PUBLISHED_DTYPES, export_model, write_merged
+from sora_jax.interop.adapters.files import CONFIG, FILES, find_file, read_adapter
+from sora_jax.interop.adapters.names import is_adapter
+from sora_jax.interop.adapters.weights import export_adapter, import_adapter, trainable
 from sora_jax.interop.hub import fetch
-from sora_jax.interop.published import INDEX_FILE, Expert, Model, describe, read_model
 from sora_jax.interop.streaming import Entry, write_tensors
 from sora_jax.interop.tables import Table, leaf_parts, stored_dtype
 from sora_jax.interop.tensors import DTYPES, SAFETENSORS, tensors_in
-from sora_jax.interop.wan import autoencoder_table, transformer_table
+from sora_jax.interop.wan.export import PUBLISHED_DTYPES, export_model, write_merged
+from sora_jax.interop.wan.published import INDEX_FILE, Expert, Model, describe, read_model
+from sora_jax.interop.wan.tables import autoencoder_table, transformer_table
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.dit import DiT
 from sora_jax.models.layers.params import abstract_params

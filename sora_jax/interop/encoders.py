@@ -3,7 +3,7 @@
 from sora_jax.config.schema import ImageSettings, TextSettings
 from sora_jax.interop.tables import check_tensors, foreign_shapes, load_foreign
 from sora_jax.interop.tensors import tensors_in
-from sora_jax.interop.wan import image_table, image_unused, text_table, text_unused
+from sora_jax.interop.wan.tables import image_table, image_unused, text_table, text_unused
 from sora_jax.models.image_encoder import ImageEncoder
 from sora_jax.models.text_encoder import TextEncoder
 

@@ -12,7 +12,7 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.storage import read_object
 from sora_jax.interop.tables import Tensor, linear, load_foreign, norm
 from sora_jax.interop.tensors import tensors_in
-from sora_jax.interop.wan import image_table
+from sora_jax.interop.wan.tables import image_table
 from sora_jax.models.metric_backbones import Clip, ClipSettings, VideoEncoder, VideoEncoderSettings
 
 # Heads by the width of the published encoders S, B, L, H and g, whose files do not tell.

@@ -18,8 +18,8 @@ from sora_jax.core.mesh import num_shards, spec
 from sora_jax.core.patches import PatchBatch, patch_grid
 from sora_jax.data.conditioning_frames import conditioning_frame_indices, image_token_capacity
 from sora_jax.generate.generator import latent_shape
-from sora_jax.generate.pipeline import SOLVERS
-from sora_jax.generate.steps import StepInputs, StepProgram, begin, solver_step
+from sora_jax.generate.sampling.pipeline import SOLVERS
+from sora_jax.generate.sampling.steps import StepInputs, StepProgram, begin, solver_step
 from sora_jax.interop.lpips import load_lpips
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.autoencoder.streaming import decode_next, encode_next

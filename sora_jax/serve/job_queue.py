@@ -23,11 +23,11 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.storage import atomic_write, content_hash
 from sora_jax.generate.generator import load_generator, video_size
-from sora_jax.generate.pipeline import check_prompts
+from sora_jax.generate.output.writer import read_metadata
 from sora_jax.generate.request import Request, check_inputs
 from sora_jax.generate.sample import sample
-from sora_jax.generate.writer import read_metadata
-from sora_jax.interop.adapters import brought_settings
+from sora_jax.generate.sampling.pipeline import check_prompts
+from sora_jax.interop.adapters.weights import brought_settings
 from sora_jax.serve.uploads import Limits
 
 MAX_WAITING = 20  # requests in the queue

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from sora_jax.core.mesh import AXES
-from sora_jax.interop.wan import WAN21_AUTOENCODER, WAN22_AUTOENCODER
+from sora_jax.interop.wan.tables import WAN21_AUTOENCODER, WAN22_AUTOENCODER
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.autoencoder.streaming import decode_next, encode_next
 from sora_jax.models.layers.params import abstract_params

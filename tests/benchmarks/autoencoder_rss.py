@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from sora_jax.config.schema import AutoencoderSettings
-from sora_jax.generate.writer import VideoWriter
+from sora_jax.generate.output.writer import VideoWriter
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.autoencoder.streaming import decode_stream
 from sora_jax.models.layers.params import init_params

@@ -19,10 +19,11 @@ from wan_published import write_published
 
 from sora_jax.config.schema import MeshSettings, TextSettings
 from sora_jax.core.mesh import make_mesh
-from sora_jax.interop import wan, wan_configs
 from sora_jax.interop.streaming import Entry, write_tensors
 from sora_jax.interop.tables import foreign_shapes
 from sora_jax.interop.tensors import DTYPES
+from sora_jax.interop.wan import configs as wan_configs
+from sora_jax.interop.wan import tables as wan
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.dit import DiT
 from sora_jax.models.text_encoder import TextEncoder

@@ -27,7 +27,7 @@ from sora_jax.config.schema import MeshSettings, TransformerSettings
 from sora_jax.core.mesh import make_mesh
 from sora_jax.interop.tables import foreign_shapes, load_foreign
 from sora_jax.interop.tensors import tensors_in
-from sora_jax.interop.wan import transformer_table
+from sora_jax.interop.wan.tables import transformer_table
 from sora_jax.models.dit import DiT
 
 DEVICES, SHARD_BYTES = 8, 2**29

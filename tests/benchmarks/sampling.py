@@ -21,9 +21,9 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.evaluate.metrics.image_quality import psnr, ssim
 from sora_jax.generate.generator import load_generator, video_size
-from sora_jax.generate.pipeline import Noise, sample_latents
-from sora_jax.generate.schedule import denoising_schedule
-from sora_jax.generate.step_cache import VelocityMeter
+from sora_jax.generate.sampling.pipeline import Noise, sample_latents
+from sora_jax.generate.sampling.schedule import denoising_schedule
+from sora_jax.generate.sampling.step_cache import VelocityMeter
 from sora_jax.models.autoencoder.streaming import decode_stream
 from sora_jax.worlds.shapes.detector import read_scene
 from sora_jax.worlds.shapes.prompt_suite import agreement, make_prompts

@@ -31,7 +31,7 @@ from wan_cases import foreign_params
 from sora_jax.config.schema import MeshSettings, TransformerSettings
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.patches import PatchBatch, grid_positions, patchify, unpatchify
-from sora_jax.interop.wan import transformer_table
+from sora_jax.interop.wan.tables import transformer_table
 from sora_jax.models.dit import DiT
 from sora_jax.models.layers.params import bind
 

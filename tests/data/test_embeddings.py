@@ -22,7 +22,7 @@ from sora_jax.data.prepare.prepare import Options, prepare
 from sora_jax.data.records.records import Records
 from sora_jax.data.tokenizer import PAD, Tokenizer, train_tokenizer
 from sora_jax.interop.encoders import load_encoder
-from sora_jax.interop.wan import text_table
+from sora_jax.interop.wan.tables import text_table
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import bind
 from sora_jax.models.text_encoder import TextEncoder

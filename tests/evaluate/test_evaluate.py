@@ -25,7 +25,7 @@ from sora_jax.evaluate.evaluate import evaluate
 from sora_jax.evaluate.metrics.motion import MEASURES, measure_motion
 from sora_jax.evaluate.suites.loss import validation_losses
 from sora_jax.evaluate.suites.registry import BENCHMARKS
-from sora_jax.generate.writer import read_metadata
+from sora_jax.generate.output.writer import read_metadata
 from sora_jax.models.layers.params import init_params
 from sora_jax.models.video_model import VideoModel
 from sora_jax.train.state import TrainState

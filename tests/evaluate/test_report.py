@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from sora_jax.core.errors import InputError
-from sora_jax.generate.writer import VideoWriter, write_webp
+from sora_jax.generate.output.writer import VideoWriter, write_webp
 from sora_jax.report.figures import (
     draw_contact_sheet,
     draw_loss_curves,

@@ -20,9 +20,9 @@ from sora_jax.data.conditioning_frames import (
 )
 from sora_jax.data.media.video import probe
 from sora_jax.generate.generator import load_generator
-from sora_jax.generate.pipeline import Noise, sample_latents
+from sora_jax.generate.output.writer import read_metadata
+from sora_jax.generate.sampling.pipeline import Noise, sample_latents
 from sora_jax.generate.tasks import animate
-from sora_jax.generate.writer import read_metadata
 
 CASES = ["i2v", *(pytest.param(case, marks=pytest.mark.slow) for case in ("flf2v", "i2v-a14b", "ti2v"))]
 

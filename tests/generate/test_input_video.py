@@ -9,7 +9,7 @@ from media_files import grey, numbers, remux, write_video
 from PIL import Image, ImageOps
 
 from sora_jax.data.media.options import Options
-from sora_jax.generate.input_video import open_input_video, read_picture
+from sora_jax.generate.inputs.input_video import open_input_video, read_picture
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -14,14 +14,14 @@ from sora_jax.cli.main import main
 from sora_jax.core.errors import InputError
 from sora_jax.data.media.video import probe, read_clip
 from sora_jax.data.tokenizer import train_tokenizer
-from sora_jax.generate import outputs
 from sora_jax.generate import sample as command
-from sora_jax.generate.outputs import check_outputs, keep_raw_frames, write_video
-from sora_jax.generate.pipeline import Noise, check_prompts
+from sora_jax.generate.output import files as outputs
+from sora_jax.generate.output.files import check_outputs, keep_raw_frames, write_video
+from sora_jax.generate.output.writer import read_metadata
 from sora_jax.generate.prompts import unseen_words
 from sora_jax.generate.request import PromptSettings, Request, check_request
-from sora_jax.generate.sampler import VideoSampler
-from sora_jax.generate.writer import read_metadata
+from sora_jax.generate.sampling.pipeline import Noise, check_prompts
+from sora_jax.generate.sampling.sampler import VideoSampler
 
 QUICK = ("--frames=1", "--steps=1")
 

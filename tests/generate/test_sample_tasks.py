@@ -15,11 +15,11 @@ import tiny
 from sora_jax.cli.main import main
 from sora_jax.cli.sample import LONG, TASK, WATERMARK
 from sora_jax.data.media.video import probe, read_clip
-from sora_jax.generate import long_videos as long
-from sora_jax.generate.provenance import marked, params_hash
+from sora_jax.generate.output.provenance import marked, params_hash
+from sora_jax.generate.output.writer import read_metadata
 from sora_jax.generate.request import FLAGS, TASKS, TaskInputs
-from sora_jax.generate.sampler import VideoSampler
-from sora_jax.generate.writer import read_metadata
+from sora_jax.generate.sampling import long_videos as long
+from sora_jax.generate.sampling.sampler import VideoSampler
 
 server = chat_server.server  # that speaks the protocol of chat models
 

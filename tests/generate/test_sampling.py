@@ -14,13 +14,18 @@ from sora_jax.core.patches import PatchBatch
 from sora_jax.data.tokenizer import train_tokenizer
 from sora_jax.diffusion.conditioning import renoised, start_from
 from sora_jax.diffusion.flow import shift_times
-from sora_jax.generate import pipeline
-from sora_jax.generate.conditioning_images import ConditioningFrames
 from sora_jax.generate.generator import Generator
-from sora_jax.generate.pipeline import Noise, batch_size, sample_latents
-from sora_jax.generate.schedule import denoising_schedule
-from sora_jax.generate.step_cache import VelocityChange, VelocityMeter, read_velocity_change, write_velocity_change
-from sora_jax.generate.steps import StepInputs, StepProgram
+from sora_jax.generate.inputs.conditioning_images import ConditioningFrames
+from sora_jax.generate.sampling import pipeline
+from sora_jax.generate.sampling.pipeline import Noise, batch_size, sample_latents
+from sora_jax.generate.sampling.schedule import denoising_schedule
+from sora_jax.generate.sampling.step_cache import (
+    VelocityChange,
+    VelocityMeter,
+    read_velocity_change,
+    write_velocity_change,
+)
+from sora_jax.generate.sampling.steps import StepInputs, StepProgram
 from sora_jax.models.layers.params import init_params
 from sora_jax.models.video_model import VideoModel
 

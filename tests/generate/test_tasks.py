@@ -19,12 +19,12 @@ from sora_jax.data.tokenizer import train_tokenizer
 from sora_jax.diffusion.conditioning import on_loop, start_from
 from sora_jax.diffusion.flow import times_at
 from sora_jax.diffusion.solvers import time_grid, unipc
-from sora_jax.generate import long_videos as long
 from sora_jax.generate import tasks
 from sora_jax.generate.generator import load_generator
-from sora_jax.generate.pipeline import SOLVERS, Noise, make_batch, sample_latents
-from sora_jax.generate.rolling import RollingWindow, rolling_schedule, sample_rolling_latents
-from sora_jax.generate.steps import StepInputs, StepProgram, begin, solver_step
+from sora_jax.generate.sampling import long_videos as long
+from sora_jax.generate.sampling.pipeline import SOLVERS, Noise, make_batch, sample_latents
+from sora_jax.generate.sampling.rolling import RollingWindow, rolling_schedule, sample_rolling_latents
+from sora_jax.generate.sampling.steps import StepInputs, StepProgram, begin, solver_step
 from sora_jax.models.layers.params import abstract_params
 from sora_jax.models.video_model import VideoModel
 from sora_jax.worlds.shapes import SHIPPED_AUTOENCODER

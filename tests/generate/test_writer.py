@@ -14,7 +14,7 @@ import pytest
 
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import atomic_write
-from sora_jax.generate.writer import VideoWriter, read_metadata, write_webp
+from sora_jax.generate.output.writer import VideoWriter, read_metadata, write_webp
 
 COLOURS = np.array(
     [[220, 40, 40], [40, 60, 220], [40, 200, 80], [240, 220, 60], [255, 255, 255], [0, 0, 0]], np.uint8
@@ -120,7 +120,7 @@ def test_a_full_disk_is_told_in_one_line_and_keeps_the_old_file(tmp_path):
     # The limit on a file's size fails a write as a full disk does, without needing a disk of our own.
     code = f"""
 import resource, numpy as np
-from sora_jax.generate.writer import VideoWriter
+from sora_jax.generate.output.writer import VideoWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 noise = np.random.default_rng(0).integers(0, 256, (64, 64, 64, 3), np.uint8)
 with VideoWriter({str(path)!r}, 16) as writer:

@@ -15,7 +15,7 @@ from sora_jax.cli.main import main
 from sora_jax.core.mesh import make_mesh
 from sora_jax.data.media.video import probe, read_clip
 from sora_jax.data.records.records import Records
-from sora_jax.generate.writer import read_metadata
+from sora_jax.generate.output.writer import read_metadata
 from sora_jax.train.init_from import check_init_from, init_from
 from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer

@@ -44,5 +44,5 @@ def test_an_installed_wheel_samples_outside_of_the_repository(tmp_path):
     assert where.startswith(str(home))
     flags = ("--prompt=a red circle", "--frames=1", "--steps=1", "--out=red.mp4")
     run(home / "bin/sora-jax", "sample", *flags, cwd=tmp_path, JAX_PLATFORMS="cpu")
-    read = "from sora_jax.generate.writer import read_metadata; print(read_metadata('red.mp4')['prompt'])"
+    read = "from sora_jax.generate.output.writer import read_metadata; print(read_metadata('red.mp4')['prompt'])"
     assert run(python, "-c", read, cwd=tmp_path) == "a red circle\n"

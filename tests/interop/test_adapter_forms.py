@@ -13,10 +13,10 @@ import tiny
 from sora_jax.checkpoint.model_folder import named
 from sora_jax.config.schema import TransformerSettings
 from sora_jax.core.errors import InputError
-from sora_jax.interop.adapter_files import few_step_settings, read_adapter
-from sora_jax.interop.adapters import add_adapter, brought_settings, parse_choice
+from sora_jax.interop.adapters.files import few_step_settings, read_adapter
+from sora_jax.interop.adapters.weights import add_adapter, brought_settings, parse_choice
 from sora_jax.interop.tables import to_foreign
-from sora_jax.interop.wan import transformer_table
+from sora_jax.interop.wan.tables import transformer_table
 from sora_jax.models.dit import DiT
 
 pytestmark = pytest.mark.usefixtures("one_device")

@@ -21,10 +21,10 @@ from sora_jax.cli.main import main
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.storage import copy_files
 from sora_jax.data.media.video import probe, read_clip
-from sora_jax.generate import pipeline
 from sora_jax.generate.generator import load_generator
+from sora_jax.generate.output.writer import read_metadata
 from sora_jax.generate.request import Request
-from sora_jax.generate.writer import read_metadata
+from sora_jax.generate.sampling import pipeline
 from sora_jax.models.video_model import VideoModel
 from sora_jax.serve.job_queue import JobQueue
 from sora_jax.serve.uploads import Limits

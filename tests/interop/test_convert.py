@@ -19,9 +19,9 @@ from sora_jax.config.schema import MeshSettings, SampleSettings
 from sora_jax.core.mesh import make_mesh
 from sora_jax.data.media.video import probe, read_clip
 from sora_jax.generate.generator import load_generator
-from sora_jax.generate.pipeline import Noise, sample_latents
-from sora_jax.generate.writer import read_metadata
-from sora_jax.interop.wan import from_original
+from sora_jax.generate.output.writer import read_metadata
+from sora_jax.generate.sampling.pipeline import Noise, sample_latents
+from sora_jax.interop.wan.tables import from_original
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from sora_jax.checkpoint.restore import restore_trained
 from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.cli.main import main
 from sora_jax.config.schema import LoraSettings, Settings
-from sora_jax.interop.adapters import add_adapter, low_rank_adapter
+from sora_jax.interop.adapters.weights import add_adapter, low_rank_adapter
 from sora_jax.models.layers.params import bind, init_params
 from sora_jax.models.video_model import VideoModel, init_trained, join
 

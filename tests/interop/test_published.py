@@ -16,9 +16,9 @@ from sora_jax.checkpoint.restore import restore_trained
 from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.cli.main import main
 from sora_jax.core.errors import InputError
-from sora_jax.interop.defaults import NEGATIVE_PROMPT, PUBLISHED, scheduler_changes
-from sora_jax.interop.published import PREFIX, read_model
 from sora_jax.interop.streaming import Entry, write_tensors
+from sora_jax.interop.wan.published import PREFIX, read_model
+from sora_jax.interop.wan.sampling_defaults import NEGATIVE_PROMPT, PUBLISHED, scheduler_changes
 
 CASES = {
     "t2v": ("wan2.1-t2v-1.3b", 0.0),

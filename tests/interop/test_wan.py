@@ -23,8 +23,8 @@ from wan_cases import (
 from sora_jax.checkpoint.model_folder import named
 from sora_jax.core.errors import InputError
 from sora_jax.interop.tables import foreign_shapes, load_foreign, to_foreign
-from sora_jax.interop.wan import TRANSFORMERS as PUBLISHED
-from sora_jax.interop.wan import UMT5_XXL, autoencoder_table, image_table, text_table, transformer_table
+from sora_jax.interop.wan.tables import TRANSFORMERS as PUBLISHED
+from sora_jax.interop.wan.tables import UMT5_XXL, autoencoder_table, image_table, text_table, transformer_table
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.dit import DiT
 from sora_jax.models.image_encoder import ImageEncoder

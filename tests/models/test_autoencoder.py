@@ -15,7 +15,7 @@ from wan_cases import CASES, autoencoder_params, random_latents, random_video
 from sora_jax.config.schema import AutoencoderSettings, MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh, spec
-from sora_jax.interop.wan import WAN21_AUTOENCODER, WAN22_AUTOENCODER
+from sora_jax.interop.wan.tables import WAN21_AUTOENCODER, WAN22_AUTOENCODER
 from sora_jax.models.autoencoder import conv, streaming
 from sora_jax.models.autoencoder.blocks import FrameAttention
 from sora_jax.models.autoencoder.model import Autoencoder

@@ -15,7 +15,7 @@ from diffusers_wan import shapes_of
 from wan_cases import CASES, autoencoder_params, random_latents, random_video
 
 from sora_jax.interop.tables import foreign_shapes
-from sora_jax.interop.wan import WAN21_AUTOENCODER, WAN22_AUTOENCODER, autoencoder_table
+from sora_jax.interop.wan.tables import WAN21_AUTOENCODER, WAN22_AUTOENCODER, autoencoder_table
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import bind
 

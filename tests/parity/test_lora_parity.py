@@ -19,8 +19,8 @@ from wan_cases import CASES, TEXT, TRANSFORMERS, our_velocity, transformer_param
 
 from sora_jax.config.schema import LoraSettings, MeshSettings, Settings, TrainSettings
 from sora_jax.core.mesh import make_mesh
-from sora_jax.interop.adapter_files import read_adapter
-from sora_jax.interop.adapters import adapter_tensors, add_adapter, low_rank_adapter, write_adapter
+from sora_jax.interop.adapters.files import read_adapter
+from sora_jax.interop.adapters.weights import adapter_tensors, add_adapter, low_rank_adapter, write_adapter
 from sora_jax.models.video_model import init_trained
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("one_device")]

@@ -20,8 +20,8 @@ from diffusers_wan import (
 from wan_cases import TRANSFORMERS, our_image, our_text, our_velocity
 
 from sora_jax.config.schema import ImageSettings
-from sora_jax.interop import wan
 from sora_jax.interop.tables import foreign_shapes
+from sora_jax.interop.wan import tables as wan
 from sora_jax.models.dit import DiT
 from sora_jax.models.image_encoder import ImageEncoder
 from sora_jax.models.text_encoder import TextEncoder

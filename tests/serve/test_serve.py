@@ -27,9 +27,9 @@ from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.data.media.video import probe
 from sora_jax.data.media.write import write_clip
-from sora_jax.generate import long_videos as long
+from sora_jax.generate.output.writer import read_metadata
 from sora_jax.generate.request import Request, TaskInputs
-from sora_jax.generate.writer import read_metadata
+from sora_jax.generate.sampling import long_videos as long
 from sora_jax.serve.job_queue import JobQueue
 from sora_jax.serve.request_filter import RequestFilter
 from sora_jax.serve.uploads import Limits, admit

@@ -25,7 +25,7 @@ from sora_jax.config.schema import MeshSettings, SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.data.media.video import probe
-from sora_jax.generate.writer import read_metadata
+from sora_jax.generate.output.writer import read_metadata
 from sora_jax.train import loop
 from sora_jax.train.loop import train
 from sora_jax.train.monitoring.profiler import covered, own_times

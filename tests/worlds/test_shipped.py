@@ -20,7 +20,7 @@ from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.data.media.video import probe, read_clip
 from sora_jax.evaluate.benchmark import read_video
 from sora_jax.evaluate.metrics.reconstruction import measure_reconstruction
-from sora_jax.generate.writer import read_metadata
+from sora_jax.generate.output.writer import read_metadata
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.modulation import sinusoid
 from sora_jax.models.video_model import VideoModel

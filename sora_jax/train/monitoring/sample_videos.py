@@ -18,9 +18,9 @@ from sora_jax.core.patches import patch_grid
 from sora_jax.data.media.video import probe, read_clip
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.generate.generator import Generator, latent_shape, with_dtype
-from sora_jax.generate.pipeline import check_prompts
+from sora_jax.generate.output.writer import write_webp
 from sora_jax.generate.sample import write_videos
-from sora_jax.generate.writer import write_webp
+from sora_jax.generate.sampling.pipeline import check_prompts
 from sora_jax.interop.encoders import check_encoder, load_encoder
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.video_model import join

@@ -37,9 +37,9 @@ from sora_jax.data.prepare.prepare import Options, prepare
 from sora_jax.data.records.records import Records
 from sora_jax.evaluate.metrics.reconstruction import measure_reconstruction
 from sora_jax.generate.generator import latent_shape
+from sora_jax.generate.output.writer import write_webp
 from sora_jax.generate.request import Request
 from sora_jax.generate.sample import sample
-from sora_jax.generate.writer import write_webp
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import count_params
 from sora_jax.report.figures import draw_loss_curves, draw_reconstruction

@@ -16,8 +16,8 @@ from sora_jax.evaluate.benchmark import Benchmark, Options, terminal_table
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.metrics.motion import STILL_BELOW, gradient
 from sora_jax.evaluate.samples import captions_of, cells, digest, repeat_prompts, sample_by_command
+from sora_jax.generate.output.writer import write_webp
 from sora_jax.generate.request import TaskInputs, check_inputs
-from sora_jax.generate.writer import write_webp
 from sora_jax.report.figures import draw_contact_sheet, draw_time_series
 from sora_jax.report.page import Clip, Gallery, Picture, Section, Table
 from sora_jax.worlds.shapes.detector import read_scene

@@ -15,7 +15,7 @@ from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.evaluate.benchmark import Benchmark, Options, read_video, terminal_table
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.samples import cells, make_samples, size_of
-from sora_jax.generate.writer import write_webp
+from sora_jax.generate.output.writer import write_webp
 from sora_jax.report.figures import draw_contact_sheet, draw_shares
 from sora_jax.report.page import Clip, Gallery, Picture, Section, Table
 from sora_jax.worlds.shapes.captions import caption

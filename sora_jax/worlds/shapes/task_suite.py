@@ -22,9 +22,9 @@ from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.metrics.motion import STILL_BELOW
 from sora_jax.evaluate.metrics.reconstruction import MAX_PSNR
 from sora_jax.evaluate.samples import cells, digest, sample_by_command, size_of
+from sora_jax.generate.output.writer import VideoWriter
 from sora_jax.generate.request import TaskInputs
 from sora_jax.generate.tasks import Coder, coder_of
-from sora_jax.generate.writer import VideoWriter
 from sora_jax.report.figures import draw_contact_sheet
 from sora_jax.report.page import Picture, Section, Table
 from sora_jax.worlds.shapes.captions import caption

@@ -22,7 +22,7 @@ from sora_jax.core.mesh import make_mesh, spec
 from sora_jax.core.patches import PatchBatch, grid_positions, patch_grid, patchify
 from sora_jax.diffusion.flow import time_table
 from sora_jax.generate.generator import load_generator, video_size
-from sora_jax.generate.pipeline import tokenize
+from sora_jax.generate.sampling.pipeline import tokenize
 from sora_jax.models.autoencoder.streaming import encode_stream
 from sora_jax.models.layers.params import bind
 from sora_jax.models.video_model import VideoModel

@@ -19,7 +19,7 @@ from sora_jax.core.mesh import make_mesh
 from sora_jax.data.media.video import count_frames, probe, read_clip, read_frames
 from sora_jax.data.prepare.sources import find_sources
 from sora_jax.evaluate.metrics.reconstruction import reconstruct
-from sora_jax.generate.writer import VideoWriter
+from sora_jax.generate.output.writer import VideoWriter
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.worlds.shapes import SHIPPED_AUTOENCODER
 from sora_jax.worlds.shapes.detector import ATTRIBUTES, compare, read_scene

@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 
 from sora_jax.evaluate.benchmark import read_video
-from sora_jax.generate.writer import read_metadata
+from sora_jax.generate.output.writer import read_metadata
 from sora_jax.report.figures import draw_contact_sheet
 
 

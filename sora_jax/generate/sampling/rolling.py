@@ -18,11 +18,11 @@ from sora_jax.config.schema import SampleSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.patches import patchify, unpatchify
 from sora_jax.diffusion.solvers import SINGLE_STEP
-from sora_jax.generate.conditioning_images import ConditioningFrames
 from sora_jax.generate.generator import Generator
-from sora_jax.generate.pipeline import SOLVERS, Noise, make_batch
-from sora_jax.generate.schedule import denoising_schedule
-from sora_jax.generate.steps import StepInputs, StepProgram, begin, solver_step
+from sora_jax.generate.inputs.conditioning_images import ConditioningFrames
+from sora_jax.generate.sampling.pipeline import SOLVERS, Noise, make_batch
+from sora_jax.generate.sampling.schedule import denoising_schedule
+from sora_jax.generate.sampling.steps import StepInputs, StepProgram, begin, solver_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,13 +22,13 @@ from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import atomic_write, copy_files, read_object
-from sora_jax.interop import wan_configs
-from sora_jax.interop.adapters import EXPERTS, Adapter, adapter_of_run, chosen_adapters, names_of
-from sora_jax.interop.published import IMAGE_PARTS, INDEX_FILE, PARTS
+from sora_jax.interop.adapters.weights import EXPERTS, Adapter, adapter_of_run, chosen_adapters, names_of
 from sora_jax.interop.streaming import Entry, write_tensors
 from sora_jax.interop.tables import Table, blank, to_foreign
 from sora_jax.interop.tensors import DTYPES, INDEX, tensors_in
-from sora_jax.interop.wan import autoencoder_table, transformer_table
+from sora_jax.interop.wan import configs as wan_configs
+from sora_jax.interop.wan.published import IMAGE_PARTS, INDEX_FILE, PARTS
+from sora_jax.interop.wan.tables import autoencoder_table, transformer_table
 from sora_jax.models.video_model import abstract_trained
 
 SHARD_BYTES = 5 * 2**30

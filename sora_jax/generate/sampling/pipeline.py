@@ -14,10 +14,10 @@ from sora_jax.core.mesh import num_shards, spec
 from sora_jax.core.patches import PatchBatch, grid_positions, patch_grid, unpatchify
 from sora_jax.core.random_keys import Purpose, purpose_key, seed_key
 from sora_jax.diffusion.solvers import ancestral, dpm, euler, heun, unipc
-from sora_jax.generate.conditioning_images import ConditioningFrames, put_conditioning
 from sora_jax.generate.generator import Generator, latent_shape
-from sora_jax.generate.schedule import DenoisingSchedule, denoising_schedule
-from sora_jax.generate.steps import StepInputs, StepProgram, begin, cached_step, solver_step
+from sora_jax.generate.inputs.conditioning_images import ConditioningFrames, put_conditioning
+from sora_jax.generate.sampling.schedule import DenoisingSchedule, denoising_schedule
+from sora_jax.generate.sampling.steps import StepInputs, StepProgram, begin, cached_step, solver_step
 
 SOLVERS = {"euler": euler, "heun": heun, "ancestral": ancestral, "dpm": dpm, "unipc": unipc}
 MAX_PROMPT = 10_000  # characters; far more than any encoder takes, so a mistake such as a whole file

@@ -11,7 +11,7 @@ from sora_jax.core.patches import patch_grid
 from sora_jax.diffusion.flow import shift_of
 from sora_jax.diffusion.time_grids import solver_times
 from sora_jax.generate.generator import Generator, latent_shape
-from sora_jax.generate.step_cache import ALWAYS_RUN
+from sora_jax.generate.sampling.step_cache import ALWAYS_RUN
 
 
 @dataclasses.dataclass(frozen=True)

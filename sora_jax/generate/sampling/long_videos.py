@@ -14,8 +14,8 @@ import rich.console
 
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.core.storage import atomic_write
-from sora_jax.generate.conditioning_images import ConditioningFrames
-from sora_jax.generate.input_video import InputVideo
+from sora_jax.generate.inputs.conditioning_images import ConditioningFrames
+from sora_jax.generate.inputs.input_video import InputVideo
 from sora_jax.generate.tasks import Coder, condition_on, first_frames, last_frames
 from sora_jax.models.autoencoder.streaming import decode_more, decode_stream
 

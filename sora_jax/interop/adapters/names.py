@@ -9,7 +9,7 @@ import re
 
 from sora_jax.config.schema import TransformerSettings
 from sora_jax.core.errors import InputError
-from sora_jax.interop.wan import from_original
+from sora_jax.interop.wan.tables import from_original
 
 DOWN, UP, UP_BIAS, ALPHA, BIAS, WHOLE = "down", "up", "up_bias", "alpha", "bias", "whole"
 _ROLES = {"lora_A": DOWN, "lora_down": DOWN, "lora.down": DOWN, "lora_B": UP, "lora_up": UP, "lora.up": UP}

@@ -14,8 +14,8 @@ from jax.experimental import multihost_utils
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import USER_ERRORS
-from sora_jax.generate.provenance import marked, write_manifest
-from sora_jax.generate.writer import VideoWriter
+from sora_jax.generate.output.provenance import marked, write_manifest
+from sora_jax.generate.output.writer import VideoWriter
 
 BYTES_PER_PIXEL = 0.25  # an estimate for an mp4 of CRF 18; of pure noise it has more
 

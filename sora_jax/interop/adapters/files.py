@@ -14,10 +14,10 @@ from sora_jax.config.load import from_dict
 from sora_jax.config.schema import SampleSettings, TransformerSettings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.storage import read_object
-from sora_jax.interop import adapter_names as names
+from sora_jax.interop.adapters import names
 from sora_jax.interop.tables import foreign_shapes
 from sora_jax.interop.tensors import SAFETENSORS, tensors_in
-from sora_jax.interop.wan import transformer_table
+from sora_jax.interop.wan.tables import transformer_table
 from sora_jax.models.dit import DiT
 
 HEADER = "lora_adapter_metadata"  # diffusers' key in a file's header: a JSON object

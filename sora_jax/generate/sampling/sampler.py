@@ -12,12 +12,13 @@ import rich.console
 
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.mesh import num_shards
-from sora_jax.generate import long_videos, tasks
-from sora_jax.generate.conditioning_images import ConditioningFrames
+from sora_jax.generate import tasks
 from sora_jax.generate.generator import Generator
-from sora_jax.generate.opened_inputs import OpenedInputs
-from sora_jax.generate.pipeline import Noise, fill_batch, sample_latents
-from sora_jax.generate.rolling import RollingWindow, rolling_schedule, sample_rolling_latents
+from sora_jax.generate.inputs.conditioning_images import ConditioningFrames
+from sora_jax.generate.inputs.opened_inputs import OpenedInputs
+from sora_jax.generate.sampling import long_videos
+from sora_jax.generate.sampling.pipeline import Noise, fill_batch, sample_latents
+from sora_jax.generate.sampling.rolling import RollingWindow, rolling_schedule, sample_rolling_latents
 
 
 class VideoSampler:

@@ -23,10 +23,10 @@ from sora_jax.config.load import to_json
 from sora_jax.config.schema import LoraSettings, Settings, TransformerSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import copy_files
-from sora_jax.interop.adapter_files import Adapter, LowRank, few_step_settings, find_file, read_adapter
+from sora_jax.interop.adapters.files import Adapter, LowRank, few_step_settings, find_file, read_adapter
 from sora_jax.interop.streaming import Entry, write_tensors
 from sora_jax.interop.tables import LINEAR, Tensor, load_leaf, load_tensors, to_foreign
-from sora_jax.interop.wan import transformer_table
+from sora_jax.interop.wan.tables import transformer_table
 from sora_jax.models.video_model import abstract_trained
 
 PREFIX = "transformer."  # of diffusers' names in an adapter's file

@@ -17,12 +17,18 @@ from sora_jax.config.schema import (
 )
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import read_object
-from sora_jax.interop import wan_configs
-from sora_jax.interop.defaults import PUBLISHED, Published, model_name, sample_settings, scheduler_changes
 from sora_jax.interop.encoders import check_encoder
 from sora_jax.interop.tables import check_tensors, foreign_shapes
 from sora_jax.interop.tensors import INDEX, SAFETENSORS, check_suffix, tensors_in
-from sora_jax.interop.wan import autoencoder_table, from_original, transformer_table
+from sora_jax.interop.wan import configs as wan_configs
+from sora_jax.interop.wan.sampling_defaults import (
+    PUBLISHED,
+    Published,
+    model_name,
+    sample_settings,
+    scheduler_changes,
+)
+from sora_jax.interop.wan.tables import autoencoder_table, from_original, transformer_table
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.dit import DiT
 

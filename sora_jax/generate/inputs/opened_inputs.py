@@ -10,9 +10,9 @@ from sora_jax.config.schema import SampleSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.data.media.video import count_frames, probe
 from sora_jax.generate import tasks
-from sora_jax.generate.conditioning_images import check_images
 from sora_jax.generate.generator import Generator, latent_shape, video_size
-from sora_jax.generate.input_video import InputVideo, open_input_video, read_mask, read_picture
+from sora_jax.generate.inputs.conditioning_images import check_images
+from sora_jax.generate.inputs.input_video import InputVideo, open_input_video, read_mask, read_picture
 from sora_jax.generate.request import Request, read_keyframe
 
 AS_LONG_AS_THE_VIDEO = ("edit", "inpaint", "outpaint")
