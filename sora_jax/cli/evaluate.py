@@ -1,5 +1,6 @@
 """The command `evaluate`."""
 
+import importlib.util
 import pathlib
 
 from sora_jax.cli.flags import CHECKPOINT, MESH, Command, Flag, mesh_of
@@ -24,8 +25,11 @@ def run(values, console):
         sizes=tuple(values.size),
         frames=_lengths(values.frames),
         **{key: values[key].value for key in ("data", "samples", "seconds", "seed", "videos")},
-        **{key: values[key].value for key in ("lpips", "videomae", "clip")},
+        **{key: values[key].value for key in ("lpips", "videomae", "clip", "vbench")},
+        dimensions=tuple(name.strip() for name in values.dimensions),
     )
+    if values.vote:
+        return _vote(checkpoints, out, options, values, console)
     evaluate(
         checkpoints,
         out,
@@ -36,6 +40,18 @@ def run(values, console):
         console=console,
     )
     console.print(f"report: {out / 'index.html'}", highlight=False)
+
+
+def _vote(checkpoints, out, options, values, console):
+    if not all(map(importlib.util.find_spec, ("fastapi", "uvicorn"))):
+        raise InputError("--vote needs a web server: pip install 'sora_jax[serve]'")
+    from sora_jax.evaluate.evaluate import videos_to_vote_on
+    from sora_jax.serve.vote import make_pairs, serve_votes
+
+    if len(checkpoints) < 2:
+        raise InputError("--vote: needs two checkpoints or more; give --checkpoint again")
+    videos = videos_to_vote_on(checkpoints, out, options=options, mesh=mesh_of(values), console=console)
+    serve_votes(make_pairs(videos), out, address=(values.host, values.port), console=console)
 
 
 def _lengths(counts: list[str]) -> tuple[int, ...]:
@@ -85,6 +101,22 @@ COMMAND = Command(
             Flag("lpips", "LPIPS for reconstruction, a .safetensors.", default=""),
             Flag("videomae", "Folder of a VideoMAE encoder, for fvd.", default=""),
             Flag("clip", "Folder of a CLIPModel in transformers' layout, for clip.", default=""),
+            Flag("vbench", "Folder of VBench's networks, each in a folder of its own, for vbench.", default=""),
+            Flag(
+                "dimensions",
+                "Dimensions of VBench to measure, separated by commas; default: all whose weights are there.",
+                commas=True,
+            ),
+        ),
+        "Votes": (
+            Flag(
+                "vote",
+                "Instead of benchmarks: a page on which people choose between two checkpoints' videos.",
+                bool,
+                False,
+            ),
+            Flag("host", "Address of the page; the default is seen by this machine only.", default="127.0.0.1"),
+            Flag("port", "Port of the page.", int, 7861, min=1, max=65535),
         ),
         "Hardware": (MESH,),
     },
@@ -94,6 +126,7 @@ COMMAND = Command(
     examples=(
         "--checkpoint=runs/first",
         "--checkpoint=runs/first --checkpoint=runs/second --suite=loss,shapes --out=comparison",
+        "--checkpoint=runs/first --checkpoint=runs/second --vote --out=comparison",
     ),
     joins=True,
 )

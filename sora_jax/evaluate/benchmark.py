@@ -32,7 +32,8 @@ class Options:
       sizes, frames: of the samples; (): those of the checkpoint's own config.
       seconds: length of long videos.
       videos: a folder of real videos; "": the held-out clips of the data set.
-      lpips, videomae, clip: files or folders of weights.
+      lpips, videomae, clip, vbench: files or folders of weights.
+      dimensions: of VBench; (): all whose weights are there.
       sampler: makes the videos; None: the checkpoint does.
     """
 
@@ -47,6 +48,8 @@ class Options:
     lpips: str = ""
     videomae: str = ""
     clip: str = ""
+    vbench: str = ""
+    dimensions: tuple[str, ...] = ()
     sampler: Sampler | None = None
 
 

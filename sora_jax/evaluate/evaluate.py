@@ -14,9 +14,11 @@ from sora_jax.core.mesh import make_mesh
 from sora_jax.core.storage import atomic_write
 from sora_jax.evaluate.benchmark import Benchmark, Options, measure_once
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest, open_checkpoint
+from sora_jax.evaluate.samples import captions_of, cells, make_samples, repeat_prompts
 from sora_jax.report.page import write_page
 
 DEFAULT_SUITE = {"flow": ("loss",), "autoencoder": ("reconstruction",)}  # by training objective
+VOTED = 32  # prompts that people are shown
 
 
 def evaluate(
@@ -56,6 +58,27 @@ def evaluate(
     # By the first process alone, which has read the samples; if it raises, all do.
     run_on_first_host(lambda: _write_report(checkpoints, benchmarks, results, summary, out))
     return summary
+
+
+def videos_to_vote_on(
+    workdirs: Sequence[pathlib.Path], out: pathlib.Path, *, options: Options, mesh: MeshSettings, console
+) -> dict[str, list[tuple[str, pathlib.Path]]]:
+    """Samples of the same prompts by every checkpoint: name -> (prompt, file) of each.
+
+    Raises: InputError if a checkpoint is absent, or several sizes or lengths are asked for.
+    """
+    checkpoints = name_checkpoints(workdirs, out)
+    prompts = captions_of(checkpoints[0], options)
+    prompts = repeat_prompts(prompts, options.samples or min(len(prompts), VOTED))
+    found = {}
+    with jax.set_mesh(make_mesh(mesh)):
+        for checkpoint in checkpoints:
+            asked = cells(checkpoint, options)
+            if len(asked) > 1:
+                raise InputError("--vote: takes one size and one length; see --size and --frames")
+            paths = make_samples(checkpoint, options, prompts, asked[0], console)
+            found[checkpoint.name] = list(zip(prompts, paths, strict=True))
+    return found
 
 
 def name_checkpoints(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> list[CheckpointUnderTest]:

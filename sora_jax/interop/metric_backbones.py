@@ -65,7 +65,7 @@ def clip_table(settings: ClipSettings) -> dict[str, Tensor]:
     # The blocks of both towers have the same names.
     block = "encoder.layers."
     read = {
-        ours: dataclasses.replace(tensor, name=f"text_model.{tensor.name}")
+        f"text.{ours}": dataclasses.replace(tensor, name=f"text_model.{tensor.name}")
         for ours, tensor in image_table(settings.image).items()
         if tensor.name.startswith(block)
     }
@@ -73,11 +73,11 @@ def clip_table(settings: ClipSettings) -> dict[str, Tensor]:
         **seen,
         **norm("image_norm", "vision_model.post_layernorm", bias=True),
         **linear("image_out", "visual_projection", bias=False),
-        "embedding": Tensor("text_model.embeddings.token_embedding.weight", "i e -> i e"),
-        "positions": Tensor("text_model.embeddings.position_embedding.weight", "i e -> i e"),
+        "text.embedding": Tensor("text_model.embeddings.token_embedding.weight", "i e -> i e"),
+        "text.positions": Tensor("text_model.embeddings.position_embedding.weight", "i e -> i e"),
         **read,
-        **norm("text_norm", "text_model.final_layer_norm", bias=True),
-        **linear("text_out", "text_projection", bias=False),
+        **norm("text.norm", "text_model.final_layer_norm", bias=True),
+        **linear("text.out", "text_projection", bias=False),
     }
 
 

@@ -67,11 +67,16 @@ class ImageEncoder(nnx.Module):
         images = jax.reshard(images, spec("batch . . ."))
         side = self.settings.patch
         layout = spec("batch . .")
-        x = patchify(images[:, None], (1, side, side))
+        x = on_own_rows(lambda x: patchify(x[:, None], (1, side, side)), images)
         x = self.patch_embedding(x, out_sharding=layout).astype(jnp.float32)
         whole = jnp.broadcast_to(self.whole[...], (len(x), 1, self.settings.width), out_sharding=layout)
         x = self.norm(jnp.concatenate([whole, x], axis=1) + self.positions[...])
         return run_stack(self.blocks, x, lambda block, x: block(x), remat="none")
+
+
+def on_own_rows(function, x):
+    """function(x [B, ...]) -> [B, ...], which has no parameters, on each device's rows of the batch."""
+    return jax.shard_map(function, in_specs=spec("batch"), out_specs=spec("batch"))(x)
 
 
 def see(params: dict, settings: ImageSettings, images) -> np.ndarray:

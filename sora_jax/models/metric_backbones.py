@@ -13,7 +13,7 @@ from flax import nnx
 from sora_jax.config.schema import ImageSettings
 from sora_jax.core.mesh import spec
 from sora_jax.core.patches import patchify
-from sora_jax.models.image_encoder import EPSILON, ImageBlock, ImageEncoder
+from sora_jax.models.image_encoder import EPSILON, ImageBlock, ImageEncoder, on_own_rows
 from sora_jax.models.layers.linear import linear, normal_002
 from sora_jax.models.layers.mlp import Mlp
 from sora_jax.models.layers.norm import layer_norm
@@ -48,47 +48,66 @@ class ClipSettings:
     dtype: str = "float32"
 
 
+class TextTower(nnx.Module):
+    """Texts to one vector each, that of their end.
+
+    Args:
+      settings: anything with width, heads, mlp, layers, vocabulary, tokens, shared, quick and dtype.
+    """
+
+    def __init__(self, settings, *, rngs):
+        E, mlp = settings.width, QuickMlp if settings.quick else Mlp
+        self.settings = settings
+        small = sharded(normal_002, ". .")
+        self.embedding = nnx.Param(small(rngs.params(), (settings.vocabulary, E)))
+        self.positions = nnx.Param(small(rngs.params(), (settings.tokens, E)))
+        self.blocks = stack(lambda rngs: ImageBlock(settings, mlp=mlp, rngs=rngs), settings.layers, rngs=rngs)
+        self.norm = layer_norm(E, epsilon=EPSILON, affine=True, rngs=rngs)
+        self.out = linear(
+            E, settings.shared, "embed .", dtype=jnp.dtype(settings.dtype), use_bias=False, rngs=rngs
+        )
+
+    def __call__(self, tokens, ends):
+        """[B, 1, shared] of texts.
+
+        Args:
+          tokens: [B, S] int32; tokens after the end have no effect.
+          ends: index of each text's end token, [B] int32.
+        """
+        S, layout = tokens.shape[1], spec("batch . .")
+        later = jnp.triu(jnp.ones((S, S), bool), k=1)
+        bias = jnp.broadcast_to(jnp.where(later, -jnp.inf, 0.0), (self.settings.heads, S, S))
+        x = self.embedding[...].at[tokens].get(out_sharding=layout) + self.positions[:S]
+        x = run_stack(self.blocks, x, lambda block, x: block(x, bias), remat="none")
+        end = jnp.take_along_axis(x, ends[:, None, None], axis=1)
+        return self.out(self.norm(end), out_sharding=layout)
+
+
 class Clip(nnx.Module):
     """Images and texts to unit vectors of one space."""
 
     def __init__(self, settings: ClipSettings, *, rngs):
-        E, dtype = settings.width, jnp.dtype(settings.dtype)
-        mlp = QuickMlp if settings.quick else Mlp
+        dtype, mlp = jnp.dtype(settings.dtype), QuickMlp if settings.quick else Mlp
         self.settings = settings
         self.image = ImageEncoder(settings.image, mlp=mlp, rngs=rngs)
         self.image_norm = layer_norm(settings.image.width, epsilon=EPSILON, affine=True, rngs=rngs)
         self.image_out = linear(
             settings.image.width, settings.shared, "embed .", dtype=dtype, use_bias=False, rngs=rngs
         )
-        small = sharded(normal_002, ". .")
-        self.embedding = nnx.Param(small(rngs.params(), (settings.vocabulary, E)))
-        self.positions = nnx.Param(small(rngs.params(), (settings.tokens, E)))
-        self.blocks = stack(lambda rngs: ImageBlock(settings, mlp=mlp, rngs=rngs), settings.layers, rngs=rngs)
-        self.text_norm = layer_norm(E, epsilon=EPSILON, affine=True, rngs=rngs)
-        self.text_out = linear(E, settings.shared, "embed .", dtype=dtype, use_bias=False, rngs=rngs)
+        self.text = TextTower(settings, rngs=rngs)
 
     def see(self, images):
         """Normalised images, [B, size, size, 3] float -> unit vectors, [B, shared] float32."""
         whole = self.image_norm(self.image(images)[:, :1])
-        return _unit(self.image_out(whole, out_sharding=spec("batch . .")))
+        return unit(self.image_out(whole, out_sharding=spec("batch . .")))
 
     def read(self, tokens, ends):
-        """Texts -> unit vectors, [B, shared] float32.
-
-        Args:
-          tokens: [B, S] int32; tokens after the end have no effect.
-          ends: index of each text's end token, [B] int32.
-        """
-        S = tokens.shape[1]
-        later = jnp.triu(jnp.ones((S, S), bool), k=1)
-        bias = jnp.broadcast_to(jnp.where(later, -jnp.inf, 0.0), (self.settings.heads, S, S))
-        x = self.embedding[...].at[tokens].get(out_sharding=spec("batch . .")) + self.positions[:S]
-        x = run_stack(self.blocks, x, lambda block, x: block(x, bias), remat="none")
-        end = jnp.take_along_axis(x, ends[:, None, None], axis=1)
-        return _unit(self.text_out(self.text_norm(end), out_sharding=spec("batch . .")))
+        """Texts -> unit vectors, [B, shared] float32; arguments as of `TextTower`."""
+        return unit(self.text(tokens, ends))
 
 
-def _unit(x):
+def unit(x):
+    """x [B, 1, E] as unit vectors, [B, E] float32."""
     x = x[:, 0].astype(jnp.float32)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -126,7 +145,8 @@ class VideoEncoder(nnx.Module):
     def __call__(self, videos):
         """[B, frames, size, size, 3] float -> [B, E] float32."""
         frames, side = self.settings.patch
-        x = patchify(jax.reshard(videos, spec("batch . . . .")), (frames, side, side))
+        videos = jax.reshard(videos, spec("batch . . . ."))
+        x = on_own_rows(lambda x: patchify(x, (frames, side, side)), videos)
         x = self.patch_embedding(x, out_sharding=spec("batch . .")).astype(jnp.float32)
         x = x + sinusoid_table(x.shape[1], self.settings.width)
         x = run_stack(self.blocks, x, lambda block, x: block(x), remat="none")

@@ -68,8 +68,6 @@ def serve(
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
-        import uvicorn
-
         from sora_jax.serve.app import make_app
 
         out.mkdir(parents=True, exist_ok=True)
@@ -85,13 +83,21 @@ def serve(
         folder = pathlib.Path(uploads)
         app = make_app(queue, folder, examples)
         app = RequestFilter(app, uploads=folder, max_bytes=limits.bytes, host=host)
-        shown = f"[{host}]" if ":" in host else host
-        console.print(f"http://{shown}:{port}: the page; videos lie in {out}")
-        if host not in LOCAL:
-            console.print(f"note: everybody who reaches {host} can use it: there are no passwords")
-        # The end does not wait for videos that stream to a browser.
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[listening])
+        serve_app(app, listening, address, f"the page; videos lie in {out}", console)
+
+
+def serve_app(app, listening: socket.socket, address: tuple[str, int], what: str, console: rich.console.Console):
+    """Serve an application until the process is told to end; `what` it shows is told with its address."""
+    import uvicorn
+
+    host, port = address
+    shown = f"[{host}]" if ":" in host else host
+    console.print(f"http://{shown}:{port}: {what}", soft_wrap=True)
+    if host not in LOCAL:
+        console.print(f"note: everybody who reaches {host} can use it: there are no passwords")
+    # The end does not wait for videos that stream to a browser.
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def listen(host: str, port: int) -> socket.socket:
