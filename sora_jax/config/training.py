@@ -211,16 +211,22 @@ class LossSettings(Group):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings(Group):
-    """AdamW or Muon with warm-up, a constant or cosine schedule, and clipping by the global norm."""
+    """AdamW or Muon with warm-up, a schedule, and clipping by the global norm."""
 
     where = "config.optimizer"
 
     name: str = field("adamw", "Optimizer.", choices=("adamw", "muon"))
     learning_rate: float = field(1e-4, "Learning rate after the warm-up.", min=0)
     warmup_steps: int = field(1000, "Updates in which the learning rate rises from 0.", unit="updates", min=0)
-    schedule: str = field("constant", "Learning rate after the warm-up.", choices=("constant", "cosine"))
+    schedule: str = field(
+        "constant",
+        "Learning rate after the warm-up; wsd (warmup-stable-decay): constant, then linear over the last "
+        "`decay_steps`.",
+        choices=("constant", "cosine", "wsd"),
+    )
+    decay_steps: int = field(0, "Updates at the end of wsd in which the rate falls.", unit="updates", min=0)
     final_fraction: float = field(
-        0.1, "Learning rate at the end of a cosine, as a fraction of its maximum.", min=0, max=1
+        0.1, "Learning rate at the end of cosine and wsd, as a fraction of its maximum.", min=0, max=1
     )
     b1: float = field(0.9, "Decay of the mean of the gradient.", min=0, max=1)
     b2: float = field(0.99, "Decay of the mean of the squared gradient.", min=0, max=1)
@@ -238,6 +244,8 @@ class OptimizerSettings(Group):
     def check(self):
         if 0 < self.spike <= 1:
             raise InputError(f"config.optimizer.spike: {self.spike} must be above 1, or 0 for none")
+        if (self.schedule == "wsd") != bool(self.decay_steps):
+            raise InputError("config.optimizer.decay_steps: is for config.optimizer.schedule=wsd, which needs it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,6 +256,12 @@ class TrainSettings(Group):
 
     init_from: str = field("", "Workdir or model folder whose averaged weights training starts from.")
     steps: int = field(100_000, "Length of the training.", unit="updates", min=1)
+    minutes: float = field(
+        0.0,
+        "Time budget over all starts of the run; at its end the run is saved and done, before `steps`; 0: none.",
+        unit="minutes",
+        min=0,
+    )
     accumulate: int = field(1, "Micro-batches in an update.", min=1)
     log_every: int = field(10, "Interval of logged metrics.", unit="updates", min=1)
     save_every: int = field(1000, "Interval of checkpoints.", unit="updates", min=1)

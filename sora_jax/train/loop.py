@@ -48,7 +48,8 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     ):
         state = trainer.start_or_resume(checkpoints)
         state = trainer.run_updates(state, checkpoints, must_stop)
-        if settings.objective == "autoencoder" and state.step == settings.train.steps:
+        done = state.step == settings.train.steps or trainer.monitor.time_is_up
+        if settings.objective == "autoencoder" and done:
             folder = trainer.workdir / "autoencoder"
             save_autoencoder(settings, state.ema["autoencoder"], trainer.data.stream, folder)
     trainer.monitor.end(int(state.step))
@@ -127,7 +128,8 @@ class Trainer:
           state: donated to the first update.
         """
         settings, start = self.settings.train, int(state.step)
-        metrics = MetricsLog(self.workdir, start, settings.steps, self.objective.unit, self.console)
+        steps = None if settings.minutes else settings.steps
+        metrics = MetricsLog(self.workdir, start, steps, self.objective.unit, self.console)
         self.monitor.begin(start, self.frozen_params, metrics, self.objective.unit)
         losses = LossMonitor(self.workdir, settings.bad_steps, self.data.stream.sources_at, self.console)
 
@@ -137,9 +139,11 @@ class Trainer:
                 metrics.log(n, values | {"skipped": losses.take_skipped()})
 
         batches = self.data.stream.iterate(start)
+        # A budget that starting takes up still makes one update, so that there is a checkpoint.
+        end = start if start and self.monitor.check_time(0) else settings.steps
         try:
             pending = None
-            for n in range(start + 1, settings.steps + 1):
+            for n in range(start + 1, end + 1):
                 self.monitor.before_step(n)
                 batch, wait = timed_next(batches)
                 self.monitor.on_batch(batch)
@@ -152,11 +156,12 @@ class Trainer:
                 if pending:
                     report(*pending)
                 metrics.count(units / self.data.share, flops / self.data.share, wait)
-                last = must_stop(n) or n == settings.steps
+                last = must_stop(n) or self.monitor.check_time(n) or n == settings.steps
                 pending = n, values, last or n % settings.log_every == 0
                 if last or n % settings.save_every == 0:
                     self.workdir_lock.check()
                     checkpoints.save(state, self.settings, self.data.hash)
+                    self.monitor.saved()
                 self.monitor.after_step(n, state, last=last)
                 if last:
                     break

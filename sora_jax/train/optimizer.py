@@ -18,15 +18,20 @@ NORM_UPDATES = 10  # before the mean is used
 
 
 def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then constant, or a cosine down to `final_fraction` at the last of `steps`."""
+    """Linear warm-up from 0, then constant, or falling to `final_fraction` at the last of `steps`.
+
+    Source of wsd: Hu et al. 2024 (arXiv 2404.06395), section 4.
+    """
     peak, warmup = settings.learning_rate, settings.warmup_steps
     if settings.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(
             0.0, peak, warmup, max(steps, warmup + 1), peak * settings.final_fraction
         )
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, peak, warmup), optax.constant_schedule(peak)], [warmup]
-    )
+    stable = optax.constant_schedule(peak)
+    if settings.schedule == "wsd":
+        began = max(0, steps - warmup - settings.decay_steps)
+        stable = optax.linear_schedule(peak, peak * settings.final_fraction, settings.decay_steps, began)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), stable], [warmup])
 
 
 def make_optimizer(

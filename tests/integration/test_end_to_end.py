@@ -111,6 +111,16 @@ def test_training_goes_on_where_it_stopped(run):
     assert_same_states(run.folder / "model", whole, 6)
 
 
+def test_a_time_budget_ends_a_run_which_then_has_nothing_left_to_do(run):
+    workdir = run.folder / "timed"
+    boxed = [f"--workdir={workdir}", run.latents, "--config.train.steps=999", "--config.train.minutes=0.001"]
+    for _ in range(2):
+        run.command("train", *boxed)
+        assert find_checkpoint(workdir)[1] == 1
+    run.command("train", *boxed[:-2], "--config.train.steps=2", "--config.train.minutes=999")
+    assert find_checkpoint(workdir)[1] == 2
+
+
 def assert_same_states(workdir, other, step):
     """Params, average, optimizer and step, to the last bit."""
     states = [load_meta(folder / "checkpoints", step).leaves for folder in (workdir, other)]

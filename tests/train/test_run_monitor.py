@@ -206,6 +206,14 @@ def test_time_down_after_a_death_counts_and_after_an_end_in_order_does_not(tmp_p
     assert [start["step"] for start in json.loads((tmp_path / "run_history.json").read_text())] == [0, 4, 9]
 
 
+def test_the_time_budget_counts_what_is_in_the_checkpoints_alone(tmp_path):
+    died = RunHistory(tmp_path, 0, 100.0, lambda: 20.0)
+    died.save()
+    died._elapsed = lambda: 90.0
+    RunHistory(tmp_path, 4, 1000.0, lambda: 50.0).end(9)
+    assert RunHistory(tmp_path, 9, 5000.0, lambda: 7.0).busy_seconds == 20 + 50 + 7
+
+
 def test_a_clock_that_is_set_back_makes_no_time_negative(tmp_path):
     RunHistory(tmp_path, 0, 1000.0, lambda: 30.0)  # dies, and the clock is set back by an hour
     RunHistory(tmp_path, 4, -2600.0, lambda: 50.0).end(9)

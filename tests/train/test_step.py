@@ -6,6 +6,7 @@ import tiny
 from tiny_run import Run
 
 from sora_jax.config.schema import OptimizerSettings
+from sora_jax.core.errors import InputError
 from sora_jax.train.objectives.flow import FlowObjective
 from sora_jax.train.optimizer import clip_by_norms, learning_rate, make_optimizer
 from sora_jax.train.step import train_step
@@ -113,6 +114,11 @@ def test_learning_rate_warms_up_and_follows_its_schedule():
     np.testing.assert_allclose([constant(n) for n in (1, 5, 10, 100)], [0.1, 0.5, 1, 1], rtol=1e-6)
     cosine = learning_rate(OptimizerSettings(learning_rate=1.0, warmup_steps=10, schedule="cosine"), 110)
     np.testing.assert_allclose([cosine(n) for n in (5, 10, 60, 110)], [0.5, 1, 0.55, 0.1], rtol=1e-5)
+    falling = OptimizerSettings(learning_rate=1.0, warmup_steps=10, schedule="wsd", decay_steps=40)
+    wsd = learning_rate(falling, 110)
+    np.testing.assert_allclose([wsd(n) for n in (5, 10, 70, 90, 110)], [0.5, 1, 1, 0.55, 0.1], rtol=1e-5)
+    with pytest.raises(InputError, match="wsd, which needs it"):
+        OptimizerSettings(schedule="wsd")
 
 
 def test_only_weight_matrices_decay(one_device):

@@ -25,7 +25,10 @@ class MetricsLog:
     Raises: InputError, here and in its methods, if a line can't be written, e.g. because the disk is full.
     """
 
-    def __init__(self, workdir: pathlib.Path, start: int, steps: int, unit: str, console: rich.console.Console):
+    def __init__(
+        self, workdir: pathlib.Path, start: int, steps: int | None, unit: str, console: rich.console.Console
+    ):
+        """`steps` is None for a run that ends by time."""
         self.unit, self.steps, self.console = unit, steps, console
         self.first_host = jax.process_index() == 0
         self.peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
@@ -79,7 +82,8 @@ class MetricsLog:
         if self.bar:
             self.bar.update(self.task, completed=step, numbers=numbers)
         else:
-            self.console.print(f"step {step}/{self.steps}  {numbers}", highlight=False)
+            of = f"/{self.steps}" if self.steps else ""
+            self.console.print(f"step {step}{of}  {numbers}", highlight=False)
 
     @contextlib.contextmanager
     def excluded(self):

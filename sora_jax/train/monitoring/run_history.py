@@ -16,7 +16,8 @@ class RunHistory:
     """`run_history.json` in a workdir: for each start when it began, from which step, and when it ended.
 
     A start without an end died: the time until the next start counts as downtime. The time after an orderly end
-    does not count, because nobody wanted the run to be on.
+    does not count, because nobody wanted the run to be on. `saved` is the time of a start until its
+    last checkpoint.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int, began: float, elapsed: Callable[[], float]):
@@ -36,6 +37,20 @@ class RunHistory:
         """Record the orderly end of this start, after `step` updates."""
         self.starts[-1] |= {"ended": self.starts[-1]["began"] + self._elapsed(), "last": step}
         self._write()
+
+    def save(self):
+        """Record that a checkpoint was written: the time until here is not lost if this start dies."""
+        self.starts[-1]["saved"] = self._elapsed()
+        self._write()
+
+    @property
+    def busy_seconds(self) -> float:
+        """Time that the run was on, without downtime and without what starts that died did in vain."""
+        *earlier, _ = self.starts
+        ended = [
+            start["ended"] - start["began"] if "ended" in start else start.get("saved", 0) for start in earlier
+        ]
+        return sum(max(0.0, seconds) for seconds in ended) + self._elapsed()
 
     @property
     def seconds(self) -> float:

@@ -8,7 +8,9 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 import rich.console
+from jax.experimental import multihost_utils
 
 from sora_jax.cluster.heartbeat import BUSY, DONE, PREEMPTED, STARTING, TRAINING, Heartbeat
 from sora_jax.config.schema import Settings
@@ -32,6 +34,7 @@ class RunMonitor:
         self.profiler = Profiler(workdir, settings.train.profile, settings.train.log_every, console)
         self.samples: Any = None  # SampleVideos, imported where it is used
         self.history: RunHistory | None = None
+        self.time_is_up = False
         self._shapes_seen = collections.Counter()
         if settings.train.sample_every:
             # Matplotlib and PyAV take a second to import.
@@ -47,6 +50,19 @@ class RunMonitor:
         self.heartbeat.beat(STARTING, start)
         if jax.process_index() == 0 and start < self.settings.train.steps:
             self.history = RunHistory(self.workdir, start, self.began, lambda: time.monotonic() - self._clock)
+
+    def check_time(self, step: int) -> bool:
+        """Whether the time budget is spent, the same on all hosts; after update `step`, 0 before the first."""
+        minutes, alone = self.settings.train.minutes, jax.process_count() == 1
+        if minutes and (alone or step % self.settings.train.log_every == 0):
+            spent = bool(self.history) and self.history.busy_seconds >= 60 * minutes
+            self.time_is_up = spent if alone else bool(multihost_utils.broadcast_one_to_all(np.int32(spent)))
+        return self.time_is_up
+
+    def saved(self):
+        """A checkpoint is being written."""
+        if self.history:
+            self.history.save()
 
     def before_step(self, step: int):
         """An update is about to start."""
@@ -66,7 +82,7 @@ class RunMonitor:
         doing = BUSY if last else TRAINING if step > self.heartbeat.start + 1 else STARTING
         self.heartbeat.beat(doing, step)
         self.profiler.after(step, state, last=last)
-        done = step == self.settings.train.steps
+        done = step == self.settings.train.steps or self.time_is_up
         # A run that was told to stop makes none: its scheduler waits.
         if self.samples and (done or (not last and step % self.settings.train.sample_every == 0)):
             self.heartbeat.beat(BUSY)
@@ -84,7 +100,7 @@ class RunMonitor:
 
     def end(self, step: int):
         """The run ended in order and everything is on the disk: print a summary."""
-        done = step >= self.settings.train.steps
+        done = step >= self.settings.train.steps or self.time_is_up
         if self.history:
             self.history.end(step)
             lines = [json.loads(line) for line in self.metrics.path.read_text().splitlines()]
