@@ -23,6 +23,7 @@ RULES = {
     "few": "data",  # few vectors, which travel to the shards of a weight instead of gathering it
     "tokens": ("ring", "ulysses"),  # a sequence dimension of activations
     "height": ("ring", "ulysses"),  # rows of pixels or of latents in the autoencoder
+    "width": ("ring", "ulysses"),  # or columns, where the rows don't divide
     "embed": ("fsdp", "ring", "ulysses"),  # the model width of a weight
     "mlp": "tensor",
     "heads": "tensor",
@@ -89,6 +90,12 @@ def make_mesh(settings: MeshSettings, devices: list | None = None) -> jax.shardi
     in_slice = [size // over for size, over in zip(sizes, over_slices, strict=True)]
     grid = mesh_utils.create_hybrid_device_mesh(in_slice, over_slices, devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
+
+
+def is_split(x, axis: int) -> bool:
+    """Whether this dimension of x is split over several devices."""
+    sharding = jax.typeof(x).sharding
+    return not sharding.mesh.empty and bool(sharding.spec[axis])
 
 
 def platform() -> str:

@@ -1,4 +1,4 @@
-"""Operations that XLA:CPU needs in another form. Here stand the plain forms, and the one choice between both.
+"""Operations that XLA needs in another form on some backends. Here stand the plain forms, and the one choice.
 
 The choice is made when a function is traced, by the devices of the current mesh.
 """
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.core.mesh import platform
+from sora_jax.kernels import conv
 from sora_jax.kernels.cpu import attention as cpu_attention
 from sora_jax.kernels.cpu import bits as cpu_bits
 from sora_jax.kernels.cpu import conv as cpu_conv
@@ -24,6 +25,19 @@ def on_cpu(cpu_form, *, one_device=False):
             alone = jax.sharding.get_abstract_mesh().size <= 1
             form = cpu_form if platform() == "cpu" and (alone or not one_device) else plain
             return form(*args, **options)
+
+        return choose
+
+    return decorate
+
+
+def on_tpu(tpu_form):
+    """A decorator: on a mesh of TPUs run `tpu_form` instead."""
+
+    def decorate(plain):
+        @functools.wraps(plain)
+        def choose(*args, **options):
+            return (tpu_form if platform() == "tpu" else plain)(*args, **options)
 
         return choose
 
@@ -72,6 +86,7 @@ def cos_sin(angles):
 
 
 @on_cpu(cpu_conv.conv3d)
+@on_tpu(conv.taps_as_channels)
 def conv3d(x, kernel, stride, padding):
     """A convolution over frames, rows and columns.
 

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.config.schema import AutoencoderSettings
-from sora_jax.core.mesh import num_shards, over_gloo, place, spec
+from sora_jax.core.mesh import over_gloo, place, spec
 from sora_jax.core.patches import PatchBatch, patchify
 from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.models.autoencoder.pixels import frame_axes
 from sora_jax.models.layers.params import bind
 
 CHUNK = 4  # latent frames at a time
@@ -34,10 +35,10 @@ def encode_packed(
     Raises: InputError for a clip that is no multiple of the autoencoder's strides or the patch.
     """
     model = bind(Autoencoder, settings, params)
-    B, _, _, H, _, _ = batch.pixels.shape
+    B, _, _, H, W, _ = batch.pixels.shape
     N = batch.segment_ids.shape[1]
-    divides = H // settings.spatial_stride % num_shards("height", jax.sharding.get_abstract_mesh().shape) == 0
-    layout = spec("batch . height . ." if divides and not over_gloo() else "batch . . . .")
+    axes = ". ." if over_gloo() else frame_axes(H // settings.spatial_stride, W // settings.spatial_stride)
+    layout = spec(f"batch . {axes} .")
 
     # Each chip patchifies its own clips: the layout of a global reshape would have to be spelled out.
     cut = jax.shard_map(

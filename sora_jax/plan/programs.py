@@ -14,7 +14,7 @@ from sora_jax.checkpoint.restore import abstract_on_mesh
 from sora_jax.config.load import parse_size
 from sora_jax.config.schema import LoraSettings, Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.mesh import num_shards, spec
+from sora_jax.core.mesh import spec
 from sora_jax.core.patches import PatchBatch, patch_grid
 from sora_jax.data.conditioning_frames import conditioning_frame_indices, image_token_capacity
 from sora_jax.generate.generator import latent_shape
@@ -22,6 +22,7 @@ from sora_jax.generate.sampling.pipeline import SOLVERS
 from sora_jax.generate.sampling.steps import StepInputs, StepProgram, begin, solver_step
 from sora_jax.interop.lpips import load_lpips
 from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.models.autoencoder.pixels import frame_axes
 from sora_jax.models.autoencoder.streaming import decode_next, encode_next
 from sora_jax.models.layers.params import abstract_params
 from sora_jax.models.video_model import VideoModel, abstract_trained
@@ -95,7 +96,7 @@ def decode(settings: Settings) -> Program:
     """Decoding of one latent frame, while the transformer is in memory too."""
     _, H, W = latent_shape(settings, settings.sample)
     shape = (1, 1, H, W, settings.autoencoder.latent_channels)
-    return _stream(settings, "decode", decode_next, shape, shape, jnp.float32, rows=1)
+    return _stream(settings, "decode", decode_next, shape, shape, jnp.float32, side=1)
 
 
 def encode(settings: Settings) -> Program:
@@ -104,14 +105,13 @@ def encode(settings: Settings) -> Program:
     size = parse_size(settings.sample.size, "--config.sample.size")
     H, W = size if isinstance(size, tuple) else (size, size)
     first, then = ((1, frames, H, W, 3) for frames in (1, model.temporal_stride))
-    return _stream(settings, "encode", encode_next, first, then, jnp.uint8, rows=model.spatial_stride)
+    return _stream(settings, "encode", encode_next, first, then, jnp.uint8, side=model.spatial_stride)
 
 
-def _stream(settings, what, step, first, then, dtype, *, rows):
-    """A step of the autoencoder's stream after the first; `rows`: rows of the input in a row of latents."""
+def _stream(settings, what, step, first, then, dtype, *, side):
+    """A step of the autoencoder's stream after the first; `side`: of a latent in the input."""
     mesh, model = jax.sharding.get_mesh(), settings.autoencoder
-    divides = then[2] % (num_shards("height", mesh.shape) * rows) == 0
-    layout = jax.NamedSharding(mesh, spec(". . height . ." if divides else ". . . . ."))
+    layout = jax.NamedSharding(mesh, spec(f". . {frame_axes(then[2] // side, then[3] // side)} ."))
     params = abstract_autoencoder(settings)
     first, then = (jax.ShapeDtypeStruct(shape, dtype, sharding=layout) for shape in (first, then))
     _, cache = jax.eval_shape(functools.partial(step, model), params, first, None)

@@ -19,6 +19,7 @@ from sora_jax.interop.wan.tables import WAN21_AUTOENCODER, WAN22_AUTOENCODER
 from sora_jax.models.autoencoder import conv, streaming
 from sora_jax.models.autoencoder.blocks import FrameAttention
 from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.models.autoencoder.pixels import frame_axes
 from sora_jax.models.autoencoder.streaming import decode_stream, encode_stream
 from sora_jax.models.layers.params import abstract_params, bind, init_params
 
@@ -170,11 +171,11 @@ def test_memory_of_a_scan_does_not_grow_with_the_length():
     assert temporary(encode, 1441, 32, 32, 3) < 1.05 * temporary(encode, 17, 32, 32, 3)
 
 
-def on_mesh(settings, function, video, **axes):
-    """function(params, video) on a mesh, clips over data and fsdp, rows over context; and the params there."""
+def on_mesh(settings, function, video, layout="height .", **axes):
+    """function(params, video) on a mesh, clips over data and fsdp, frames over context; and the params there."""
     with jax.set_mesh(make_mesh(MeshSettings(**{"data": 1, **axes}), jax.devices()[: math.prod(axes.values())])):
         params = jax.jit(lambda: init_params(Autoencoder, settings, jax.random.key(0)))()
-        return function(params, jax.device_put(video, spec("batch . height . ."))), params
+        return function(params, jax.device_put(video, spec(f"batch . {layout} ."))), params
 
 
 def both_ways(settings, params, video):
@@ -183,14 +184,28 @@ def both_ways(settings, params, video):
     return mean, logvar, model.decode(mean)
 
 
-def test_many_devices_equal_one():
-    video = np.random.default_rng(0).uniform(-1, 1, (4, 3, 16, 8, 3)).astype(np.float32)
+@pytest.mark.parametrize("dimension", ["height", "width"])
+def test_many_devices_equal_one(dimension, monkeypatch):
+    monkeypatch.setattr(FrameAttention, "MAX_LOGITS", 2 * 4 * 3 * 2 * 4)  # so that queries go in two chunks
+    layout, sides, place = (". width", (8, 16), 3) if dimension == "width" else ("height .", (16, 8), 2)
+    video = np.random.default_rng(0).uniform(-1, 1, (4, 3, *sides, 3)).astype(np.float32)
     run = jax.jit(functools.partial(both_ways, SMALL_FOLDED))
-    made, _ = on_mesh(SMALL_FOLDED, run, video, fsdp=2, ulysses=2)
+    made, _ = on_mesh(SMALL_FOLDED, run, video, layout, fsdp=2, ulysses=2)
     assert {array.sharding.spec[0] for array in made} == {"fsdp"}
-    assert {array.sharding.spec[2] for array in made} == {"ulysses"}
+    assert {array.sharding.spec[place] for array in made} == {"ulysses"}
     for ours, expected in zip(made, run(params_of(SMALL_FOLDED), video), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("latents", "axes"), [((4, 6), "height ."), ((3, 4), ". width"), ((3, 5), ". .")])
+def test_frames_are_split_by_rows_else_by_columns_else_not(latents, axes):
+    with jax.set_mesh(make_mesh(MeshSettings(data=1, ulysses=2), jax.devices()[:2])):
+        assert frame_axes(*latents) == axes
+        params = jax.jit(lambda: init_params(Autoencoder, SMALL, jax.random.key(0)))()
+        z = random_latents(5, SMALL)[0, :, : latents[0], : latents[1]]
+        split = np.concatenate(list(decode_stream(params, SMALL, z)))
+    whole = np.concatenate(list(decode_stream(params_of(SMALL), SMALL, z)))
+    assert np.abs(split - whole.astype(int)).max() <= 1  # a value half way may round either way
 
 
 def test_gradients_on_many_devices_equal_those_on_one(monkeypatch):

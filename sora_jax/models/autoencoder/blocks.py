@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sora_jax.core.mesh import is_split
 from sora_jax.models.autoencoder.conv import CausalConv, Linear, Norm
 from sora_jax.models.autoencoder.pixels import average_down, merge, repeat_up, split
 from sora_jax.models.layers.params import RngKeys
@@ -29,7 +30,7 @@ class ResidualBlock(nnx.Module):
 class FrameAttention(nnx.Module):
     """One head of attention among the pixels of each frame."""
 
-    MAX_LOGITS = 2**26  # held at once; for more, the queries go a few columns at a time
+    MAX_LOGITS = 2**26  # held at once; for more, the queries go a few columns, or rows, at a time
 
     def __init__(self, C: int, *, rngs: RngKeys):
         self.norm = Norm(C, rngs=rngs)
@@ -39,32 +40,33 @@ class FrameAttention(nnx.Module):
     def __call__(self, x):
         B, F, H, W, C = x.shape
         q, k, v = jnp.split(self.qkv(self.norm(x)), 3, axis=-1)
-        # Queries stay split by rows; keys and values of a frame are needed whole.
-        k, v = (merge(_rows_gathered(a), 2) for a in (k, v))
+        # Queries stay split; keys and values of a frame are needed whole.
+        k, v = (merge(_frames_gathered(a), 2) for a in (k, v))
 
         @jax.checkpoint
-        def attend(q):  # [B, F, H, columns, C]
+        def attend(q):  # [B, F, rows, columns, C]
             logits = jnp.einsum("bfhwc,bfnc->bfhwn", q, k, preferred_element_type=jnp.float32)
             weights = jax.nn.softmax(logits * C**-0.5, axis=-1).astype(v.dtype)
             return jnp.einsum("bfhwn,bfnc->bfhwc", weights, v)
 
-        columns = max(1, min(W, self.MAX_LOGITS // (B * F * H * H * W)))
-        while W % columns:
-            columns -= 1
-        if columns == W:
+        axis = 2 if is_split(q, 3) else 3
+        lines = q.shape[axis]
+        chunk = max(1, min(lines, self.MAX_LOGITS * lines // (B * F * (H * W) ** 2)))
+        while lines % chunk:
+            chunk -= 1
+        if chunk == lines:
             h = attend(q)
         else:
-            h = jax.lax.map(attend, jnp.moveaxis(split(q, 3, columns), 3, 0))
-            h = merge(jnp.moveaxis(h, 0, 3), 3)
+            h = jax.lax.map(attend, jnp.moveaxis(split(q, axis, chunk), axis, 0))
+            h = merge(jnp.moveaxis(h, 0, axis), axis)
         return x + self.out(h)
 
 
-def _rows_gathered(x):
+def _frames_gathered(x):
     sharding = jax.typeof(x).sharding
     if sharding.mesh.empty:
         return x
-    batch, frames, _, *rest = sharding.spec
-    return jax.reshard(x, jax.P(batch, frames, None, *rest))
+    return jax.reshard(x, jax.P(*sharding.spec[:2]))
 
 
 class MidBlock(nnx.Module):

@@ -3,6 +3,16 @@
 import jax
 import jax.numpy as jnp
 
+from sora_jax.core.mesh import num_shards
+
+
+def frame_axes(rows: int, columns: int) -> str:
+    """The mesh axes of frames of so many rows and columns of latents: they are split by one of both, or not."""
+    chips = num_shards("height", jax.sharding.get_abstract_mesh().shape)
+    if rows % chips == 0:
+        return "height ."
+    return ". width" if columns % chips == 0 else ". ."
+
 
 def split(x, axis: int, size: int):
     """An axis of n elements as two axes of n / size and size. The first keeps the shards."""
@@ -16,7 +26,7 @@ def merge(x, axis: int, axes: int = 2):
 
 def repeat_pixels(x):
     """Each pixel twice along rows and columns, [B, F, H, W, C] -> [B, F, 2H, 2W, C]."""
-    for axis in (2, 3):
+    for axis in (3, 2):  # columns first, which move more: there are half as many rows
         x = jnp.expand_dims(x, axis + 1)
         x = merge(jnp.concatenate([x, x], axis=axis + 1), axis)
     return x

@@ -14,8 +14,9 @@ import numpy as np
 
 from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
-from sora_jax.core.mesh import num_shards, spec
+from sora_jax.core.mesh import spec
 from sora_jax.models.autoencoder.model import Autoencoder, check_latents, check_video
+from sora_jax.models.autoencoder.pixels import frame_axes
 from sora_jax.models.layers.params import bind
 
 
@@ -92,13 +93,12 @@ def _replicated(x):
     return x if jax.typeof(x).sharding.mesh.empty else jax.reshard(x, jax.P())
 
 
-def _step(program, settings, params, rows_per_latent, chunk, cache):
-    """Run the program on the current mesh, split by rows if the latents' rows divide evenly."""
+def _step(program, settings, params, size, chunk, cache):
+    """Run the program on the current mesh, frames split as `frame_axes` says; `size`: side of a latent in them."""
     mesh = jax.sharding.get_mesh()
     if not mesh.empty:
-        divides = chunk.shape[2] % (num_shards("height", mesh.shape) * rows_per_latent) == 0
-        layout = ". . height . ." if divides else ". . . . ."
-        chunk = jax.device_put(chunk, jax.NamedSharding(mesh, spec(layout)))
+        axes = frame_axes(*(side // size for side in chunk.shape[2:4]))
+        chunk = jax.device_put(chunk, jax.NamedSharding(mesh, spec(f". . {axes} .")))
     return program(settings, params, chunk, cache)
 
 
