@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny
-from test_evaluate import Model, asked, checkpoint, run
+from test_evaluate import QUIET, Model, asked, checkpoint, run
 
 from sora_jax.core.errors import InputError
+from sora_jax.evaluate.suites import vbench as suite
 from sora_jax.evaluate.vbench import measures
-from sora_jax.evaluate.vbench.dimensions import DIMENSIONS, missing_weights, quality_score
+from sora_jax.evaluate.vbench.dimensions import DIMENSIONS, chosen_dimensions, missing_weights, quality_score
 from sora_jax.interop.tables import foreign_shapes
 from sora_jax.interop.vbench import conv_table, load_dino, load_musiq, load_raft, musiq_table
 from sora_jax.models.vbench.musiq import Musiq, MusiqSettings
@@ -123,6 +124,31 @@ def test_absent_weights_are_told_with_how_to_get_them(tmp_path):
         f"hf download openai/clip-vit-large-patch14 model.safetensors config.json --local-dir {tmp_path}" in told
     )
     assert f"sa_0_4_vit_l_14_linear.pth of LAION-AI/aesthetic-predictor, made {tmp_path / 'aesthetic'}" in told
+
+
+def test_with_the_filter_flickering_is_that_of_static_videos(tmp_path, monkeypatch):
+    class Known:
+        def __init__(self, dimension, weights):
+            self.name = dimension.name
+
+        def measure(self, path, prompt):
+            value, static = map(float, prompt.split())
+            return static if self.name == "static" else value
+
+    monkeypatch.setattr(suite, "Judge", Known)
+    (tmp_path / "raft").mkdir()
+    (tmp_path / "raft/model.safetensors").write_bytes(b"weights")
+    videos = []
+    for prompt in ("0.9 1", "0.5 0", "0.8 1"):
+        videos.append((prompt, tmp_path / f"{prompt}-0.mp4"))
+        videos[-1][1].write_text(prompt)
+    found = {}
+    for names in ((), ("temporal_flickering", "static")):
+        asked = chosen_dimensions(names)
+        made = suite.measure_videos(videos, str(tmp_path), asked, tmp_path / f"kept{len(names)}", QUIET)
+        found[names] = made["dimensions"]
+    assert found[()] == {"temporal_flickering": pytest.approx(2.2 / 3), "dynamic_degree": pytest.approx(2.2 / 3)}
+    assert list(found.values())[1] == {"temporal_flickering": pytest.approx(0.85), "static": pytest.approx(2 / 3)}
 
 
 def test_the_benchmark_measures_the_dimensions_whose_weights_are_there(tmp_path):

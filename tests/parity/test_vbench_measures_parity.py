@@ -3,6 +3,8 @@
 Both sides read the same files, each with its own decoder. Differences may be a thousandth of a dimension's range.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -42,7 +44,7 @@ def videos(clips, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def mesh():
+def mesh(optimized):
     with jax.set_mesh(tiny.mesh_of(2)):
         yield
 
@@ -50,7 +52,9 @@ def mesh():
 def check(name, ours, theirs):
     dimension = DIMENSIONS[name]
     assert len(set(np.round(theirs, 4))) > 1  # else weights or clips tell nothing
-    np.testing.assert_allclose(ours, theirs, atol=1e-3 * (dimension.high - dimension.low))
+    span = dimension.high - dimension.low
+    print(f"{name}: differs by {np.abs(np.subtract(ours, theirs)).max() / span:.1e} of its range")
+    np.testing.assert_allclose(ours, theirs, atol=1e-3 * span)
 
 
 def by_video(results):
@@ -147,14 +151,17 @@ def test_dynamic_degree_and_the_static_filter(videos, tmp_path, monkeypatch):
     published = vbench_reference.vbench("third_party.RAFT.core.raft").RAFT
     model = save(published(Arguments(small=False, mixed_precision=False, alternate_corr=False)), tmp_path)
     write_clip(tmp_path / "short.mp4", read_video(videos[0])[:3, :, :136], fps=8.0)
-    frames, loaded, seen = read_video(tmp_path / "short.mp4"), load_raft(str(tmp_path)), []
+    frames, (settings, params), seen = read_video(tmp_path / "short.mp4"), load_raft(str(tmp_path)), []
+    # Fewer iterations than VBench's 20: what they are is held by the parity of the network.
+    loaded = dataclasses.replace(settings, iterations=4), params
     vectors = networks.long_vectors
     monkeypatch.setattr(measures, "long_vectors", lambda *x: seen.append(vectors(*x)) or seen[-1])
     for module, judge in (("dynamic_degree", "DynamicDegree"), ("cli.static_filter", "StaticFilter")):
         theirs = vbench_reference.measures(module)
         monkeypatch.setattr(theirs, "DEVICE", "cpu", raising=False)
         theirs = getattr(theirs, judge).__new__(getattr(theirs, judge))
-        theirs.model, theirs.device, lengths = model, "cpu", []
+        theirs.model = lambda *images, iters, test_mode: model(*images, iters=4, test_mode=test_mode)
+        theirs.device, lengths = "cpu", []
         score = theirs.get_score
         theirs.get_score = lambda *flow, score=score, lengths=lengths: lengths.append(score(*flow)) or lengths[-1]
         decided = theirs.infer(str(tmp_path / "short.mp4"))
@@ -163,6 +170,7 @@ def test_dynamic_degree_and_the_static_filter(videos, tmp_path, monkeypatch):
         ours = measures.is_static(frames, *loaded) if static else measures.dynamic_degree(frames, 8.0, *loaded)
         made = np.concatenate([np.asarray(x) for x in seen])[: len(lengths), int(static)]
         assert bool(ours) == decided and np.std(lengths) > 0
+        print(f"{judge}: differs by {np.abs(made / lengths - 1).max():.1e} of a length")
         np.testing.assert_allclose(made, lengths, rtol=1e-3)
 
 

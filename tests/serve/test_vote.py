@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import dataclasses
 import http.client
 import io
 import json
@@ -15,11 +16,15 @@ import time
 
 import pytest
 import rich.console
+from test_evaluate import QUIET, Model, asked, checkpoint
 from test_serve import CHROMIUM, ask
 
 from sora_jax.cli.main import main
+from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.data.media.write import write_clip
+from sora_jax.evaluate.benchmark import Options
+from sora_jax.evaluate.evaluate import videos_to_vote_on
 from sora_jax.evaluate.votes import read_votes
 from sora_jax.worlds.shapes.renderer import render, sample_scene
 
@@ -150,6 +155,21 @@ def test_what_can_not_be_compared_is_told_in_a_line(videos, tmp_path, monkeypatc
     assert "--vote: needs two checkpoints or more" in capsys.readouterr().err
 
 
+def test_checkpoints_make_videos_of_the_same_prompts_once(tmp_path):
+    folders = [checkpoint(tmp_path / name) for name in ("a", "b")]
+    model = Model(asked)
+    options = Options(prompts=PROMPTS, frames=(5,), sizes=("64x64",), sampler=model)
+    wishes = {"options": options, "mesh": MeshSettings(8), "console": QUIET}
+    found = [videos_to_vote_on(folders, tmp_path / "out", **wishes) for _ in range(2)]
+    assert found[0] == found[1] and model.made == [0, 1, 2] * 2
+    pairs = make_pairs(found[0])
+    assert [pair.prompt for pair in pairs] == list(PROMPTS)
+    assert all(path.is_file() and name in path.parts for pair in pairs for name, path in pair.videos.items())
+    wishes["options"] = dataclasses.replace(options, sizes=("64x64", "96x64"))
+    with pytest.raises(InputError, match="takes one size"):
+        videos_to_vote_on(folders, tmp_path / "out", **wishes)
+
+
 @pytest.mark.slow
 def test_votes_in_a_browser(videos, tmp_path):
     """Keys, buttons, back, a phone's width; both videos play in step; Ctrl-C reports."""
@@ -203,7 +223,8 @@ def test_votes_in_a_browser(videos, tmp_path):
         page.set_viewport_size({"width": 390, "height": 780})
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
         shoot("vote-phone")
-        page.get_by_role("button", name="Right").click()
+        assert page.get_by_role("button", name="Right").count() == 0  # they lie one above the other
+        page.get_by_role("button", name="Lower").click()
         at(2)
         page.get_by_role("button", name="Equal").click()
         page.get_by_text("3 of 3 pairs are voted on.").wait_for()

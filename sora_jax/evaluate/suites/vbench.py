@@ -19,6 +19,7 @@ from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.samples import cells, make_missing
 from sora_jax.evaluate.vbench.dimensions import (
     DIMENSIONS,
+    STATIC,
     Dimension,
     Judge,
     chosen_dimensions,
@@ -30,6 +31,7 @@ from sora_jax.evaluate.vbench.dimensions import (
 from sora_jax.report.page import Section, Table
 
 SAMPLES = 5  # of each prompt; VBench's dimension temporal_flickering needs 25
+FLICKERING = "temporal_flickering"
 MAX_NAME = 255  # bytes of a file name
 
 
@@ -51,7 +53,7 @@ def measure_videos(
     kept: pathlib.Path,
     console,
 ) -> dict:
-    """VBench's dimensions of videos.
+    """VBench's dimensions of videos; with the static filter, flickering is the mean of the videos that it keeps.
 
     Args:
       videos: (prompt, file) of each.
@@ -70,6 +72,9 @@ def measure_videos(
             for (_, path), value in zip(videos, values, strict=True):
                 found["videos"][path.name][dimension.name] = value
             found["dimensions"][dimension.name] = mean(values)
+    if {STATIC, FLICKERING} <= set(found["dimensions"]):
+        static = [values[FLICKERING] for values in found["videos"].values() if values[STATIC]]
+        found["dimensions"][FLICKERING] = mean(static)
     return found
 
 

@@ -21,6 +21,7 @@ from sora_jax.interop.metric_backbones import load_clip
 from sora_jax.interop.vbench import load_aesthetic_head, load_amt, load_dino, load_musiq, load_raft, load_viclip
 
 WEIGHTS = "model.safetensors"
+STATIC = "static"
 GUIDE = "docs/guide/vbench.md"
 
 
@@ -56,7 +57,7 @@ DIMENSIONS = {
         Dimension("imaging_quality", 0.0, 1.0, 1, ("musiq",)),
         Dimension("overall_consistency", 0.0, 0.364, 0, ("viclip",)),
         # The share of videos that the filter for temporal flickering keeps: no dimension of its own.
-        Dimension("static", 0.0, 1.0, 0, ("raft",)),
+        Dimension(STATIC, 0.0, 1.0, 0, ("raft",)),
     )
 }
 # How each network's weights are got.
@@ -68,16 +69,20 @@ SOURCES = {
     "raft": f"raft-things.pth of princeton-vl/RAFT, made {{}}/{WEIGHTS} as in {GUIDE}",
     "amt": f"amt-s.pth of MCG-NKU/AMT, made {{}}/{WEIGHTS} as in {GUIDE}",
     "musiq": f"musiq_spaq_ckpt-358bb6af.pth of chaofengc/IQA-PyTorch, made {{}}/{WEIGHTS} as in {GUIDE}",
-    "viclip": f"ViClip-InternVid-10M-FLT.pth of OpenGVLab, made {{}}/{WEIGHTS} as in {GUIDE}",
+    "viclip": f"ViClip-InternVid-10M-FLT.pth of OpenGVLab, made {{}}/{WEIGHTS} as in {GUIDE}, and beside it "
+    "tokenizer.json of openai/clip-vit-large-patch14",
 }
 
 
 def chosen_dimensions(names) -> list[Dimension]:
-    """The dimensions of these names; all of them if there are none. Raises: InputError for an unknown one."""
+    """The dimensions of these names; without names all but the static filter, which costs more than all of them.
+
+    Raises: InputError for an unknown one.
+    """
     for name in names:
         if name not in DIMENSIONS:
             raise InputError(f"--dimensions: no dimension {name!r}, {did_you_mean(name, DIMENSIONS)}")
-    return [DIMENSIONS[name] for name in names or DIMENSIONS]
+    return [DIMENSIONS[name] for name in names or DIMENSIONS if names or name != STATIC]
 
 
 def missing_weights(dimension: Dimension, weights: str) -> str:
@@ -117,7 +122,7 @@ class Judge:
             return measures.dynamic_degree(frames, probe(path).fps or 1.0, *self.loaded)
         if name == "overall_consistency":
             return measures.overall_consistency(frames, self.tokenizer.encode(prompt).ids, *self.loaded)
-        if name == "static":
+        if name == STATIC:
             return float(measures.is_static(frames, *self.loaded))
         return getattr(measures, name)(frames, *self.loaded)
 
