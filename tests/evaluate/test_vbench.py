@@ -43,8 +43,9 @@ def test_flickering_is_the_mean_change_of_a_pixel():
 )
 def test_videos_that_move_and_that_rest(lengths, count, moves, static):
     """By thresholds for a short side of 256 pixels: 6 for motion, 3 for rest."""
+    lengths = np.array(lengths)
     assert measures.moves(lengths, count, 256) == moves
-    assert measures.moves([2 * length for length in lengths], count, 512) == moves
+    assert measures.moves(2 * lengths, count, 512) == moves
     if len(lengths) > 4:
         assert measures.rests(lengths, count, 256) == static
 

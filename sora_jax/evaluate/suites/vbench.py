@@ -83,7 +83,7 @@ def _measured(dimension, videos, weights, kept, console) -> list[float | None]:
     me, processes = jax.process_index(), jax.process_count()
     seen = multihost_utils.process_allgather(np.asarray(all(path.is_file() for _, path in videos)))
     mine = range(me, len(videos), processes) if np.all(seen) else range(0, len(videos) if me == 0 else 0)
-    about = [weights_digest(pathlib.Path(weights) / name) for name in dimension.networks]
+    about: list = [weights_digest(pathlib.Path(weights) / name) for name in dimension.networks]
     about += [[prompt, content_hash(path)] for prompt, path in (videos[n] for n in mine)]
     path = kept / f"vbench-{dimension.name}-{digest(about)}.json"
     if path.is_file():

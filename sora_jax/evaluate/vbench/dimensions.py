@@ -107,7 +107,7 @@ class Judge:
             "dino": load_dino, "clip-b32": load_clip, "clip-l14": load_clip, "raft": load_raft, "amt": load_amt,
             "musiq": load_musiq, "viclip": load_viclip, "aesthetic": lambda folder: (load_aesthetic_head(folder),),
         }  # fmt: skip
-        self.loaded = [
+        self.loaded: list = [
             part
             for name, folder in zip(dimension.networks, folders, strict=True)
             for part in loaders[name](folder)

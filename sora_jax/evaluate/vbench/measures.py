@@ -70,9 +70,9 @@ def dynamic_degree(frames: np.ndarray, fps: float, settings, params) -> float | 
     return float(moves(lengths[:, 0], len(chosen), min(frames.shape[1:3])))
 
 
-def moves(lengths: Sequence[float], count: int, short_side: int) -> bool:
+def moves(lengths: np.ndarray, count: int, short_side: int) -> bool:
     """Whether enough pairs of `count` frames have long vectors; lengths: of the longest 5 % of each pair."""
-    return int(np.sum(np.asarray(lengths) > 6 * short_side / 256)) >= round(4 * count / 16)
+    return int(np.sum(lengths > 6 * short_side / 256)) >= round(4 * count / 16)
 
 
 def is_static(frames: np.ndarray, settings, params) -> bool:
@@ -85,15 +85,15 @@ def is_static(frames: np.ndarray, settings, params) -> bool:
     return rests(lengths, len(frames), min(frames.shape[1:3]))
 
 
-def rests(lengths: Sequence[float], count: int, short_side: int) -> bool:
+def rests(lengths: np.ndarray, count: int, short_side: int) -> bool:
     """Whether few pairs of `count` frames have long vectors.
 
     Args:
       lengths: of the longest 2 % of each pair, the two closing pairs last.
     """
     threshold, allowed = 3 * short_side / 256, round(2 * count / 16)
-    exceeding = int(np.sum(np.asarray(lengths[:-2]) > threshold))
-    return exceeding <= allowed and bool(np.all(np.asarray(lengths[-2:]) <= threshold * allowed * 2))
+    exceeding = int(np.sum(lengths[:-2] > threshold))
+    return exceeding <= allowed and bool(np.all(lengths[-2:] <= threshold * allowed * 2))
 
 
 def aesthetic_quality(frames: np.ndarray, settings, params, head) -> float:
