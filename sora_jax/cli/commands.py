@@ -6,6 +6,7 @@ COMMANDS = {
     "caption": caption.COMMAND,
     "prepare": prepare.COMMAND,
     "data verify": data.VERIFY,
+    "data emoji": data.EMOJI,
     "train": train.COMMAND,
     "convert": convert.COMMAND,
     "sample": sample.COMMAND,

@@ -1,4 +1,4 @@
-"""The command `data verify`."""
+"""The commands `data verify` and `data emoji`."""
 
 import pathlib
 
@@ -17,4 +17,36 @@ VERIFY = Command(
     run,
     about="The exit code is 2 if anything is broken.",
     examples=("--data=data/latents",),
+)
+
+
+def run_emoji(values, console):
+    from sora_jax.worlds.emoji.make import make_data
+
+    files = pathlib.Path(values.files).expanduser() if values.files else None
+    make_data(pathlib.Path(values.out).expanduser(), [name.strip() for name in values.sets], files, console)
+
+
+EMOJI = Command(
+    "npm packages of animated emoji -> captioned videos",
+    {
+        "Input": (
+            Flag(
+                "files",
+                "Folder that has the packages (.tgz) or their WebP files already; default: they are downloaded.",
+            ),
+        ),
+        "Output": (
+            Flag("out", "Folder for the packages, the animations and the videos.", default="data/emoji"),
+            Flag(
+                "sets",
+                "Sets of videos to write: autoencoder, videos, pictures, short, held_out; default: all.",
+                commas=True,
+            ),
+        ),
+    },
+    run_emoji,
+    about="Downloads 0.7 GB from the registry that npm's settings name. What is there is kept; the same command "
+    "continues a stopped one.",
+    examples=("", "--files=downloads --out=data/emoji --sets=videos,held_out"),
 )

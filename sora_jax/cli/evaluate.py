@@ -12,6 +12,7 @@ def run(values, console):
     from sora_jax.evaluate.benchmark import Options
     from sora_jax.evaluate.evaluate import evaluate
     from sora_jax.evaluate.suites.registry import BENCHMARKS
+    from sora_jax.worlds.emoji.suite import BENCHMARKS as EMOJI_BENCHMARKS
     from sora_jax.worlds.shapes import SHIPPED_MODEL
     from sora_jax.worlds.shapes.benchmarks import BENCHMARKS as SHAPES_BENCHMARKS
 
@@ -33,7 +34,7 @@ def run(values, console):
     evaluate(
         checkpoints,
         out,
-        benchmarks=BENCHMARKS | SHAPES_BENCHMARKS,
+        benchmarks=BENCHMARKS | SHAPES_BENCHMARKS | EMOJI_BENCHMARKS,
         suite=[name.strip() for name in values.suite],
         options=options,
         mesh=mesh_of(values),
@@ -71,8 +72,8 @@ COMMAND = Command(
             ),
             Flag(
                 "suite",
-                "Benchmarks to run: loss, shapes, tasks, long, temporal, fvd, clip and vbench for transformers, "
-                "reconstruction for autoencoders; default: loss or reconstruction.",
+                "Benchmarks to run: loss, shapes, tasks, long, emoji, temporal, fvd, clip and vbench for "
+                "transformers, reconstruction for autoencoders; default: loss or reconstruction.",
                 commas=True,
             ),
             Flag("data", "Prepared data set; default: the one that the checkpoint was trained on.", default=""),
@@ -95,7 +96,12 @@ COMMAND = Command(
                 "File with a prompt on each line; default: the captions of the held-out clips.",
                 default="",
             ),
-            Flag("videos", "Folder of real videos to compare with; default: the held-out clips.", default=""),
+            Flag(
+                "videos",
+                "Folder of real videos to compare with; default: the held-out clips; for --suite=emoji, "
+                "data/emoji/animations.",
+                default="",
+            ),
         ),
         "Weights of metrics": (
             Flag("lpips", "LPIPS for reconstruction, a .safetensors.", default=""),

@@ -115,6 +115,10 @@ WORKDIR = Flag("workdir", "Workdir of a training run.", example="runs/first")
 CHECKPOINT = Flag(
     "checkpoint", "Workdir of a trained transformer, or a released model; default: the model of the shapes world."
 )
+MODEL = Flag(
+    "model",
+    "Model of a world, shapes or emoji, or the path of another one, as --checkpoint.",
+)
 LORA = Flag(
     "lora",
     "Adapter to add, PATH or PATH:STRENGTH; for one of two experts high=PATH or low=PATH; again: another.",
@@ -138,10 +142,16 @@ def settings_of(values: FlagValues) -> Settings:
 
 
 def checkpoint_of(values: FlagValues) -> pathlib.Path:
-    """The folder that --checkpoint names, or the model of the package."""
-    from sora_jax.worlds.shapes import SHIPPED_MODEL
+    """The folder that --checkpoint or --model names, or the model of the package.
 
-    return pathlib.Path(values.checkpoint or SHIPPED_MODEL).expanduser()
+    Raises: InputError if both are given, or --model names a world whose model is not there.
+    """
+    from sora_jax.worlds.shipped import DEFAULT, model_folder
+
+    model = values.model if MODEL.key in values else None
+    if values.checkpoint and model:
+        raise InputError("--checkpoint and --model: name the model by one of them")
+    return pathlib.Path(values.checkpoint).expanduser() if values.checkpoint else model_folder(model or DEFAULT)
 
 
 def path_of(values: FlagValues, key: str) -> pathlib.Path | None:

@@ -9,6 +9,7 @@ from sora_jax.cli.flags import (
     CHECKPOINT,
     LORA,
     MESH,
+    MODEL,
     Command,
     Flag,
     checkpoint_of,
@@ -61,14 +62,27 @@ def run(values, console):
         lora=tuple(values.lora or ()),
         own=tuple(PromptSettings(**own) for _, own in prompts),
     )
+    checkpoint = checkpoint_of(values)
+    print_remarks(values, [prompt for prompt, _ in prompts], console)
     sample(
-        checkpoint_of(values),
+        checkpoint,
         request,
         pathlib.Path(values.out),
         expand=expander_of(values, console) if values.expand else None,
         mesh=mesh_of(values),
         console=console,
     )
+
+
+def print_remarks(values, prompts, console):
+    """Print what the model of a world does not know of the prompts; --expand puts them into its words."""
+    from sora_jax.worlds.shipped import DEFAULT, remark
+
+    if values.checkpoint or values.expand:
+        return
+    for prompt in prompts:
+        if said := remark(values.model or DEFAULT, prompt):
+            console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def task_inputs_of(values, story):
@@ -143,6 +157,7 @@ COMMAND = Command(
     {
         "Input": (
             CHECKPOINT,
+            MODEL,
             Flag("prompt", "Description of the video; given again: another video.", repeated=True),
             Flag(
                 "prompts",
