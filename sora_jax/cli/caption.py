@@ -70,8 +70,8 @@ COMMAND = Command(
     run,
     about="Answers are kept beside the output, so the same command continues after an interruption.",
     examples=(
-        "--videos=clips --out=captions.jsonl --endpoint=http://localhost:8000/v1 --model=Qwen3-VL-8B-Instruct",
-        "--prompts=prompts.txt --out=long.txt --endpoint=https://api.openai.com/v1 --model=gpt-4.1-mini",
+        "--videos=clips --out=captions.jsonl --endpoint=http://localhost:8000/v1 --chat-model=Qwen3-VL-8B",
+        "--prompts=prompts.txt --out=long.txt --endpoint=https://api.openai.com/v1 --chat-model=gpt-4.1-mini",
         "--prompts=prompts.txt --out=long.txt --endpoint=shapes",
     ),
 )

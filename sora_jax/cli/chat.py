@@ -7,7 +7,7 @@ from sora_jax.cli.flags import Flag, missing
 from sora_jax.core.errors import InputError
 
 FLAGS = (
-    Flag("model", "Name of the model at that address."),
+    Flag("chat-model", "Name of the model at that address."),
     Flag(
         "key-variable",
         "Environment variable with the API key, if one is needed; keys are read from nowhere else.",
@@ -29,11 +29,11 @@ def chat_of(values, key: str):
     from sora_jax.captioning.chat import Budget, Chat, Endpoint
 
     url, budget = values[key].value, values.budget
-    if not values.model:
-        raise missing("model", "Qwen3-VL-8B-Instruct")
+    if not values.chat_model:
+        raise missing("chat-model", "Qwen3-VL-8B-Instruct")
     endpoint = Endpoint(
         url,
-        values.model,
+        values.chat_model,
         key=os.environ.get(values.key_variable, "").strip(),
         flag=key,
         timeout=values.timeout,

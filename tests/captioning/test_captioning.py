@@ -350,7 +350,7 @@ def test_prepare_takes_the_three_captions_of_the_shapes_world(tmp_path):
 
 def test_the_command_captions_and_expands(server, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MY_KEY", KEY + "\n")
-    flags = [f"--endpoint={server.url}", "--model=painter", "--key-variable=MY_KEY"]
+    flags = [f"--endpoint={server.url}", "--chat-model=painter", "--key-variable=MY_KEY"]
     out = tmp_path / "c.jsonl"
     assert main(["caption", f"--videos={folder}", f"--out={out}", *flags, "--frames=2"]) == 0
     assert len(find_sources(folder, out).sources) == 4
@@ -376,15 +376,18 @@ def test_the_command_captions_and_expands(server, folder, tmp_path, monkeypatch,
         (["--videos=videos"], "--out is missing"),
         (["--videos=videos", "--out=c.jsonl"], "--endpoint is missing"),
         (["--videos=videos", "--out=c.jsonl", "--endpoint=shapes"], "can't see videos"),
-        (["--videos=videos", "--out=c.jsonl", "--endpoint=http://x"], "--model is missing"),
-        (["--videos=videos", "--out=c.csv", "--endpoint=http://x", "--model=m"], "written as .jsonl"),
+        (["--videos=videos", "--out=c.jsonl", "--endpoint=http://x"], "--chat-model is missing"),
+        (["--videos=videos", "--out=c.csv", "--endpoint=http://x", "--chat-model=m"], "written as .jsonl"),
         (
-            ["--videos=videos", "--out=videos/captions.jsonl", "--endpoint=http://x", "--model=m"],
+            ["--videos=videos", "--out=videos/captions.jsonl", "--endpoint=http://x", "--chat-model=m"],
             "people's captions",
         ),
-        (["--videos=videos", "--out=c.jsonl", "--endpoint=x", "--model=m"], "can't be asked"),
-        (["--videos=videos", "--out=c.jsonl", "--endpoint=http://x", "--model=m", "--budget=5"], "with its unit"),
-        (["--videos=video", "--out=c.jsonl", "--endpoint=http://x", "--model=m"], "did you mean 'videos'?"),
+        (["--videos=videos", "--out=c.jsonl", "--endpoint=x", "--chat-model=m"], "can't be asked"),
+        (
+            ["--videos=videos", "--out=c.jsonl", "--endpoint=http://x", "--chat-model=m", "--budget=5"],
+            "with its unit",
+        ),
+        (["--videos=video", "--out=c.jsonl", "--endpoint=http://x", "--chat-model=m"], "did you mean 'videos'?"),
         (["--prompts=none.txt", "--out=c.txt", "--endpoint=shapes"], "no such file"),
         (["--videos=videos", "--out=c.jsonl", "--rate=-1"], "--rate=-1"),
     ],

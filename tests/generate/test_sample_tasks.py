@@ -191,8 +191,8 @@ def test_windows_are_sampled_once_and_those_of_another_request_are_deleted(tmp_p
             ["--task=extend", "--video=wide.mp4", "--seconds=1", "--direction=backward", "--rolling"],
             "goes forward",
         ),
-        (["--expand=http://127.0.0.1:9/v1", "--model=m"], "--expand=http://127.0.0.1:9/v1: can't be reached"),
-        (["--expand=http://127.0.0.1:9/v1"], "--model is missing"),
+        (["--expand=http://127.0.0.1:9/v1", "--chat-model=m"], "--expand=http://127.0.0.1:9/v1: can't be reached"),
+        (["--expand=http://127.0.0.1:9/v1"], "--chat-model is missing"),
         (["--expand=shapes"], "'a bird': only prompts of the shapes world are expanded by rules"),
         (["--retries=1"], "--retries: is for a chat model; name its address, --expand"),
         (["--seconds=1", "--frames=3"], "--frames=3: --task=text needs at least 5 at once"),
@@ -208,7 +208,7 @@ def test_what_does_not_belong_together_is_told_in_one_line(home, capsys, flags, 
 @pytest.mark.slow
 def test_a_prompt_is_written_out_shown_used_and_kept(home, server, capsys):
     server.content = "A bird\nthat sings."
-    quick, flags = ["--frames=1", "--steps=1"], [f"--expand={server.url}", "--model=painter"]
+    quick, flags = ["--frames=1", "--steps=1"], [f"--expand={server.url}", "--chat-model=painter"]
     assert make(*quick, *flags, out="long.mp4") == 0
     assert "a bird -> A bird that sings." in "".join(capsys.readouterr())
     data = read_metadata(home / "long.mp4")
