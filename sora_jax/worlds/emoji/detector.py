@@ -77,7 +77,7 @@ class Gallery:
         emoji, loop = all_emoji()[code], video[:LOOP]
         found = self.distances(loop)
         distance = dict(zip(self.codes, found, strict=True))
-        values = {"nearest": self.codes[int(found.argmin())], "tone": None}
+        values: dict = {"nearest": self.codes[int(found.argmin())], "tone": None}
         values["identity"] = bool(distance[code] <= found.min())
         if emoji.tone:
             tones = [c for c in self.codes if all_emoji()[c].subject == emoji.subject and all_emoji()[c].tone]

@@ -43,11 +43,11 @@ def make_data(
             task = bar.add_task("animations", total=FILES, numbers="")
             unpack(source, animations, progress=lambda done: bar.update(task, completed=done))
         for name in sets or SETS:
-            task = bar.add_task(f"videos of {name}", total=1, numbers="")
-            write_set(
-                name,
-                animations,
-                out / "videos" / name,
-                progress=lambda done, of, task=task: bar.update(task, completed=done, total=of),
-            )
+            write_set(name, animations, out / "videos" / name, progress=_shown(bar, f"videos of {name}"))
     console.print(f"{out}: {', '.join(sets or SETS)}", highlight=False)
+
+
+def _shown(bar, title):
+    """A new task of the bar, as a function of the numbers that are done and of all."""
+    task = bar.add_task(title, total=1, numbers="")
+    return lambda done, of: bar.update(task, completed=done, total=of)
