@@ -122,17 +122,21 @@ def make_vote_app(booth: Booth) -> fastapi.FastAPI:
     @app.get("/video/{name}.mp4")
     def video(name: str):
         if name not in booth.files:
-            raise fastapi.HTTPException(404, "not here")
+            return _refusal("not here")
         return fastapi.responses.FileResponse(booth.files[name], media_type="video/mp4")
 
     @app.post("/vote")
     def vote(ballot: Ballot):
         if ballot.pair not in booth.shown:
-            raise fastapi.HTTPException(404, "this pair was shown before the server began; load the page again")
+            return _refusal("this pair was shown before the server began; load the page again")
         booth.vote(ballot)
         return {}
 
     return app
+
+
+def _refusal(reason: str):
+    return fastapi.responses.PlainTextResponse(reason, 404)
 
 
 def serve_votes(

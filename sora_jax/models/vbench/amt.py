@@ -66,7 +66,7 @@ class Amt(nnx.Module):
         return jnp.clip(self.interpolate(first, second, self.decode(first, second), mean), 0, 1)
 
     def decode(self, first, second):
-        """The last decoder's output: flows from coarse to fine, refined by the correlation along them."""
+        """(the last decoder's output, the flows that it corrects), from coarse to fine along the correlation."""
         of_first, of_second = self.feat_encoder(first), self.feat_encoder(second)
         pyramids = correlation_pyramid(of_first, of_second), correlation_pyramid(of_second, of_first)
         grid = pixel_grid(*of_first.shape[1:3])

@@ -46,7 +46,7 @@ class Musiq(nnx.Module):
         self.settings = settings
         small = functools.partial(sharded, normal_002)
         self.conv_root = nnx.Param(small(". . . .")(rngs.params(), (7, 7, 3, STEM)))
-        self.gn_root = GroupNorm(STEM, 1e-6)
+        self.gn_root = GroupNorm(STEM, EPSILON)
         self.block1 = StandardizedBottleneck(STEM, 4 * STEM, rngs=rngs)
         self.embedding = linear(
             4 * STEM * (PATCH // 4) ** 2, E, ". embed", dtype=jnp.dtype(settings.dtype), rngs=rngs
