@@ -9,7 +9,7 @@ Its latents are those of `autoencoder_emoji.py`. Pictures come first: they teach
             $(test $name = videos || echo --tokenizer=data/emoji/latents/videos/tokenizer.model)
     done
     JAX_NUM_CPU_DEVICES=1 sora-jax train --config=configs/emoji.py --workdir=runs/emoji --config.train.steps=800 \
-        --config.optimizer.schedule=constant \
+        --config.optimizer.schedule=constant --config.optimizer.decay_steps=0 \
         --config.data.path=data/emoji/latents/pictures:10,data/emoji/latents/short:2,data/emoji/latents/videos:2
     JAX_NUM_CPU_DEVICES=1 sora-jax train --config=configs/emoji.py --workdir=runs/emoji \
         --config.data.path=data/emoji/latents/pictures:7,data/emoji/latents/short:2,data/emoji/latents/videos:6
@@ -74,12 +74,23 @@ def get_config():
         learning_rate=2e-3,
         muon_rms=0.6,
         warmup_steps=50,
-        schedule="cosine",
+        schedule="wsd",
+        decay_steps=1_500,
         final_fraction=0.01,
         spike=2.0,
         ema_decay=0.995,
     )
-    config.train.update(steps=8_000, save_every=100)
+    config.train.update(
+        steps=7_000,
+        save_every=100,
+        sample_every=500,
+        sample_prompts=(
+            "a grinning face on a blue background",
+            "a rocket on a yellow background",
+            "clapping hands with light skin tone on a teal background",
+            "a thumbs up with dark skin tone on a white background",
+        ),
+    )
     config.sample.update(
         size="64x64",
         frames=25,
