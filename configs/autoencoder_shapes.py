@@ -1,7 +1,8 @@
 """The autoencoder of the shapes world: 64x64 pixels and 17 frames become 8x8 and 9 latents of 64 channels.
 
-    python -c "from sora_jax.worlds.shapes.renderer import write_world; write_world('data/shapes/videos', 4000)"
-    sora-jax prepare --config=configs/autoencoder_shapes.py --videos=data/shapes/videos --out=data/shapes/pixels
+    sora-jax data shapes --out=data/videos --sets=autoencoder
+    sora-jax prepare --config=configs/autoencoder_shapes.py --videos=data/videos/autoencoder \
+        --out=data/shapes/pixels
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 JAX_NUM_CPU_DEVICES=2 sora-jax train \
         --config=configs/autoencoder_shapes.py --config.data.path=data/shapes/pixels \
         --workdir=runs/autoencoder_shapes

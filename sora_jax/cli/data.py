@@ -1,4 +1,4 @@
-"""The commands `data verify` and `data emoji`."""
+"""The commands `data verify`, `data emoji` and `data shapes`."""
 
 import pathlib
 
@@ -49,4 +49,29 @@ EMOJI = Command(
     about="Downloads 0.7 GB from the registry that npm's settings name. What is there is kept; the same command "
     "continues a stopped one.",
     examples=("", "--files=downloads --out=data/emoji --sets=videos,held_out"),
+)
+
+
+def run_shapes(values, console):
+    from sora_jax.worlds.shapes.sets import make_sets
+
+    make_sets(pathlib.Path(values.out).expanduser(), [name.strip() for name in values.sets], values.share, console)
+
+
+SHAPES = Command(
+    "nothing -> captioned videos of the shapes world",
+    {
+        "Output": (
+            Flag("out", "Folder for the sets, each in a folder of its name.", default="data/shapes"),
+            Flag(
+                "sets",
+                "Sets to render: autoencoder, pictures, short, clips, aspects, long; default: all.",
+                commas=True,
+            ),
+            Flag("share", "Share of the videos of each set.", float, 1.0, min=0.0),
+        ),
+    },
+    run_shapes,
+    about="Videos that are there are kept, and the same command continues a stopped one.",
+    examples=("", "--out=data/shapes --sets=pictures,clips --share=0.1"),
 )

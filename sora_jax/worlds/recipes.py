@@ -1,0 +1,5 @@
+"""The recipes by name."""
+
+from sora_jax.worlds.shapes.recipe import ABLATIONS, SHAPES
+
+RECIPES = {recipe.name: recipe for recipe in (SHAPES, ABLATIONS)}
