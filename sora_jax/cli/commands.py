@@ -34,4 +34,5 @@ COMMANDS = {
     "demo": demo.COMMAND,
     "recipe shapes": recipe.SHAPES,
     "recipe shapes-ablations": recipe.ABLATIONS,
+    "recipe emoji": recipe.EMOJI,
 }

@@ -16,6 +16,7 @@ CONFIG = Flag(
 )
 
 MODELS_IN_USE = ("convert", "sample", "serve", "evaluate")  # have a page of their own
+OF_WORLDS = ("data shapes", "data emoji", "demo", "recipe shapes", "recipe shapes-ablations", "recipe emoji")
 INTRODUCTION = """\
 # Commands
 
@@ -38,6 +39,14 @@ MODELS = """\
 <!-- Made by `python -m sora_jax.cli.help` from the declarations in sora_jax/cli; do not edit. -->
 
 The other commands are on [commands.md](commands.md).
+"""
+WORLDS = """\
+# Commands of the worlds
+
+<!-- Made by `python -m sora_jax.cli.help` from the declarations in sora_jax/cli; do not edit. -->
+
+Data, recipes and demo of the models that the package trains itself. The other commands are on
+[commands.md](commands.md).
 """
 
 
@@ -91,12 +100,13 @@ def pages() -> dict[str, str]:
     """The pages of docs/reference by the name of the file."""
     parts = [INTRODUCTION, "| command | input -> output |", "|---|---|"]
     for name, command in COMMANDS.items():
-        page = "commands_models.md" if name in MODELS_IN_USE else ""
+        page = "commands_models.md" if name in MODELS_IN_USE else "commands_worlds.md" if name in OF_WORLDS else ""
         parts.append(f"| [`{name}`]({page}#{name.replace(' ', '-')}) | {command.summary} |")
-    others = [name for name in COMMANDS if name not in MODELS_IN_USE]
+    others = [name for name in COMMANDS if name not in (*MODELS_IN_USE, *OF_WORLDS)]
     return {
         "commands.md": "\n".join(parts + _sections(others)) + "\n",
         "commands_models.md": "\n".join([MODELS, *_sections(MODELS_IN_USE)]) + "\n",
+        "commands_worlds.md": "\n".join([WORLDS, *_sections(OF_WORLDS)]) + "\n",
     }
 
 

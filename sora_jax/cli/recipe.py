@@ -1,4 +1,4 @@
-"""The commands `recipe shapes` and `recipe shapes-ablations`."""
+"""The commands `recipe shapes`, `recipe shapes-ablations` and `recipe emoji`."""
 
 import functools
 import pathlib
@@ -40,4 +40,5 @@ def _command(name: str, summary: str) -> Command:
 
 
 SHAPES = _command("shapes", "nothing -> the shapes model: data, autoencoder, transformer, evaluation, release")
+EMOJI = _command("emoji", "nothing -> the emoji model: data, autoencoder, transformer, evaluation, release")
 ABLATIONS = _command("shapes-ablations", "nothing -> the settings of the shapes model compared")

@@ -26,6 +26,7 @@ from sora_jax.core.storage import atomic_write
 from sora_jax.report.page import duration
 
 FILE = "recipe.json"
+DEVICES = "JAX_NUM_CPU_DEVICES"
 PROGRAM = "import sys; from sora_jax.cli.main import main; sys.exit(main())"
 LEAST = 8  # clips or samples, whatever the hours
 
@@ -42,6 +43,7 @@ class Stage:
       minutes: that it takes in the plan as declared.
       decay: (workdir of a training run, share): {decay} is this share of the updates that it has had when the
         stage begins, and {updates} the sum of both.
+      devices: that JAX makes of the CPU.
       verdict: its exit code 2 says that the model is bad, not that the command failed.
     """
 
@@ -49,6 +51,7 @@ class Stage:
     command: str
     minutes: float
     decay: tuple[str, float] | None = None
+    devices: int = 2
     verdict: bool = False
 
 
@@ -66,6 +69,26 @@ class Recipe:
     hours: float
     gigabytes: float
     stages: tuple[Stage, ...]
+
+
+def mixture(**weights: float) -> str:
+    """The flag of a mixture; the weights are shares of the clips, not of the patches."""
+    parts = ",".join(f"{{work}}/latents/{name}:{weight:g}" for name, weight in weights.items())
+    return f"--config.data.path={parts}"
+
+
+def timed(minutes: float) -> str:
+    """Flags of a constant rate until a run has trained so long in all."""
+    return (
+        "--config.optimizer.schedule=constant --config.train.steps=1000000 "
+        f"--config.train.minutes={{minutes:{minutes:g}}}"
+    )
+
+
+FALLING = (
+    "--config.optimizer.schedule=wsd --config.optimizer.decay_steps={decay} --config.train.steps={updates} "
+    "--config.optimizer.final_fraction=0.01"
+)
 
 
 class _Scaled:
@@ -149,8 +172,8 @@ def chosen(recipe: Recipe, first: str, only: str) -> list[Stage]:
 
 
 def environment() -> dict[str, str]:
-    """Variables for the commands: two devices use two cores better than one, and memory in large pages."""
-    found = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_NUM_CPU_DEVICES": str(min(2, os.cpu_count() or 1))}
+    """Variables for all commands, of memory allocation: docs/notes/cpu_speed.md."""
+    found = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     if library := ctypes.util.find_library("jemalloc"):
         decays = "dirty_decay_ms:-1,muzzy_decay_ms:-1,narenas:2,oversize_threshold:0"
         found |= {"LD_PRELOAD": library, "MALLOC_CONF": f"thp:always,{decays}"}
@@ -176,7 +199,7 @@ def run_recipe(
     for stage in stages:
         number = f"{plan.recipe.stages.index(stage) + 1}/{len(plan.recipe.stages)}"
         console.print(f"\n{number} {stage.name}, about {duration(60 * plan.factor * stage.minutes)}")
-        console.print(f"    sora-jax {plan.command(stage)}")
+        console.print(f"    {DEVICES}={stage.devices} sora-jax {plan.command(stage)}")
         if dry_run:
             continue
         if plan.record(stage).get("done") and not (first or only):
@@ -225,7 +248,7 @@ def run_stage(plan: Plan, stage: Stage, variables: dict[str, str]) -> int:
     plan.begin(stage)
     began, stopped = time.monotonic(), []
     words = [sys.executable, "-c", PROGRAM, *shlex.split(plan.command(stage))]
-    process = subprocess.Popen(words, env=os.environ | variables)
+    process = subprocess.Popen(words, env=os.environ | variables | {DEVICES: str(stage.devices)})
 
     def stop(*_):
         stopped.append(True)

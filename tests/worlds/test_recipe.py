@@ -98,12 +98,12 @@ def test_a_decay_that_was_interrupted_keeps_its_length(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_shapes_recipe_runs_from_nothing_to_a_released_and_measured_model(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+def test_the_shapes_recipe_runs_from_nothing_to_a_released_and_measured_model(tmp_path):
+    of_transformer = "train --config={configs}/shapes.py"
     small = [
-        dataclasses.replace(stage, command=stage.command + SMALL)
-        if stage.command.startswith("train --config={configs}/shapes.py")
-        else stage
+        dataclasses.replace(
+            stage, devices=1, command=stage.command + SMALL * stage.command.startswith(of_transformer)
+        )
         for stage in SHAPES.stages
     ]
     recipe = dataclasses.replace(SHAPES, stages=tuple(small))

@@ -10,7 +10,7 @@ The order is that of docs/notes/shapes_training.md: the meaning of words is lear
 clips of five frames with the first frame given, the rest from everything. Then the learning rate falls.
 """
 
-from sora_jax.worlds.recipe import Recipe, Stage
+from sora_jax.worlds.recipe import FALLING, Recipe, Stage, mixture, timed
 from sora_jax.worlds.shapes.sets import SETS
 
 LATENTS = {  # set -> what `prepare` cuts
@@ -28,12 +28,6 @@ LARGE = (
 )
 
 
-def mixture(**weights: float) -> str:
-    """The flag of a mixture; the weights are shares of the clips, not of the patches."""
-    parts = ",".join(f"{{work}}/latents/{name}:{weight:g}" for name, weight in weights.items())
-    return f"--config.data.path={parts}"
-
-
 def transformer(*flags: str, workdir: str = "transformer") -> str:
     """The command that trains a transformer."""
     return " ".join(
@@ -49,19 +43,6 @@ def autoencoder(*flags: str) -> str:
     fixed = "--config.data.path={work}/pixels --workdir={work}/autoencoder"
     return " ".join((f"train --config={{configs}}/autoencoder_shapes.py {fixed}", *flags))
 
-
-def timed(minutes: float) -> str:
-    """Flags of a constant rate until a run has trained so long in all."""
-    return (
-        "--config.optimizer.schedule=constant --config.train.steps=1000000 "
-        f"--config.train.minutes={{minutes:{minutes:g}}}"
-    )
-
-
-FALLING = (
-    "--config.optimizer.schedule=wsd --config.optimizer.decay_steps={decay} --config.train.steps={updates} "
-    "--config.optimizer.final_fraction=0.01"
-)
 
 DATA = (
     Stage("videos", "data shapes --out={work}/videos --share={share}", 9),
