@@ -75,7 +75,9 @@ def test_true_clips_score_all_and_clips_of_others_nothing(animations, tmp_path):
     )["checkpoints"][0]["emoji"]["by_group"]
     true, inverted = values["held out"], values["seen"]
     assert all(true[name]["share"] == 1 for name in ("identity", "tone", "background")) and true["motion"] > 0.95
-    assert inverted["identity"]["share"] < 0.5 and inverted["background"]["share"] == 0 and inverted["motion"] < 0.5
+    assert (
+        inverted["identity"]["share"] < 0.5 and inverted["background"]["share"] == 0 and inverted["motion"] < 0.5
+    )
     page = (tmp_path / "report/index.html").read_text()
     assert "Each sample above the true clip" in page and "held out" in page
 
