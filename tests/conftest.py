@@ -27,6 +27,7 @@ jax.config.update("jax_remove_size_one_mesh_axis_from_type", True)
 # What one test has compiled serves the others, those of other processes too (packed by zstandard, if it is there).
 CACHE = tempfile.TemporaryDirectory(prefix="sora_jax-compiled-", ignore_cleanup_errors=True)
 os.environ.setdefault("SORA_JAX_COMPILED", CACHE.name)  # pytest-xdist's processes have it from the one that began
+os.environ.setdefault("SORA_JAX_CACHE", os.environ["SORA_JAX_COMPILED"])  # of commands that tests run as processes
 jax.config.update("jax_compilation_cache_dir", os.environ["SORA_JAX_COMPILED"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

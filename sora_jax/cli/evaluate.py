@@ -3,7 +3,7 @@
 import importlib.util
 import pathlib
 
-from sora_jax.cli.flags import CHECKPOINT, MESH, Command, Flag, mesh_of
+from sora_jax.cli.flags import CHECKPOINT, MESH, NO_COMPILE_CACHE, Command, Flag, mesh_of
 from sora_jax.cli.prompt_files import read_lines
 from sora_jax.core.errors import InputError
 
@@ -124,7 +124,7 @@ COMMAND = Command(
             Flag("host", "Address of the page; the default is seen by this machine only.", default="127.0.0.1"),
             Flag("port", "Port of the page.", int, 7861, min=1, max=65535),
         ),
-        "Hardware": (MESH,),
+        "Hardware": (MESH, NO_COMPILE_CACHE),
     },
     run,
     about="Benchmarks that an earlier run measured on the same checkpoint and options are not run again. The exit "

@@ -129,6 +129,9 @@ MESH = Flag(
     "Axes of the device mesh: data, fsdp, ring, ulysses, tensor, e.g. data=2,ulysses=4; -1: all devices left.",
     default="data=-1",
 )
+NO_COMPILE_CACHE = Flag(
+    "no-compile-cache", "Compile everything, instead of loading what an earlier command compiled.", bool, False
+)
 
 
 def use_cpu():

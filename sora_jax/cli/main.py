@@ -9,8 +9,9 @@ from absl import flags
 
 import sora_jax
 from sora_jax.cli.commands import COMMANDS
+from sora_jax.cli.compile_cache import use_compile_cache
 from sora_jax.cli.config_flags import define_config, one_line
-from sora_jax.cli.flags import Command
+from sora_jax.cli.flags import NO_COMPILE_CACHE, Command
 from sora_jax.cli.help import help_text, overview
 from sora_jax.core.console import Console
 from sora_jax.core.errors import InputError, did_you_mean, print_error, printable
@@ -64,6 +65,8 @@ def run(name: str, arguments: list[str]):
     values = parse(command, [f"sora-jax {name}", *arguments])
     # Grain and TFDS ask absl whether the program has read its flags.
     flags.FLAGS.mark_as_parsed()
+    if not (NO_COMPILE_CACHE.key in values and values[NO_COMPILE_CACHE.key].value):
+        use_compile_cache()
     with joined(command, values, console):
         command.run(values, console)
 

@@ -10,6 +10,7 @@ from sora_jax.cli.flags import (
     LORA,
     MESH,
     MODEL,
+    NO_COMPILE_CACHE,
     Command,
     Flag,
     checkpoint_of,
@@ -196,7 +197,7 @@ COMMAND = Command(
             ),
             *chat.FLAGS,
         ),
-        "Hardware": (MESH, *_settings_flags("dtype")),
+        "Hardware": (MESH, *_settings_flags("dtype"), NO_COMPILE_CACHE),
     },
     run,
     about="Defaults of the sampling flags are those of the checkpoint (config.sample). The mp4 carries prompt, "

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from sora_jax.cli.flags import CHECKPOINT, LORA, MESH, Command, Flag, checkpoint_of, mesh_of
+from sora_jax.cli.flags import CHECKPOINT, LORA, MESH, NO_COMPILE_CACHE, Command, Flag, checkpoint_of, mesh_of
 from sora_jax.cli.prompt_files import read_lines
 
 EXAMPLES = (
@@ -37,6 +37,7 @@ COMMAND = Command(
         "Hardware": (
             Flag("dtype", "Type to compute in; default: as the checkpoint's settings say.", default=""),
             MESH,
+            NO_COMPILE_CACHE,
         ),
     },
     run,

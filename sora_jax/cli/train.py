@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from sora_jax.cli.flags import LORA, Command, Flag, settings_of
+from sora_jax.cli.flags import LORA, NO_COMPILE_CACHE, Command, Flag, settings_of
 from sora_jax.config.load import with_absolute_paths
 
 
@@ -28,6 +28,7 @@ COMMAND = Command(
                 example="runs/first",
             ),
         ),
+        "Hardware": (NO_COMPILE_CACHE,),
     },
     run,
     about="SIGTERM makes the run save and end with exit code 0; the same command continues it.",
