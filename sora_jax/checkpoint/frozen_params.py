@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.checkpoint.meta import read_meta
-from sora_jax.checkpoint.restore import abstract_on_mesh, restore_ema
+from sora_jax.checkpoint.restore import restore_video_model
 from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
@@ -67,8 +67,7 @@ def with_adapters(params: dict, settings: Settings, adapters: Sequence[str]) -> 
 
 def restore_for_compute(folder: pathlib.Path, step: int, settings: Settings) -> dict:
     """The averaged parameters of a run, in the types that they compute in."""
-    abstract = abstract_on_mesh(abstract_trained(settings))
-    return restore_ema(folder, step, compute_types(abstract, settings))
+    return restore_video_model(folder, step, settings, compute_types(abstract_trained(settings), settings))
 
 
 def compute_types(abstract: dict, settings: Settings) -> dict:

@@ -76,7 +76,7 @@ def check_same(workdir: pathlib.Path, found: Settings, first: pathlib.Path, sett
 
 def check_whole(settings: Settings, workdir: pathlib.Path):
     """Raise InputError if a checkpoint with these settings does not hold a complete model."""
-    if settings.objective != "flow":
+    if settings.objective == "autoencoder":
         raise InputError(f"{workdir}: holds an autoencoder; its folder `autoencoder` is its release")
     if settings.lora.rank:
         raise InputError(f"{workdir}: holds adapters; merge them into their model with `convert` first")

@@ -22,6 +22,7 @@ from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
 from sora_jax.models.video_model import abstract_trained
 
+STUDENT = "student"  # the group of parameters in checkpoints of moment matching, beside those of its critic
 GROUP_BYTES = 2**31  # read at a time where arrays are cast, as both types are held in memory
 
 
@@ -145,7 +146,20 @@ def in_groups(abstract: Mapping) -> Iterator[dict]:
 
 def restore_trained(folder: pathlib.Path, step: int, settings: Settings) -> dict:
     """The averaged trained parameters of a VideoModel, float32, on the current mesh."""
-    return restore_ema(folder, step, abstract_on_mesh(abstract_trained(settings)))
+    return restore_video_model(folder, step, settings, abstract_trained(settings))
+
+
+def restore_video_model(folder: pathlib.Path, step: int, settings: Settings, abstract: dict) -> dict:
+    """The averaged parameters of a run's VideoModel, on the current mesh; of moment matching, the student's.
+
+    Args:
+      settings: of the run.
+      abstract: shapes and types of the parameters.
+    """
+    abstract = abstract_on_mesh(abstract)
+    if settings.objective == "moment_matching" and folder.name != RELEASED:
+        return restore_ema(folder, step, {STUDENT: abstract})[STUDENT]
+    return restore_ema(folder, step, abstract)
 
 
 def abstract_on_mesh(tree):

@@ -56,7 +56,7 @@ def summary(settings: Settings) -> list[str]:
     """The main settings of a run, one line each."""
     model, optimizer, train = settings.transformer, settings.optimizer, settings.train
     lines = [f"objective: {settings.objective}", f"data: {settings.data.path}, {settings.data.batch} rows a step"]
-    if settings.objective == "flow":
+    if settings.objective != "autoencoder":
         shape = f"width {model.width}, {model.layers} layers, {model.heads} heads"
         lines.append(f"transformer: {shape}, patch {'x'.join(map(str, model.patch))}, {model.dtype}")
     coder = settings.autoencoder

@@ -15,6 +15,7 @@ from sora_jax.config.models import (
 )
 from sora_jax.config.training import (
     DataSettings,
+    DistillSettings,
     FlowSettings,
     LossSettings,
     MaskSettings,
@@ -25,6 +26,8 @@ from sora_jax.config.training import (
 )
 from sora_jax.core.errors import InputError
 
+DISTILLATIONS = ("guidance_distillation", "moment_matching")
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Group):
@@ -33,7 +36,10 @@ class Settings(Group):
     where = "config"
 
     objective: str = field(
-        "flow", "Model to train: flow, the transformer, or autoencoder.", choices=("flow", "autoencoder")
+        "flow",
+        "What is trained: flow, a transformer; guidance_distillation or moment_matching, a transformer that "
+        "learns from another one; or autoencoder.",
+        choices=("flow", *DISTILLATIONS, "autoencoder"),
     )
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
     data: DataSettings = dataclasses.field(default_factory=DataSettings)
@@ -44,6 +50,7 @@ class Settings(Group):
     transformer: TransformerSettings = dataclasses.field(default_factory=TransformerSettings)
     lora: LoraSettings = dataclasses.field(default_factory=LoraSettings)
     flow: FlowSettings = dataclasses.field(default_factory=FlowSettings)
+    distill: DistillSettings = dataclasses.field(default_factory=DistillSettings)
     loss: LossSettings = dataclasses.field(default_factory=LossSettings)
     optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
     train: TrainSettings = dataclasses.field(default_factory=TrainSettings)
@@ -61,13 +68,27 @@ class Settings(Group):
         if self.lora.rank and not self.train.init_from:
             raise InputError("config.lora.rank: needs config.train.init_from, the workdir of the model to adapt")
 
+        if self.objective in DISTILLATIONS:
+            self._check_distillation()
+
+    def _check_distillation(self):
+        if not self.train.init_from:
+            raise InputError(f"config.objective: {self.objective} needs config.train.init_from, the teacher")
+        for key, value, why in (
+            ("lora.rank", self.lora.rank, "the student is a whole model"),
+            ("data.embeddings", self.data.embeddings, "the teacher also reads the empty caption"),
+            ("flow.ghosts", self.flow.ghosts, "the teacher has learned to remove them"),
+        ):
+            if value:
+                raise InputError(f"config.{key}: must be off for {self.objective}: {why}")
+
     def _check_data(self):
         if self.data.embeddings and not self.text.weights:
             raise InputError("config.data.embeddings: needs config.text.weights, the encoder that made them")
         if not self.data.autoencoder:
             return
-        if self.objective != "flow":
-            raise InputError("config.data.autoencoder: is for a transformer, config.objective=flow")
+        if self.objective == "autoencoder":
+            raise InputError("config.data.autoencoder: is for a transformer, not for config.objective=autoencoder")
         if self.transformer.condition_channels or self.transformer.image_width:
             raise InputError(
                 "config.data.autoencoder: image-to-video models need latents in the data set; run `prepare` with "

@@ -183,6 +183,25 @@ class FlowSettings(Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillSettings(Group):
+    """Distillation of the model of `train.init_from`, the teacher."""
+
+    where = "config.distill"
+
+    guidance: float = field(1.0, "Guidance scale of the teacher, which the student learns; 1: none.", min=0)
+    guidance_min: float = field(0.0, "Lowest noise time at which the teacher is guided.", min=0, max=1)
+    guidance_max: float = field(1.0, "Highest noise time at which the teacher is guided.", min=0, max=1)
+    steps: int = field(8, "Steps for which a student of moment_matching is trained.", min=1)
+    off_grid: float = field(
+        0.25,
+        "Share of noise times off the grid of these steps, so that edits may start anywhere.",
+        min=0,
+        max=1,
+    )
+    critic_rate: float = field(1.0, "Learning rate of the critic, as a multiple of the student's.", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class LossSettings(Group):
     """The autoencoder's loss on pixels in [-1, 1]: L1, plus each of these terms times its weight."""
 

@@ -21,6 +21,7 @@ class Purpose(enum.IntEnum):
     POSTERIOR = 2**31 + 4  # of the autoencoder's latents in that step
     VALIDATION = 2**31 + 5  # noise of the validation batch with that number
     WINDOW = 2**31 + 6  # base key of that window of a long video, after the first
+    RENEWED_NOISE = 2**31 + 7  # that a student's sample gets in the training step with that number
 
 
 def seed_key(seed: int) -> jax.Array:

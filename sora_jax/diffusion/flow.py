@@ -126,6 +126,13 @@ def time_table(batch: PatchBatch, times, *, conditioning_time: float = 0.0):
     return table, jnp.where(batch.conditioning_mask, 0, time_index)
 
 
+def noisy_patches(batch: PatchBatch, noise, times, *, conditioning_time: float = 0.0):
+    """(the patches at their times, [B, N, P] float32; the times and their index as `time_table` returns them)."""
+    table, time_index = time_table(batch, times, conditioning_time=conditioning_time)
+    t = times_at(table, time_index)
+    return (1 - t) * batch.patches.astype(jnp.float32) + t * noise, table, time_index
+
+
 def flow_errors(velocity_fn, batch: PatchBatch, noise, times, *, conditioning_time: float = 0.0):
     """Squared error of the velocity of each patch, and the patches that have a loss.
 
@@ -138,11 +145,10 @@ def flow_errors(velocity_fn, batch: PatchBatch, noise, times, *, conditioning_ti
       1 for patches with loss, 0 for conditioning and padding, [B, N] float32).
     Source: arXiv 2210.02747, eq. 23, with time reversed.
     """
-    table, time_index = time_table(batch, times, conditioning_time=conditioning_time)
-    data = batch.patches.astype(jnp.float32)
-    t = times_at(table, time_index)
-    x, target = (1 - t) * data + t * noise, noise - data
+    x, table, time_index = noisy_patches(batch, noise, times, conditioning_time=conditioning_time)
+    target = noise - batch.patches.astype(jnp.float32)
     if batch.ghosts is not None:
+        t = times_at(table, time_index)
         ghost = jnp.where(t > GHOSTS_FROM, (1 - t) * batch.ghosts.astype(jnp.float32), 0)
         x, target = x + ghost, target + ghost / jnp.maximum(t, GHOSTS_FROM)
     velocity = velocity_fn(x, table, time_index)

@@ -49,7 +49,7 @@ def read_run(workdir: pathlib.Path) -> tuple[pathlib.Path, int, Settings]:
     """
     folder, step = find_checkpoint(workdir)
     settings, _ = read_meta(folder, step)
-    if settings.objective != "flow":
+    if settings.objective == "autoencoder":
         raise InputError(f"{workdir}: its checkpoint is an {settings.objective}; `sample` needs a transformer's")
     return folder, step, settings
 

@@ -110,7 +110,7 @@ def _types(settings: Settings):
     )
     with jax.sharding.use_abstract_mesh(mesh):
         objective = make_objective(settings)
-        optimizer = make_optimizer(settings.optimizer, settings.train.steps, objective.players)
+        optimizer = make_optimizer(settings.optimizer, settings.train.steps, objective.players, objective.rates)
         return abstract_state(objective, optimizer), abstract_frozen(settings)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from sora_jax.checkpoint.frozen_params import compute_types
 from sora_jax.checkpoint.restore import abstract_on_mesh
 from sora_jax.config.load import parse_size
-from sora_jax.config.schema import LoraSettings, Settings
+from sora_jax.config.schema import DISTILLATIONS, LoraSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import spec
 from sora_jax.core.patches import PatchBatch, patch_grid
@@ -55,7 +55,7 @@ def make_program(settings: Settings, what: str) -> Program:
 def train(settings: Settings) -> Program:
     """One update of the training loop."""
     objective = make_objective(settings)
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, objective.players)
+    optimizer = make_optimizer(settings.optimizer, settings.train.steps, objective.players, objective.rates)
     state = abstract_on_mesh(abstract_state(objective, optimizer))
     frozen, batch = abstract_on_mesh(abstract_frozen(settings)), abstract_batch(settings)
     parts = {"weights": state.params, "average": state.ema, "optimizer": state.opt_state, "frozen": frozen}
@@ -64,7 +64,7 @@ def train(settings: Settings) -> Program:
         "train",
         lambda: make_step(objective, optimizer, settings).lower(state, frozen, batch),
         parts | {"batch": batch},
-        (data.batch, data.sequence_length, data.text_length) if settings.objective == "flow" else None,
+        (data.batch, data.sequence_length, data.text_length) if settings.objective != "autoencoder" else None,
     )
 
 
@@ -145,6 +145,8 @@ def abstract_frozen(settings: Settings) -> dict:
         whole = dataclasses.replace(settings, lora=LoraSettings())
         params = abstract_trained(whole)
         frozen = compute_types(params, settings)
+    if settings.objective in DISTILLATIONS:
+        frozen["teacher"] = compute_types(abstract_trained(settings), settings)
     if settings.text.weights and not settings.data.embeddings:
         frozen["text_encoder"] = abstract_model(settings)["text_encoder"]
     return frozen

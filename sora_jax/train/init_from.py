@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.checkpoint.frozen_params import with_adapters
-from sora_jax.checkpoint.meta import EXECUTION, check_models, read_meta
+from sora_jax.checkpoint.meta import EXECUTION, MODELS, check_models, read_meta
 from sora_jax.checkpoint.model_folder import autoencoder_folder, load_model, load_settings, model_hash
-from sora_jax.checkpoint.restore import abstract_on_mesh, restore_ema
+from sora_jax.checkpoint.restore import restore_trained
 from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
@@ -32,7 +32,9 @@ def check_init_from(settings: Settings, records: Mixture):
     if settings.objective == "autoencoder":
         return check_autoencoder(settings, folder)
     stored, _ = read_meta(*find_checkpoint(folder))
-    check_models(stored, settings, str(folder))
+    # Any transformer may begin as another one, or learn from it.
+    groups = MODELS if stored.objective == "autoencoder" else MODELS[1:]
+    check_models(stored, settings, str(folder), groups)
     for name, same in (
         ("tokenizer.model", (folder / "tokenizer.model").read_bytes() == records.tokenizer.read_bytes()),
         ("autoencoder", model_hash(folder / "autoencoder") == model_hash(autoencoder_of(settings, records))),
@@ -62,9 +64,12 @@ def init_from(settings: Settings, state: TrainState) -> TrainState:
     folder = pathlib.Path(settings.train.init_from)
     if settings.lora.rank:
         return state  # the weights are the frozen base of the adapters: see sora_jax.checkpoint.frozen_params
-    if settings.objective == "flow":
-        params = restore_ema(*find_checkpoint(folder), abstract_on_mesh(state.params))
+    if settings.objective != "autoencoder":
+        found, step = find_checkpoint(folder)
+        params = restore_trained(found, step, read_meta(found, step)[0])
         params = with_adapters(params, settings, settings.lora.base)
+        if settings.objective == "moment_matching":
+            params = {name: jax.tree.map(jnp.copy, params) for name in state.params}
     else:
         _, weights = load_model(autoencoder_folder(folder), Autoencoder, AutoencoderSettings)
         params = state.params | {"autoencoder": weights}

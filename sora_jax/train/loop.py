@@ -71,7 +71,9 @@ class Trainer:
         self.data = open_data(settings, workdir, self.mesh)
         assert_equal_across_hosts({f"the data set {settings.data.path}": self.data.hash})
         self.objective = make_objective(settings)
-        self.optimizer = make_optimizer(settings.optimizer, settings.train.steps, self.objective.players)
+        self.optimizer = make_optimizer(
+            settings.optimizer, settings.train.steps, self.objective.players, self.objective.rates
+        )
         self.step = make_step(self.objective, self.optimizer, settings)
         with jax.set_mesh(self.mesh):
             self.abstract = abstract_on_mesh(abstract_state(self.objective, self.optimizer))

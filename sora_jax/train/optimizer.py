@@ -4,6 +4,9 @@ Sources: AdamW, Loshchilov & Hutter 2017 (arXiv 1711.05101); Muon, Jordan et al.
 Liu et al. 2025 (arXiv 2502.16982), Boissin et al. 2025 (arXiv 2512.04632) for its preconditioning.
 """
 
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -15,6 +18,7 @@ from sora_jax.config.schema import OptimizerSettings
 
 NORM_DECAY = 0.99  # of the running mean of the gradient's norm, over about 100 updates
 NORM_UPDATES = 10  # before the mean is used
+EMPTY: Mapping[str, float] = MappingProxyType({})
 
 
 def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
@@ -35,20 +39,67 @@ def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    settings: OptimizerSettings, steps: int, players: tuple[str, ...] = ()
-) -> optax.GradientTransformation:
+    settings: OptimizerSettings, steps: int, players: tuple[str, ...] = (), rates: Mapping[str, float] = EMPTY
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer that `settings.name` names; only weight matrices decay, not norms, biases and embeddings.
 
     Args:
       players: as in `clip_by_norms`.
+      rates: as in `take_turns`; empty: all parameters change in each update.
     """
+    if rates:
+        return take_turns(settings, steps, rates)
+    clip = clip_by_norms(settings.clip_norm, settings.spike, players)
+    return optax.with_extra_args_support(optax.chain(clip, _rule(settings, steps)))
 
+
+class TurnState(NamedTuple):
+    """State of `take_turns`. updates: done, by any player, int32."""
+
+    updates: jax.Array
+
+
+def take_turns(
+    settings: OptimizerSettings, steps: int, rates: Mapping[str, float]
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer for each player, of which one acts in an update: the others' parameters and states stay.
+
+    A gradient of 0 would not do: momentum and weight decay go on. Whose turn it is comes from the number of steps
+    done, given to `update` as `step`: the first player's at step 0.
+
+    Args:
+      rates: name of a top-level group of parameters -> factor of its learning rate.
+    """
+    names, turns = tuple(rates), len(rates)
+
+    def rule(factor):
+        clip = clip_by_norms(settings.clip_norm, settings.spike)
+        return optax.chain(clip, _rule(settings, steps, turns), optax.scale(factor))
+
+    rules = {name: rule(factor) for name, factor in rates.items()}
+
+    def init(params):
+        return TurnState(jnp.zeros((), jnp.int32)), {name: rules[name].init(params[name]) for name in names}
+
+    def update(grads, state, params=None, *, step, **extra):
+        del extra
+        (done,), state = state
+        made, states = {}, {}
+        for n, name in enumerate(names):
+            idle = jax.tree.map(jnp.zeros_like, grads[name]), state[name]
+            acting = functools.partial(rules[name].update, grads[name], state[name], params[name])
+            made[name], states[name] = jax.lax.cond(step % turns == n, acting, lambda idle=idle: idle)
+        return made, (TurnState(done + 1), states)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _rule(settings: OptimizerSettings, steps: int, turns: int = 1) -> optax.GradientTransformation:
     # Update number n, counted from 1, has the schedule's value at n: the first is not lost to lr = 0.
     def rate(count):
-        return learning_rate(settings, steps)(count + 1)
+        return learning_rate(settings, steps)(count * turns + 1)
 
-    rule = {"adamw": _adamw, "muon": _muon}[settings.name](settings, rate)
-    return optax.chain(clip_by_norms(settings.clip_norm, settings.spike, players), rule)
+    return {"adamw": _adamw, "muon": _muon}[settings.name](settings, rate)
 
 
 class NormState(NamedTuple):

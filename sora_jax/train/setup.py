@@ -18,7 +18,6 @@ from sora_jax.data.loader.stream import Stream, train_crops, train_sequences
 from sora_jax.train.init_from import autoencoder_of, check_init_from
 
 SHARDED = {"heads": "heads_all", "width": "embed", "mlp": "mlp"}  # sizes of a model, and their logical axes
-STREAMS = {"flow": train_sequences, "autoencoder": train_crops}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +40,8 @@ def open_data(settings: Settings, workdir: pathlib.Path, mesh: jax.sharding.Mesh
     """The data of a run. Raises: InputError if it does not fit the settings, the workdir or `train.init_from`."""
     records = open_records(settings)
     rows = local_rows(mesh, settings.data.batch)
-    stream = STREAMS[settings.objective](settings, rows=rows)
+    make_stream = train_crops if settings.objective == "autoencoder" else train_sequences
+    stream = make_stream(settings, rows=rows)
     if settings.train.init_from and (settings.lora.rank or not has_checkpoint(workdir)):
         check_init_from(settings, records)
     data_hash = records.digest
@@ -80,7 +80,7 @@ def check_batch(settings: Settings, mesh: jax.sharding.Mesh):
         raise InputError(
             f"config.data.batch: {settings.data.batch} must be a multiple of accumulate x data x fsdp = {rows}"
         )
-    if settings.objective != "flow":
+    if settings.objective == "autoencoder":
         return
     of_data = [("data", key, "tokens") for key in ("sequence_length", "text_length")]
     of_models = [(group, key, axis) for group in ("transformer", "text") for key, axis in SHARDED.items()]
@@ -108,7 +108,7 @@ def write_workdir(workdir: pathlib.Path, records: Mixture, settings: Settings):
     """Write the settings, and for a transformer its autoencoder and tokenizer, into a new workdir."""
     with atomic_write(workdir / "settings.json") as temporary:
         temporary.write_text(to_json(settings))
-    if settings.objective == "flow":
+    if settings.objective != "autoencoder":
         copy_files(autoencoder_of(settings, records), workdir / "autoencoder")
         with atomic_write(workdir / "tokenizer.model") as temporary:
             shutil.copyfile(records.tokenizer, temporary)

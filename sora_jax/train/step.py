@@ -31,7 +31,7 @@ def train_step(objective, optimizer, settings: Settings, state: TrainState, froz
     inputs = (batch, drawn)
     grads, sums, weight = accumulate(objective, state.params, frozen_params, inputs, settings.train.accumulate)
     grads, metrics = jax.tree.map(lambda x: x / weight, (grads, sums))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
     params = optax.apply_updates(state.params, updates)
     norm = optax.tree.norm(grads)
     # Loss and norm are sums over all devices, so every host gets the same values.

@@ -24,7 +24,9 @@ print(jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((8, 8))).sum(), "/jax/compila
 def run(folder) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "SORA_JAX"))}
     environment |= {"SORA_JAX_CACHE": str(folder), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+    )
     assert not done.stderr
     return done.stdout.split()
 

@@ -60,7 +60,7 @@ def step_types(settings, mesh):
     """Types of a training state on a mesh, of the state after a step, and of the step's metrics."""
     check_batch(settings, mesh)
     objective = make_objective(settings)
-    optimizer = make_optimizer(settings.optimizer, settings.train.steps, objective.players)
+    optimizer = make_optimizer(settings.optimizer, settings.train.steps, objective.players, objective.rates)
     with jax.sharding.use_abstract_mesh(mesh):
         state = abstract_state(objective, optimizer)
         after, metrics = jax.eval_shape(

@@ -313,6 +313,7 @@ def test_frames_of_a_rolling_window_lie_a_lag_apart():
         assert set(np.unique(np.diff(first, axis=0))) == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_rolling_video_of_a_perfect_model_has_no_seam(generator, coder, truth, monkeypatch):
     """And of what a window leaves unfinished the next one makes the rest."""
     sample = dataclasses.replace(generator.settings.sample, steps=6)
@@ -374,6 +375,7 @@ def test_frames_at_the_same_step_are_a_window(generator, solver):
     np.testing.assert_array_equal(half[:, 2 * count :], start[:, 2 * count :])
 
 
+@pytest.mark.slow
 def test_a_rolling_window_is_the_same_on_any_mesh(generator, tmp_path):
     sample = dataclasses.replace(generator.settings.sample, solver="ancestral")
     window = RollingWindow(rolling_schedule(5, 2, 4), np.zeros((0,), np.float32))

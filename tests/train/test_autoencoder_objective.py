@@ -92,6 +92,7 @@ def test_the_adversary_pulls_as_hard_as_its_share_of_the_reconstruction(one_devi
     np.testing.assert_allclose(ratio, 0.5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_before_its_start_the_adversary_learns_and_does_not_pull(one_device):
     plain, sums = grads_of(settings_of(mse=1.0))
     early, early_sums = grads_of(settings_of(**ADVERSARIAL | {"adversarial_start": 11}))
@@ -123,6 +124,7 @@ def test_all_terms_are_the_same_on_a_mesh(weights):
     assert_trees_close(found[1], found[0], 1e-4)
 
 
+@pytest.mark.slow
 def test_discriminator_learns_to_tell_clips_from_reconstructions(one_device):
     settings = settings_of(**ADVERSARIAL | {"adversarial_start": 100})  # nobody misleads it yet
     objective = AutoencoderObjective(settings)
@@ -155,6 +157,7 @@ def test_each_player_is_clipped_by_its_own_norm(one_device):
     assert together["autoencoder"]["kernel"].max() < 1e-3  # what one norm for both would do
 
 
+@pytest.mark.slow
 def test_lpips_is_zero_for_equal_pictures_and_grows_with_the_change(weights):
     params = load_lpips(weights)
     a, b = pictures()

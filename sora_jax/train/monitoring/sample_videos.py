@@ -11,6 +11,7 @@ import PIL.Image
 import rich.console
 
 from sora_jax.checkpoint.model_folder import load_model
+from sora_jax.checkpoint.restore import STUDENT
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import num_shards
@@ -34,7 +35,7 @@ MAX_SIDE = 320  # pixels, of the previews in the page and in TensorBoard
 
 def check_samples(settings: Settings, mesh: jax.sharding.Mesh):
     """Raise InputError if this model can't make the samples of `train.sample_every`."""
-    if settings.objective != "flow":
+    if settings.objective == "autoencoder":
         raise InputError(f"config.train.sample_every: an {settings.objective} makes no videos; set it to 0")
     if settings.flow.time_min > 0 or settings.flow.time_max < 1:
         raise InputError(
@@ -72,8 +73,11 @@ class SampleVideos:
         # The step cache needs measurements of a checkpoint; these weights have none.
         sample = dataclasses.replace(sample, step_cache_threshold=0.0)
         tokenizer = Tokenizer(self.workdir / "tokenizer.model")
-        # The autoencoder that encodes in the step is no part of the VideoModel.
-        frozen_params = {name: params for name, params in frozen_params.items() if name != "autoencoder"}
+        # The autoencoder that encodes in the step, a teacher and a critic are no part of the VideoModel.
+        ema = ema.get(STUDENT, ema)
+        frozen_params = {
+            name: params for name, params in frozen_params.items() if name not in ("autoencoder", "teacher")
+        }
         if self.settings.data.embeddings:  # loaded for this call only: training has no memory for it
             frozen_params["text_encoder"] = load_encoder(self.settings.text)
         settings, params = self._autoencoder

@@ -37,6 +37,10 @@ class AutoencoderObjective:
         return ("autoencoder", "discriminator") if self.settings.loss.adversarial else ()
 
     @property
+    def rates(self) -> dict[str, float]:
+        return {}
+
+    @property
     def discriminator(self) -> DiscriminatorSettings:
         return DiscriminatorSettings(self.settings.loss.discriminator_width, self.settings.autoencoder.dtype)
 

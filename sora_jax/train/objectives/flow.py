@@ -35,6 +35,10 @@ class FlowObjective:
     unit = "patches"
     players = ()
 
+    @property
+    def rates(self) -> dict[str, float]:
+        return {}
+
     def init(self, key):
         return init_trained(self.settings, purpose_key(key, Purpose.INIT))
 
@@ -68,10 +72,7 @@ class FlowObjective:
 
     def loss(self, params, frozen_params, batch: PatchBatch, drawn):
         """The squared error of the velocity, summed over patches, and their number."""
-        if self.autoencoder:
-            frozen_params = dict(frozen_params)
-            autoencoder = frozen_params.pop("autoencoder")
-            batch = encode_packed(self.autoencoder, autoencoder, batch, self.settings.transformer.patch)
+        batch, frozen_params = self.encoded(batch, frozen_params)
         model = bind(trained_model(self.settings), self.settings, join(params, frozen_params))
         embedded = model.embed_text(batch)
         errors, counts = flow_errors(
@@ -81,3 +82,11 @@ class FlowObjective:
             conditioning_time=self.settings.masks.noise,
         )
         return jnp.sum(errors), jnp.sum(counts), {}
+
+    def encoded(self, batch: PatchBatch, frozen_params: dict) -> tuple[PatchBatch, dict]:
+        """The batch with latents, if it held pixels, and the frozen parameters without the autoencoder's."""
+        if not self.autoencoder:
+            return batch, frozen_params
+        left = {name: params for name, params in frozen_params.items() if name != "autoencoder"}
+        patch = self.settings.transformer.patch
+        return encode_packed(self.autoencoder, frozen_params["autoencoder"], batch, patch), left

@@ -5,6 +5,7 @@ from typing import Protocol
 from sora_jax.checkpoint.model_folder import autoencoder_folder, load_settings
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.train.objectives.autoencoder import AutoencoderObjective
+from sora_jax.train.objectives.distillation import GuidanceDistillation, MomentMatching
 from sora_jax.train.objectives.flow import FlowObjective
 
 
@@ -26,6 +27,10 @@ class Objective(Protocol):
     @property
     def players(self) -> tuple[str, ...]:
         """Top-level groups of parameters with a loss each, whose gradients are clipped apart; () for one loss."""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Factor of each player's learning rate, if one of them learns in each update; {}: all learn in all."""
 
     def init(self, key) -> dict:
         """New parameters, float32 nested dicts. Args: key: of the seed."""
@@ -61,4 +66,9 @@ def make_objective(settings: Settings) -> Objective:
     folder = settings.data.autoencoder
     # The stored settings, not the config's: they hold the latents' statistics.
     stored = load_settings(autoencoder_folder(folder), AutoencoderSettings) if folder else None
-    return FlowObjective(settings, stored)
+    objectives = {
+        "flow": FlowObjective,
+        "guidance_distillation": GuidanceDistillation,
+        "moment_matching": MomentMatching,
+    }
+    return objectives[settings.objective](settings, stored)
