@@ -162,7 +162,8 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
         parts.append(Table(("dimension", *measured), rows))
         notes = [f"{name}: {_quality_words(v['quality'], v['missing'])}." for name, v in measured.items()]
         absent = {k: how for values in measured.values() for k, how in values["measured"]["absent"].items()}
-        notes += [f"{name} is left out; its weights: {how}." for name, how in absent.items()]
+        if absent:
+            parts.append(Table(("left out", "its weights"), list(absent.items())))
     commands = [
         (name, v["prompts"], v["videos"], f"vbench evaluate --videos_path {v['folder']}")
         for name, v in results.items()
