@@ -9,7 +9,7 @@ from sora_jax.evaluate.benchmark import read_video
 from sora_jax.worlds.emoji.animations import FPS, LOOP, over_colour, unpack
 from sora_jax.worlds.emoji.captions import BACKGROUNDS
 from sora_jax.worlds.emoji.detector import Gallery, background_of, motion_correlation
-from sora_jax.worlds.emoji.suite import make_prompts, summarize
+from sora_jax.worlds.emoji.suite import find_faults, make_prompts, summarize
 from tests.worlds.test_emoji import FILES
 
 pytestmark = pytest.mark.skipif(not FILES.is_dir(), reason="SORA_JAX_EMOJI names no folder of WebP files")
@@ -95,3 +95,11 @@ def test_shares_count_what_can_be_said():
     values = summarize(found)
     assert values["identity"]["share"] == 0.5 and values["tone"]["of"] == 1
     assert values["motion"] == 0.75 and values["seam"] == 1.5
+
+
+def test_a_measure_at_chance_is_a_fault_from_thirty_samples_on():
+    right = {"identity": True, "tone": True, "background": True, "smooth": True, "motion": 0.5, "seam": 1.0}
+    guessed = [right | {"tone": number % 5 == 0} for number in range(40)]
+    groups = {"held out": summarize(guessed), "seen": summarize([right] * 40)}
+    assert find_faults(groups) == ["emoji, held out: tone is no better than chance"]
+    assert find_faults({"held out": summarize(guessed[:25])}) == []

@@ -23,12 +23,14 @@ from sora_jax.worlds.emoji.animations import LOOP, SIZE, over_colour
 from sora_jax.worlds.emoji.captions import BACKGROUNDS, plain_caption
 from sora_jax.worlds.emoji.detector import Gallery
 from sora_jax.worlds.emoji.subjects import Emoji, all_emoji
-from sora_jax.worlds.shapes.prompt_suite import interval_text, percent, wilson
+from sora_jax.worlds.shapes.prompt_suite import FAULT_Z, MIN_SAMPLES, interval_text, percent, wilson
 
 SAMPLES = 275  # of each group: every emoji that is held out
 GROUPS = ("held out", "seen")
 SHARES = ("identity", "tone", "background", "smooth")
 MEANS = ("motion", "seam")
+# Shares that a model reaches which ignores its prompts.
+CHANCE = {"identity": 1 / 2109, "tone": 1 / 5, "background": 1 / len(BACKGROUNDS)}
 SHEET = 24  # samples on the contact sheet of a group
 
 
@@ -57,6 +59,16 @@ def summarize(found: Sequence[Mapping]) -> dict:
             share = sum(there) / len(there)
             values[name] = {"share": share, "low": low, "high": high, "right": sum(there), "of": len(there)}
     return values | {name: float(np.mean([f[name] for f in found])) for name in MEANS if found}
+
+
+def find_faults(by_group: Mapping[str, Mapping]) -> list[str]:
+    """The measures in which a group of MIN_SAMPLES samples or more is no better than chance."""
+    return [
+        f"emoji, {group}: {name} is no better than chance"
+        for group, values in by_group.items()
+        for name, chance in CHANCE.items()
+        if (v := values.get(name)) and v["of"] >= MIN_SAMPLES and wilson(v["right"], v["of"], FAULT_Z)[0] <= chance
+    ]
 
 
 def _gallery_folder(options: Options) -> pathlib.Path:
@@ -101,10 +113,13 @@ def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict
         values["by_group"] = {
             group: summarize([s["found"] for s in samples if s["group"] == group]) for group in GROUPS
         }
+        values["faults"] = find_faults(values["by_group"])
         for group in GROUPS:
             _draw(checkpoint.out, gallery, group, [s for s in samples if s["group"] == group])
 
     run_on_first_host(read_all)
+    for fault in values.get("faults", ()):
+        console.print(f"FAULT {checkpoint.name}: {fault}", style="bold red")
     if values:
         console.print(terminal_table(*_table({checkpoint.name: values})))
     return values
@@ -152,6 +167,8 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     note += "Smooth: the loop's seam changes no more than some other pair of frames. Motion: correlation of frame "
     note += "differences with the true ones. Seam: its change over the mean of the others. In brackets: the 95 % "
     note += "interval."
+    faults = [f"FAULT: {name}: {fault}." for name, values in results.items() for fault in values["faults"]]
+    note = " ".join((*faults, note))
     sections = [Section("Emoji: agreement with the prompts", note, [Table(*_table(results))])]
     for name, values in results.items():
         for group in GROUPS:
