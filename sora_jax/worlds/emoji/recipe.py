@@ -62,7 +62,8 @@ EMOJI = Recipe(
         Stage("release", "checkpoint release --workdir={work}/transformer --out={work}/release", 1),
         Stage(
             "evaluate",
-            "evaluate --suite=emoji --videos={work}/animations --checkpoint={work}/release --out={work}/evaluation",
+            "evaluate --suite=emoji --videos={work}/animations --checkpoint={work}/release "
+            "--out={work}/evaluation",
             40,
             verdict=True,
         ),
