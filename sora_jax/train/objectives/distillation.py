@@ -10,6 +10,7 @@ Sources: Meng et al. 2022 (arXiv 2210.03142); Salimans et al. 2024 (arXiv 2406.0
 import dataclasses
 import functools
 import pathlib
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ class MomentMatching(GuidanceDistillation):
     """
 
     passes = 6
-    players = (STUDENT, CRITIC)
+    players: ClassVar[tuple[str, ...]] = (STUDENT, CRITIC)
 
     @property
     def rates(self) -> dict[str, float]:

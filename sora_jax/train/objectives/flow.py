@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class FlowObjective:
     autoencoder: AutoencoderSettings | None = None
     axes = "batch tokens"
     unit = "patches"
-    players = ()
+    players: ClassVar[tuple[str, ...]] = ()
 
     @property
     def rates(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import rich.console
 
@@ -15,7 +16,7 @@ from sora_jax.core.progress import progress_bar
 from sora_jax.worlds.shapes.renderer import World, write_world
 
 # What is learned last is drawn most: two objects, opposite directions, and the colours nearest to each other.
-_KINDS = {
+_KINDS: dict[str, dict[str, Any]] = {
     "one": {"things": 1},
     "two": {"things": 2},
     "across": {"things": 2, "motions": ("left", "right")},
