@@ -25,13 +25,14 @@ def attention(q, k, v, q_segment_ids, kv_segment_ids, *, bias=None, kernel="auto
     Args:
       q: queries, [B, N, A, K], tokens over `ring` and `ulysses`, heads over `tensor`.
       k, v: keys and values, [B, M, A, K].
-      q_segment_ids, kv_segment_ids: [B, N] and [B, M] int32.
+      q_segment_ids, kv_segment_ids: [B, N] and [B, M] int32. 0 is padding, which sees nothing and costs next to
+        nothing. The tokens of a segment lie next to each other, or kernels compute more than they need.
       bias: added to the logits before the softmax, [A, N, M] float32.
       kernel: "xla" holds all logits, and is the only one that takes a bias; "chunked", "splash" (TPU) and "cudnn"
         (GPU) hold a block of them; "auto" chooses by platform and size.
       clips: maximum number of clips in a packed sequence, whose segments are then 1 ... clips in order, 0 for
-        padding; None: unknown. cuDNN needs it, and skips padding.
-    Returns: [B, N, A, K], laid out as q. A query that sees no key gets 0.
+        padding; None: unknown. cuDNN needs it.
+    Returns: [B, N, A, K], laid out as q. Padding and a query that sees no key get 0.
     Raises: InputError if cuDNN is asked for what it can't do.
     """
     ring = jax.sharding.get_abstract_mesh().shape["ring"]

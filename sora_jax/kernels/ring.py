@@ -16,7 +16,7 @@ from sora_jax.core.mesh import over_gloo
 
 RESIDUALS = "attention"  # the name under which jax.checkpoint's policies save what the backward pass needs
 MASK_VALUE = -0.7 * float(np.finfo(np.float32).max)  # the logit of a key of another segment
-PAD_SEGMENT = -1  # the segment of queries that fill up a block; PAD_SEGMENT - 1: of keys
+PAD_QUERY, PAD_KEY = -1, -2  # the segments of padding, which no key and no query has
 
 
 class BlockKernel(NamedTuple):
@@ -42,21 +42,18 @@ def ring_attention(kernel: BlockKernel, q, k, v, q_segment_ids, kv_segment_ids, 
     Args:
       kernel: computes the blocks.
       q: [B, N, A, K]. k, v: [B, M, A, K].
-      q_segment_ids, kv_segment_ids: [B, N], [B, M] int32.
+      q_segment_ids, kv_segment_ids: [B, N], [B, M] int32; 0 is padding.
       ring: size of the mesh axis `ring` over which the keys are split; 1: all keys are on this chip.
-    Returns: [B, N, A, K] in q's type; softmax in float32. A query that sees no key gets 0.
+    Returns: [B, N, A, K] in q's type; softmax in float32. Padding and a query that sees no key get 0.
     """
     N, K = q.shape[1], q.shape[3]
     q_block, kv_block = kernel.block(N), kernel.block(k.shape[1])
     q = _pad(q * jnp.asarray(K**-0.5, q.dtype), q_block, kernel.width)
     k, v = (_pad(x, kv_block, kernel.width) for x in (k, v))
-    segment_ids = [
-        jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)), constant_values=filler)
-        for x, block, filler in (
-            (q_segment_ids, q_block, PAD_SEGMENT),
-            (kv_segment_ids, kv_block, PAD_SEGMENT - 1),
-        )
-    ]
+    segment_ids = []
+    for x, block, padding in ((q_segment_ids, q_block, PAD_QUERY), (kv_segment_ids, kv_block, PAD_KEY)):
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)))
+        segment_ids.append(jnp.where(x > 0, x, padding))
     return jnp.swapaxes(_attend(kernel, ring, q, k, v, *segment_ids), 1, 2)[:, :N, :, :K]
 
 
@@ -74,9 +71,15 @@ def _attend(kernel, ring, q, k, v, q_segment_ids, kv_segment_ids):
 def _forward(kernel, ring, q, k, v, q_segment_ids, kv_segment_ids):
     def visit(so_far, keys):
         k, v, kv_segment_ids = keys
-        y, log_total = kernel.forward(q, k, v, q_segment_ids, kv_segment_ids)
-        block = y.astype(jnp.float32), log_total
-        return block if so_far is None else _merge(so_far, block)
+
+        def attend():
+            y, log_total = kernel.forward(q, k, v, q_segment_ids, kv_segment_ids)
+            return y.astype(jnp.float32), log_total
+
+        if so_far is None:
+            return attend()
+        meet = _share_a_segment(q_segment_ids, kv_segment_ids)
+        return jax.lax.cond(meet, lambda: _merge(so_far, attend()), lambda: so_far)
 
     y, log_total = _go_round(visit, (k, v, kv_segment_ids), ring)
     y = jnp.where(_sees_a_key(log_total), y, 0).astype(q.dtype)
@@ -90,14 +93,19 @@ def _backward(kernel, ring, saved, dy):
 
     def visit(so_far, keys):
         k, v, kv_segment_ids = keys
-        if so_far is not None:
-            dq, dkv = so_far
-            # The gradients of these keys from the chips that had them before.
-            so_far = dq, _pass_on(dkv, ring)
-        grads = kernel.backward(q, k, v, q_segment_ids, kv_segment_ids, y, log_total, dy)
-        dq, dk, dv = (x.astype(jnp.float32) for x in grads)
-        block = dq, (dk, dv)
-        return block if so_far is None else jax.tree.map(jnp.add, so_far, block)
+
+        def gradients():
+            grads = kernel.backward(q, k, v, q_segment_ids, kv_segment_ids, y, log_total, dy)
+            dq, dk, dv = (x.astype(jnp.float32) for x in grads)
+            return dq, (dk, dv)
+
+        if so_far is None:
+            return gradients()
+        dq, dkv = so_far
+        # The gradients of these keys from the chips that had them before.
+        so_far = dq, _pass_on(dkv, ring)
+        meet = _share_a_segment(q_segment_ids, kv_segment_ids)
+        return jax.lax.cond(meet, lambda: jax.tree.map(jnp.add, so_far, gradients()), lambda: so_far)
 
     dq, dkv = _go_round(visit, (k, v, kv_segment_ids), ring)
     dk, dv = _pass_on(dkv, ring) if ring > 1 else dkv  # one step more, to the chip that owns the keys
@@ -125,6 +133,16 @@ def _go_round(visit, keys, ring):
         state, _ = jax.lax.scan(hop, state, length=ring - 2, unroll=over_gloo())
     keys, so_far = state
     return visit(so_far, keys)
+
+
+def _share_a_segment(q_segment_ids, kv_segment_ids):
+    """False: no key is of a query's segment. Exact if segments are numbered in order, as in packed sequences."""
+
+    def ends(x):
+        return jnp.min(jnp.where(x > 0, x, jnp.iinfo(x.dtype).max), axis=1), jnp.max(x, axis=1)
+
+    (q_first, q_last), (kv_first, kv_last) = ends(q_segment_ids), ends(kv_segment_ids)
+    return jnp.any((q_first <= kv_last) & (kv_first <= q_last))
 
 
 def _pass_on(arrays, ring):
