@@ -8,62 +8,6 @@ that it calls.
 import contextlib
 
 
-def splash_segment_ids(q, kv):
-    """Segments as the splash kernels below take them. Replaced by, checked: as `splash_forward`."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
-
-    return SegmentIds(q, kv)
-
-
-def splash_block_sizes(q: int, kv: int):
-    """Block sizes of the splash kernels, forward and backward. Replaced by, checked: as `splash_forward`."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes
-
-    return BlockSizes(block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv)
-
-
-def _splash_options(**options):
-    return {
-        "is_mqa": False,
-        "residual_checkpoint_name": None,
-        "save_residuals": True,
-        "mask_function": None,
-        "attn_logits_soft_cap": None,
-        **options,
-    }
-
-
-def _no_mask():
-    """The mask that hides no block for its place; segments say what is hidden."""
-    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
-
-    return MaskInfo(data_next=None, mask_next=None, block_mask=None, partial_mask_blocks=None, q_sequence=None)
-
-
-def splash_forward(q, k, v, segment_ids, **options):
-    """(outputs [A, N, K], log of the softmax's sum [A, N]) of splash attention without a batch.
-
-    Replaced by: `splash_attention_kernel.make_splash_mha`, once it returns the sum under a gradient, which ring
-    attention merges blocks by, and takes segments without a mask of N x M. Checked: jax 0.10.2.
-    """
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
-
-    forward = splash_attention_kernel._splash_attention_forward
-    y, (log_total,) = forward(_no_mask(), q, k, v, segment_ids, sinks=None, **_splash_options(**options))
-    return y, log_total
-
-
-def splash_backward(q, k, v, segment_ids, y, log_total, dy, **options):
-    """(dq, dk, dv) of `splash_forward`; y and log_total may cover more keys. Replaced by, checked: as there."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
-
-    saved = (q, k, v, segment_ids, None, y, log_total, _no_mask(), _no_mask())
-    *_, dq, dk, dv, _, _ = splash_attention_kernel._splash_attention_bwd(
-        res=saved, do=dy, **_splash_options(**options)
-    )
-    return dq, dk, dv
-
-
 def cudnn_attention(q, k, v, lengths, starts, *, scale):
     """cuDNN's attention within runs, [B, N, A, K].
 

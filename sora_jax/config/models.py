@@ -131,7 +131,7 @@ class TransformerSettings(Group):
     attention: str = field(
         "auto",
         "Attention kernel; auto: the fastest that the device has; xla stores all logits.",
-        choices=("auto", "xla", "chunked", "splash", "cudnn"),
+        choices=("auto", "xla", "chunked", "pallas", "cudnn"),
     )
     remat: str = field(
         "full",

@@ -11,9 +11,9 @@ from sora_jax.kernels.chunked import chunked
 from sora_jax.kernels.cudnn_gpu import cudnn_attention, supports
 from sora_jax.kernels.reference import reference_attention
 from sora_jax.kernels.ring import ring_attention
-from sora_jax.kernels.splash_tpu import splash
+from sora_jax.kernels.tpu.attention import pallas
 
-BLOCK_KERNELS = {"chunked": chunked, "splash": splash}
+BLOCK_KERNELS = {"chunked": chunked, "pallas": pallas}
 # Up to so many logits (queries x keys) "auto" holds them all.
 SMALL = 2**20
 SMALL_ON_CPU = 2**16
@@ -28,7 +28,7 @@ def attention(q, k, v, q_segment_ids, kv_segment_ids, *, bias=None, kernel="auto
       q_segment_ids, kv_segment_ids: [B, N] and [B, M] int32. 0 is padding, which sees nothing and costs next to
         nothing. The tokens of a segment lie next to each other, or kernels compute more than they need.
       bias: added to the logits before the softmax, [A, N, M] float32.
-      kernel: "xla" holds all logits, and is the only one that takes a bias; "chunked", "splash" (TPU) and "cudnn"
+      kernel: "xla" holds all logits, and is the only one that takes a bias; "chunked", "pallas" (TPU) and "cudnn"
         (GPU) hold a block of them; "auto" chooses by platform and size.
       clips: maximum number of clips in a packed sequence, whose segments are then 1 ... clips in order, 0 for
         padding; None: unknown. cuDNN needs it.
@@ -80,7 +80,7 @@ def choose_kernel(kernel: str, q, k, clips: int | None, ring: int) -> str:
     if kernel != "auto":
         return kernel
     if platform() == "tpu":
-        return "splash"
+        return "pallas"
     if suits_cudnn:
         return "cudnn"
     small = SMALL_ON_CPU if platform() == "cpu" else SMALL

@@ -28,12 +28,14 @@ class BlockKernel(NamedTuple):
     backward: (the same arguments, y, log_total, dy) -> (dq, dk, dv). y and log_total may cover more keys than k.
     block: number of queries or keys -> the block size that it is padded to a multiple of.
     width: the number that the width of a head is padded to a multiple of.
+    scale: the queries are multiplied by it, beside the logits' K^-1/2.
     """
 
     forward: Callable
     backward: Callable
     block: Callable
     width: int
+    scale: float = 1.0
 
 
 def ring_attention(kernel: BlockKernel, q, k, v, q_segment_ids, kv_segment_ids, *, ring=1):
@@ -48,7 +50,7 @@ def ring_attention(kernel: BlockKernel, q, k, v, q_segment_ids, kv_segment_ids, 
     """
     N, K = q.shape[1], q.shape[3]
     q_block, kv_block = kernel.block(N), kernel.block(k.shape[1])
-    q = _pad(q * jnp.asarray(K**-0.5, q.dtype), q_block, kernel.width)
+    q = _pad((kernel.scale * K**-0.5 * q.astype(jnp.float32)).astype(q.dtype), q_block, kernel.width)
     k, v = (_pad(x, kv_block, kernel.width) for x in (k, v))
     segment_ids = []
     for x, block, padding in ((q_segment_ids, q_block, PAD_QUERY), (kv_segment_ids, kv_block, PAD_KEY)):

@@ -23,10 +23,8 @@ from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.state import abstract_state
 
-LANES = 128  # splash attention pads heads to the width of a TPU's registers
-# Matrix products of attention's backward pass by kernel; the forward pass has 2. Splash recomputes the logits in
-# each of its two kernels.
-BACKWARD = {"xla": 4, "chunked": 5, "splash": 7}
+# Matrix products of attention's backward pass by kernel; the forward pass has 2. All but one recompute the logits.
+BACKWARD = {"xla": 4, "chunked": 5, "pallas": 5}
 # Peak bytes per token of a block's backward pass, as multiples of the model width and of the MLP's width.
 # Estimated from the block's arrays; the compiler's number is the one to trust.
 WIDTHS, MLPS = 40, 8
@@ -79,18 +77,16 @@ def executed_flops(settings: Settings, what: str, shape: tuple[int, int, int] | 
     if shape is None:
         return None
     (B, N, S), model = shape, settings.transformer
-    K = model.width // model.heads
-    wide = -(-K // LANES) * LANES / K if model.attention == "splash" else 1
     attention = model.layers * 4 * model.width * N * (N + S)
     linear = transformer_flops(model, N, S) - attention
     if what == "sample":
-        return B * (linear + wide * attention)
+        return B * (linear + attention)
     again = model.remat not in ("none", "save_products")
     passes = (1 if settings.lora.rank else 2) + 1 + again
     products = 2 * (1 + (model.remat in ("full", "offload"))) + BACKWARD.get(model.attention, 5)
     text = 1 if settings.text.weights or settings.lora.rank else 4
     text = 0 if settings.data.embeddings else text
-    return B * (passes * linear + wide * products / 2 * attention + text * text_flops(settings.text, S))
+    return B * (passes * linear + products / 2 * attention + text * text_flops(settings.text, S))
 
 
 def plain(settings: Settings) -> Settings:

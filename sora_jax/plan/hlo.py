@@ -13,11 +13,11 @@ import re
 import jax
 import numpy as np
 
+from sora_jax.plan.attention import KernelCall
 from sora_jax.plan.collectives import Collective, Layout
 
-# Products [queries, width] x [width, keys] in each kernel of splash attention. Source: their code in
-# jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel.
-KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+# Products [queries, width] x [width, keys] in each attention kernel of kernels/tpu.
+KERNELS = {"attention_forward": 2, "attention_backward": 5}
 # The same for cuDNN's flash attention: Dao et al. 2022 (arXiv 2205.14135), appendix B.
 CUDNN = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}
 # Instructions that move no bytes themselves; the instructions inside a call count their own.
@@ -75,12 +75,14 @@ class Counts:
       flops: of matrix products and convolutions.
       kernel_flops: of kernels, by name.
       hbm_bytes: read from and written to HBM; an operand that a kernel reads repeatedly counts once.
+      kernel_calls: of attention kernels for TPUs.
       cycles: the compiler's own estimate without kernels and collectives; 0 for GPUs.
       unknown: what these numbers leave out.
     """
 
     flops: float
     kernel_flops: dict[str, float]
+    kernel_calls: tuple[KernelCall, ...]
     hbm_bytes: float
     cycles: float
     collectives: tuple[Collective, ...]
@@ -96,7 +98,7 @@ def count(text: str, mesh: jax.sharding.Mesh) -> Counts:
     program, layout = Program(text), Layout(mesh)
     sums: dict[str, float] = collections.defaultdict(float)
     kernels: dict[str, float] = collections.defaultdict(float)
-    unknown, found = set(), {}
+    unknown, found, calls = set(), {}, []
     for name, times in program.run_counts(unknown).items():
         for names, instruction, caller in program.expand(name):
             if instruction.op in ("dot", "convolution"):
@@ -104,6 +106,9 @@ def count(text: str, mesh: jax.sharding.Mesh) -> Counts:
             elif instruction.op == "custom-call" and _KERNEL.search(instruction.rest):
                 kind, flops = kernel_flops(instruction, names)
                 kernels[kind] += times * (flops or 0)
+                if kind in KERNELS:
+                    queries, keys = attention_shapes(instruction, names)
+                    calls.append(KernelCall(kind, queries, keys, times))
                 if flops is None:
                     unknown.add(f"FLOPs of the kernel {kind}")
                 if kind == "cudnn fmhaSoftmaxBackward":
@@ -133,6 +138,7 @@ def count(text: str, mesh: jax.sharding.Mesh) -> Counts:
     return Counts(
         sums["flops"],
         dict(kernels),
+        tuple(calls),
         sums["bytes"],
         sums["cycles"],
         tuple(sorted(merged, key=lambda c: -c.wire)),
@@ -337,6 +343,14 @@ def _valid_taps(size, taps, made, stride, pad, dilate, spread) -> int:
     return int(((place >= 0) & (place <= (size - 1) * dilate) & (place % dilate == 0)).sum())
 
 
+def attention_shapes(instruction: Instruction, names: dict[str, Instruction]):
+    """((B, A, N, K) of the queries, number of keys) of an attention kernel."""
+    arrays = [names[operand].arrays[0] for operand in instruction.operands]
+    # The first operands that are no indices and no segment ids: q [..., A, N, K] and k [..., A, M, K].
+    q, k = [a.shape for a in arrays if len(a.shape) > 2 and a.kind in ("bf16", "f32")][:2]
+    return (math.prod(q[:-3]), *q[-3:]), k[-2]
+
+
 def kernel_flops(instruction: Instruction, names: dict[str, Instruction]) -> tuple[str, float | None]:
     """(name, FLOPs) of a kernel, by its shapes; of other Pallas kernels by their own estimate, or None."""
     if (target := _KERNEL.search(instruction.rest)[1]) != "tpu_custom_call":
@@ -350,9 +364,7 @@ def kernel_flops(instruction: Instruction, names: dict[str, Instruction]) -> tup
         return name, flops
     for kind, products in KERNELS.items():
         if kind in instruction.name:
-            arrays = [names[operand].arrays[0] for operand in instruction.operands]
-            # The first operands that are no mask and no segment ids: q [..., A, N, K] and k [..., A, M, K].
-            q, k = [a.shape for a in arrays if len(a.shape) > 2 and a.kind in ("bf16", "f32")][:2]
-            return kind, 2.0 * products * math.prod(q) * k[-2]
+            queries, keys = attention_shapes(instruction, names)
+            return kind, 2.0 * products * math.prod(queries) * keys
     told = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.rest)
     return instruction.name.split(".")[0], float(told[1]) if told else None

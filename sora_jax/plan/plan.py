@@ -13,6 +13,7 @@ from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.mesh import make_mesh
 from sora_jax.plan import estimate
+from sora_jax.plan.attention import Schedule, schedule
 from sora_jax.plan.estimate import Roofline
 from sora_jax.plan.gpus import compiling_for, make_gpus
 from sora_jax.plan.hlo import Counts, count
@@ -69,6 +70,13 @@ class Plan:
     def over(self) -> float:
         """GiB missing on a device."""
         return self.needed / GIB - self.topology.chip.room
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """Cycles of a compiled step with its attention kernels; None on chips without a table of them."""
+        if not self.counts or not self.counts.cycles:
+            return None
+        return schedule(self.counts.kernel_calls, self.counts.cycles, self.topology.chip)
 
     def mfu(self, seconds: float) -> float | None:
         """Model FLOPs utilization of a step that takes this long."""

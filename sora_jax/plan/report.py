@@ -48,6 +48,13 @@ def show(plan, console: rich.console.Console):
         table.add_row("HBM read and written", f"{counts.hbm_bytes / 1e9:,.1f} GB")
         if counts.cycles:
             table.add_row("compiler's cycles, without kernels", f"{counts.cycles / 1e9:,.2f} G")
+        if cycles := plan.schedule:
+            table.add_row(
+                "cycles of attention, by schedule", f"{cycles.attention / 1e9:,.2f} G ({cycles.share:.0%})"
+            )
+            table.add_row("all cycles, without waits", f"{cycles.seconds:.3f} s")
+            if plan.useful:
+                table.add_row("  MFU of them", f"{plan.mfu(cycles.seconds):.0%}")
         table.add_section()
     if roofline := plan.roofline:
         for name in ("compute", "hbm", "ici", "dcn"):
@@ -114,6 +121,9 @@ def as_dict(plan) -> dict:
     }
     if plan.counts:
         made |= dataclasses.asdict(plan.counts) | {"all_flops": plan.counts.all_flops}
+    if cycles := plan.schedule:
+        made["schedule"] = dataclasses.asdict(cycles) | {"attention_share": cycles.share}
+        made["schedule"] |= {"mfu": plan.mfu(cycles.seconds)}
     if roofline:
         made["estimate"] = {"what": ESTIMATE, **dataclasses.asdict(roofline)}
         made["estimate"] |= {"step_seconds": [roofline.least, roofline.most]}

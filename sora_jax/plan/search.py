@@ -44,7 +44,7 @@ def check(settings: Settings, topology: Topology, what: str) -> Settings:
 
 def _kernel(settings: Settings, topology: Topology, sizes: dict[str, int], what: str) -> str:
     if not topology.chip.node:
-        return "splash"
+        return "pallas"
     model = settings.transformer
     with compiling_for(topology.chip):
         clips = settings.data.clips_per_sequence if what == "train" else 1

@@ -30,6 +30,8 @@ class Chip:
       dims: dimensions of the torus; 0 for GPUs.
       whole: chips in a side of the torus from which on it closes into a ring.
       cores: devices on a chip.
+      tensor_cores: cores of a device, which share the heads of an attention kernel.
+      clock: cycles a second; 0: unknown.
       node: GPUs in a node; 0 for TPUs.
     """
 
@@ -42,6 +44,8 @@ class Chip:
     whole: int = 0
     cores: int = 1
     node: int = 0
+    tensor_cores: int = 1
+    clock: float = 0.0
 
     @property
     def room(self) -> float:
@@ -58,10 +62,10 @@ class Chip:
 # of v5e and v6e: the rate of a pod over its 256 chips; tpu7x: one of two devices). For GPUs: data sheets of the
 # SXM boards (NVLink: half of the bidirectional rate), and one 400 Gbit/s port per GPU (A100: 200), as in a DGX.
 CHIPS = {
-    "v5e": Chip("TPU v5 lite", 16, 819e9, ici=200e9, dcn=3.125e9, dims=2, whole=16),
-    "v6e": Chip("TPU v6 lite", 32, 1600e9, ici=400e9, dcn=12.5e9, dims=2, whole=16),
-    "v5p": Chip("TPU v5", 95, 2765e9, ici=600e9, dcn=6.25e9, dims=3, whole=4),
-    "tpu7x": Chip("TPU7x", 96, 3690e9, ici=300e9, dcn=6.25e9, dims=3, whole=4, cores=2),
+    "v5e": Chip("TPU v5 lite", 16, 819e9, ici=200e9, dcn=3.125e9, dims=2, whole=16, clock=1.5e9),
+    "v6e": Chip("TPU v6 lite", 32, 1600e9, ici=400e9, dcn=12.5e9, dims=2, whole=16, clock=1.75e9),
+    "v5p": Chip("TPU v5", 95, 2765e9, ici=600e9, dcn=6.25e9, dims=3, whole=4, tensor_cores=2, clock=1.75e9),
+    "tpu7x": Chip("TPU7x", 96, 3690e9, ici=300e9, dcn=6.25e9, dims=3, whole=4, cores=2, clock=2.2e9),
     "a100": Chip("NVIDIA A100-SXM4-80GB", 80, 2039e9, ici=300e9, dcn=25e9, node=8),
     "h100": Chip("NVIDIA H100 80GB HBM3", 80, 3350e9, ici=450e9, dcn=50e9, node=8),
     "h200": Chip("NVIDIA H200", 141, 4800e9, ici=450e9, dcn=50e9, node=8),

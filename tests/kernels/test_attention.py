@@ -11,7 +11,8 @@ from sora_jax.kernels import attention as entry
 from sora_jax.kernels import chunked
 from sora_jax.kernels.attention import attention, choose_kernel
 from sora_jax.kernels.cpu.bits import round_to
-from sora_jax.kernels.splash_tpu import make_splash
+from sora_jax.kernels.tpu import blocks
+from sora_jax.kernels.tpu.attention import make_kernel
 
 # Queries, keys, width of a head: lengths that are no multiple of a block, cross-attention, both published widths.
 SHAPES = {"self": (300, 300, 64), "cross": (130, 70, 128), "wide": (260, 520, 128), "two chunks": (800, 900, 64)}
@@ -20,7 +21,8 @@ SHAPES = {"self": (300, 300, 64), "cross": (130, 70, 128), "wide": (260, 520, 12
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     """The TPU kernel's program, run step by step."""
-    monkeypatch.setitem(entry.BLOCK_KERNELS, "splash", make_splash(interpret=True))
+    monkeypatch.setitem(entry.BLOCK_KERNELS, "pallas", make_kernel(interpret=True))
+    monkeypatch.setattr(blocks, "MAX_BLOCK", 256)
 
 
 def packed(rng, length, rows=2):
@@ -65,14 +67,14 @@ def assert_same(found, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
-@pytest.mark.parametrize("kernel", ["chunked", "splash"])
+@pytest.mark.parametrize("kernel", ["chunked", "pallas"])
 def test_kernel_equals_the_reference_with_its_gradient(one_device, kernel, shape, monkeypatch):
     monkeypatch.setattr(chunked, "MAX_CHUNK", 512)
     arrays, segment_ids = inputs(shape)
     assert_same(run(kernel, arrays, segment_ids), run("xla", arrays, segment_ids))
 
 
-@pytest.mark.parametrize("kernel", ["xla", "chunked", "splash"])
+@pytest.mark.parametrize("kernel", ["xla", "chunked", "pallas"])
 def test_a_query_that_sees_no_key_gets_0_and_gives_no_gradient(one_device, kernel):
     arrays, (q_segment_ids, kv_segment_ids) = inputs("cross")
     lonely = np.where(q_segment_ids == 2, 9, q_segment_ids)
@@ -160,7 +162,7 @@ def test_the_kernel_for_tpu_goes_round_the_ring(one_device, layout):
     arrays, segment_ids = inputs((312, 312, 64), heads=2)
     expected = run("xla", arrays, segment_ids)
     with jax.set_mesh(tiny.mesh_of(**layout)):
-        assert_same(run("splash", arrays, segment_ids), expected)
+        assert_same(run("pallas", arrays, segment_ids), expected)
 
 
 def test_the_reference_runs_on_a_ring(alone):
@@ -228,7 +230,7 @@ def test_the_kernel_is_chosen_by_platform_and_size(monkeypatch):
 
     assert choose("auto", 256) == "xla" and choose("auto", 512) == "chunked"
     monkeypatch.setattr("sora_jax.kernels.attention.platform", lambda: "tpu")
-    assert choose("auto", 512) == "splash" and choose("chunked", 512) == "chunked"
+    assert choose("auto", 512) == "pallas" and choose("chunked", 512) == "chunked"
     with pytest.raises(InputError, match=r"'cudnn' needs an NVIDIA GPU.*this is tpu, bfloat16, 128"):
         choose("cudnn", 4096)
     monkeypatch.setattr("sora_jax.kernels.attention.platform", lambda: "gpu")

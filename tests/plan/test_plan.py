@@ -156,15 +156,15 @@ def test_matrix_products_written_as_convolutions_are_counted(attributes, flops):
 
 
 @pytest.mark.parametrize("rows", ["3,", ""], ids=["rows", "one row"])
-def test_splash_attention_is_counted_by_its_shapes(rows):
-    q, k, part = f"bf16[{rows}2,512,128]", f"bf16[{rows}2,256,128]", "s8[1,4,2]"
+def test_an_attention_kernel_is_counted_by_its_shapes(rows):
+    q, k, part = f"bf16[{rows}2,512,128]", f"bf16[{rows}2,256,128]", "s32[8]"
     text = (
         f"ENTRY %main (m: {part}, q: {q}, k: {k}) -> {q} {{\n  %m = {part} parameter(0)\n  %q = {q} parameter(1)\n"
-        f"  %k = {k} parameter(2)\n  ROOT %splash_mha_dkv_segmented.1 = {q} custom-call(%m, %q, %k, %k), "
+        f"  %k = {k} parameter(2)\n  ROOT %attention_backward.1 = {q} custom-call(%m, %q, %k, %k), "
         f'custom_call_target="tpu_custom_call"\n}}\n'
     )
-    products = 4 * 2 * 2 * 512 * 256 * 128 * (3 if rows else 1)
-    assert count(text, tiny.mesh_of()).kernel_flops == {"splash_mha_dkv": products}
+    products = 5 * 2 * 2 * 512 * 256 * 128 * (3 if rows else 1)
+    assert count(text, tiny.mesh_of()).kernel_flops == {"attention_backward": products}
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_formulas_need_no_compiler(capsys, tmp_path, monkeypatch):
     code, error = run(capsys, config, "--topology=v5e:8x8", "--formulas", f"--out={tmp_path}")
     made = json.loads((tmp_path / "plan.json").read_text())
     assert code == 0 and "an estimate throughout" in error
-    assert not made["compiled"] and made["attention"] == "splash" and made["devices"] == 64
+    assert not made["compiled"] and made["attention"] == "pallas" and made["devices"] == 64
 
 
 def test_what_does_not_fit_is_told_with_the_nearest_that_does(capsys, tmp_path):
@@ -387,7 +387,7 @@ def test_a_step_is_compiled_for_chips_that_are_not_here(what, capsys, tmp_path):
     assert made["fits"] and made["unknown"] == [] and made["flops"] > 0
     assert sum(made["held"].values()) <= made["needed"] * 1.01
     if what in ("train", "sample"):
-        assert made["attention"] == "splash" and "splash_mha_fwd" in made["kernel_flops"]
+        assert made["attention"] == "pallas" and "attention_forward" in made["kernel_flops"]
         assert made["all_flops"] * 4 == pytest.approx(made["executed_flops_all_devices"], rel=TOLERANCE)
         assert {"ulysses", "fsdp"} <= {axis for c in made["collectives"] for axis in c["axes"]}
 
