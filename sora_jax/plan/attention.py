@@ -1,8 +1,8 @@
 """Time of the attention kernels by the compiler's schedule of each, and what follows for a step.
 
 The compiler does not count kernels in its cycles. Theirs are grid steps times cycles of a step, as
-tests/benchmarks/kernel_schedule.py read them from the compiler's dump; on chips with two cores both share a kernel's
-heads. Waits for memory are not in these numbers: they bound the time of a step from below.
+tests/benchmarks/kernel_schedule.py read them from the compiler's dump; on chips with two cores both take heads.
+Waits for memory are not in these numbers: they bound the time of a step from below.
 """
 
 import dataclasses
@@ -13,6 +13,8 @@ import pathlib
 
 from sora_jax.plan.topology import Chip
 
+# Products [queries, width] x [width, keys] in each attention kernel of kernels/tpu.
+PRODUCTS = {"attention_forward": 2, "attention_backward": 5}
 TABLE = pathlib.Path(__file__).with_name("attention_cycles.json")
 
 
@@ -74,5 +76,8 @@ def kernel_cycles(call: KernelCall, chip: Chip) -> float:
     cycles = measured[call.name.removeprefix("attention_")]
     area = measured["queries"] * measured["keys"]
     blocks = (N if call.name == "attention_forward" else call.keys) / measured["queries"]
-    of_head = N * call.keys / area * (cycles["whole"] + cycles["step"]) + blocks * cycles["ends"]
+    # Some schedules issue products faster than the data sheet's rate.
+    limit = PRODUCTS[call.name] * 2 * area * width / (chip.peak / chip.clock / chip.tensor_cores)
+    body = max(cycles["whole"], limit)
+    of_head = N * call.keys / area * (body + cycles["step"]) + blocks * cycles["ends"]
     return call.times * B * math.ceil(A / chip.tensor_cores) * of_head * max(1.0, K / width)

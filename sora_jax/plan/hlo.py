@@ -13,11 +13,9 @@ import re
 import jax
 import numpy as np
 
-from sora_jax.plan.attention import KernelCall
+from sora_jax.plan.attention import PRODUCTS, KernelCall
 from sora_jax.plan.collectives import Collective, Layout
 
-# Products [queries, width] x [width, keys] in each attention kernel of kernels/tpu.
-KERNELS = {"attention_forward": 2, "attention_backward": 5}
 # The same for cuDNN's flash attention: Dao et al. 2022 (arXiv 2205.14135), appendix B.
 CUDNN = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}
 # Instructions that move no bytes themselves; the instructions inside a call count their own.
@@ -106,7 +104,7 @@ def count(text: str, mesh: jax.sharding.Mesh) -> Counts:
             elif instruction.op == "custom-call" and _KERNEL.search(instruction.rest):
                 kind, flops = kernel_flops(instruction, names)
                 kernels[kind] += times * (flops or 0)
-                if kind in KERNELS:
+                if kind in PRODUCTS:
                     queries, keys = attention_shapes(instruction, names)
                     calls.append(KernelCall(kind, queries, keys, times))
                 if flops is None:
@@ -362,7 +360,7 @@ def kernel_flops(instruction: Instruction, names: dict[str, Instruction]) -> tup
             sizes = (left[int(dim)] for dim in re.findall(r"\d+", summed[1]))
             flops = 2.0 * math.prod(instruction.arrays[0].shape) * math.prod(sizes)
         return name, flops
-    for kind, products in KERNELS.items():
+    for kind, products in PRODUCTS.items():
         if kind in instruction.name:
             queries, keys = attention_shapes(instruction, names)
             return kind, 2.0 * products * math.prod(queries) * keys

@@ -23,7 +23,7 @@ from sora_jax.train.monitoring.metrics_log import MetricsLog
 from sora_jax.train.monitoring.run_monitor import RunMonitor
 from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer
-from sora_jax.train.setup import check_batch, open_data, write_workdir
+from sora_jax.train.setup import attention_kernel, check_batch, open_data, write_workdir
 from sora_jax.train.state import TrainState, abstract_state, init_state
 from sora_jax.train.step import make_step
 from sora_jax.train.workdir_lock import WorkdirLock
@@ -93,9 +93,12 @@ class Trainer:
         assert_equal_across_hosts({f"the last checkpoint in {self.workdir}": str(latest)})
         state = self._start() if latest is None else self._resume(checkpoints)
         state = jax.block_until_ready(state)
+        attention = ""
+        if self.settings.objective != "autoencoder":
+            attention = f", attention {attention_kernel(self.settings, self.mesh)}"
         self.console.print(
             f"{self.settings.objective}: {count_params(state.params):,} parameters on {jax.device_count()} "
-            f"{jax.devices()[0].device_kind} devices, {self.data.stream.clips} clips, "
+            f"{jax.devices()[0].device_kind} devices{attention}, {self.data.stream.clips} clips, "
             f"{self.data.stream.fill:.0%} of each row filled, step {state.step} of {self.settings.train.steps}",
             highlight=False,
             soft_wrap=True,

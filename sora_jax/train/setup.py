@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 
 from sora_jax.checkpoint.model_folder import load_settings, model_hash
 from sora_jax.checkpoint.workdir import has_checkpoint
@@ -15,6 +16,7 @@ from sora_jax.core.mesh import axes_of, local_rows, num_shards
 from sora_jax.core.storage import atomic_write, copy_files, digest
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.data.loader.stream import Stream, train_crops, train_sequences
+from sora_jax.kernels.attention import choose_kernel
 from sora_jax.train.init_from import autoencoder_of, check_init_from
 
 SHARDED = {"heads": "heads_all", "width": "embed", "mlp": "mlp"}  # sizes of a model, and their logical axes
@@ -93,6 +95,15 @@ def check_batch(settings: Settings, mesh: jax.sharding.Mesh):
                 divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
                 message += f"; {divisors} would do, and config.mesh.ring splits sequences without this limit"
             raise InputError(message)
+
+
+def attention_kernel(settings: Settings, mesh: jax.sharding.Mesh) -> str:
+    """The name of the kernel that self-attention runs in a training step."""
+    model, data = settings.transformer, settings.data
+    shape = 1, data.sequence_length, model.heads, model.width // model.heads
+    x = jax.ShapeDtypeStruct(shape, jnp.dtype(model.dtype))
+    with jax.set_mesh(mesh):
+        return choose_kernel(model.attention, x, x, data.clips_per_sequence, mesh.shape["ring"])
 
 
 def check_same_autoencoder(workdir: pathlib.Path, autoencoder: pathlib.Path):

@@ -1,5 +1,6 @@
 """`plan` counts what compiled programs do, and holds the configurations to chips that are not here."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -13,6 +14,7 @@ import tiny
 from sora_jax.cli.main import main
 from sora_jax.core.mesh import AXES, spec
 from sora_jax.plan import estimate
+from sora_jax.plan.attention import KernelCall, kernel_cycles
 from sora_jax.plan.collectives import first_group
 from sora_jax.plan.hlo import Program, count
 from sora_jax.plan.plan import out_of_memory
@@ -389,6 +391,8 @@ def test_a_step_is_compiled_for_chips_that_are_not_here(what, capsys, tmp_path):
     if what in ("train", "sample"):
         assert made["attention"] == "pallas" and "attention_forward" in made["kernel_flops"]
         assert made["all_flops"] * 4 == pytest.approx(made["executed_flops_all_devices"], rel=TOLERANCE)
+        # Short sequences: most of a kernel's steps is not its products.
+        assert 0 < made["schedule"]["attention_share"] < 1 and 0 < made["schedule"]["mfu"] < 0.5
         assert {"ulysses", "fsdp"} <= {axis for c in made["collectives"] for axis in c["axes"]}
 
 
@@ -407,3 +411,19 @@ def test_the_compiler_tells_by_how_much_a_step_is_too_large(capsys, tmp_path):
     assert code == 2 and "does not fit, by" in error
     assert not made["fits"] and made["needed"] > 16 * 2**30
     assert made["instead"]["fits"]
+
+
+def test_attention_costs_its_grid_steps_and_shares_the_cores():
+    """By the measured cycles of a step, and never less than the products take at the chip's full rate."""
+    call = KernelCall("attention_backward", (1, 8, 32768, 128), 32768, 1.0)
+    products = 5 * 2 * 8 * 32768**2 * 128
+    for name in ("v5e", "v5p", "v6e", "tpu7x"):
+        chip = CHIPS[name]
+        cycles = kernel_cycles(call, chip)
+        assert 1.0 <= cycles / (products / chip.peak * chip.clock) < 2.0
+        twice = dataclasses.replace(call, queries=(2, 8, 32768, 128), times=3.0)
+        assert kernel_cycles(twice, chip) == pytest.approx(6 * cycles)
+    # Of three heads one of v5p's two cores has two.
+    three = dataclasses.replace(call, queries=(1, 3, 32768, 128))
+    assert kernel_cycles(three, CHIPS["v5p"]) == kernel_cycles(call, CHIPS["v5p"]) / 2
+    assert kernel_cycles(three, CHIPS["v6e"]) == pytest.approx(kernel_cycles(call, CHIPS["v6e"]) * 3 / 8)
