@@ -78,6 +78,15 @@ class Plan:
             return None
         return schedule(self.counts.kernel_calls, self.counts.cycles, self.topology.chip)
 
+    @property
+    def bound(self) -> tuple[str, float]:
+        """The part of a compiled step that takes longest if everything overlaps, and its seconds."""
+        seconds = {key.upper(): getattr(self.roofline, key) for key in ("hbm", "ici", "dcn")}
+        if cycles := self.schedule:
+            seconds["attention"] = cycles.seconds * cycles.share
+            seconds["cycles beside attention"] = cycles.seconds * (1 - cycles.share)
+        return max(seconds.items(), key=lambda part: part[1])
+
     def mfu(self, seconds: float) -> float | None:
         """Model FLOPs utilization of a step that takes this long."""
         if self.useful is None or not seconds:
