@@ -14,6 +14,7 @@ from flax import struct
 
 from sora_jax import compat
 from sora_jax.checkpoint.checksums import named_leaves
+from sora_jax.checkpoint.kept_steps import AskedFor
 from sora_jax.checkpoint.meta import CONVERTED, MODELS, check_leaves, check_models, load_meta, make_meta
 from sora_jax.checkpoint.model_folder import WEIGHTS
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, reason_unwritable
@@ -66,7 +67,9 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int = 0):
         _register_array_handler()
         manager = ocp.checkpoint_managers
-        kept = [manager.LatestN(keep)] + ([manager.EveryNSteps(keep_every)] if keep_every else [])
+        self._asked_for = AskedFor(pathlib.Path(workdir))
+        kept = [manager.LatestN(keep), self._asked_for]
+        kept += [manager.EveryNSteps(keep_every)] if keep_every else []
         options = ocp.CheckpointManagerOptions(
             preservation_policy=manager.AnyPreservationPolicy(kept),
             save_decision_policy=manager.FixedIntervalPolicy(1),  # the loop decides
@@ -115,6 +118,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self.manager.latest_step():
             return
+        self._asked_for.read()
         self._bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         meta = make_meta(state, settings, data_hash)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))

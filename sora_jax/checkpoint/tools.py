@@ -8,6 +8,7 @@ import shutil
 import rich.console
 import rich.table
 
+from sora_jax.checkpoint.kept_steps import read_kept_steps
 from sora_jax.checkpoint.meta import load_meta
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint
 from sora_jax.checkpoint.restore import verify_step
@@ -89,12 +90,19 @@ def verify(workdir: pathlib.Path, console: rich.console.Console):
 
 
 def prune(workdir: pathlib.Path, keep: int, keep_every: int, *, dry_run: bool, console: rich.console.Console):
-    """Delete all steps but the last `keep` and the multiples of `keep_every` (0: none), and those set aside.
+    """Delete all steps but the last `keep`, the multiples of `keep_every` (0: none), and those asked for.
+
+    Those that were set aside are deleted as well.
 
     Raises: InputError if a folder can't be deleted.
     """
     folder, steps = find_steps(workdir)
-    stays = {*steps[-keep:], *(step for step in steps if keep_every and step % keep_every == 0)}
+    asked = {step for steps in read_kept_steps(workdir).values() for step in steps}
+    stays = {
+        *steps[-keep:],
+        *(set(steps) & asked),
+        *(step for step in steps if keep_every and step % keep_every == 0),
+    }
     gone = [folder / str(step) for step in steps if step not in stays]
     for path in (*gone, *sorted(folder.glob(f"*{BROKEN}*")), *folder.glob(f"*{DELETED}")):
         size, _ = size_and_time(path)

@@ -1,7 +1,10 @@
 """The command `evaluate`."""
 
+import dataclasses
 import importlib.util
 import pathlib
+import re
+import shlex
 
 from sora_jax.cli.flags import CHECKPOINT, MESH, NO_COMPILE_CACHE, Command, Flag, mesh_of
 from sora_jax.cli.prompt_files import read_lines
@@ -10,17 +13,34 @@ from sora_jax.core.errors import InputError
 
 def run(values, console):
     from sora_jax.evaluate.benchmark import Options
+    from sora_jax.evaluate.decisions import Wanted
     from sora_jax.evaluate.evaluate import evaluate
+    from sora_jax.evaluate.formats import parse_formats
+    from sora_jax.evaluate.subjects import open_subjects
     from sora_jax.evaluate.suites.registry import BENCHMARKS
     from sora_jax.worlds.emoji.suite import BENCHMARKS as EMOJI_BENCHMARKS
     from sora_jax.worlds.shapes import SHIPPED_MODEL
     from sora_jax.worlds.shapes.benchmarks import BENCHMARKS as SHAPES_BENCHMARKS
 
-    checkpoints = [pathlib.Path(path) for path in values.checkpoint or [SHIPPED_MODEL]]
-    if len(checkpoints) > 1 and not values.out:
-        raise InputError(f"--out is missing: name a folder for the report on {len(checkpoints)} checkpoints")
-    beside = checkpoints[0] if values.checkpoint else pathlib.Path()
+    asked = [*(values.checkpoint or ()), *(values.subject or ())]
+    if len(asked) > 1 and not values.out:
+        raise InputError(f"--out is missing: name a folder for the report on {len(asked)} subjects")
+    if values.subject and not values.out:
+        raise InputError("--out is missing: name a folder for the report")
+    beside = _beside(values.checkpoint[0]) if values.checkpoint else pathlib.Path()
     out = pathlib.Path(values.out or beside / "evaluation")
+    checkpoints = list(values.checkpoint or ([] if values.subject else [str(SHIPPED_MODEL)]))
+    suite = [name.strip() for name in values.suite]
+    if not asked and not suite:
+        suite = ["shapes"]  # the data set that the shipped model was trained on is not shipped
+    wanted = Wanted(
+        parse_formats(values.format, out),
+        tuple(values.require or ()),
+        values.lower_end,
+        values.baseline,
+        values.best,
+        _command(values),
+    )
     options = Options(
         prompts=tuple(read_lines(values, "prompts", console)) if values.prompts else (),
         sizes=tuple(values.size),
@@ -29,30 +49,72 @@ def run(values, console):
         **{key: values[key].value for key in ("lpips", "videomae", "clip", "vbench")},
         dimensions=tuple(name.strip() for name in values.dimensions),
     )
+    arguments = {"benchmarks": BENCHMARKS | SHAPES_BENCHMARKS | EMOJI_BENCHMARKS, "suite": suite, "options": options}
+    arguments |= {"mesh": mesh_of(values), "console": console}
     if values.vote:
-        return _vote(checkpoints, out, options, values, console)
-    evaluate(
-        checkpoints,
-        out,
-        benchmarks=BENCHMARKS | SHAPES_BENCHMARKS | EMOJI_BENCHMARKS,
-        suite=[name.strip() for name in values.suite],
-        options=options,
-        mesh=mesh_of(values),
-        console=console,
-    )
+        subjects = open_subjects(checkpoints, values.subject or (), values.step, out)
+        return _vote(subjects, out, options, values, console)
+    if values.watch:
+        _watch(values, out, wanted, arguments)
+    else:
+        evaluate(
+            open_subjects(checkpoints, values.subject or (), values.step, out), out, wanted=wanted, **arguments
+        )
     console.print(f"report: {out / 'index.html'}", highlight=False)
 
 
-def _vote(checkpoints, out, options, values, console):
+def _vote(subjects, out, options, values, console):
     if not all(map(importlib.util.find_spec, ("fastapi", "uvicorn"))):
         raise InputError("--vote needs a web server: pip install 'sora_jax[serve]'")
-    from sora_jax.evaluate.evaluate import videos_to_vote_on
+    from sora_jax.evaluate.vote_videos import videos_to_vote_on
     from sora_jax.serve.vote import make_pairs, serve_votes
 
-    if len(checkpoints) < 2:
+    if len(subjects) < 2:
         raise InputError("--vote: needs two checkpoints or more; give --checkpoint again")
-    videos = videos_to_vote_on(checkpoints, out, options=options, mesh=mesh_of(values), console=console)
+    videos = videos_to_vote_on(subjects, options=options, mesh=mesh_of(values), console=console)
     serve_votes(make_pairs(videos), out, address=(values.host, values.port), console=console)
+
+
+def _watch(values, out, wanted, arguments):
+    """Evaluate the checkpoints of a run as they come, and judge the last one."""
+    from sora_jax.evaluate.evaluate import evaluate, judge
+    from sora_jax.evaluate.watch import watch
+
+    every = re.fullmatch(r"every:([1-9]\d*)", values.step or "every:1")
+    if len(values.checkpoint or ()) != 1 or values.subject:
+        raise InputError("--watch: needs one --checkpoint, the --workdir of a training run, and no --subject")
+    if not every:
+        raise InputError(f"--step={values.step}: with --watch write every:N")
+
+    def measure(subjects):
+        return evaluate(subjects, out, wanted=dataclasses.replace(wanted, judge=False), **arguments)
+
+    workdir = pathlib.Path(values.checkpoint[0]).expanduser()
+    console = arguments["console"]
+    summary = watch(workdir, out, measure, every=int(every[1]), keep_best=values.keep_best, console=console)
+    last = summary["checkpoints"][-1]
+    checks = [check for check in summary.get("checks", ()) if check["subject"] == last.get("name")]
+    found = {suite: {last["name"]: values} for suite, values in last.items() if isinstance(values, dict)}
+    judge(found, {"checks": checks}, out, wanted)
+
+
+def _beside(checkpoint: str) -> pathlib.Path:
+    """The workdir of a checkpoint, which may be given as one of its steps."""
+    path = pathlib.Path(checkpoint).expanduser()
+    return path.parent.parent if path.name.isdecimal() and path.parent.name == "checkpoints" else path
+
+
+def _command(values) -> str:
+    """The command line with the flags that were given."""
+    given = [flag for flag in COMMAND.all_flags if values[flag.key].present]
+    words = []
+    for flag in given:
+        value = values[flag.key].value
+        several = value if isinstance(value, list) and flag.repeated else [value]
+        for one in several:
+            text = ",".join(one) if isinstance(one, list) else str(one)
+            words.append(f"--{flag.name}={shlex.quote(text)}")
+    return " ".join(["sora-jax evaluate", *words])
 
 
 def _lengths(counts: list[str]) -> tuple[int, ...]:
@@ -71,9 +133,21 @@ COMMAND = Command(
                 repeated=True,
             ),
             Flag(
+                "subject",
+                'Checkpoint with settings of its own, "PATH --steps=6,12 --solver=unipc --step=5000 --name=fast"; '
+                "several values are several subjects; or a folder of videos that others made, "
+                '"PATH --prompts=FILE"; again: another.',
+                repeated=True,
+            ),
+            Flag(
+                "step",
+                "Steps of each run to evaluate: a number, all, or every:N; default: the newest.",
+                default="",
+            ),
+            Flag(
                 "suite",
-                "Benchmarks to run: loss, shapes, tasks, long, emoji, temporal, fvd, clip and vbench for "
-                "transformers, reconstruction for autoencoders; default: loss or reconstruction.",
+                "Benchmarks to run: loss, shapes, tasks, long, emoji, temporal, fvd, clip and vbench for transformers, "
+                "reconstruction for autoencoders; default: loss or reconstruction, shapes for the shipped model.",
                 commas=True,
             ),
             Flag("data", "Prepared data set; default: the one that the checkpoint was trained on.", default=""),
@@ -84,6 +158,32 @@ COMMAND = Command(
                 "Folder for the report, required for several checkpoints; default: evaluation in the workdir.",
                 default="",
             ),
+            Flag(
+                "format",
+                "Further forms of the report: markdown, csv, junit, each with :FILE, or :- for standard output.",
+                commas=True,
+            ),
+        ),
+        "Decisions": (
+            Flag(
+                "require",
+                'What every subject must reach, for example "shapes.all >= 0.97"; again: another.',
+                repeated=True,
+            ),
+            Flag("lower-end", "Hold the interval's nearer end to --require, not the value.", bool, False),
+            Flag(
+                "baseline",
+                "Earlier evaluation.json that no subject may be worse than, as far as samples tell.",
+                default="",
+            ),
+            Flag(
+                "watch",
+                "Evaluate each checkpoint of a run that is being trained as it is saved, and end with the run.",
+                bool,
+                False,
+            ),
+            Flag("keep-best", "With --watch, keep the best checkpoint from pruning.", bool, False),
+            Flag("best", "Measure by which the best subject is marked; default: the first.", default=""),
         ),
         "Samples": (
             Flag("samples", "Samples per size and length; 0: the benchmark's own number.", int, 0, min=0),
@@ -128,11 +228,12 @@ COMMAND = Command(
     },
     run,
     about="Benchmarks that an earlier run measured on the same checkpoint and options are not run again. The exit "
-    "code is 2 if a model does not do what its prompts say.",
+    "code is 3 if a model does not do what its prompts say, or does not meet --require or --baseline.",
     examples=(
         "--checkpoint=runs/first",
         "--checkpoint=runs/first --checkpoint=runs/second --suite=loss,shapes --out=comparison",
         "--checkpoint=runs/first --checkpoint=runs/second --vote --out=comparison",
+        "--subject='runs/first --steps=6,12,24' --suite=shapes --out=sweep",
     ),
     joins=True,
 )

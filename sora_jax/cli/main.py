@@ -1,8 +1,12 @@
 """The command line `sora-jax`: finds the command, reads its flags, runs it, and reports errors of input."""
 
 import contextlib
+import importlib.util
 import os
+import pathlib
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from absl import flags
@@ -14,9 +18,10 @@ from sora_jax.cli.config_flags import define_config, one_line
 from sora_jax.cli.flags import NO_COMPILE_CACHE, Command
 from sora_jax.cli.help import help_text, overview
 from sora_jax.core.console import Console
-from sora_jax.core.errors import InputError, did_you_mean, print_error, printable
+from sora_jax.core.errors import InputError, Terminated, did_you_mean, print_error, printable
 
 PREFIX = "--"
+GOOGLE, NETWORK_CARD = "0x1ae0", "0x0042"  # PCI numbers of Google, and of its one card that is no TPU
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
       arguments: of the command line, without the program; None: those of this process.
-    Returns: the exit code: 0; 2 for an error of input, printed in one line; 75 if the same command should be run
-      again; 130 if it was interrupted.
+    Returns: the exit code: 0; 2 for an error of input, printed in one line; 3 if a result is below what was asked
+      for; 75 if the same command should be run again; 130 if it was interrupted, 143 if it was terminated.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
@@ -40,9 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print_error(f"sora-jax {printable(name)}", error)
         return error.code
-    except KeyboardInterrupt:
-        print(f"sora-jax {name}: interrupted; the same command continues from what is complete", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        word = "terminated" if isinstance(error, Terminated) else "interrupted"
+        print(f"sora-jax {name}: {word}; the same command continues from what is complete", file=sys.stderr)
+        return 128 + (signal.SIGTERM if word == "terminated" else signal.SIGINT)
     return 0
 
 
@@ -65,9 +71,10 @@ def run(name: str, arguments: list[str]):
     values = parse(command, [f"sora-jax {name}", *arguments])
     # Grain and TFDS ask absl whether the program has read its flags.
     flags.FLAGS.mark_as_parsed()
+    hide_absent_tpu()
     if not (NO_COMPILE_CACHE.key in values and values[NO_COMPILE_CACHE.key].value):
         use_compile_cache()
-    with joined(command, values, console):
+    with terminable(command), joined(command, values, console):
         command.run(values, console)
 
 
@@ -88,6 +95,39 @@ def parse(command: Command, argv: list[str]) -> flags.FlagValues:
         raise InputError(f"{left[1]!r}: flags begin with --; quote a value with blanks in it")
     command.check_required(values)
     return values
+
+
+@contextlib.contextmanager
+def terminable(command: Command):
+    """A context in which SIGTERM ends the command as Ctrl-C does, unless the command saves on it."""
+    if command.saves or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def hide_absent_tpu():
+    """Keep JAX from starting libtpu on a machine without a TPU, where libtpu only complains.
+
+    To be called before JAX is imported. `plan` installs libtpu, to compile for TPUs that are elsewhere.
+    """
+    if "JAX_PLATFORMS" in os.environ or "jax" in sys.modules or not importlib.util.find_spec("libtpu"):
+        return
+    for device in pathlib.Path("/sys/bus/pci/devices").glob("*"):
+        if device.joinpath("vendor").read_text().strip() == GOOGLE and (
+            device.joinpath("device").read_text().strip() != NETWORK_CARD
+        ):
+            return
+    plugin = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    os.environ["JAX_PLATFORMS"] = "cuda,cpu" if plugin and pathlib.Path("/dev/nvidia0").exists() else "cpu"
 
 
 def joined(command: Command, values: flags.FlagValues, console: Console):

@@ -61,6 +61,16 @@ def run_on_first_host(work: Callable[[], object]):
             decide("")
 
 
+def of_first_host(text: Callable[[], str]) -> str:
+    """A text of process 0, the same in every process; only process 0 makes it."""
+    if not is_multiprocess():
+        return text()
+    key = f"sora_jax/{next(_rounds)}/text"
+    if global_state.process_id == 0:
+        global_state.client.key_value_set(key, text())
+    return global_state.client.blocking_key_value_get(key, WORK_SECONDS * 1000)
+
+
 def raise_on_all_hosts(work: Callable[[], Result], kinds: tuple[type[Exception], ...]) -> Result:
     """Do work in every process; if it raises one of these exceptions in any process, all raise it.
 

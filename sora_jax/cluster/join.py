@@ -35,7 +35,7 @@ import rich.console
 import sora_jax
 from sora_jax import compat
 from sora_jax.cluster.agreement import assert_equal_across_hosts, barrier, flatten, is_multiprocess
-from sora_jax.core.errors import EXIT_RETRY, AbsentError, InputError
+from sora_jax.core.errors import EXIT_RETRY, AbsentError, InputError, Terminated
 
 PREFIX = "SORA_JAX_"
 VARIABLES = tuple(
@@ -76,6 +76,8 @@ def joined_processes(asked: Mapping, console: rich.console.Console, *, handles_s
 def exit_code(error: BaseException) -> int:
     if isinstance(error, InputError):
         return error.code
+    if isinstance(error, Terminated):
+        return 143
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 

@@ -286,6 +286,12 @@ class TrainSettings(Group):
     save_every: int = field(1000, "Interval of checkpoints.", unit="updates", min=1)
     keep: int = field(3, "Number of latest checkpoints kept.", min=1)
     keep_every: int = field(0, "Also keep the checkpoints at multiples of this; 0: none.", unit="updates", min=0)
+    eval_every: int = field(
+        1000,
+        "Interval of the loss on held-out clips, of the averaged weights, on at most 16 batches; 0: none.",
+        unit="updates",
+        min=0,
+    )
     bad_steps: int = field(
         5,
         "Stop after this many successive updates with a loss or gradient that is not finite.",

@@ -28,6 +28,16 @@ class AbsentError(InputError):
     code = EXIT_RETRY
 
 
+class NotGoodEnough(InputError):
+    """Everything ran, and the result is below what was asked for."""
+
+    code = 3
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, to a command that does not save on it."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint to append to "unknown ...": the most similar known name, or all of them."""
     names = sorted(known)

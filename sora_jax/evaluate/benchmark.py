@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import rich.console
@@ -12,10 +13,13 @@ from jax.experimental import multihost_utils
 
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.config.schema import SampleSettings
-from sora_jax.core.storage import atomic_write
+from sora_jax.core.storage import atomic_write, digest
 from sora_jax.data.media.video import probe, read_clip
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
+from sora_jax.evaluate.videos_under_test import VideosUnderTest
 from sora_jax.report.page import Section
+
+Subject = CheckpointUnderTest | VideosUnderTest
 
 # (prompts, settings of their videos, number of the first prompt) -> each video's frames, [F, H, W, 3] uint8.
 Sampler = Callable[[list[str], SampleSettings, int], Iterable[np.ndarray]]
@@ -54,41 +58,75 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sample:
+    """What was measured of one sample: a video, or a held-out clip.
+
+    Args:
+      key: the same for the same prompt and noise of any subject; samples with equal keys are compared.
+      values: measure -> a number, or whether the sample is right.
+      group: samples of a group are not independent, for example those of one prompt; "": the key.
+      weight: of the sample in the mean.
+      video: relative to the folder of the subject; "": there is none to show.
+      note: shown below the video, beside the prompt.
+    """
+
+    key: str
+    values: Mapping[str, float | bool]
+    group: str = ""
+    weight: float = 1.0
+    video: str = ""
+    prompt: str = ""
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Benchmark:
     """A benchmark.
 
     Args:
-      objectives: training objectives of the checkpoints that it applies to.
+      objectives: of the subjects that it applies to: "flow" and "autoencoder" are checkpoints of these training
+        objectives, "videos" a folder of videos that others made.
       uses: names of the Options that its values depend on.
       measure: (checkpoint, options, console) -> values that JSON can hold. It runs on every process; the values
         of the first one count.
       show: (name -> values, name -> folder of its media) -> sections of the page, side by side. It runs on the
         first process.
       check: (checkpoint, options); raises InputError if something is missing, before anything is computed.
+      samples: values -> what was measured of each sample, for intervals and comparisons.
+      figures: values -> measures that have one number for all samples.
+      better: measure -> "higher" or "lower"; a measure that is not in it is shown and not judged.
     """
 
     objectives: tuple[str, ...]
     uses: tuple[str, ...]
-    measure: Callable[[CheckpointUnderTest, Options, rich.console.Console], dict]
+    measure: Callable[[Any, Options, rich.console.Console], dict]
     show: Callable[[Mapping[str, dict], Mapping[str, pathlib.Path]], list[Section]]
-    check: Callable[[CheckpointUnderTest, Options], None] = lambda checkpoint, options: None
+    check: Callable[[Any, Options], None] = lambda checkpoint, options: None
+    samples: Callable[[dict], list[Sample]] = lambda values: []
+    figures: Callable[[dict], dict[str, float]] = lambda values: {}
+    better: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def measure_once(
     name: str,
     benchmark: Benchmark,
-    checkpoint: CheckpointUnderTest,
+    checkpoint: Subject,
     options: Options,
     console: rich.console.Console,
 ) -> dict:
-    """The values of a benchmark: those kept by an earlier run of the same checkpoint and options, or new ones."""
-    path = checkpoint.out / f"{name}.json"
-    asked = {"checkpoint": checkpoint.content_hash} | {use: getattr(options, use) for use in benchmark.uses}
+    """The values of a benchmark: those kept by an earlier run of the same content and options, or new ones."""
+    asked = {"subject": checkpoint.content_hash, "sample": checkpoint.sample_settings}
+    asked |= {use: getattr(options, use) for use in benchmark.uses}
+    if isinstance(checkpoint, CheckpointUnderTest) and "data" in asked and not asked.get("prompts"):
+        asked["data"] = checkpoint.data_hash(options.data)
     asked = json.loads(json.dumps(asked))
-    kept = json.loads(path.read_text()) if path.is_file() else {}
+    path = checkpoint.out / f"{name}-{digest(asked)[:8]}.json"
+    kept = _read_kept(path)
     if bool(multihost_utils.broadcast_one_to_all(np.asarray(kept.get("asked") == asked))):
         console.print(f"{checkpoint.name}: {name}: already measured", highlight=False)
         return kept.get("values", {})
+    # Paths of videos elsewhere are relative to it, and lead through it.
+    run_on_first_host(lambda: checkpoint.out.mkdir(parents=True, exist_ok=True))
     values = benchmark.measure(checkpoint, options, console)
 
     def write():
@@ -97,6 +135,15 @@ def measure_once(
 
     run_on_first_host(write)
     return values
+
+
+def _read_kept(path: pathlib.Path) -> dict:
+    """The content of a file of kept values; {} if it is absent or damaged."""
+    try:
+        kept = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
 
 
 def read_video(path: pathlib.Path) -> np.ndarray:

@@ -1,28 +1,31 @@
-"""Benchmarks of one or more checkpoints, as JSON, as tables, and as a page side by side."""
+"""Benchmarks of one or more subjects, as JSON, as tables, and as a page side by side."""
 
-import json
+import dataclasses
+import functools
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax
 import rich.console
 
-from sora_jax.cluster.agreement import run_on_first_host
+from sora_jax.cluster.agreement import raise_on_all_hosts, run_on_first_host
 from sora_jax.config.schema import MeshSettings
-from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.errors import InputError, NotGoodEnough, did_you_mean
 from sora_jax.core.mesh import make_mesh
-from sora_jax.core.storage import atomic_write
-from sora_jax.evaluate.benchmark import Benchmark, Options, measure_once
-from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest, open_checkpoint
-from sora_jax.evaluate.samples import captions_of, cells, make_samples, repeat_prompts
-from sora_jax.report.page import write_page
+from sora_jax.core.storage import explain_os_errors, remove_stale_temporaries, temporary_path
+from sora_jax.evaluate.benchmark import Benchmark, Options, Subject, measure_once
+from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest, write_kept
+from sora_jax.evaluate.decisions import Wanted, parse_requirement, read_baseline
+from sora_jax.evaluate.results import Results, write_report
+from sora_jax.evaluate.subjects import open_subjects
 
-DEFAULT_SUITE = {"flow": ("loss",), "autoencoder": ("reconstruction",)}  # by training objective
-VOTED = 32  # prompts that people are shown
+DEFAULT_SUITE = {"flow": ("loss",), "autoencoder": ("reconstruction",), "videos": ("temporal",)}  # by objective
+FLAGS = {"sizes": "size"}  # of options whose flag has another name
 
 
 def evaluate(
-    workdirs: Sequence[pathlib.Path],
+    subjects: Sequence[Subject | pathlib.Path],
     out: pathlib.Path,
     *,
     benchmarks: Mapping[str, Benchmark],
@@ -30,110 +33,104 @@ def evaluate(
     options: Options,
     mesh: MeshSettings,
     console: rich.console.Console,
+    wanted: Wanted | None = None,
 ) -> dict:
-    """Run benchmarks on checkpoints and write a report; values that an earlier call kept are not measured again.
+    """Run benchmarks on subjects and write a report; values that an earlier call kept are not measured again.
 
     Args:
-      workdirs: of training runs, or folders of released models.
-      out: folder for evaluation.json, index.html, and a folder for each checkpoint.
+      subjects: as `open_subjects` gives them, or workdirs.
+      out: folder for evaluation.json, index.html, and a folder for each subject.
       benchmarks: all that there are, by name.
-      suite: names of those to run; (): by each checkpoint's objective.
-    Returns: the content of evaluation.json: {"checkpoints": [{"name", "checkpoint", "step", "objective", and the
-      values of each benchmark under its name}]}.
-    Raises: InputError if a checkpoint, its data or weights are absent; and, after everything is written, if a
-      model fails a benchmark.
+      suite: names of those to run; (): by each subject's objective.
+    Returns: the content of evaluation.json (docs/reference/evaluation_json.md).
+    Raises: InputError if a checkpoint, its data or weights are absent, or `out` can't be written, before anything
+      is measured; NotGoodEnough, after everything is written, if a model fails a benchmark or what is wanted.
     """
-    checkpoints = name_checkpoints(workdirs, out)
-    chosen = {checkpoint.name: choose(checkpoint, suite, benchmarks) for checkpoint in checkpoints}
-    for checkpoint in checkpoints:
-        for name in chosen[checkpoint.name]:
-            benchmarks[name].check(checkpoint, options)
-    results: dict[str, dict[str, dict]] = {}
-    with jax.set_mesh(make_mesh(mesh)):
-        for checkpoint in checkpoints:
-            for name in chosen[checkpoint.name]:
-                values = measure_once(name, benchmarks[name], checkpoint, options, console)
-                results.setdefault(name, {})[checkpoint.name] = values
-    summary = {"checkpoints": [_summary(checkpoint, results) for checkpoint in checkpoints]}
+    wanted = wanted or Wanted()
+    if not all(hasattr(subject, "out") for subject in subjects):
+        subjects = open_subjects([str(path) for path in subjects], (), "", out)
+    chosen = {subject.name: choose(subject, suite, benchmarks) for subject in subjects}
+    check_options(options, {name for names in chosen.values() for name in names}, benchmarks)
+    for subject in subjects:
+        for name in chosen[subject.name]:
+            benchmarks[name].check(subject, options)
+    for text in wanted.require:
+        parse_requirement(text)
+    baseline = read_baseline(wanted.baseline) if wanted.baseline else None
+    run_on_first_host(lambda: check_writable(out))
+    values: dict[str, dict[str, dict]] = {}
+    devices = make_mesh(mesh)
+    with jax.set_mesh(devices):
+        for subject in subjects:
+            for name in chosen[subject.name]:
+                found = measure_once(name, benchmarks[name], subject, options, console)
+                values.setdefault(name, {})[subject.name] = found
+            vars(subject).pop("generator", None)  # free the memory for the next one's
+            if isinstance(subject, CheckpointUnderTest):
+                run_on_first_host(functools.partial(write_kept, subject))
+    results = Results(subjects, {name: benchmarks[name] for name in values}, values, options, wanted, baseline)
+    summary: dict = {}
     # By the first process alone, which has read the samples; if it raises, all do.
-    run_on_first_host(lambda: _write_report(checkpoints, benchmarks, results, summary, out))
-    return summary
+    run_on_first_host(lambda: summary.update(write_report(results, out, console)))
+    raise_on_all_hosts(lambda: judge(results.values, summary, out, wanted), (NotGoodEnough,))
+    return summary or {
+        "checkpoints": [{name: by[s.name] for name, by in values.items() if s.name in by} for s in subjects]
+    }
 
 
-def videos_to_vote_on(
-    workdirs: Sequence[pathlib.Path], out: pathlib.Path, *, options: Options, mesh: MeshSettings, console
-) -> dict[str, list[tuple[str, pathlib.Path]]]:
-    """Samples of the same prompts by every checkpoint: name -> (prompt, file) of each.
-
-    Raises: InputError if a checkpoint is absent, or several sizes or lengths are asked for.
-    """
-    checkpoints = name_checkpoints(workdirs, out)
-    prompts = captions_of(checkpoints[0], options)
-    prompts = repeat_prompts(prompts, options.samples or min(len(prompts), VOTED))
-    found = {}
-    with jax.set_mesh(make_mesh(mesh)):
-        for checkpoint in checkpoints:
-            asked = cells(checkpoint, options)
-            if len(asked) > 1:
-                raise InputError("--vote: takes one size and one length; see --size and --frames")
-            paths = make_samples(checkpoint, options, prompts, asked[0], console)
-            found[checkpoint.name] = list(zip(prompts, paths, strict=True))
-    return found
-
-
-def name_checkpoints(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> list[CheckpointUnderTest]:
-    """The checkpoints under different names, each a folder of `out`.
-
-    Raises: InputError if a workdir has none, or is named twice.
-    """
-    paths = [pathlib.Path(path) for path in workdirs]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise InputError(f"--checkpoint={path}: is named twice")
-    names = [path.resolve().name for path in paths]
-    if len(set(names)) < len(names):
-        names = ["-".join(part for part in path.parts if part not in ("/", "..", ".")) for path in paths]
-    return [open_checkpoint(path, name, out / name) for path, name in zip(paths, names, strict=True)]
-
-
-def choose(
-    checkpoint: CheckpointUnderTest, suite: Sequence[str], benchmarks: Mapping[str, Benchmark]
-) -> tuple[str, ...]:
+def choose(subject: Subject, suite: Sequence[str], benchmarks: Mapping[str, Benchmark]) -> tuple[str, ...]:
     """Names of the benchmarks to run. Raises: InputError for an unknown one, or one that does not apply."""
-    objective = checkpoint.settings.objective
+    objective = subject.objective
     for name in suite:
         if name not in benchmarks:
             raise InputError(f"--suite: no benchmark {name!r}, {did_you_mean(name, benchmarks)}")
         if objective not in benchmarks[name].objectives:
             fit = ", ".join(n for n, benchmark in benchmarks.items() if objective in benchmark.objectives)
-            raise InputError(f"--suite={name}: does not apply to {checkpoint.workdir}, a {objective}; {fit} do")
+            path = subject.described()["path"]
+            kind = "folder of videos" if objective == "videos" else objective
+            raise InputError(f"--suite={name}: does not apply to {path}, a {kind}; {fit} do")
     return tuple(dict.fromkeys(suite)) or DEFAULT_SUITE[objective]
 
 
-def _summary(checkpoint, results) -> dict:
-    """A checkpoint and the values of its benchmarks, for evaluation.json."""
-    return {
-        "name": checkpoint.name,
-        "checkpoint": str(checkpoint.workdir),
-        "step": checkpoint.step,
-        "objective": checkpoint.settings.objective,
-        **{name: values[checkpoint.name] for name, values in results.items() if checkpoint.name in values},
-    }
+def check_options(options: Options, suite: set[str], benchmarks: Mapping[str, Benchmark]):
+    """Raise InputError for an option that is given and that no chosen benchmark uses."""
+    used = {use for name in suite for use in benchmarks[name].uses} | {"sampler"}
+    for field in dataclasses.fields(options):
+        if field.name in used or getattr(options, field.name) == field.default:
+            continue
+        takers = ", ".join(name for name, benchmark in benchmarks.items() if field.name in benchmark.uses)
+        flag = FLAGS.get(field.name, field.name)
+        raise InputError(f"--{flag}: --suite={','.join(sorted(suite))} does not use it; {takers} do")
 
 
-def _write_report(checkpoints, benchmarks, results, summary, out):
-    """Write evaluation.json and index.html. Raises: InputError, then, for models that fail a benchmark."""
-    folders = {checkpoint.name: checkpoint.out for checkpoint in checkpoints}
-    sections = [section for name in results for section in benchmarks[name].show(results[name], folders)]
-    with atomic_write(out / "evaluation.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=1))
-    line = "; ".join(f"{c.name}: {c.settings.objective} after {c.step:,} updates" for c in checkpoints)
-    write_page(out / "index.html", f"Evaluation of {', '.join(folders)}", line, sections)
-    faults = [
+def check_writable(out: pathlib.Path):
+    """Make the folder, remove what ended runs left in it, and try to write. Raises: InputError."""
+    with explain_os_errors(out):
+        if out.exists() and not out.is_dir():
+            raise InputError(f"--out={out}: is a file; name a folder")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            trial = temporary_path(out / "trial")
+            trial.touch()
+            trial.unlink()
+        except FileNotFoundError:  # as in /proc
+            raise InputError(f"--out={out}: no folder can be made there") from None
+    for folder in itertools.chain([out], (path for path in out.rglob("*") if path.is_dir())):
+        remove_stale_temporaries(folder)
+
+
+def judge(values: Mapping[str, Mapping[str, dict]], summary: dict, out: pathlib.Path, wanted: Wanted):
+    """Raise NotGoodEnough for faults of models and for checks that do not hold, if that is wanted."""
+    wrong = [
         f"{name}: {fault}"
-        for by_checkpoint in results.values()
-        for name, values in by_checkpoint.items()
-        for fault in values.get("faults", ())
+        for by_subject in values.values()
+        for name, found in by_subject.items()
+        for fault in found.get("faults", ())
     ]
-    if faults:
-        raise InputError(f"{'; '.join(faults)}. The whole report is {out / 'index.html'}")
+    wrong += [
+        f"{check['subject']}: {check['asked']}: {check['found']}"
+        for check in summary.get("checks", ())
+        if not check["holds"]
+    ]
+    if wrong and wanted.judge:
+        raise NotGoodEnough(f"{'; '.join(wrong)}. The whole report is {out / 'index.html'}")

@@ -3,11 +3,12 @@
 Benchmarks read samples from these files, so that they measure what people see.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -18,14 +19,16 @@ from sora_jax.config.load import parse_size
 from sora_jax.config.schema import MeshSettings, SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
+from sora_jax.core.storage import remove_stale_temporaries
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.data.media.video import count_frames, probe, read_frames
 from sora_jax.data.prepare.sources import find_sources
-from sora_jax.evaluate.benchmark import Options
+from sora_jax.evaluate.benchmark import Options, Subject, read_video
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.metrics.reconstruction import reconstruct
+from sora_jax.evaluate.videos_under_test import VideosUnderTest
 from sora_jax.generate.generator import latent_shape
-from sora_jax.generate.output.writer import VideoWriter
+from sora_jax.generate.output.writer import VideoWriter, write_webp
 from sora_jax.generate.request import Request, TaskInputs
 from sora_jax.generate.sample import sample
 from sora_jax.generate.sampling.pipeline import Noise, sample_latents
@@ -34,11 +37,13 @@ from sora_jax.models.autoencoder.streaming import decode_stream
 CRF = 8  # of x264; low enough that the detector of the shapes world reads files as well as raw frames
 
 
-def cells(checkpoint: CheckpointUnderTest, options: Options) -> list[SampleSettings]:
-    """The settings of samples, one "cell" for each size and length.
+def cells(checkpoint: Subject, options: Options) -> list[SampleSettings]:
+    """The settings of samples, one "cell" for each size and length; none for videos made elsewhere.
 
     Raises: InputError for a size or length that the model can't make.
     """
+    if isinstance(checkpoint, VideosUnderTest):
+        return []
     own = checkpoint.settings.sample
     made = [
         dataclasses.replace(own, size=size, frames=frames)
@@ -48,6 +53,55 @@ def cells(checkpoint: CheckpointUnderTest, options: Options) -> list[SampleSetti
     for cell in made:
         latent_shape(checkpoint.settings, cell)
     return made
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSet:
+    """Videos to measure, of one size and length if a model made them.
+
+    Args:
+      name: of the set, "WIDTHxHEIGHT, N frames", or "" for videos made elsewhere.
+      stride: frames in a latent frame of the model; 1 if there is none.
+    """
+
+    name: str
+    prompts: list[str]
+    paths: list[pathlib.Path]
+    fps: float
+    stride: int
+    cell: SampleSettings | None = None
+
+    def keys(self) -> list[str]:
+        """A key of each video for `benchmark.Sample`: its prompt, and how often that came before."""
+        seen: collections.Counter = collections.Counter()
+        made = []
+        for prompt in self.prompts:
+            made.append(f"{prompt} #{seen[prompt]}")
+            seen[prompt] += 1
+        return made
+
+
+def video_sets(
+    subject: Subject,
+    options: Options,
+    prompts_of: Callable[[SampleSettings], Sequence[str]],
+    console,
+) -> Iterator[VideoSet]:
+    """The videos of a subject: those that a checkpoint makes of prompts, or those that lie in a folder.
+
+    Args:
+      prompts_of: settings of the samples -> a prompt for each.
+    """
+    if isinstance(subject, VideosUnderTest):
+        paths = [subject.folder / name for name in subject.prompts]
+        yield VideoSet("", list(subject.prompts.values()), paths, probe(paths[0]).fps or 1.0, 1)
+        return
+    for cell in cells(subject, options):
+        prompts = list(prompts_of(cell))
+        paths = make_samples(subject, options, prompts, cell, console)
+        name = f"{cell.size}, {cell.frames} frames"
+        stride = subject.settings.autoencoder.temporal_stride
+        yield VideoSet(name, prompts, paths, cell.fps, stride, cell)
 
 
 def make_samples(
@@ -64,6 +118,17 @@ def make_samples(
     return paths
 
 
+def is_intact(path: pathlib.Path) -> bool:
+    """Whether a video exists and all of it can be read."""
+    if not path.exists():
+        return False
+    try:
+        read_video(path)
+    except InputError:
+        return False
+    return True
+
+
 def make_missing(
     checkpoint: CheckpointUnderTest,
     options: Options,
@@ -72,14 +137,17 @@ def make_missing(
     cell: SampleSettings,
     console,
 ):
-    """Make the missing files of prompts in their order; each appears when it is complete."""
+    """Make the missing and damaged files of prompts in their order; each appears when it is complete."""
+    remove_stale_temporaries(paths[0].parent)
     # The first host decides, as it writes the files.
-    missing = multihost_utils.broadcast_one_to_all(np.asarray([not path.exists() for path in paths], bool))
+    mine = [not is_intact(path) for path in paths] if jax.process_index() == 0 else [False] * len(paths)
+    missing = multihost_utils.broadcast_one_to_all(np.asarray(mine, bool))
     rows = _rows()
     groups = [first for first in range(0, len(prompts), rows) if np.any(missing[first : first + rows])]
     sampler = options.sampler or _sampler(checkpoint, options.seed)
     with progress_bar(console) as bar:
-        task = bar.add_task(f"{checkpoint.name}: samples", total=len(groups) * rows, numbers="")
+        total = sum(len(prompts[first : first + rows]) for first in groups)
+        task = bar.add_task(f"{checkpoint.name}: samples", total=total, numbers="")
         for first in groups:
             group = prompts[first : first + rows]
             for n, video in enumerate(sampler(group, cell, first), start=first):
@@ -108,11 +176,11 @@ def sample_by_command(
     **options,
 ):
     """Make a video with the command `sample`, unless it exists; options: further arguments of `sample`."""
-    if not multihost_utils.broadcast_one_to_all(np.asarray(not path.exists())):
+    if not multihost_utils.broadcast_one_to_all(np.asarray(not is_intact(path))):
         return
     sample(
         checkpoint.workdir,
-        Request((prompt,), inputs, seed, changes={"size": cell.size, "frames": cell.frames}),
+        Request((prompt,), inputs, seed, changes={**checkpoint.changes, "size": cell.size, "frames": cell.frames}),
         path,
         mesh=MeshSettings(**jax.sharding.get_mesh().shape),
         console=rich.console.Console(quiet=True),
@@ -146,11 +214,13 @@ def records_of(checkpoint: CheckpointUnderTest, options: Options) -> Mixture:
     return Mixture(options.data or data.path, data.kind, where="--data")
 
 
-def captions_of(checkpoint: CheckpointUnderTest, options: Options) -> list[str]:
-    """The prompts of the options, or the captions of the held-out clips.
+def captions_of(checkpoint: Subject, options: Options) -> list[str]:
+    """The prompts of the options, or the captions of the held-out clips; those of videos made elsewhere.
 
     Raises: InputError if there are none.
     """
+    if isinstance(checkpoint, VideosUnderTest):
+        return list(checkpoint.prompts.values())
     if options.prompts:
         return list(options.prompts)
     records = records_of(checkpoint, options)
@@ -203,6 +273,22 @@ def _pieces(folder, size, cell):
             for start in range(0, count_frames(video, cell.fps) - cell.frames + 1, cell.frames):
                 frames = read_frames(video, [size], fps=cell.fps, start=start, frames=cell.frames)
                 yield np.stack([made for (made,) in frames])
+
+
+def write_preview(out: pathlib.Path, video: str, frames: np.ndarray, fps: float, prompt: str) -> str:
+    """Write an animated WebP of a video for browsers that can't play it. Returns: its path, relative to `out`.
+
+    Args:
+      video: relative to `out`; the preview of one outside of it is in `out` itself.
+      frames: of the video, [F, H, W, 3] uint8.
+    """
+    inside = not video.startswith("..")
+    path = out / video if inside else out / "previews" / f"{digest(video)}.mp4"
+    path = path.with_suffix(".webp")
+    scale = max(1, 192 // max(frames.shape[1:3]))
+    large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    write_webp(path, large, fps, metadata={"prompt": prompt})
+    return str(path.relative_to(out))
 
 
 def size_of(cell: SampleSettings) -> tuple[int, int]:

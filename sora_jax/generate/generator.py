@@ -42,28 +42,32 @@ class Generator:
     velocity_change: VelocityChange | None = None
 
 
-def read_run(workdir: pathlib.Path) -> tuple[pathlib.Path, int, Settings]:
-    """(folder of a workdir's checkpoints, step of the newest one, its settings).
+def read_run(workdir: pathlib.Path, step: int | None = None) -> tuple[pathlib.Path, int, Settings]:
+    """(folder of a workdir's checkpoints, a step, by default that of the newest one, its settings).
 
     Raises: InputError if there is no checkpoint, or not one of a transformer.
     """
-    folder, step = find_checkpoint(workdir)
+    folder, newest = find_checkpoint(workdir)
+    step = newest if step is None else step
     settings, _ = read_meta(folder, step)
     if settings.objective == "autoencoder":
         raise InputError(f"{workdir}: its checkpoint is an {settings.objective}; `sample` needs a transformer's")
     return folder, step, settings
 
 
-def load_generator(workdir: pathlib.Path, *, dtype: str | None = None, lora: Sequence[str] = ()) -> Generator:
-    """The averaged parameters of a workdir's newest checkpoint, laid out on the current mesh.
+def load_generator(
+    workdir: pathlib.Path, *, dtype: str | None = None, lora: Sequence[str] = (), step: int | None = None
+) -> Generator:
+    """The averaged parameters of a checkpoint in a workdir, laid out on the current mesh.
 
     Args:
+      step: of the checkpoint; None: the newest.
       dtype: to compute in; None: that of config.sample, or else of each model.
       lora: adapters to add, each PATH or PATH:STRENGTH; for one of two experts high=PATH or low=PATH.
     Raises: InputError if there is no checkpoint, it is not a transformer's, or a part of it is missing.
     """
     workdir = pathlib.Path(workdir)
-    folder, step, settings = read_run(workdir)
+    folder, step, settings = read_run(workdir, step)
     if settings.flow.time_max < 1:
         raise InputError(
             f"{workdir}: an expert for times up to {settings.flow.time_max}; sample from the workdir around it"

@@ -12,6 +12,7 @@ import rich.console
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.mesh import make_mesh
+from sora_jax.core.progress import run_interruptibly
 from sora_jax.plan import estimate
 from sora_jax.plan.attention import Schedule, schedule
 from sora_jax.plan.estimate import Roofline
@@ -134,13 +135,14 @@ class Planner:
         sizes = dict(mesh.shape)
         tried = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
         started = time.monotonic()
-        with self.console.status(f"compiling {self.what} for {self.topology}, {tried or 'one device'}"):
+        doing = f"compiling {self.what} for {self.topology}, {tried or 'one device'}"
+        with self.console.status(doing):
             with jax.set_mesh(mesh), compiling_for(chip):
                 step = make_program(settings, self.what)
                 parts = {name: chip_bytes(tree, sizes) for name, tree in step.parts.items()}
                 lowered = step.lower()
                 try:
-                    compiled, needed = lowered.compile(), 0.0
+                    compiled, needed = run_interruptibly(lowered.compile, self.console, doing), 0.0
                 except jax.errors.JaxRuntimeError as error:
                     if (needed := out_of_memory(str(error))) is None:
                         raise

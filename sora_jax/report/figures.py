@@ -66,6 +66,11 @@ def draw_loss_curves(path: str | os.PathLike, runs: Mapping[str, str | os.PathLi
         if "loss" not in metrics:
             raise InputError(f"{file}: no line of it has a loss")
         _draw_curve(panel, title, metrics["step"], metrics["loss"])
+        if "held_out_loss" in metrics:
+            there = np.isfinite(metrics["held_out_loss"])
+            held_out = metrics["step"][there], metrics["held_out_loss"][there]
+            panel.plot(*held_out, "o-", color=COLOURS[1], markersize=3, linewidth=1.2, label="held out")
+            panel.legend(frameon=False)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=144, format="png")
 
@@ -271,6 +276,41 @@ def draw_time_series(
         _quieten(panel)
     if len(series) > 1:
         figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", frameon=False)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=144, format="png")
+
+
+def draw_course(
+    path: str | os.PathLike, panels: Mapping[str, Sequence[tuple]], label: str, *, columns: int = 4
+) -> None:
+    """Draw measures over a step or a setting as a PNG, a panel each, with intervals.
+
+    Args:
+      panels: measure -> (place, value, low, high) in order; places are numbers or texts, low and high may be None.
+      label: of the places.
+    """
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * rows), layout="constrained", facecolor=PAPER)
+    for number, (measure, points) in enumerate(panels.items()):
+        panel = figure.add_subplot(rows, columns, number + 1)
+        places, values, *ends = zip(*points, strict=True)
+        numeric = all(isinstance(place, int | float) for place in places)
+        x = np.array(places if numeric else range(len(places)), float)
+        order = np.argsort(x, kind="stable")
+        low, high = (
+            np.array([v if end is None else end for v, end in zip(values, side, strict=True)], float)[order]
+            for side in ends
+        )
+        panel.fill_between(x[order], low, high, color=ACCENT, alpha=0.15, linewidth=0)
+        panel.plot(x[order], np.array(values, float)[order], "o-", color=ACCENT, markersize=4)
+        if not numeric:
+            panel.set_xticks(range(len(places)), places)
+        elif max(x) >= 10_000:
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:,g}k"))
+        panel.set_title(measure, loc="left", color=INK, fontsize=10, fontweight="bold")
+        panel.set_xlabel(label, color=FAINT)
+        _quieten(panel)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=144, format="png")
 

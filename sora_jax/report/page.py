@@ -13,6 +13,8 @@ import PIL.Image
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import atomic_write
 
+SHORT = 36  # letters of a table's cell that stay on one line
+
 STYLE = """
 :root { color-scheme: light dark;
   --paper: light-dark(#f6f7f9, #14161b); --card: light-dark(#fff, #1d2027); --ink: light-dark(#1f2430, #e8eaef);
@@ -41,14 +43,50 @@ caption { padding: 12px 16px; text-align: left; color: var(--faint) }
 thead th { border-top: 0; color: var(--faint); font-weight: 500; font-size: 14px }
 tbody th { font-weight: 500 }
 .number { text-align: right }
+.short { white-space: nowrap }
+td:not(.short), th:not(.short) { min-width: 16em; overflow-wrap: anywhere }
+.pairs { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)) }
+.pair > div { display: grid; grid-template-columns: 1fr 1fr; gap: 2px }
+.pair small { display: block; padding: 8px 12px 0; color: var(--faint); line-height: 1.4 }
+.pair b { color: var(--ink); font-weight: 600 }
 .sheet { table-layout: fixed }
-.sheet th, .sheet td { padding: 8px; vertical-align: top }
+.sheet th, .sheet td { min-width: 0; padding: 8px; vertical-align: top }
 .sheet thead th:first-child { width: 80px }
 .sheet img { display: block; width: 100%; height: auto }
 .time { width: 55% }
 .bar { height: 8px; min-width: 2px; border-radius: 4px; background: var(--blue) }
 footer { margin-top: 56px; color: var(--faint); font-size: 14px }
 """
+
+
+# Both videos of a pair begin together, and the second follows the first; a browser that can't play one of them
+# shows both as pictures, which begin together as well.
+IN_STEP = """<script>
+for (const pair of document.querySelectorAll(".pair")) {
+  const [a, b] = pair.querySelectorAll("video");
+  const pictures = pair.querySelectorAll("img");
+  const instead = () => {
+    if (!a.isConnected) return;
+    a.remove(); b.remove();
+    for (const picture of pictures) { picture.src = picture.dataset.src; picture.hidden = false; }
+  };
+  a.addEventListener("error", instead); b.addEventListener("error", instead);
+  if (a.error || b.error) instead();
+  const start = () => {
+    if (!pair.dataset.seen || a.readyState < 3 || b.readyState < 3) return;
+    b.currentTime = a.currentTime; a.play(); b.play();
+  };
+  a.addEventListener("canplay", start, { once: true }); b.addEventListener("canplay", start, { once: true });
+  a.addEventListener("timeupdate", () => {
+    if (Math.abs(a.currentTime - b.currentTime) > 0.08) b.currentTime = a.currentTime;
+    if (b.paused && !a.paused) b.play();
+  });
+  new IntersectionObserver(([entry]) => {
+    if (entry.isIntersecting) { pair.dataset.seen = "1"; a.preload = b.preload = "auto"; start(); }
+    else { a.pause(); b.pause(); }
+  }).observe(pair);
+}
+</script>"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +121,40 @@ class Gallery:
 
     def html(self, folder: pathlib.Path) -> str:
         return f'<div class="gallery">{"".join(clip.html(folder) for clip in self.clips)}</div>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two videos of one prompt."""
+
+    caption: str
+    clips: tuple[Clip, Clip]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Pairs of videos that play in step, under the names of their sides."""
+
+    names: tuple[str, str]
+    pairs: Sequence[Pair]
+
+    def html(self, folder: pathlib.Path) -> str:
+        return f'<div class="pairs">{"".join(self._pair(pair, folder) for pair in self.pairs)}</div>{IN_STEP}'
+
+    def _pair(self, pair: Pair, folder: pathlib.Path) -> str:
+        sides = ""
+        for name, clip in zip(self.names, pair.clips, strict=True):
+            with PIL.Image.open(clip.preview) as image:
+                width, height = image.size
+            size = f'width="{width}" height="{height}"' + (' class="pixels"' if width < 200 else "")
+            sides += (
+                f'<div><video {size} src="{link(clip.video, folder)}" loop muted playsinline preload="metadata">'
+                f'</video><img {size} data-src="{link(clip.preview, folder)}" alt="{html.escape(clip.caption)}" '
+                f"hidden><small><b>{html.escape(name)}</b> {html.escape(clip.note)}</small></div>"
+            )
+        return (
+            f'<figure class="pair"><div>{sides}</div><figcaption>{html.escape(pair.caption)}</figcaption></figure>'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +254,7 @@ class Section:
 
     title: str
     note: str
-    parts: Sequence[Gallery | Sheet | Picture | Table | Durations]
+    parts: Sequence[Gallery | Pairs | Sheet | Picture | Table | Durations]
 
     def html(self, folder: pathlib.Path) -> str:
         parts = "".join(part.html(folder) for part in self.parts)
@@ -205,7 +277,7 @@ def write_page(path: str | os.PathLike, title: str, summary: str, sections: Sequ
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>"
             f"<header><h1>{html.escape(title)}</h1><p>{html.escape(summary)}</p></header>{body}"
-            "<footer>Written by sora_jax. The videos are AI-generated.</footer></main></body></html>\n",
+            "<footer>Written by sora_jax. Videos made by models are AI-generated.</footer></main></body></html>\n",
             encoding="utf-8",
         )
 
@@ -265,7 +337,9 @@ def link(file: str | os.PathLike, folder: pathlib.Path) -> str:
 
 
 def cell(tag: str, text: str, right: bool) -> str:
-    kind = ' class="number"' if right else ""
+    # A short text stays on one line, and a narrow window scrolls; a long one wraps.
+    kinds = ["number"] * right + ["short"] * (len(text) <= SHORT)
+    kind = f' class="{" ".join(kinds)}"' if kinds else ""
     return f"<{tag}{kind}>{html.escape(text)}</{tag}>"
 
 

@@ -18,6 +18,7 @@ from sora_jax.core.random_keys import seed_key
 from sora_jax.models.layers.params import count_params
 from sora_jax.train.autoencoder_statistics import save_autoencoder
 from sora_jax.train.init_from import init_from
+from sora_jax.train.monitoring.held_out_loss import HeldOutLoss
 from sora_jax.train.monitoring.loss_monitor import LossMonitor
 from sora_jax.train.monitoring.metrics_log import MetricsLog
 from sora_jax.train.monitoring.run_monitor import RunMonitor
@@ -75,6 +76,7 @@ class Trainer:
             settings.optimizer, settings.train.steps, self.objective.players, self.objective.rates
         )
         self.step = make_step(self.objective, self.optimizer, settings)
+        self.held_out = HeldOutLoss(settings, self.objective, self.mesh)
         with jax.set_mesh(self.mesh):
             self.abstract = abstract_on_mesh(abstract_state(self.objective, self.optimizer))
             self.frozen_params = self.objective.frozen_params()
@@ -88,7 +90,7 @@ class Trainer:
 
     def start_or_resume(self, checkpoints: Checkpoints) -> TrainState:
         """The state of the last checkpoint; without one, a new state in a new workdir."""
-        self._tell(*self.data.stream.notes)
+        self._tell(*self.data.stream.notes, *([self.held_out.note] if self.held_out.note else []))
         latest = checkpoints.latest()
         assert_equal_across_hosts({f"the last checkpoint in {self.workdir}": str(latest)})
         state = self._start() if latest is None else self._resume(checkpoints)
@@ -162,7 +164,9 @@ class Trainer:
                     report(*pending)
                 metrics.count(units / self.data.share, flops / self.data.share, wait)
                 last = must_stop(n) or self.monitor.check_time(n) or n == settings.steps
-                pending = n, values, last or n % settings.log_every == 0
+                if due := self.held_out.due(n):
+                    values = values | self.monitor.held_out_loss(state, self.held_out)
+                pending = n, values, last or due or n % settings.log_every == 0
                 if last or n % settings.save_every == 0:
                     self.workdir_lock.check()
                     checkpoints.save(state, self.settings, self.data.hash)

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +145,36 @@ def test_the_control_is_at_chance(home):
         assert least <= values["shuffled"][name] <= most, name
 
 
+@pytest.mark.parametrize("samples", [5, 8, 20])
+def test_few_samples_are_judged_over_all_attributes_together(samples):
+    prompts = make_prompts(samples, size=(64, 64), frames=17, fps=16.0)
+    assert summarize(prompts, [asked(n) for n in range(samples)])["faults"] == []
+    (fault,) = summarize(prompts, [another(n) for n in range(samples)])["faults"]
+    assert f"{samples} samples do not show that the prompts are heard" in fault
+    values = summarize(prompts[:2], [another(n) for n in range(2)])
+    assert values["faults"] == [] and "too few to tell" in values["notes"][0]
+
+
+def test_a_damaged_sample_and_damaged_values_are_made_anew(home, tmp_path):
+    model = Model(asked)
+    run(home[0] / "good", tmp_path, model, "shapes", samples=5)
+    first, *_, last = sorted(tmp_path.rglob("samples/*/*.mp4"))
+    first.write_bytes(first.read_bytes()[:-300])
+    next(tmp_path.glob("*/shapes-*.json")).write_text('{"asked"')
+    values = run(home[0] / "good", tmp_path, model, "shapes", samples=5)["checkpoints"][0]["shapes"]
+    assert model.made == [*range(5), 0, 1] and values["adherence"][ALL]["share"] == 1
+    assert probe(first).frames == probe(last).frames == 17
+
+
+def test_a_copy_or_a_new_time_measures_nothing_anew(home, tmp_path):
+    shutil.copytree(home[0] / "good", tmp_path / "copy")
+    (tmp_path / "copy/checkpoints/3").touch()
+    model = Model(asked)
+    shutil.copytree(home[0] / "report", tmp_path / "report")
+    values = run(tmp_path / "copy", tmp_path / "report", model, "shapes")
+    assert model.made == [] and values["checkpoints"][0]["name"] == "copy"
+
+
 def test_other_processes_need_not_have_read_the_samples(home, tmp_path, monkeypatch):
     """A process after the first: what the first one does alone is left out."""
     for name in ("evaluate.evaluate", "evaluate.benchmark", "worlds.shapes.prompt_suite"):
@@ -228,7 +259,7 @@ def test_existing_values_and_samples_are_kept_and_more_samples_add_to_them(home,
     assert read_metadata(videos[2])["prompt"] == make_prompts(4, size=(64, 64), frames=17, fps=16.0)[2]
     before = {path: path.read_bytes() for path in videos}
     run(home[0] / "other", tmp_path, model, "shapes", samples=4)  # the values are there
-    (tmp_path / "other/shapes.json").unlink()
+    next(tmp_path.glob("*/shapes-*.json")).unlink()
     videos[1].unlink()  # as if a kill had come between
     run(home[0] / "other", tmp_path, model, "shapes", samples=6)
     assert model.made == [0, 1, 2, 3, 0, 1, 4, 5]  # in groups of two
@@ -251,8 +282,8 @@ def test_checkpoints_stand_side_by_side_by_size_and_length(home, tmp_path):
     assert set(shapes["by_size"]) == {"64x64", "96x64"} and set(shapes["by_frames"]) == {"5", "17"}
     assert shapes["by_aspect"]["3:2"][ALL]["of"] == 12
     page = (tmp_path / "report/index.html").read_text()
-    assert "Shapes by good" in page and "Shapes by second" in page and page.count("<video") == 16
-    with PIL.Image.open(tmp_path / "report/second/shapes.png") as sheet:
+    assert "Samples of good" in page and "Samples of second" in page and page.count("<video") == 16 + 2 * 8
+    with PIL.Image.open(next(path for path in (tmp_path / "report").glob("*/shapes-*.png"))) as sheet:
         assert min(sheet.size) > 500
 
 
@@ -350,6 +381,19 @@ def test_samples_for_vbench_are_named_as_its_tool_reads_them(home, tmp_path):
 # Mistakes --------------------------------------------------------------------------------------------------------
 
 
+def test_the_folder_for_the_report_is_checked_before_anything_is_computed(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(home[0])
+    (tmp_path / "file").write_text("")
+    for out, words in {
+        tmp_path / "file": "file: is a file; name a folder",
+        tmp_path / "file/below": "a file stands where a folder should be",
+        "/proc/nowhere": "no folder can be made there",
+    }.items():
+        assert main(["evaluate", "--checkpoint=good", "--mesh=data=8", "--suite=shapes", f"--out={out}"]) == 2
+        err = capsys.readouterr().err
+        assert words in err.splitlines()[-1] and "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -369,6 +413,16 @@ def test_samples_for_vbench_are_named_as_its_tool_reads_them(home, tmp_path):
         (["--suite=long", "--seconds=1", "--prompts=p.txt"], "6 spans of 3 frames or more"),
         (["--suite=temporal", "--data=nowhere"], "--data: no folder nowhere"),
         (["--checkpoint=good", "--out=x"], "is named twice"),
+        (["--suite=shapes", "--prompts=p.txt"], "--prompts: --suite=shapes does not use it; loss"),
+        (["--suite=shapes", "--lpips=x"], "--lpips: --suite=shapes does not use it; reconstruction do"),
+        (["--suite=shapes", "--require=shapes.all 3"], "write a measure, >= or <=, and a number"),
+        (["--suite=shapes", "--baseline=nowhere.json"], "nowhere.json: no such file"),
+        (["--suite=shapes", "--step=4"], "no complete checkpoint of step 4; there are 3"),
+        (["--suite=shapes", "--step=each"], "write a number, all, or every:N"),
+        (["--suite=shapes", "--step=every:2"], "has no such step, only 3"),
+        (["--suite=shapes", "--format=html"], "known: csv, junit, markdown"),
+        (["--suite=shapes", "--subject=other --stps=4", "--out=x"], "no key 'stps', did you mean 'steps'?"),
+        (["--suite=shapes", "--subject=other --steps=few", "--out=x"], "steps=few is no whole number"),
         (["--checkpoint=other"], "--out is missing"),
     ],
 )

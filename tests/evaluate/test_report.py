@@ -250,7 +250,7 @@ def test_a_report_shows_tables_of_any_numbers(tmp_path):
     page = Reader(tmp_path / "report.html")
     assert {"0.1235", "–", "∞", "NaN", "832x480 <wide>", "Lower is better"} <= set(page.text)
     numbers = [attrs.get("class") for tag, attrs in page.tags if tag == "td"]
-    assert numbers[:6] == ["number"] * 6
+    assert numbers[:6] == ["number short"] * 6
 
 
 def test_a_page_is_not_written_with_a_picture_missing(tmp_path):

@@ -150,7 +150,7 @@ def test_the_shapes_suite_fails_the_model_that_ships_when_it_is_broken(tmp_path,
             breaks(params)
         save_model(folder / RELEASED, VideoModel, settings, params, dtype="bfloat16", metadata={STEP: "1"})
     flags = ["--suite=shapes", "--frames=1", f"--samples={samples}"]
-    assert main(["evaluate", f"--checkpoint={folder}", *flags]) == (2 if breaks else 0)
+    assert main(["evaluate", f"--checkpoint={folder}", *flags]) == (3 if breaks else 0)
     told = capsys.readouterr()
     assert ("FAULT" in told.out + told.err) == bool(breaks)
 
@@ -163,10 +163,11 @@ def test_long_videos_of_the_model_that_ships_are_measured_once_and_do_not_drift(
     (tmp_path / "prompts.txt").write_text(f"{prompt}\n")
     flags = ["--suite=long", "--seconds=2", "--samples=1", "--prompts=prompts.txt", "--out=report"]
     on_one_device(VERB, "evaluate", *flags)
-    (found,) = json.loads(pathlib.Path("report/shapes/long.json").read_text())["values"]["by_cell"].values()
+    (kept,) = pathlib.Path("report").glob("*/long-*.json")
+    (found,) = json.loads(kept.read_text())["values"]["by_cell"].values()
     assert len(found["spans"]) == 6 and all(span["as asked"] == 1 for span in found["spans"])
     assert all(span["colour"] < 10 and 0.7 < span["sharpness"] < 1.4 for span in found["spans"])
-    video = tmp_path / "report/shapes" / found["videos"][0]["video"]
+    video = tmp_path / kept.parent / found["videos"][0]["video"]
     assert probe(video).frames == 32 and read_metadata(video)["prompt"] == prompt
     page = pathlib.Path("report/index.html").read_text()
     assert {"long.png", "sheet.png", video.name} <= set(page.replace('"', "/").split("/"))

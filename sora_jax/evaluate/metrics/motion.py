@@ -1,6 +1,6 @@
 """Motion of a video: flicker, seams between latent frames, drift from beginning to end."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -51,9 +51,8 @@ def gradient(x: np.ndarray) -> float:
     return float(np.abs(np.diff(x, axis=1)).mean() + np.abs(np.diff(x, axis=2)).mean())
 
 
-def mean_motion(videos: Iterable[np.ndarray], stride: int) -> dict[str, float | None]:
+def mean_motion(found: Sequence[dict[str, float | None]]) -> dict:
     """Means of `measure_motion` over the videos that have a value, and "videos", the number of all."""
-    found = [measure_motion(video, stride) for video in videos]
     means: dict[str, float | None] = {}
     for name in MEASURES:
         there = [values[name] for values in found if values[name] is not None]

@@ -4,6 +4,7 @@ Source: Hessel et al. 2021 (arXiv 2104.08718), without its factor of 2.5; the me
 """
 
 import functools
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -17,9 +18,8 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.progress import progress_bar
 from sora_jax.data.conditioning_frames import clip_preprocess
-from sora_jax.evaluate.benchmark import Benchmark, Options, read_video
-from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
-from sora_jax.evaluate.samples import captions_of, cells, make_samples, repeat_prompts
+from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, Subject, read_video
+from sora_jax.evaluate.samples import captions_of, cells, repeat_prompts, video_sets
 from sora_jax.interop.metric_backbones import load_clip
 from sora_jax.interop.tensors import tensors_in
 from sora_jax.models.layers.params import bind
@@ -70,7 +70,7 @@ def clip_score(settings: ClipSettings, params: dict, tokens: Sequence[int], vide
     return float(100 * jnp.mean(jnp.maximum(images @ text[0], 0)))
 
 
-def _check(checkpoint: CheckpointUnderTest, options: Options):
+def _check(checkpoint: Subject, options: Options):
     if not options.clip:
         raise InputError("--suite=clip: --clip is missing, a folder with a CLIPModel of transformers")
     tensors_in(options.clip)
@@ -79,13 +79,15 @@ def _check(checkpoint: CheckpointUnderTest, options: Options):
     cells(checkpoint, options)
 
 
-def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict:
+def _measure(checkpoint: Subject, options: Options, console) -> dict:
     values: dict = {"by_cell": {}}
-    for cell in cells(checkpoint, options):
-        prompts = repeat_prompts(captions_of(checkpoint, options), options.samples or SAMPLES)
-        paths = make_samples(checkpoint, options, prompts, cell, console)
 
-        def score(prompts=prompts, paths=paths, cell=cell):
+    def prompts_of(cell):
+        return repeat_prompts(captions_of(checkpoint, options), options.samples or SAMPLES)
+
+    for videos in video_sets(checkpoint, options, prompts_of, console):
+
+        def score(videos=videos, prompts=videos.prompts, paths=videos.paths):
             with jax.set_mesh(make_mesh(MeshSettings(), jax.local_devices()[:1])), progress_bar(console) as bar:
                 settings, params = load_clip(options.clip)
                 tokenizer = load_tokenizer(options.clip, settings.tokens)
@@ -98,8 +100,12 @@ def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict
             few = f"{len(set(prompts))} prompts are few; the score of a single prompt depends on its wording"
             found = {"score": float(np.mean(scores)), "error": error, "samples": len(scores)}
             found["warning"] = few if len(set(prompts)) < MIN_PROMPTS else ""
-            values["by_cell"][f"{cell.size}, {cell.frames} frames"] = found
-            line = f"{checkpoint.name}: CLIP score {found['score']:.4g} of {len(scores)} samples of {cell.size}"
+            found["each"] = [
+                {"key": key, "prompt": prompt, "score": one, "video": os.path.relpath(path, checkpoint.out)}
+                for key, prompt, one, path in zip(videos.keys(), prompts, scores, paths, strict=True)
+            ]
+            values["by_cell"][videos.name] = found
+            line = f"{checkpoint.name}: CLIP score {found['score']:.4g} of {len(scores)} samples"
             console.print(line, highlight=False)
             if found["warning"]:
                 console.print(f"warning: {found['warning']}", highlight=False)
@@ -119,6 +125,26 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return [Section("CLIP score", note, [Table(header, rows)])]
 
 
+def _samples(values: dict) -> list[Sample]:
+    return [
+        Sample(
+            f"{cell} {one['key']}",
+            {"score": one["score"]},
+            one["prompt"],
+            video=one["video"],
+            prompt=one["prompt"],
+        )
+        for cell, found in values.get("by_cell", {}).items()
+        for one in found["each"]
+    ]
+
+
 CLIP = Benchmark(
-    ("flow",), ("data", "samples", "prompts", "sizes", "frames", "seed", "clip"), _measure, _show, _check
+    ("flow", "videos"),
+    ("data", "samples", "prompts", "sizes", "frames", "seed", "clip"),
+    _measure,
+    _show,
+    _check,
+    samples=_samples,
+    better={"score": "higher"},
 )

@@ -14,15 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.config.schema import MeshSettings
+from sora_jax.config.schema import MeshSettings, SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import atomic_write
-from sora_jax.evaluate.benchmark import Benchmark, Options, read_video
-from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
+from sora_jax.data.media.video import probe
+from sora_jax.evaluate.benchmark import Benchmark, Options, Subject, read_video
 from sora_jax.evaluate.metrics.frechet import frechet_distance
-from sora_jax.evaluate.samples import captions_of, cells, make_samples, real_videos, repeat_prompts
+from sora_jax.evaluate.samples import captions_of, cells, real_videos, repeat_prompts, video_sets
+from sora_jax.evaluate.videos_under_test import VideosUnderTest
 from sora_jax.interop.metric_backbones import load_video_encoder
 from sora_jax.interop.tensors import tensors_in
 from sora_jax.models.layers.params import bind
@@ -66,23 +67,33 @@ def features(settings: VideoEncoderSettings, params: dict, videos: Iterable[np.n
     return np.concatenate(made)
 
 
-def _check(checkpoint: CheckpointUnderTest, options: Options):
+def _check(checkpoint: Subject, options: Options):
     if not options.videomae:
         raise InputError("--suite=fvd: --videomae is missing, a folder with a VideoMAE encoder's safetensors")
     tensors_in(options.videomae)
     captions_of(checkpoint, options)
     cells(checkpoint, options)
+    if isinstance(checkpoint, VideosUnderTest) and not options.videos:
+        raise InputError("--suite=fvd: --videos is missing, a folder of real videos to compare with")
 
 
-def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict:
+def _cell_of(path: pathlib.Path) -> SampleSettings:
+    """Size, length and rate of a video made elsewhere, for the real videos that it is compared with."""
+    video = probe(path)
+    return SampleSettings(size=f"{video.width}x{video.height}", frames=video.frames, fps=video.fps or 1.0)
+
+
+def _measure(checkpoint: Subject, options: Options, console) -> dict:
     values: dict = {"by_cell": {}}
     with jax.set_mesh(_alone()):
         settings, params = load_video_encoder(options.videomae)
-    for cell in cells(checkpoint, options):
-        count = options.samples or SAMPLES
-        paths = make_samples(
-            checkpoint, options, repeat_prompts(captions_of(checkpoint, options), count), cell, console
-        )
+
+    def prompts_of(cell):
+        return repeat_prompts(captions_of(checkpoint, options), options.samples or SAMPLES)
+
+    for group in video_sets(checkpoint, options, prompts_of, console):
+        paths, count = group.paths, len(group.paths)
+        cell = group.cell or _cell_of(paths[0])
         name = f"{cell.size}-{cell.frames}"
         about = f"{options.videomae} {options.data} {options.videos} {[path.name for path in paths]}"
         kept = hashlib.sha256(about.encode()).hexdigest()[:8]
@@ -105,7 +116,7 @@ def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict
             "real": len(real),
         }
         found["warning"] = warning(count, len(real), settings.width)
-        values["by_cell"][f"{cell.size}, {cell.frames} frames"] = found
+        values["by_cell"][group.name] = found
         line = f"{checkpoint.name}: FVD {found['fvd']:.4g} of {count} samples and {len(real)} real videos"
         console.print(f"{line} of {cell.size}", highlight=False)
         if found["warning"]:
@@ -141,10 +152,17 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return [Section("FVD", note, [Table(("checkpoint", "size", "FVD", "samples", "real videos"), rows)])]
 
 
+def _figures(values: dict) -> dict[str, float]:
+    found = values.get("by_cell", {})
+    return {"fvd" if len(found) == 1 else f"fvd, {cell}": one["fvd"] for cell, one in found.items()}
+
+
 FVD = Benchmark(
-    ("flow",),
+    ("flow", "videos"),
     ("data", "samples", "prompts", "sizes", "frames", "seed", "videos", "videomae"),
     _measure,
     _show,
     _check,
+    figures=_figures,
+    better={"fvd": "lower"},
 )

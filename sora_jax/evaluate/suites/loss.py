@@ -24,7 +24,7 @@ from sora_jax.data.loader.conditioning_masks import conditioning_tasks, draw_con
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.data.loader.stream import validation_sequences
 from sora_jax.diffusion.flow import flow_errors
-from sora_jax.evaluate.benchmark import Benchmark, Options, side_by_side, terminal_table
+from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, side_by_side, terminal_table
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.encode_packed import encode_packed, place_packed
@@ -63,9 +63,10 @@ def validation_losses(
       advance: called after each batch and time.
       encode: batch of pixels -> batch of patches.
     Returns: {"loss": mean over all, "by_time": {"0.05": ...}, "by_size": {"64x64": ...}, "by_frames": {"17": ...},
-      "by_task": {"text": ..., "first_frame": ...}, "clips": their number}.
+      "by_task": {"text": ..., "first_frame": ...}, "clips": their number, "each": (sum of errors, their number) of
+      each clip}.
     """
-    means, tasks = _Means(), given_tasks(settings)
+    means, each, tasks = _Means(), _Means(), given_tasks(settings)
     rows = local_rows(jax.sharding.get_mesh(), settings.data.batch)
     clips = 0
     for number, batch in enumerate(batches):
@@ -92,9 +93,16 @@ def validation_losses(
                 errors, counted = multihost_utils.process_allgather(found, tiled=True)
                 for clip in kinds:
                     mine = segment_ids[clip.row] == clip.segment
-                    means.add(groups_of(clip, t), errors[clip.row][mine], counted[clip.row][mine])
+                    groups = groups_of(clip, t)
+                    if ("loss",) in groups:
+                        each.add(
+                            [("clip", number, clip.row, clip.segment)],
+                            errors[clip.row][mine],
+                            counted[clip.row][mine],
+                        )
+                    means.add(groups, errors[clip.row][mine], counted[clip.row][mine])
             advance()
-    result: dict = {"clips": clips}
+    result: dict = {"clips": clips, "each": each.of("clip")}
     for (name, *key), mean in means.items():
         if key:
             result.setdefault(name, {})[key[0]] = mean
@@ -113,6 +121,10 @@ class _Means:
         for group in groups:
             self._sums[group] += float(np.sum(errors))
             self._counts[group] += float(np.sum(counted))
+
+    def of(self, name):
+        """(sum, count) of each group whose key begins with a name, in the order in which they came."""
+        return [(self._sums[group], self._counts[group]) for group in self._counts if group[0] == name]
 
     def items(self):
         return [(group, self._sums[group] / count) for group, count in self._counts.items() if count]
@@ -201,4 +213,12 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return [Section("Validation loss", f"{'; '.join(losses)}. Time 0 is data, 1 is noise.", tables)]
 
 
-LOSS = Benchmark(("flow",), ("data",), _measure, _show, _check)
+def _samples(values: dict) -> list[Sample]:
+    return [
+        Sample(f"{values['data']} {number}", {"loss": total / count}, weight=count)
+        for number, (total, count) in enumerate(values.get("each", ()))
+        if count
+    ]
+
+
+LOSS = Benchmark(("flow",), ("data",), _measure, _show, _check, samples=_samples, better={"loss": "lower"})

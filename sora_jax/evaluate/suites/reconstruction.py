@@ -11,7 +11,7 @@ from sora_jax.config.schema import AutoencoderSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
 from sora_jax.data.loader.mixture import Mixture
-from sora_jax.evaluate.benchmark import Benchmark, Options, terminal_table
+from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, terminal_table
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.metrics.reconstruction import measure_reconstruction
 from sora_jax.interop.lpips import load_lpips
@@ -101,4 +101,23 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return sections
 
 
-RECONSTRUCTION = Benchmark(("autoencoder",), ("data", "lpips"), _measure, _show, _check)
+def _samples(values: dict) -> list[Sample]:
+    return [
+        Sample(
+            f"{clip['source']} {clip['start']} {clip['size']} {clip['frames']}",
+            {MEASURES[key].removesuffix(", dB"): clip[key] for key in MEASURES if key in clip},
+            clip["source"],
+        )
+        for clip in values.get("clips", ())
+    ]
+
+
+RECONSTRUCTION = Benchmark(
+    ("autoencoder",),
+    ("data", "lpips"),
+    _measure,
+    _show,
+    _check,
+    samples=_samples,
+    better={"PSNR": "higher", "SSIM": "higher", "MS-SSIM": "higher", "LPIPS": "lower"},
+)

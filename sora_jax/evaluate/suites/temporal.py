@@ -1,43 +1,52 @@
 """The benchmark `temporal`: motion, flicker, seams and drift of samples beside those of real videos."""
 
+import os
 import pathlib
 from collections.abc import Mapping
 
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.core.errors import InputError
-from sora_jax.evaluate.benchmark import Benchmark, Options, read_video, terminal_table
-from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
-from sora_jax.evaluate.metrics.motion import MEASURES, mean_motion
-from sora_jax.evaluate.samples import captions_of, cells, make_samples, real_videos, repeat_prompts
+from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, Subject, read_video, terminal_table
+from sora_jax.evaluate.metrics.motion import MEASURES, mean_motion, measure_motion
+from sora_jax.evaluate.samples import captions_of, cells, real_videos, repeat_prompts, video_sets
 from sora_jax.report.page import Section, Table
 
 SAMPLES = 64
 
 
-def _check(checkpoint: CheckpointUnderTest, options: Options):
+def _check(checkpoint: Subject, options: Options):
     captions_of(checkpoint, options)
     for cell in cells(checkpoint, options):
         if cell.frames < 3:
             raise InputError(f"--suite=temporal: motion needs 3 frames or more, not {cell.frames}; see --frames")
 
 
-def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict:
-    stride = checkpoint.settings.autoencoder.temporal_stride
+def _measure(checkpoint: Subject, options: Options, console) -> dict:
     values: dict = {"by_cell": {}}
-    for cell in cells(checkpoint, options):
-        prompts = repeat_prompts(captions_of(checkpoint, options), options.samples or SAMPLES)
-        paths = make_samples(checkpoint, options, prompts, cell, console)
 
+    def prompts_of(cell):
+        return repeat_prompts(captions_of(checkpoint, options), options.samples or SAMPLES)
+
+    for videos in video_sets(checkpoint, options, prompts_of, console):
         found: dict[str, dict] = {}
-        values["by_cell"][f"{cell.size}, {cell.frames} frames"] = found
+        values["by_cell"][videos.name] = found
 
-        def measure(paths=paths, found=found):
-            found["samples"] = mean_motion(map(read_video, paths), stride)
+        def measure(videos=videos, found=found):
+            each = [measure_motion(read_video(path), videos.stride) for path in videos.paths]
+            found["samples"] = mean_motion(each)
+            about = zip(videos.keys(), videos.prompts, videos.paths, each, strict=True)
+            found["samples"]["each"] = [
+                {"key": key, "prompt": prompt, "video": os.path.relpath(path, checkpoint.out), "values": one}
+                for key, prompt, path, one in about
+            ]
 
         run_on_first_host(measure)
+        if videos.cell is None:
+            continue
         try:
             # On every process, as all of them decode.
-            found["real"] = mean_motion(real_videos(checkpoint, options, cell, len(paths)), stride)
+            real = real_videos(checkpoint, options, videos.cell, len(videos.paths))
+            found["real"] = mean_motion([measure_motion(video, videos.stride) for video in real])
         except InputError as error:  # real videos are optional
             console.print(f"note: nothing to compare with: {error}", highlight=False, soft_wrap=True)
     header = ("of", "which", *MEASURES)
@@ -59,6 +68,26 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return [Section("Motion", note, [Table(header, rows)])]
 
 
+def _samples(values: dict) -> list[Sample]:
+    return [
+        Sample(
+            f"{cell} {one['key']}",
+            {name: value for name, value in one["values"].items() if value is not None},
+            one["prompt"],
+            video=one["video"],
+            prompt=one["prompt"],
+        )
+        for cell, found in values.get("by_cell", {}).items()
+        for one in found["samples"]["each"]
+    ]
+
+
 TEMPORAL = Benchmark(
-    ("flow",), ("data", "samples", "prompts", "sizes", "frames", "seed", "videos"), _measure, _show, _check
+    ("flow", "videos"),
+    ("data", "samples", "prompts", "sizes", "frames", "seed", "videos"),
+    _measure,
+    _show,
+    _check,
+    samples=_samples,
+    better={"flicker": "lower", "drift": "lower"},
 )

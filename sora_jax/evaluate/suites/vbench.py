@@ -3,7 +3,10 @@
 Source: Huang et al. 2023 (arXiv 2311.17982); prompts/README.md of its repository.
 """
 
+import collections
+import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -14,8 +17,7 @@ from jax.experimental import multihost_utils
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import atomic_write, content_hash, digest, weights_digest
-from sora_jax.evaluate.benchmark import Benchmark, Options, terminal_table
-from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
+from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, Subject, terminal_table
 from sora_jax.evaluate.samples import cells, make_missing
 from sora_jax.evaluate.vbench.dimensions import (
     DIMENSIONS,
@@ -28,6 +30,7 @@ from sora_jax.evaluate.vbench.dimensions import (
     missing_weights,
     quality_score,
 )
+from sora_jax.evaluate.videos_under_test import VideosUnderTest
 from sora_jax.report.page import Section, Table
 
 SAMPLES = 5  # of each prompt; VBench's dimension temporal_flickering needs 25
@@ -102,12 +105,16 @@ def _measured(dimension, videos, weights, kept, console) -> list[float | None]:
     return [float(np.nansum(column)) if known else None for column, known in zip(of_all.T, there, strict=True)]
 
 
-def _check(checkpoint: CheckpointUnderTest, options: Options):
-    if not options.prompts:
-        raise InputError("--suite=vbench: --prompts is missing, VBench's own file, prompts/all_dimension.txt")
-    names_of(options.prompts, options.samples or SAMPLES)
-    if len(cells(checkpoint, options)) > 1:
-        raise InputError("--suite=vbench: takes one size and one length; see --size and --frames")
+def _check(checkpoint: Subject, options: Options):
+    if isinstance(checkpoint, VideosUnderTest):
+        if not options.vbench:
+            raise InputError("--suite=vbench: of videos made elsewhere it needs --vbench, a folder of weights")
+    else:
+        if not options.prompts:
+            raise InputError("--suite=vbench: --prompts is missing, VBench's own file, prompts/all_dimension.txt")
+        names_of(options.prompts, options.samples or SAMPLES)
+        if len(cells(checkpoint, options)) > 1:
+            raise InputError("--suite=vbench: takes one size and one length; see --size and --frames")
     if options.vbench and not pathlib.Path(options.vbench).is_dir():
         raise InputError(
             f"--vbench={options.vbench}: no such folder; docs/guide/vbench.md says what belongs into it"
@@ -118,15 +125,24 @@ def _check(checkpoint: CheckpointUnderTest, options: Options):
             raise InputError(f"--dimensions: {dimension.name} needs weights in --vbench: {absent}")
 
 
-def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict:
-    (cell,) = cells(checkpoint, options)
-    named = names_of(options.prompts, options.samples or SAMPLES)
-    folder = checkpoint.out / f"vbench-{checkpoint.content_hash}-{cell.size}-{cell.frames}-{options.seed}"
-    videos = [(prompt, folder / name) for prompt, name in named]
-    make_missing(
-        checkpoint, options, [prompt for prompt, _ in videos], [path for _, path in videos], cell, console
-    )
-    values = {"folder": str(folder), "prompts": len(set(options.prompts)), "videos": len(named)}
+def _measure(checkpoint: Subject, options: Options, console) -> dict:
+    if isinstance(checkpoint, VideosUnderTest):
+        folder = checkpoint.folder
+        videos = [(prompt, folder / name) for name, prompt in checkpoint.prompts.items()]
+    else:
+        (cell,) = cells(checkpoint, options)
+        named = names_of(options.prompts, options.samples or SAMPLES)
+        settings = digest(dataclasses.asdict(cell))[:8]  # of samples
+        folder = checkpoint.out / f"vbench-{cell.size}-{cell.frames}-{settings}-{options.seed}"
+        videos = [(prompt, folder / name) for prompt, name in named]
+        make_missing(
+            checkpoint, options, [prompt for prompt, _ in videos], [path for _, path in videos], cell, console
+        )
+    values = {"folder": str(folder), "prompts": len({prompt for prompt, _ in videos}), "videos": len(videos)}
+    values["each"] = [
+        {"prompt": prompt, "file": path.name, "video": os.path.relpath(path, checkpoint.out)}
+        for prompt, path in videos
+    ]
     if not options.vbench:
         return values
     found = measure_videos(videos, options.vbench, chosen_dimensions(options.dimensions), checkpoint.out, console)
@@ -172,10 +188,28 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return [Section("VBench", " ".join(notes), parts)]
 
 
+def _samples(values: dict) -> list[Sample]:
+    seen: collections.Counter = collections.Counter()
+    made = []
+    for one in values["each"] if "measured" in values else ():
+        found = {k: v for k, v in values["measured"]["videos"][one["file"]].items() if v is not None}
+        prompt = one["prompt"]
+        made.append(Sample(f"{prompt} #{seen[prompt]}", found, prompt, video=one["video"], prompt=prompt))
+        seen[prompt] += 1
+    return made
+
+
+def _figures(values: dict) -> dict[str, float]:
+    return {"quality score": values["quality"]} if values.get("quality") is not None else {}
+
+
 VBENCH = Benchmark(
-    ("flow",),
+    ("flow", "videos"),
     ("samples", "prompts", "sizes", "frames", "seed", "vbench", "dimensions"),
     _measure,
     _show,
     _check,
+    samples=_samples,
+    figures=_figures,
+    better=dict.fromkeys((*DIMENSIONS, "quality score"), "higher"),
 )

@@ -79,6 +79,8 @@ class MetricsLog:
             self.board.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
             self.board.flush()
         numbers = f"loss {values['loss']:.4f}  {values[self.unit + '_per_s']:,.0f} {self.unit}/s"
+        if "held_out_loss" in values:
+            numbers = f"held-out loss {values['held_out_loss']:.4f}  {numbers}"
         if self.bar:
             self.bar.update(self.task, completed=step, numbers=numbers)
         else:

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from sora_jax.cluster.heartbeat import BUSY, DONE, PREEMPTED, STARTING, TRAINING, Heartbeat
 from sora_jax.config.schema import Settings
 from sora_jax.report.page import duration
+from sora_jax.train.monitoring.held_out_loss import HeldOutLoss
 from sora_jax.train.monitoring.metrics_log import MetricsLog
 from sora_jax.train.monitoring.profiler import Profiler
 from sora_jax.train.monitoring.run_history import RunHistory, run_totals
@@ -91,6 +92,15 @@ class RunMonitor:
                     step, state.ema, self.frozen_params, self.metrics, lambda: self.heartbeat.beat(BUSY)
                 )
             self.heartbeat.beat(doing)
+
+    def held_out_loss(self, state, held_out: HeldOutLoss) -> dict:
+        """{"held_out_loss": of the state's averaged weights}; its time does not count in the speed."""
+        jax.block_until_ready(state.step)
+        self.heartbeat.beat(BUSY)
+        with self.metrics.excluded():
+            found = {"held_out_loss": held_out.measure(state.ema, self.frozen_params)}
+        self.heartbeat.beat(TRAINING)
+        return found
 
     def close(self):
         """No update follows, because the run is done, stopped or failed."""

@@ -6,16 +6,16 @@ better than the control.
 
 import itertools
 import math
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from sora_jax.cluster.agreement import run_on_first_host
-from sora_jax.evaluate.benchmark import Benchmark, Options, read_video, terminal_table
-from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
-from sora_jax.evaluate.samples import cells, make_samples, size_of
-from sora_jax.generate.output.writer import write_webp
+from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, Subject, read_video, terminal_table
+from sora_jax.evaluate.samples import cells, digest, size_of, video_sets, write_preview
+from sora_jax.evaluate.videos_under_test import VideosUnderTest
 from sora_jax.report.figures import draw_contact_sheet, draw_shares
 from sora_jax.report.page import Clip, Gallery, Picture, Section, Table
 from sora_jax.worlds.shapes.captions import caption
@@ -30,6 +30,9 @@ ATTRIBUTES = (*OF_THINGS, "background", "count")
 ALL = "all together"
 SHUFFLES = 20  # of the control, so that its noise is small beside that of the samples
 MIN_SAMPLES = 30  # prompts that name an attribute, for it to be judged
+FEW = 5  # samples, for all attributes together to be judged
+FEW_P = 0.001  # share of models that hear nothing and pass that judgement
+PERMUTATIONS = 5000
 FAULT_Z = 3.29  # standard deviations: one in 2,000 ignored attributes passes
 SHEET, PLAYED = 24, 8  # samples on the contact sheet, and videos on the page
 
@@ -110,6 +113,7 @@ def summarize(prompts: Sequence[str], reads: Sequence[Scene | None]) -> dict:
     """Shares of each attribute, the control, and faults.
 
     An attribute is at fault if MIN_SAMPLES prompts or more name it and its interval reaches down to the control.
+    Fewer samples are judged over all attributes together.
     """
     found = [agreement(prompt, read) for prompt, read in zip(prompts, reads, strict=True)]
     values, chance = shares(found), control(prompts, reads)
@@ -122,44 +126,77 @@ def summarize(prompts: Sequence[str], reads: Sequence[Scene | None]) -> dict:
         faults.append(f"shapes: {none} of {len(reads)} samples show no scene")
     if ignored:
         faults.append(f"shapes: no better than with shuffled prompts: {', '.join(ignored)}")
-    return {"adherence": values, "shuffled": chance, "no_scene": none, "faults": faults}
+    notes = []
+    if len(reads) < MIN_SAMPLES and (words := unheard(prompts, reads)):
+        (faults if len(reads) >= FEW else notes).append(words)
+    return {"adherence": values, "shuffled": chance, "no_scene": none, "faults": faults, "notes": notes}
 
 
-def _check(checkpoint: CheckpointUnderTest, options: Options):
+def unheard(prompts: Sequence[str], reads: Sequence[Scene | None]) -> str:
+    """Why a few samples do not show that their prompts were heard; "" if they do.
+
+    The share of the attributes that agree, over all samples, is compared with that of the same videos and permuted
+    prompts.
+    """
+    count = len(reads)
+    if count < FEW:
+        return f"shapes: {count} samples are too few to tell whether the prompts are heard"
+    shares_ = np.array([[np.mean(list(agreement(prompt, read).values())) for prompt in prompts] for read in reads])
+    own, draw = np.trace(shares_) / count, np.random.default_rng(0)
+    permuted = [shares_[np.arange(count), draw.permutation(count)].mean() for _ in range(PERMUTATIONS)]
+    p = (1 + np.sum(np.array(permuted) >= own - 1e-9)) / (1 + PERMUTATIONS)
+    # The few permutations of 5 or 6 samples reach no lower level.
+    if p <= max(FEW_P, 4 / math.factorial(count)):
+        return ""
+    return (
+        f"shapes: {count} samples do not show that the prompts are heard: {percent(own)} of what they ask for is "
+        f"seen, and {percent(float(np.mean(permuted)))} with the prompts permuted; more --samples may tell"
+    )
+
+
+def _check(checkpoint: Subject, options: Options):
     cells(checkpoint, options)
+    if isinstance(checkpoint, VideosUnderTest):
+        for prompt in checkpoint.prompts.values():
+            read_prompt(prompt)
 
 
-def _measure(checkpoint: CheckpointUnderTest, options: Options, console) -> dict:
-    rows: list[dict] = []
-    for cell in cells(checkpoint, options):
-        H, W = size_of(cell)
-        prompts = make_prompts(options.samples or SAMPLES, size=(H, W), frames=cell.frames, fps=cell.fps)
-        paths = make_samples(checkpoint, options, prompts, cell, console)
-        where = {"size": f"{W}x{H}", "aspect": aspect(H, W), "frames": cell.frames, "fps": cell.fps}
-        rows += [
-            {"prompt": p, "video": str(f.relative_to(checkpoint.out)), **where}
-            for p, f in zip(prompts, paths, strict=True)
-        ]
+def _measure(checkpoint: Subject, options: Options, console) -> dict:
+    def prompts_of(cell):
+        return make_prompts(options.samples or SAMPLES, size=size_of(cell), frames=cell.frames, fps=cell.fps)
+
+    sets = list(video_sets(checkpoint, options, prompts_of, console))
     values: dict = {}
 
     def read_all():
-        reads = [read_scene(read_video(checkpoint.out / row["video"]), fps=row["fps"]) for row in rows]
+        rows, reads = [], []
+        for videos in sets:
+            for key, prompt, path in zip(videos.keys(), videos.prompts, videos.paths, strict=True):
+                video = read_video(path)
+                F, H, W, _ = video.shape
+                reads.append(read_scene(video, fps=videos.fps))
+                found = agreement(prompt, reads[-1])
+                about = {
+                    "key": f"{videos.name} {key}",
+                    "prompt": prompt,
+                    "video": os.path.relpath(path, checkpoint.out),
+                }
+                where = {"size": f"{W}x{H}", "aspect": aspect(H, W), "frames": F, "fps": videos.fps}
+                rows.append(about | where | {"found": found})
         values.update(summarize([row["prompt"] for row in rows], reads))
         for key in ("size", "aspect", "frames"):
+            groups = dict.fromkeys(row[key] for row in rows)
             values[f"by_{key}"] = {
-                str(group): shares(
-                    [agreement(r["prompt"], s) for r, s in zip(rows, reads, strict=True) if r[key] == group]
-                )
-                for group in dict.fromkeys(row[key] for row in rows)
+                str(group): shares([row["found"] for row in rows if row[key] == group]) for group in groups
             }
-        values["samples"] = [
-            row | {"found": agreement(row["prompt"], s)} for row, s in zip(rows, reads, strict=True)
-        ]
-        _draw(checkpoint.out, values["samples"])
+        values["samples"] = rows
+        values["sheet"] = _draw(checkpoint.out, rows)
 
     run_on_first_host(read_all)
     for fault in values.get("faults", ()):
         console.print(f"FAULT {checkpoint.name}: {fault}", style="bold red")
+    for note in values.get("notes", ()):
+        console.print(f"note: {checkpoint.name}: {note}")
     if values:
         console.print(terminal_table(("attribute", checkpoint.name, "prompts shuffled"), list(_rows(values))))
     return values
@@ -186,23 +223,47 @@ def percent(share: float | None) -> str | None:
     return None if share is None else f"{100 * share:.1f} %"
 
 
-def _draw(out: pathlib.Path, samples):
-    """Draw a contact sheet with prompts and mistakes, and write previews of the videos on the page."""
+def _draw(out: pathlib.Path, samples) -> str:
+    """Draw a contact sheet with prompts and mistakes, and write previews of the videos on the page.
+
+    Returns: the name of the sheet.
+    """
     chosen = [
         samples[n] for n in np.unique(np.linspace(0, len(samples) - 1, min(SHEET, len(samples))).astype(int))
     ]
     videos = [read_video(out / sample["video"]) for sample in chosen]
-    draw_contact_sheet(out / "shapes.png", videos, [f"{verdict(s)} {s['prompt']}" for s in chosen], columns=3)
+    sheet = f"shapes-{digest([sample['video'] for sample in samples])}.png"
+    titles = [f"{verdict(s)}{': ' if wrong(s) else ' '}{s['prompt']}" for s in chosen]
+    draw_contact_sheet(out / sheet, videos, titles, columns=3)
     for sample, video in zip(chosen[:PLAYED], videos, strict=False):
-        scale = max(1, 192 // max(video.shape[1:3]))
-        large = video.repeat(scale, axis=1).repeat(scale, axis=2)
-        sample["preview"] = str(pathlib.Path(sample["video"]).with_suffix(".webp"))
-        write_webp(out / sample["preview"], large, sample["fps"], metadata={"prompt": sample["prompt"]})
+        sample["preview"] = write_preview(out, sample["video"], video, sample["fps"], sample["prompt"])
+    return sheet
+
+
+def wrong(sample: Mapping) -> list[str]:
+    return [name for name, right in sample["found"].items() if not right]
 
 
 def verdict(sample: Mapping) -> str:
-    wrong = [name for name, right in sample["found"].items() if not right]
-    return f"✗ {', '.join(wrong) if len(wrong) < len(sample['found']) else 'everything'}:" if wrong else "✓"
+    """A tick, or a cross and what is wrong."""
+    names = wrong(sample)
+    if not names:
+        return "✓"
+    return "✗ everything" if len(names) == len(sample["found"]) else f"✗ {', '.join(names)}"
+
+
+def _samples(values: dict) -> list[Sample]:
+    return [
+        Sample(
+            one["key"],
+            one["found"] | {ALL: all(one["found"].values())},
+            one["prompt"],
+            video=one["video"],
+            prompt=one["prompt"],
+            note=verdict(one),
+        )
+        for one in values.get("samples", ())
+    ]
 
 
 def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> list[Section]:
@@ -235,6 +296,7 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
                 (f"{g}", *(interval_text(v[key].get(g, {}).get(ALL)) for v in results.values())) for g in groups
             ]
             parts.append(Table((title, *names), cells_, "All of a prompt together"))
+    faults += [f"{name}: {words}" for name, values in results.items() for words in values["notes"]]
     sections = [
         Section("Shapes: agreement with the prompts", " ".join([*(f"FAULT: {f}." for f in faults), note]), parts)
     ]
@@ -244,10 +306,20 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
             for s in values["samples"]
             if "preview" in s
         ]
-        sheet = Picture(folders[name] / "shapes.png", "First to last frame of samples, spread over all of them.")
+        sheet = Picture(
+            folders[name] / values["sheet"], "First to last frame of samples, spread over all of them."
+        )
         note = f"{len(values['samples'])} samples; {values['no_scene']} of them show no scene."
-        sections.append(Section(f"Shapes by {name}", note, [Gallery(played), sheet]))
+        sections.append(Section(f"Samples of {name}", note, [Gallery(played), sheet]))
     return sections
 
 
-SHAPES = Benchmark(("flow",), ("samples", "sizes", "frames", "seed"), _measure, _show, _check)
+SHAPES = Benchmark(
+    ("flow", "videos"),
+    ("samples", "sizes", "frames", "seed"),
+    _measure,
+    _show,
+    _check,
+    samples=_samples,
+    better=dict.fromkeys((*ATTRIBUTES, ALL), "higher"),
+)

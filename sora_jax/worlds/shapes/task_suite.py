@@ -17,7 +17,7 @@ from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
 from sora_jax.data.media.write import write_clip
-from sora_jax.evaluate.benchmark import Benchmark, Options, read_video, terminal_table
+from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, read_video, terminal_table
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.metrics.motion import STILL_BELOW
 from sora_jax.evaluate.metrics.reconstruction import MAX_PSNR
@@ -230,8 +230,9 @@ def _summary(out, results):
     first = [r for name in by_task for r in [r for r in results if r["task"] == name][:SHOWN]]
     videos = [read_video(out / result["video"]) for result in first]
     titles = [f"{result['task']}: {result['prompt']}" for result in first]
-    draw_contact_sheet(out / "tasks.png", videos, titles, columns=min(SHOWN, len(first) // len(by_task)), frames=6)
-    return {"by_task": by_task, "results": results}
+    sheet = f"tasks-{digest([result['video'] for result in results])}.png"
+    draw_contact_sheet(out / sheet, videos, titles, columns=min(SHOWN, len(first) // len(by_task)), frames=6)
+    return {"by_task": by_task, "results": results, "sheet": sheet}
 
 
 def _table(results, say=interval_text):
@@ -250,9 +251,28 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     note += "alone. Join and jump are 1 where a join looks as all else: the change of the picture, and the way of "
     note += "the things, across it over those elsewhere."
     sheets = [
-        Picture(folder / "tasks.png", f"Results of each task by {name}.") for name, folder in folders.items()
+        Picture(folders[name] / values["sheet"], f"Results of each task, {name}.")
+        for name, values in results.items()
     ]
     return [Section("Tasks", note, [Table(*_table(results)), *sheets])]
 
 
-TASKS = Benchmark(("flow",), ("samples", "sizes", "frames", "seed"), _measure, _show, _check)
+def _samples(values: dict) -> list[Sample]:
+    made = []
+    for one in values.get("results", ()):
+        number = pathlib.Path(one["video"]).parent.parent.name  # of the scene
+        found = {ALL: all(one["found"].values())}
+        key = f"{number} {one['task']}"
+        made.append(Sample(key, found, number, video=one["video"], prompt=f"{one['task']}: {one['prompt']}"))
+    return made
+
+
+TASKS = Benchmark(
+    ("flow",),
+    ("samples", "sizes", "frames", "seed"),
+    _measure,
+    _show,
+    _check,
+    samples=_samples,
+    better={ALL: "higher"},
+)
