@@ -183,7 +183,11 @@ COMMAND = Command(
                 False,
             ),
             Flag("keep-best", "With --watch, keep the best checkpoint from pruning.", bool, False),
-            Flag("best", "Measure by which the best subject is marked; default: the first.", default=""),
+            Flag(
+                "best",
+                "Measure by which the best subject is marked; default: the first suite's overall one.",
+                default="",
+            ),
         ),
         "Samples": (
             Flag("samples", "Samples per size and length; 0: the benchmark's own number.", int, 0, min=0),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from sora_jax.evaluate.benchmark import Benchmark
 from sora_jax.evaluate.numbers import find_number, numbers_of, short
 from sora_jax.evaluate.statistics import Comparison, Number, compare
 
+FAR = 100_000  # samples; if more are needed, there is nothing to tell
 COMPARE = {
     ">=": lambda a, b: a >= b,
     "<=": lambda a, b: a <= b,
@@ -29,7 +31,7 @@ class Wanted:
       require: such as "shapes.all >= 0.97"; every subject must meet each.
       lower_end: whether the interval must meet it, and not the value alone.
       baseline: an evaluation.json whose first subject every subject must not be worse than; "": none.
-      best: the measure by which the best subject is marked; "": the first that is judged.
+      best: the measure by which the best subject is marked; "": the overall one of the first suite.
       command: the command line, for the report.
       judge: whether to raise what is not good enough; the report says it in any case.
     """
@@ -139,17 +141,18 @@ def verdict_sentence(a: str, b: str, suite: str, found: Sequence[Comparison], be
             parts.append(f"{name} is better than {other} in {_listed(names)}")
     rest = [one for one in judged if not one.better]
     if rest:
-        count = max(one.of for one in rest)
+        count = max(one.of for one in found)
         beginning = "for the rest" if parts else f"between {a} and {b}"
         parts.append(f"{beginning} {count:,} samples can't tell")
-        # Far more than anybody makes means that there is nothing to tell.
-        near = min((one for one in rest if one.needed), key=lambda one: one.needed, default=None)
-        if near and near.needed > count:
-            parts.append(
-                f"about {near.needed:,} would, in {near.measure}" if near.needed < 100_000 else "nor would 100,000"
-            )
-        elif not near:
+        # A measure that few samples have takes more of them.
+        needed = {one.measure: math.ceil(one.needed * count / one.of) for one in rest if one.needed}
+        nearest = min(needed, key=lambda name: needed[name], default="")
+        if not needed:
             parts.append("they are equal")
+        elif count < needed[nearest] < FAR:
+            parts.append(f"about {needed[nearest]:,} would, in {nearest}")
+        elif needed[nearest] >= FAR:
+            parts.append(f"nor would {FAR:,}")
     return f"{suite}: {'; '.join(parts)}."
 
 

@@ -25,7 +25,7 @@ from sora_jax.evaluate.decisions import (
     difference_text,
     verdict_sentence,
 )
-from sora_jax.evaluate.numbers import find_number, numbers_of, shown
+from sora_jax.evaluate.numbers import find_number, numbers_of, short, shown
 from sora_jax.evaluate.samples import write_preview
 from sora_jax.evaluate.statistics import Comparison, Number, compare
 from sora_jax.report.figures import draw_course
@@ -106,12 +106,18 @@ class Results:
         """(measure, name of the subject that is best in it); None for one subject, or if nothing is judged."""
         known = {name: number for found in self.numbers.values() for name, number in found.items()}
         judged = [name for name, number in known.items() if number.better]
-        measure = find_number(self.wanted.best, known, "--best") if self.wanted.best else next(iter(judged), None)
+        measure = find_number(self.wanted.best, known, "--best") if self.wanted.best else self._overall(judged)
         if len(self.subjects) < 2 or measure not in judged:
             return None
         sign = 1 if known[measure].better == "higher" else -1
         there = {name: sign * found[measure].value for name, found in self.numbers.items() if measure in found}
         return measure, max(there, key=lambda name: there[name])
+
+    def _overall(self, judged: Sequence[str]) -> str | None:
+        """The measure by which subjects are ranked: the last that the first suite judges."""
+        suite, benchmark = next(iter(self.benchmarks.items()))
+        overall = [short(suite, measure) for measure in benchmark.better]
+        return next((name for name in [*reversed(overall), *judged] if name in judged), None)
 
     def summary(self) -> dict:
         """The content of evaluation.json."""

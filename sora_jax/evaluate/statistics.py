@@ -60,26 +60,35 @@ class Comparison:
 
 
 def number_of(samples: Sequence[Sample], measure: str, better: str = "") -> Number:
-    """The mean of a measure with its interval: Wilson's for a share, by bootstrap over groups for the rest."""
+    """The mean of a measure with its interval: Wilson's for a share, by bootstrap over groups for the rest.
+
+    Of a share each group counts as one sample, however many it has.
+    """
     there = [sample for sample in samples if measure in sample.values]
     values = np.array([float(sample.values[measure]) for sample in there])
     weights = np.array([sample.weight for sample in there])
     share = all(isinstance(sample.values[measure], bool) for sample in there)
     groups = [sample.group or sample.key for sample in there]
     mean = float(np.average(values, weights=weights))
-    if share and len(set(groups)) == len(groups):
-        interval = scipy.stats.binomtest(int(values.sum()), len(values)).proportion_ci(0.95, method="wilson")
-        low, high = interval.low, interval.high
+    if share:
+        low, high = wilson(mean, len(set(groups)))
     else:
         low, high = _interval(_resampled([values * weights], weights, groups)[0])
     return Number(mean, float(low), float(high), len(there), better, share)
 
 
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` independent samples. Source: Wilson 1927."""
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
 def compare(a: Sequence[Sample], b: Sequence[Sample], better: Mapping[str, str]) -> list[Comparison]:
     """Comparisons of every measure that both subjects have on samples of equal keys, corrected together.
 
-    Shares are tested by McNemar's exact test where each prompt has one sample, everything else by a bootstrap over
-    prompts.
+    Shares are tested by McNemar's exact test where each prompt has one sample, everything else by sign flips over
+    prompts; intervals are of a bootstrap over prompts.
     Source: McNemar 1947; Holm 1979; Efron and Tibshirani 1993, chapter 16.
     """
     others = {sample.key: sample for sample in b}
@@ -102,7 +111,7 @@ def _compare(pairs, measure) -> Comparison:
     if share and len(set(groups)) == len(groups):
         p = mcnemar(int(np.sum(a > b)), int(np.sum(b > a)))
     else:
-        p = min(1.0, 2 * (1 + min(np.sum(drawn <= 0), np.sum(drawn >= 0))) / (1 + RESAMPLES))
+        p = flipped((b - a) * weights, groups)
     return Comparison(
         measure,
         float(np.average(a, weights=weights)),
@@ -130,6 +139,20 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """The two-sided exact p of McNemar's test, from the numbers of pairs in which one side alone is right."""
     count = only_a + only_b
     return float(scipy.stats.binomtest(only_a, count).pvalue) if count else 1.0
+
+
+def flipped(differences: np.ndarray, groups: Sequence[str]) -> float:
+    """The p of no difference, by flipping at random the sign of all differences of a group.
+
+    Source: Fisher 1935; the smallest p of n groups is about 2 / 2^n, so that few groups tell nothing by chance.
+    """
+    _, index = np.unique(groups, return_inverse=True)
+    sums = np.bincount(index, differences)
+    draw, reached = np.random.default_rng(0), 1
+    for _ in range(RESAMPLES // BLOCK):
+        signs = draw.choice((-1.0, 1.0), (BLOCK, len(sums)))
+        reached += np.sum(np.abs(signs @ sums) >= abs(sums.sum()) * (1 - 1e-9))
+    return float(reached / (1 + RESAMPLES))
 
 
 def holm(p: Sequence[float]) -> list[float]:

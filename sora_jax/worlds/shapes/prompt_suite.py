@@ -15,6 +15,7 @@ import numpy as np
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, Subject, read_video, terminal_table
 from sora_jax.evaluate.samples import cells, digest, size_of, video_sets, write_preview
+from sora_jax.evaluate.statistics import wilson
 from sora_jax.evaluate.videos_under_test import VideosUnderTest
 from sora_jax.report.figures import draw_contact_sheet, draw_shares
 from sora_jax.report.page import Clip, Gallery, Picture, Section, Table
@@ -35,19 +36,6 @@ FEW_P = 0.001  # share of models that hear nothing and pass that judgement
 PERMUTATIONS = 5000
 FAULT_Z = 3.29  # standard deviations: one in 2,000 ignored attributes passes
 SHEET, PLAYED = 24, 8  # samples on the contact sheet, and videos on the page
-
-
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval of a share, `right` out of `count`; z = 1.96 gives 95 %.
-
-    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-    """
-    if not count:
-        return 0.0, 1.0
-    share = right / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def make_prompts(count: int, *, size: tuple[int, int], frames: int, fps: float) -> list[str]:
@@ -87,7 +75,7 @@ def shares(found: Sequence[Mapping[str, bool]]) -> dict[str, dict]:
     for name in (*ATTRIBUTES, ALL):
         asked = [all(f.values()) if name == ALL else f[name] for f in found if name == ALL or name in f]
         if asked:
-            low, high = wilson(sum(asked), len(asked))
+            low, high = wilson(sum(asked) / len(asked), len(asked))
             made[name] = {
                 "share": sum(asked) / len(asked),
                 "low": low,
@@ -118,7 +106,7 @@ def summarize(prompts: Sequence[str], reads: Sequence[Scene | None]) -> dict:
     found = [agreement(prompt, read) for prompt, read in zip(prompts, reads, strict=True)]
     values, chance = shares(found), control(prompts, reads)
     judged = [name for name in values if name in chance and values[name]["of"] >= MIN_SAMPLES]
-    low = {name: wilson(values[name]["right"], values[name]["of"], FAULT_Z)[0] for name in judged}
+    low = {name: wilson(values[name]["share"], values[name]["of"], FAULT_Z)[0] for name in judged}
     ignored = [name for name in judged if low[name] <= chance[name]]
     none = sum(read is None for read in reads)
     faults = []
