@@ -192,6 +192,8 @@ def write_report(results: Results, out: pathlib.Path, console: rich.console.Cons
         temporary.write_text(json.dumps(summary, indent=1))
     line = "; ".join(f"{subject.name}: {subject.about}" for subject in results.subjects)
     names = list(folders)
+    if len(names) > MANY:
+        line = f"{len(names)} subjects, from {names[0]} to {names[-1]}"
     title = f"Evaluation of {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     write_page(out / "index.html", title, line, sections)
     console.print(formats.terminal(results.numbers))
@@ -297,8 +299,7 @@ def _course(results: Results, out: pathlib.Path) -> Picture | None:
         for name in names
     }
     label = varied[0] if varied[0] == "step" else f"--{varied[0].replace('_', '-')}"
-    digits = hashlib.sha256(json.dumps(panels, sort_keys=True).encode()).hexdigest()[:8]
-    path = out / f"course-{digits}.png"
+    path = out / "course.png"
     draw_course(path, panels, label)
     return Picture(path, f"Each measure over {label}, with its 95 % interval.")
 

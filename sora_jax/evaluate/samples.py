@@ -62,6 +62,7 @@ class VideoSet:
     Args:
       name: of the set, "WIDTHxHEIGHT, N frames", or "" for videos made elsewhere.
       stride: frames in a latent frame of the model; 1 if there is none.
+      alone: whether the subject has no other set.
     """
 
     name: str
@@ -70,13 +71,17 @@ class VideoSet:
     fps: float
     stride: int
     cell: SampleSettings | None = None
+    alone: bool = True
 
     def keys(self) -> list[str]:
-        """A key of each video for `benchmark.Sample`: its prompt, and how often that came before."""
+        """A key of each video for `benchmark.Sample`: its prompt, and how often that came before.
+
+        Videos of one set are compared with those of another subject's whatever their sizes.
+        """
         seen: collections.Counter = collections.Counter()
         made = []
         for prompt in self.prompts:
-            made.append(f"{prompt} #{seen[prompt]}")
+            made.append(f"{prompt} #{seen[prompt]}" if self.alone else f"{self.name}: {prompt} #{seen[prompt]}")
             seen[prompt] += 1
         return made
 
@@ -96,12 +101,13 @@ def video_sets(
         paths = [subject.folder / name for name in subject.prompts]
         yield VideoSet("", list(subject.prompts.values()), paths, probe(paths[0]).fps or 1.0, 1)
         return
-    for cell in cells(subject, options):
+    asked = cells(subject, options)
+    for cell in asked:
         prompts = list(prompts_of(cell))
         paths = make_samples(subject, options, prompts, cell, console)
         name = f"{cell.size}, {cell.frames} frames"
         stride = subject.settings.autoencoder.temporal_stride
-        yield VideoSet(name, prompts, paths, cell.fps, stride, cell)
+        yield VideoSet(name, prompts, paths, cell.fps, stride, cell, len(asked) == 1)
 
 
 def make_samples(

@@ -114,7 +114,7 @@ def test_the_installed_program_reports_an_error_and_exits_with_2(here):
         ("train --config.trian.steps=3", "--config.trian: no such key, did you mean 'train'?"),
         ("train --config.train.step=3", "--config.train.step: no such key, did you mean 'steps'?"),
         ("train --config.train.steps.now=3", "--config.train.steps.now: no such key"),
-        ("train --config.train=3", "--config.train: a group; its keys are accumulate, bad_steps, init_from"),
+        ("train --config.train=3", "--config.train: a group; its keys are accumulate, bad_steps, eval_every"),
         ("train --workdir=run --config.train.steps=abc", "--config.train.steps=abc"),
         ("train --workdir=run --config.train.steps=0", "config.train.steps: 0 must be at least 1"),
         ("train --workdir=run --config.optimizer.learning_rate=nan", "config.optimizer.learning_rate: nan"),

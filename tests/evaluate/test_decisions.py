@@ -190,7 +190,7 @@ def test_what_is_required_and_not_met_is_said_with_the_numbers(compared, home, t
 
 
 def test_a_baseline_is_held_within_what_the_samples_can_tell(home, tmp_path):
-    """Six pairs with three differences can't tell; on twenty pairs ten differences can."""
+    """Six pairs with three differences can't tell; thirty-two pairs with sixteen can."""
     options = {"benchmarks": BENCHMARKS | SHAPES_BENCHMARKS, "suite": ["shapes"], "console": QUIET}
     options |= {"mesh": MeshSettings(2, ulysses=4)}
 
@@ -198,14 +198,14 @@ def test_a_baseline_is_held_within_what_the_samples_can_tell(home, tmp_path):
         chosen = Options(samples=count, sampler=model)
         return evaluate([home / "run"], tmp_path / out, options=chosen, wanted=wanted, **options)
 
-    measured("good", Model(asked), 20)
+    measured("good", Model(asked), 32)
     hold = Wanted(baseline=str(tmp_path / "good/evaluation.json"))
-    measured("same", Model(asked), 20, hold)
+    measured("same", Model(asked), 32, hold)
     measured("few", Model(half), 6, hold)
     with pytest.raises(
         NotGoodEnough, match=r"shapes\.all_together: shapes: no worse than the baseline: 1 before, 0\.5 now"
     ):
-        measured("worse", Model(half), 20, hold)
+        measured("worse", Model(half), 32, hold)
 
 
 def test_a_decision_is_an_exit_code_of_its_own(home, tmp_path, monkeypatch, capsys):

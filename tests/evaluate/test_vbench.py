@@ -170,10 +170,11 @@ def test_the_benchmark_measures_the_dimensions_whose_weights_are_there(tmp_path)
     page = (tmp_path / "out/index.html").read_text()
     assert "VBench quality score" in page and "not comparable" in page
     # Kept by content: measured anew only where the weights are others.
-    kept = sorted((tmp_path / "out/model").glob("vbench-*_*.json"))
+    kept = sorted((tmp_path / "out").glob("step-*/vbench-*_*.json"))
     assert len(kept) == 2
     kept[0].write_text(json.dumps([0.25, 0.75]))
-    (tmp_path / "out/model/vbench.json").unlink()
+    (values_kept,) = set((tmp_path / "out").glob("step-*/vbench-*.json")) - set(kept)
+    values_kept.unlink()
     again = run(folder, tmp_path / "out", Model(asked), "vbench", **wishes)["checkpoints"][0]["vbench"]
     assert again["measured"]["dimensions"]["subject_consistency"] == 0.5
     with pytest.raises(InputError, match="no dimension 'imaging', did you mean 'imaging_quality'"):

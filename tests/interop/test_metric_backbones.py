@@ -115,17 +115,17 @@ def test_the_suite_tells_videos_of_another_kind_apart(encoder, tmp_path):
     wishes = {"samples": 8, "prompts": ("a",), "sizes": ("32x32",), "frames": (5,)}
     wishes |= {"videos": str(real), "videomae": str(encoder)}
     found = []
-    for name, change in (("good", lambda video: video), ("noise", never_denoised)):
-        folder = checkpoint(tmp_path / name)
+    for step, (name, change) in enumerate((("good", lambda video: video), ("noise", never_denoised))):
+        folder = checkpoint(tmp_path / name, step)
         values = run(folder, tmp_path / "out", Model(asked, change), "fvd", **wishes)
         found += values["checkpoints"][0]["fvd"]["by_cell"].values()
     assert found[0]["fvd"] < 0.1 * found[1]["fvd"] and found[0]["real"] == 8
     assert "singular" in found[0]["warning"]
     page = (tmp_path / "out/index.html").read_text()
     assert "FVD" in page and "covariance is singular" in page
-    kept = list((tmp_path / "out/good").glob("fvd-*.npy"))
+    kept = list((tmp_path / "out").glob("step-0-*/fvd-*.npy"))
     assert len(kept) == 2
-    (tmp_path / "out/good/fvd.json").unlink()
+    next((tmp_path / "out").glob("step-0-*/fvd-*.json")).unlink()
     times = [path.stat().st_mtime_ns for path in kept]
     run(tmp_path / "good", tmp_path / "out", Model(asked), "fvd", **wishes)
     assert [path.stat().st_mtime_ns for path in kept] == times

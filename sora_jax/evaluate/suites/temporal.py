@@ -71,13 +71,13 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
 def _samples(values: dict) -> list[Sample]:
     return [
         Sample(
-            f"{cell} {one['key']}",
+            one["key"],
             {name: value for name, value in one["values"].items() if value is not None},
             one["prompt"],
             video=one["video"],
             prompt=one["prompt"],
         )
-        for cell, found in values.get("by_cell", {}).items()
+        for found in values.get("by_cell", {}).values()
         for one in found["samples"]["each"]
     ]
 

@@ -165,7 +165,7 @@ def _measure(checkpoint: Subject, options: Options, console) -> dict:
                 reads.append(read_scene(video, fps=videos.fps))
                 found = agreement(prompt, reads[-1])
                 about = {
-                    "key": f"{videos.name} {key}",
+                    "key": key,
                     "prompt": prompt,
                     "video": os.path.relpath(path, checkpoint.out),
                 }
