@@ -13,12 +13,12 @@ from sora_jax.core.errors import InputError
 
 def run(values, console):
     from sora_jax.evaluate.benchmark import Options
-    from sora_jax.evaluate.decisions import Wanted
     from sora_jax.evaluate.evaluate import evaluate
-    from sora_jax.evaluate.formats import parse_formats
     from sora_jax.evaluate.subjects import open_subjects
     from sora_jax.evaluate.suites.registry import BENCHMARKS
     from sora_jax.worlds.emoji.suite import BENCHMARKS as EMOJI_BENCHMARKS
+    from sora_jax.evaluate.verdict.decisions import Wanted
+    from sora_jax.evaluate.verdict.formats import parse_formats
     from sora_jax.worlds.shapes import SHIPPED_MODEL
     from sora_jax.worlds.shapes.benchmarks import BENCHMARKS as SHAPES_BENCHMARKS
 

@@ -16,9 +16,9 @@ from sora_jax.core.mesh import make_mesh
 from sora_jax.core.storage import explain_os_errors, remove_stale_temporaries, temporary_path
 from sora_jax.evaluate.benchmark import Benchmark, Options, Subject, measure_once
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest, write_kept
-from sora_jax.evaluate.decisions import Wanted, parse_requirement, read_baseline
 from sora_jax.evaluate.results import Results, write_report
 from sora_jax.evaluate.subjects import open_subjects
+from sora_jax.evaluate.verdict.decisions import Wanted, parse_requirement, read_baseline
 
 DEFAULT_SUITE = {"flow": ("loss",), "autoencoder": ("reconstruction",), "videos": ("temporal",)}  # by objective
 FLAGS = {"sizes": "size"}  # of options whose flag has another name
@@ -50,12 +50,15 @@ def evaluate(
     if not all(hasattr(subject, "out") for subject in subjects):
         subjects = open_subjects([str(path) for path in subjects], (), "", out)
     chosen = {subject.name: choose(subject, suite, benchmarks) for subject in subjects}
-    check_options(options, {name for names in chosen.values() for name in names}, benchmarks)
+    measured = {name for names in chosen.values() for name in names}
+    check_options(options, measured, benchmarks)
     for subject in subjects:
         for name in chosen[subject.name]:
             benchmarks[name].check(subject, options)
     for text in wanted.require:
-        parse_requirement(text)
+        name, _, _ = parse_requirement(text)
+        if name.split(".")[0] not in measured:
+            raise InputError(f"--require={text!r}: {name} is none of --suite={','.join(sorted(measured))}")
     baseline = read_baseline(wanted.baseline) if wanted.baseline else None
     run_on_first_host(lambda: check_writable(out))
     values: dict[str, dict[str, dict]] = {}

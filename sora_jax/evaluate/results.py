@@ -14,9 +14,10 @@ import rich.console
 import sora_jax
 from sora_jax.core.storage import atomic_write
 from sora_jax.data.media.video import probe
-from sora_jax.evaluate import formats
 from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, Subject, read_video
-from sora_jax.evaluate.decisions import (
+from sora_jax.evaluate.samples import write_preview
+from sora_jax.evaluate.verdict import formats
+from sora_jax.evaluate.verdict.decisions import (
     Check,
     Wanted,
     as_json,
@@ -25,9 +26,8 @@ from sora_jax.evaluate.decisions import (
     difference_text,
     verdict_sentence,
 )
-from sora_jax.evaluate.numbers import find_number, numbers_of, short, shown
-from sora_jax.evaluate.samples import write_preview
-from sora_jax.evaluate.statistics import Comparison, Number, compare
+from sora_jax.evaluate.verdict.numbers import find_number, numbers_of, short, shown
+from sora_jax.evaluate.verdict.statistics import Comparison, Number, compare
 from sora_jax.report.figures import draw_course
 from sora_jax.report.page import Clip, Pair, Pairs, Picture, Section, Table, write_page
 

@@ -16,12 +16,12 @@ from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError, NotGoodEnough
 from sora_jax.data.media.write import write_clip
 from sora_jax.evaluate.benchmark import Options, Sample
-from sora_jax.evaluate.decisions import Wanted, verdict_sentence
 from sora_jax.evaluate.evaluate import evaluate
-from sora_jax.evaluate.formats import parse_formats
-from sora_jax.evaluate.statistics import compare, flipped, holm, mcnemar, number_of, samples_needed
 from sora_jax.evaluate.subjects import open_subjects, parse_subject
 from sora_jax.evaluate.suites.registry import BENCHMARKS
+from sora_jax.evaluate.verdict.decisions import Wanted, verdict_sentence
+from sora_jax.evaluate.verdict.formats import parse_formats
+from sora_jax.evaluate.verdict.statistics import compare, flipped, holm, mcnemar, number_of, samples_needed
 from sora_jax.worlds.shapes.benchmarks import BENCHMARKS as SHAPES_BENCHMARKS
 from sora_jax.worlds.shapes.prompt_suite import ALL, make_prompts
 from sora_jax.worlds.shapes.renderer import render

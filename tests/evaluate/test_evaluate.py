@@ -24,9 +24,9 @@ from sora_jax.data.media.write import write_clip
 from sora_jax.evaluate.benchmark import Options, terminal_table
 from sora_jax.evaluate.evaluate import evaluate
 from sora_jax.evaluate.metrics.motion import MEASURES, measure_motion
-from sora_jax.evaluate.statistics import wilson
 from sora_jax.evaluate.suites.loss import validation_losses
 from sora_jax.evaluate.suites.registry import BENCHMARKS
+from sora_jax.evaluate.verdict.statistics import wilson
 from sora_jax.generate.output.writer import read_metadata
 from sora_jax.models.layers.params import init_params
 from sora_jax.models.video_model import VideoModel
@@ -416,6 +416,7 @@ def test_the_folder_for_the_report_is_checked_before_anything_is_computed(home, 
         (["--suite=shapes", "--prompts=p.txt"], "--prompts: --suite=shapes does not use it; temporal"),
         (["--suite=shapes", "--lpips=x"], "--lpips: --suite=shapes does not use it; reconstruction do"),
         (["--suite=shapes", "--require=shapes.all 3"], "write a measure, >= or <=, and a number"),
+        (["--suite=shapes", "--require=loss.loss <= 3"], "loss.loss is none of --suite=shapes"),
         (["--suite=shapes", "--baseline=nowhere.json"], "nowhere.json: no such file"),
         (["--suite=shapes", "--step=4"], "no complete checkpoint of step 4; there are 3"),
         (["--suite=shapes", "--step=each"], "write a number, all, or every:N"),

@@ -4,6 +4,7 @@ import html.parser
 import json
 import math
 import pathlib
+import shutil
 import urllib.parse
 
 import numpy as np
@@ -24,6 +25,8 @@ from sora_jax.report.page import (
     Clip,
     Durations,
     Gallery,
+    Pair,
+    Pairs,
     Picture,
     Section,
     Table,
@@ -274,3 +277,41 @@ def test_numbers_and_times_are_written_for_readers():
         "3 min 05 s",
         "1 h 02 min",
     ]
+
+
+@pytest.mark.slow
+def test_the_videos_of_a_pair_play_in_step_in_a_browser(tmp_path):
+    """At a phone's width, too, where tables scroll and the page does not."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs sora_jax[ci]: playwright")
+    chromium = shutil.which("chromium")
+    if not chromium:
+        pytest.skip("needs Chromium, on Debian: apt install chromium")
+    clips = []
+    for name in ("a", "b"):
+        frames = np.random.default_rng(0).integers(0, 255, (32, 64, 64, 3)).astype(np.uint8)
+        with VideoWriter(tmp_path / f"{name}.mp4", 16) as file:
+            file.write(frames)
+        write_webp(tmp_path / f"{name}.webp", frames, 16)
+        clips.append(Clip(tmp_path / f"{name}.mp4", tmp_path / f"{name}.webp", "a cat"))
+    missing = Clip(tmp_path / "broken.mp4", tmp_path / "a.webp", "a dog")
+    missing.video.write_bytes(b"no video")
+    pairs = [Pair("a cat", (clips[0], clips[1])), Pair("a dog", (clips[0], missing))]
+    wide = Table(("measure", *"abcdefgh"), [("all together", *["87.5 % (52.9 % to 97.8 %)"] * 8)])
+    write_page(
+        tmp_path / "index.html", "Pairs", "of two", [Section("Verdict", "", [wide, Pairs(("a", "b"), pairs)])]
+    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=options)
+        page = browser.new_page(viewport={"width": 390, "height": 900})
+        broken = []
+        page.on("pageerror", lambda error: broken.append(str(error)))
+        page.goto((tmp_path / "index.html").as_uri())
+        page.wait_for_function("document.querySelectorAll('.pair img:not([hidden])').length == 2", timeout=30_000)
+        page.wait_for_function("document.querySelector('.pair video').currentTime > 0.3", timeout=30_000)
+        times = page.evaluate("[...document.querySelectorAll('.pair video')].map(video => video.currentTime)")
+        assert len(times) == 2 and abs(times[0] - times[1]) < 0.1
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate("document.querySelector('tbody td').offsetHeight") < 60  # one line
+        browser.close()
+    assert broken == []

@@ -19,10 +19,10 @@ from sora_jax.checkpoint.workdir import steps_in
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.evaluate.benchmark import Options
-from sora_jax.evaluate.decisions import Wanted
 from sora_jax.evaluate.evaluate import evaluate
 from sora_jax.evaluate.subjects import open_subjects
 from sora_jax.evaluate.suites.registry import BENCHMARKS
+from sora_jax.evaluate.verdict.decisions import Wanted
 from sora_jax.evaluate.watch import BEST, run_has_ended, watch
 from sora_jax.train.state import TrainState
 from sora_jax.worlds.shapes.benchmarks import BENCHMARKS as SHAPES_BENCHMARKS

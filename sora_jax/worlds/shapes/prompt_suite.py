@@ -15,7 +15,7 @@ import numpy as np
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, Subject, read_video, terminal_table
 from sora_jax.evaluate.samples import cells, digest, size_of, video_sets, write_preview
-from sora_jax.evaluate.statistics import wilson
+from sora_jax.evaluate.verdict.statistics import wilson
 from sora_jax.evaluate.videos_under_test import VideosUnderTest
 from sora_jax.report.figures import draw_contact_sheet, draw_shares
 from sora_jax.report.page import Clip, Gallery, Picture, Section, Table

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.evaluate.benchmark import Benchmark
-from sora_jax.evaluate.statistics import Number, number_of
+from sora_jax.evaluate.verdict.statistics import Number, number_of
 
 
 def numbers_of(suite: str, benchmark: Benchmark, values: dict) -> dict[str, Number]:

@@ -11,9 +11,9 @@ import rich.table
 
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.storage import atomic_write
-from sora_jax.evaluate.decisions import Check
-from sora_jax.evaluate.numbers import shown
-from sora_jax.evaluate.statistics import Number
+from sora_jax.evaluate.verdict.decisions import Check
+from sora_jax.evaluate.verdict.numbers import shown
+from sora_jax.evaluate.verdict.statistics import Number
 
 MANY = 3  # subjects
 FILES = {"markdown": "evaluation.md", "csv": "evaluation.csv", "junit": "junit.xml"}

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import read_object
 from sora_jax.evaluate.benchmark import Benchmark
-from sora_jax.evaluate.numbers import find_number, numbers_of, short
-from sora_jax.evaluate.statistics import Comparison, Number, compare
+from sora_jax.evaluate.verdict.numbers import find_number, numbers_of, short
+from sora_jax.evaluate.verdict.statistics import Comparison, Number, compare
 
 FAR = 100_000  # samples; if more are needed, there is nothing to tell
 COMPARE = {
