@@ -76,7 +76,7 @@ def test_every_task_is_measured(tmp_path, capsys):
         if of["given"] is not None:
             # What was given comes back as the autoencoder shows it; an edit does not hold it.
             assert (of["given"] > of["reconstruction"] - 0.5) == held, (task, of)
-    assert (tmp_path / "report/run/tasks.png").exists() and "outpaint" in capsys.readouterr().err
+    assert list((tmp_path / "report").glob("step-*/tasks-*.png")) and "outpaint" in capsys.readouterr().err
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "report").rglob("made.mp4")}
     (tmp_path / "report/run/tasks.json").unlink()
     assert main(argv) == 0  # goes on: all videos are there
