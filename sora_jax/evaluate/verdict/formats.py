@@ -16,6 +16,7 @@ from sora_jax.evaluate.verdict.numbers import shown
 from sora_jax.evaluate.verdict.statistics import Number
 
 MANY = 3  # subjects
+COLUMNS = 5  # measures that a terminal shows of many subjects
 FILES = {"markdown": "evaluation.md", "csv": "evaluation.csv", "junit": "junit.xml"}
 
 Numbers = Mapping[str, Mapping[str, Number]]  # subject -> short name of a measure -> number
