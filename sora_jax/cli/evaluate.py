@@ -16,9 +16,9 @@ def run(values, console):
     from sora_jax.evaluate.evaluate import evaluate
     from sora_jax.evaluate.subjects import open_subjects
     from sora_jax.evaluate.suites.registry import BENCHMARKS
-    from sora_jax.worlds.emoji.suite import BENCHMARKS as EMOJI_BENCHMARKS
     from sora_jax.evaluate.verdict.decisions import Wanted
     from sora_jax.evaluate.verdict.formats import parse_formats
+    from sora_jax.worlds.emoji.suite import BENCHMARKS as EMOJI_BENCHMARKS
     from sora_jax.worlds.shapes import SHIPPED_MODEL
     from sora_jax.worlds.shapes.benchmarks import BENCHMARKS as SHAPES_BENCHMARKS
 
@@ -49,7 +49,11 @@ def run(values, console):
         **{key: values[key].value for key in ("lpips", "videomae", "clip", "vbench")},
         dimensions=tuple(name.strip() for name in values.dimensions),
     )
-    arguments = {"benchmarks": BENCHMARKS | SHAPES_BENCHMARKS | EMOJI_BENCHMARKS, "suite": suite, "options": options}
+    arguments = {
+        "benchmarks": BENCHMARKS | SHAPES_BENCHMARKS | EMOJI_BENCHMARKS,
+        "suite": suite,
+        "options": options,
+    }
     arguments |= {"mesh": mesh_of(values), "console": console}
     if values.vote:
         subjects = open_subjects(checkpoints, values.subject or (), values.step, out)

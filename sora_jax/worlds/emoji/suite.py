@@ -13,9 +13,10 @@ import numpy as np
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
-from sora_jax.evaluate.benchmark import Benchmark, Options, read_video, terminal_table
+from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, read_video, terminal_table
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.samples import cells, make_samples
+from sora_jax.evaluate.verdict.statistics import wilson
 from sora_jax.report.figures import draw_contact_sheet
 from sora_jax.report.page import Picture, Section, Table
 from sora_jax.worlds.emoji import ANIMATIONS, DATA
@@ -23,7 +24,7 @@ from sora_jax.worlds.emoji.animations import LOOP, SIZE, over_colour
 from sora_jax.worlds.emoji.captions import BACKGROUNDS, plain_caption
 from sora_jax.worlds.emoji.detector import Gallery
 from sora_jax.worlds.emoji.subjects import Emoji, all_emoji
-from sora_jax.worlds.shapes.prompt_suite import FAULT_Z, MIN_SAMPLES, interval_text, percent, wilson
+from sora_jax.worlds.shapes.prompt_suite import FAULT_Z, MIN_SAMPLES, interval_text, percent
 
 SAMPLES = 275  # of each group: every emoji that is held out
 GROUPS = ("held out", "seen")
@@ -55,8 +56,8 @@ def summarize(found: Sequence[Mapping]) -> dict:
     for name in SHARES:
         there = [f[name] for f in found if f[name] is not None]
         if there:
-            low, high = wilson(sum(there), len(there))
             share = sum(there) / len(there)
+            low, high = wilson(share, len(there))
             values[name] = {"share": share, "low": low, "high": high, "right": sum(there), "of": len(there)}
     return values | {name: float(np.mean([f[name] for f in found])) for name in MEANS if found}
 
@@ -67,7 +68,7 @@ def find_faults(by_group: Mapping[str, Mapping]) -> list[str]:
         f"emoji, {group}: {name} is no better than chance"
         for group, values in by_group.items()
         for name, chance in CHANCE.items()
-        if (v := values.get(name)) and v["of"] >= MIN_SAMPLES and wilson(v["right"], v["of"], FAULT_Z)[0] <= chance
+        if (v := values.get(name)) and v["of"] >= MIN_SAMPLES and wilson(v["share"], v["of"], FAULT_Z)[0] <= chance
     ]
 
 
@@ -179,5 +180,23 @@ def _show(results: Mapping[str, dict], folders: Mapping[str, pathlib.Path]) -> l
     return sections
 
 
-EMOJI = Benchmark(("flow",), ("samples", "videos", "seed"), _measure, _show, _check)
+def _samples(values: dict) -> list[Sample]:
+    made = []
+    for one in values.get("samples", ()):
+        found = {f"{name}, {one['group']}": one["found"][name] for name in (*SHARES, *MEANS)}
+        known = {name: value for name, value in found.items() if value is not None}
+        about = {"video": one["video"], "prompt": one["prompt"], "note": _verdict(one["found"]).rstrip(":")}
+        made.append(Sample(f"{one['prompt']} #0", known, **about))
+    return made
+
+
+EMOJI = Benchmark(
+    ("flow",),
+    ("samples", "videos", "seed"),
+    _measure,
+    _show,
+    _check,
+    samples=_samples,
+    better={f"{name}, {group}": "higher" for name in (*SHARES, "motion") for group in GROUPS},
+)
 BENCHMARKS = {"emoji": EMOJI}
