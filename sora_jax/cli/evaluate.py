@@ -151,7 +151,8 @@ COMMAND = Command(
             Flag(
                 "suite",
                 "Benchmarks to run: loss, shapes, tasks, long, emoji, temporal, fvd, clip and vbench for "
-                "transformers, reconstruction for autoencoders; default: loss or reconstruction, shapes for the shipped model.",
+                "transformers, reconstruction for autoencoders; default: loss or reconstruction, "
+                "shapes for the shipped model.",
                 commas=True,
             ),
             Flag("data", "Prepared data set; default: the one that the checkpoint was trained on.", default=""),
