@@ -283,7 +283,7 @@ def _clip(folder: pathlib.Path, sample: Sample) -> Clip:
 def _course(results: Results, out: pathlib.Path) -> Picture | None:
     """A plot of the numbers over what varies between the subjects: the step, or one sampling setting."""
     subjects = [subject for subject in results.subjects if hasattr(subject, "settings")]
-    if len(subjects) < 3 and len({subject.step for subject in subjects}) < 2:
+    if len(subjects) < 3:  # two points make no curve
         return None
     settings = [{"step": s.step} | dataclasses.asdict(s.settings.sample) for s in subjects]
     varied = [key for key in settings[0] if len({str(one[key]) for one in settings}) > 1] if settings else []

@@ -44,7 +44,7 @@ class Stage:
       decay: (workdir of a training run, share): {decay} is this share of the updates that it has had when the
         stage begins, and {updates} the sum of both.
       devices: that JAX makes of the CPU.
-      verdict: its exit code 2 says that the model is bad, not that the command failed.
+      verdict: its exit code 3 says that the model is bad, not that the command failed.
     """
 
     name: str
@@ -205,7 +205,7 @@ def run_recipe(
         if plan.record(stage).get("done") and not (first or only):
             console.print(f"    done before, in {duration(plan.record(stage)['seconds'])}")
             continue
-        if run_stage(plan, stage, variables) == 2:
+        if run_stage(plan, stage, variables) == 3:
             bad.append(stage.name)
         console.print(f"    done in {duration(plan.record(stage)['seconds'])}")
     if not dry_run:
@@ -241,7 +241,7 @@ def check_disk(plan: Plan):
 
 
 def run_stage(plan: Plan, stage: Stage, variables: dict[str, str]) -> int:
-    """Run a stage's command; SIGTERM is passed on to it. Returns: its exit code, 0 or the 2 of a verdict.
+    """Run a stage's command; SIGTERM is passed on to it. Returns: its exit code, 0 or the 3 of a verdict.
 
     Raises: InputError if it failed or was told to stop.
     """
@@ -259,7 +259,7 @@ def run_stage(plan: Plan, stage: Stage, variables: dict[str, str]) -> int:
         code = process.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
-        done = not stopped and (code == 0 or (code == 2 and stage.verdict))
+        done = not stopped and (code == 0 or (code == 3 and stage.verdict))
         plan.add(stage, time.monotonic() - began, done=done)
     if stopped:
         raise InputError(f"{stage.name}: stopped; the same command continues")

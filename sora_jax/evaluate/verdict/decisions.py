@@ -142,7 +142,7 @@ def verdict_sentence(a: str, b: str, suite: str, found: Sequence[Comparison], be
     rest = [one for one in judged if not one.better]
     if rest:
         count = max(one.of for one in found)
-        beginning = "for the rest" if parts else f"between {a} and {b}"
+        beginning = "for the rest" if parts else f"between {a} and {b},"
         parts.append(f"{beginning} {count:,} samples can't tell")
         # A measure that few samples have takes more of them.
         needed = {one.measure: math.ceil(one.needed * count / one.of) for one in rest if one.needed}
