@@ -1,18 +1,49 @@
 """Attention for any backend, a chunk of queries at a time; the backward pass computes the logits again.
 
+Segments are runs of tokens: a chunk meets the keys from the first to the last of its own segments, and no others.
+
 Source: Rabe & Staats 2021 (arXiv 2112.05682); the gradient of Dao et al. 2022 (arXiv 2205.14135), appendix B.
 """
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sora_jax.kernels.ops import as_bits, from_bits, map_heads, round_to, sum_over_queries
-from sora_jax.kernels.ring import MASK_VALUE, BlockKernel
+from sora_jax.kernels.ring import MASK_VALUE, PAD_KEY, PAD_QUERY, BlockKernel
 
-MIN_CHUNK, MAX_CHUNK = 256, 1152  # queries of a chunk; between them, as many as CHUNK_LOGITS allows
-CHUNK_LOGITS = 2**22  # of one head
+MAX_CHUNK = 640  # queries of a chunk
 CHUNK_MULTIPLE = 64  # of queries, where there are several chunks
+KEY_BLOCK = 256  # keys that a chunk meets at once
 SAFE_EXP_LOGIT = 40.0  # logits up to +- this are exponentiated without subtracting their maximum
+
+
+class Chunk(NamedTuple):
+    """Some queries of one head, and where their keys are.
+
+    start: the first of n queries. mine: those of the n that belong to this chunk, [n] bool.
+    segment_ids: of the chunk's queries, [n]; PAD_QUERY for the others.
+    first_key, end_key: the keys of all its segments are among first_key, ..., end_key - 1.
+    """
+
+    start: jax.Array
+    mine: jax.Array
+    segment_ids: jax.Array
+    first_key: jax.Array
+    end_key: jax.Array
+
+    def read(self, x):
+        """The n rows of x [N, ...]."""
+        return _window(x, self.start, len(self.mine))
+
+    def write(self, whole, x):
+        """`whole` [N, ...] with the chunk's rows of x [n, ...]."""
+        mine = jnp.reshape(self.mine, (-1,) + (1,) * (x.ndim - 1))
+        x = jnp.where(mine, as_bits(x), self.read(whole))
+        return jax.lax.dynamic_update_slice_in_dim(whole, x, self.start, axis=0)
 
 
 def _forward(q, k, v, q_segment_ids, kv_segment_ids):
@@ -25,51 +56,119 @@ def _backward(q, k, v, q_segment_ids, kv_segment_ids, y, log_total, dy):
 
 def _head_forward(segment_ids, q, k, v):
     """q [N, K], k, v [M, K] -> y [N, K] in q's type, log_total [N] float32."""
-    q_segment_ids, kv_segment_ids = segment_ids
+    q_bits, k_bits, v_bits = map(as_bits, (q, k, v))
     max_key_norm = _max_norm(k)  # |q k| <= |q| |k|
 
-    def attend(_, chunk):
-        q, segment_ids = map(from_bits, chunk)
-        logits = _logits(q, k)
+    def attend(chunk, results):
+        q = from_bits(chunk.read(q_bits))
 
-        def masked():  # a function, so that XLA fuses it into each use and never stores the mask
-            return jnp.where(segment_ids[:, None] == kv_segment_ids, logits, MASK_VALUE)
+        def logits_of(start, seen):  # a function, so that XLA fuses the mask into each use and never stores it
+            return jnp.where(seen, _logits(q, from_bits(_window(k_bits, start, seen.shape[1]))), MASK_VALUE)
 
+        def maximum(start, seen, so_far):
+            return jnp.maximum(so_far, jnp.max(logits_of(start, seen), axis=-1, keepdims=True))
+
+        def add(start, seen, so_far):
+            y, total = so_far
+            weights = round_to(jnp.exp(logits_of(start, seen) - largest), v.dtype)
+            total += jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.float32)
+            return y + _matmul(weights, from_bits(_window(v_bits, start, seen.shape[1]))), total
+
+        over_keys = functools.partial(_over_keys, chunk, segment_ids[1])
+        zeros = jnp.zeros((len(q), 1))
         largest = jax.lax.cond(
             _max_norm(q) * max_key_norm < SAFE_EXP_LOGIT,
-            lambda: jnp.zeros_like(logits[:, :1]),
-            lambda: jnp.max(masked(), axis=-1, keepdims=True),
+            lambda: zeros,
+            lambda: over_keys(maximum, zeros + MASK_VALUE),
         )
-        weights = round_to(jnp.exp(masked() - largest), v.dtype)
-        total = jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.float32)
+        y, total = over_keys(add, (jnp.zeros(q.shape), zeros))
         sees, total = total > 0, jnp.where(total > 0, total, 1)
         log_total = jnp.where(sees, largest + jnp.log(total), MASK_VALUE)
-        y = round_to(_matmul(weights, v) / total, q.dtype)
-        return None, (as_bits(y), log_total[:, 0])
+        return jax.tree.map(chunk.write, results, (round_to(y / total, q.dtype), log_total[:, 0]))
 
-    _, (y, log_total) = jax.lax.scan(attend, None, _chunks(k, q, q_segment_ids))
-    return from_bits(_join(y)), _join(log_total)
+    empty = jnp.zeros_like(q_bits), jnp.full(len(q), MASK_VALUE)
+    y, log_total = _over_chunks(attend, segment_ids, empty)
+    return from_bits(y), log_total
 
 
 def _head_backward(segment_ids, q, k, v, y, log_total, dy):
     """-> dq [N, K], dk, dv [M, K], float32; dy [N, K]."""
-    q_segment_ids, kv_segment_ids = segment_ids
+    q_bits, k_bits, v_bits, dy_bits = map(as_bits, (q, k, v, dy))
     # The term that the softmax's normalisation subtracts from the gradient of each of a query's weights.
     mean = jnp.sum(dy.astype(jnp.float32) * y.astype(jnp.float32), axis=-1)
 
-    def attend(carry, chunk):
-        dk, dv = carry
-        q, segment_ids, log_total, dy, mean = map(from_bits, chunk)
-        logits = jnp.where(segment_ids[:, None] == kv_segment_ids, _logits(q, k), MASK_VALUE)
-        weights = round_to(jnp.exp(logits - log_total[:, None]), dy.dtype)
-        dlogits = round_to(weights * (_logits(dy, v) - mean[:, None]), q.dtype)
-        dv += sum_over_queries(dy, weights)
-        dk += sum_over_queries(q, dlogits)
-        return (dk, dv), _matmul(dlogits, k)
+    def attend(chunk, results):
+        q, dy = (from_bits(chunk.read(x)) for x in (q_bits, dy_bits))
+        log_of, mean_of = (chunk.read(x)[:, None] for x in (log_total, mean))
 
-    zeros = tuple(jnp.zeros_like(x.T, jnp.float32) for x in (k, v))
-    (dk, dv), dq = jax.lax.scan(attend, zeros, _chunks(k, q, q_segment_ids, log_total, dy, mean))
-    return _join(dq), dk.T, dv.T
+        def add(start, seen, so_far):
+            dq, dk, dv = so_far
+            m = seen.shape[1]
+            k, v = (from_bits(_window(x, start, m)) for x in (k_bits, v_bits))
+            logits = jnp.where(seen, _logits(q, k), MASK_VALUE)
+            weights = round_to(jnp.exp(logits - log_of), dy.dtype)
+            dlogits = round_to(weights * (_logits(dy, v) - mean_of), q.dtype)
+
+            def with_block(whole, x, weights):
+                block = _window(whole, start, m, axis=1) + sum_over_queries(x, weights)
+                return jax.lax.dynamic_update_slice_in_dim(whole, block, start, axis=1)
+
+            return dq + _matmul(dlogits, k), with_block(dk, q, dlogits), with_block(dv, dy, weights)
+
+        dq, *dkv = results
+        of_chunk, *dkv = _over_keys(chunk, segment_ids[1], add, (jnp.zeros(q.shape), *dkv))
+        return chunk.write(dq, of_chunk), *dkv
+
+    zeros = (jnp.zeros_like(q, jnp.float32), *(jnp.zeros_like(x.T, jnp.float32) for x in (k, v)))
+    dq, dk, dv = _over_chunks(attend, segment_ids, zeros)
+    return dq, dk.T, dv.T
+
+
+def _over_chunks(attend: Callable, segment_ids, results):
+    """results = attend(chunk, results) for each chunk of the queries in turn.
+
+    A chunk ends with a segment or lies within one: one that goes a little into the next would need all its keys.
+    """
+    q_segment_ids, kv_segment_ids = segment_ids
+    N = len(q_segment_ids)
+    n = chunk_size(N)
+    is_last = jnp.append(q_segment_ids[1:] != q_segment_ids[:-1], True)
+
+    def step(state):
+        begin, results = state
+        start = jnp.minimum(begin, N - n)  # the last chunk may begin among queries that are done
+        places = start + jnp.arange(n)
+        ends = (places >= begin) & _window(is_last, start, n)
+        end = jnp.where(jnp.any(ends), jnp.max(jnp.where(ends, places + 1, 0)), start + n)
+        mine = (places >= begin) & (places < end)
+        ids = jnp.where(mine, _window(q_segment_ids, start, n), PAD_QUERY)
+        lowest = jnp.min(jnp.where(ids > 0, ids, jnp.iinfo(ids.dtype).max))
+        meets = (kv_segment_ids >= lowest) & (kv_segment_ids <= jnp.max(ids))
+        end_key = jnp.where(jnp.any(meets), len(meets) - jnp.argmax(meets[::-1]), 0)
+        return end, attend(Chunk(start, mine, ids, jnp.argmax(meets), end_key), results)
+
+    return jax.lax.while_loop(lambda state: state[0] < N, step, (jnp.int32(0), results))[1]
+
+
+def _over_keys(chunk: Chunk, kv_segment_ids, visit: Callable, so_far):
+    """so_far = visit(start, seen, so_far) for each block of the chunk's keys in turn.
+
+    start: the first of m keys. seen: the pairs of a query and a key of its segment, [n, m] bool.
+    """
+    M = len(kv_segment_ids)
+    m = min(KEY_BLOCK, M)
+
+    def step(block, so_far):
+        begin = chunk.first_key + block * m
+        start = jnp.minimum(begin, M - m)  # the last block may begin among keys that were met before
+        ids = jnp.where(start + jnp.arange(m) >= begin, _window(kv_segment_ids, start, m), PAD_KEY)
+        return visit(start, chunk.segment_ids[:, None] == ids, so_far)
+
+    return jax.lax.fori_loop(0, -(-(chunk.end_key - chunk.first_key) // m), step, so_far)
+
+
+def _window(x, start, size, axis=0):
+    return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
 
 def _logits(q, k):
@@ -85,27 +184,10 @@ def _max_norm(x):
     return jnp.sqrt(jnp.max(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)))
 
 
-def chunk_size(N: int, M: int) -> int:
-    """Queries of a chunk: the largest multiple of the block that divides N within CHUNK_LOGITS, or the block."""
-    block = block_size(N)
-    return max(n for n in range(block, N + 1, block) if N % n == 0 and (n == block or n * M <= CHUNK_LOGITS))
+def chunk_size(N: int) -> int:
+    """Queries of a chunk, so that N is cut evenly: 1,200 into two of 640, not into 640 and 560."""
+    chunks = -(-N // MAX_CHUNK)
+    return min(N, -(-N // (chunks * CHUNK_MULTIPLE)) * CHUNK_MULTIPLE)
 
 
-def block_size(length: int) -> int:
-    """What `length` is padded to a multiple of, so that chunks are even: 1,200 become twice 640, not 768."""
-    chunks = -(-length // min(max(CHUNK_LOGITS // length, MIN_CHUNK), MAX_CHUNK))
-    return -(-length // (chunks * CHUNK_MULTIPLE)) * CHUNK_MULTIPLE if chunks > 1 else length
-
-
-def _chunks(k, *arrays):
-    """Arrays of queries [N, ...] as `scan` takes them, [N / chunk, chunk, ...]."""
-    chunk = chunk_size(len(arrays[0]), len(k))
-    return [as_bits(x.reshape(-1, chunk, *x.shape[1:])) for x in arrays]
-
-
-def _join(x):
-    """[N / chunk, chunk, ...] -> [N, ...]."""
-    return x.reshape(-1, *x.shape[2:])
-
-
-chunked = BlockKernel(_forward, _backward, block=block_size, width=1)
+chunked = BlockKernel(_forward, _backward, block=lambda length: 1, width=1)

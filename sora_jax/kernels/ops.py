@@ -109,7 +109,8 @@ def map_heads(function, segment_ids, *arrays):
     # Without this barrier XLA hoists the full N x M mask out of the loop over chunks and stores it.
     segment_ids, arrays = jax.lax.optimization_barrier((segment_ids, arrays))
     heads = jax.vmap(function, in_axes=(None, *(0 for _ in arrays)))
-    return jax.vmap(heads)(segment_ids, *arrays)
+    # One sequence after the other: loops whose turns depend on its segments can't be batched.
+    return jax.lax.map(lambda sequence: heads(*sequence), (segment_ids, *arrays))
 
 
 @on_cpu(cpu_attention.sum_over_queries)

@@ -8,7 +8,7 @@ import tiny
 
 from sora_jax.core.errors import InputError
 from sora_jax.kernels import attention as entry
-from sora_jax.kernels import chunked
+from sora_jax.kernels import chunked, ops
 from sora_jax.kernels.attention import attention, choose_kernel
 from sora_jax.kernels.cpu.bits import round_to
 from sora_jax.kernels.tpu import blocks
@@ -72,6 +72,75 @@ def test_kernel_equals_the_reference_with_its_gradient(one_device, kernel, shape
     monkeypatch.setattr(chunked, "MAX_CHUNK", 512)
     arrays, segment_ids = inputs(shape)
     assert_same(run(kernel, arrays, segment_ids), run("xla", arrays, segment_ids))
+
+
+def test_chunks_on_other_backends_give_the_same(one_device, monkeypatch):
+    """There heads are batched, and sequences come one after the other."""
+    monkeypatch.setattr(chunked, "MAX_CHUNK", 256)
+    for name in ("map_heads", "sum_over_queries", "round_to", "as_bits"):
+        monkeypatch.setattr(chunked, name, getattr(ops, name).__wrapped__)
+    arrays, segment_ids = inputs("two chunks")
+    assert_same(run("chunked", arrays, segment_ids), run("xla", arrays, segment_ids))
+
+
+@pytest.mark.parametrize("text", [False, True], ids=["self", "to its text"])
+def test_a_packed_clip_gives_what_it_gives_alone(one_device, monkeypatch, text):
+    monkeypatch.setattr(chunked, "MAX_CHUNK", 128)
+    monkeypatch.setattr(chunked, "KEY_BLOCK", 64)
+
+    def row(lengths, size):
+        ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+        return np.tile(np.pad(ids, (0, size - len(ids))), (2, 1)).astype(np.int32)
+
+    lengths, N, M = (130, 20, 300, 7), 600, 150 if text else 600
+    kv_lengths = (20, 3, 70, 9) if text else lengths
+    (q, k, v), _ = inputs((N, M, 16))
+    segment_ids, kv_segment_ids = row(lengths, N), row(kv_lengths, M)
+    whole = run("chunked", (q, k, v), (segment_ids, kv_segment_ids))
+    # The loss weighs each output by its place in the whole row, so that of a clip is cut from it.
+    weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
+    n = m = 0
+    for length, kv_length in zip(lengths, kv_lengths, strict=True):
+        mine, keys = slice(n, n := n + length), slice(m, m := m + kv_length)
+        ids = [np.ones((2, x), np.int32) for x in (length, kv_length)]
+
+        def loss(arrays, ids=ids, mine=mine):
+            y = attention(*arrays, *ids, kernel="chunked")
+            return jnp.sum(y * weights[:, mine]), y
+
+        (_, y), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))((q[:, mine], k[:, keys], v[:, keys]))
+        for found, alone, where in zip(whole, (y, *gradients), (mine, mine, keys, keys), strict=True):
+            np.testing.assert_allclose(found[:, where], alone, atol=1e-6 * max(1, np.abs(alone).max()))
+    np.testing.assert_array_equal(whole[0][:, n:], 0)
+
+
+def test_chunks_meet_the_keys_of_their_own_clips_alone(one_device, monkeypatch):
+    """Blocks of keys met: of 4 clips of 256, not of 1,024; none for padding."""
+    monkeypatch.setattr(chunked, "MAX_CHUNK", 128)
+    monkeypatch.setattr(chunked, "KEY_BLOCK", 64)
+    met = []
+    logits = chunked._logits
+
+    def counted(q, k):
+        jax.debug.callback(lambda _: met.append(len(k)), q[0, 0])
+        return logits(q, k)
+
+    monkeypatch.setattr(chunked, "_logits", counted)
+    x = np.random.default_rng(0).normal(size=(1, 1536, 1, 8)).astype(np.float32)
+    segment_ids = np.repeat([1, 2, 3, 4, 0], [256, 256, 256, 256, 512]).astype(np.int32)[None]
+
+    def blocks(function):
+        met.clear()
+        jax.block_until_ready(jax.jit(function)(x))
+        jax.effects_barrier()
+        return len(met)
+
+    def forward(x):
+        return jnp.sum(attention(x, x, x, segment_ids, segment_ids, kernel="chunked"))
+
+    pairs = 4 * 2 * 4  # clips, chunks of a clip, blocks of its keys
+    assert blocks(forward) == pairs
+    assert blocks(jax.grad(forward)) == 3 * pairs  # the backward pass has two such products
 
 
 @pytest.mark.parametrize("kernel", ["xla", "chunked", "pallas"])
@@ -190,6 +259,32 @@ def test_keys_go_round_as_often_as_they_must(one_device):
         assert sent(ring, 64) == [there, 2 * there + 2 * ring]
     assert sent(4, 32) == [0, 0]  # few keys: gathered
     assert sent(1, 64) == [0, 0]
+
+
+@pytest.mark.parametrize("clips, hops", [(1, 8), (4, 2), (8, 1)])
+def test_hops_that_hold_no_key_of_a_chip_are_skipped(one_device, monkeypatch, clips, hops):
+    """On a ring of 8 with clips of equal lengths each chip computes as many hops as its clip has chips."""
+    done = []
+
+    def counted(function, name):
+        def run(*arrays):
+            jax.debug.callback(lambda _: done.append(name), arrays[0][0, 0, 0, 0])
+            return function(*arrays)
+
+        return run
+
+    plain = chunked.chunked
+    kernel = plain._replace(
+        forward=counted(plain.forward, "forward"), backward=counted(plain.backward, "backward")
+    )
+    arrays, _ = inputs((256, 256, 16))
+    segment_ids = np.tile(np.repeat(np.arange(1, clips + 1), 256 // clips), (2, 1)).astype(np.int32)
+    expected = run("xla", arrays, (segment_ids, segment_ids))
+    monkeypatch.setitem(entry.BLOCK_KERNELS, "chunked", kernel)
+    with jax.set_mesh(tiny.mesh_of(ring=8)):
+        assert_same(run("chunked", arrays, (segment_ids, segment_ids)), expected)
+        jax.effects_barrier()
+    assert {name: done.count(name) for name in done} == {"forward": 8 * hops, "backward": 8 * hops}
 
 
 def test_chunks_hold_less_than_all_logits(one_device):
