@@ -5,9 +5,10 @@ import collections
 import numpy as np
 import pytest
 
-from sora_jax.config.schema import DataSettings
+from sora_jax.config.schema import DataSettings, TransformerSettings
 from sora_jax.core.errors import InputError
-from sora_jax.data.loader.packing import PackPlan, first_fit, pack_in_order
+from sora_jax.data.loader.packing import PackPlan, clip_work, first_fit, group, pack_in_order, spread
+from sora_jax.train.monitoring.flops import transformer_flops
 
 
 def some_clips(count, seed=0):
@@ -49,6 +50,47 @@ def test_no_row_holds_more_than_it_may():
 def test_first_fit_by_hand():
     rows = first_fit(np.array([[5], [6], [4], [3], [4], [1]]), np.array([10]))
     assert rows == [[0, 2, 5], [1, 3], [4]]
+
+
+def test_the_largest_items_are_spread_first_by_hand():
+    needs = np.array([[5], [6], [4], [3], [4], [1]])
+    assert spread(needs, needs[:, 0] ** 2, np.array([10])) == [[1, 3], [0, 5], [2, 4]]
+    assert spread(np.array([[6], [6], [6]]), np.ones(3), np.array([10])) == [[0], [1], [2]]  # one bin more
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 300])
+def test_rows_of_a_batch_are_neighbours_in_work_across_plans(batch):
+    """Work is a row's place in order, so that a batch of neighbours spans no more than itself."""
+    n, draw = 50, np.random.default_rng(0)
+    rows = [row for plan in range(12) for row in group(np.arange(n), batch, plan * n, draw)]
+    for plan in range(12):
+        assert sorted(rows[plan * n : (plan + 1) * n]) == list(range(n))
+    batches = np.array(rows[: len(rows) // batch * batch]).reshape(-1, batch)
+    if batch < n:  # one batch may lie around those that two plans share
+        assert np.ptp(batches, axis=1).max() < 3 * batch
+        assert np.median(np.ptp(batches, axis=1)) == batch - 1
+        assert len(set(batches[:10].mean(axis=1))) > 5  # in no order
+
+
+def test_no_device_waits_for_the_longest_clip():
+    patches, tokens = some_clips(6000)
+    data = limits(sequence_length=4096, text_length=1024, clips_per_sequence=64, batch=16)
+    work = clip_work(TransformerSettings(), patches)
+    plan = PackPlan(patches, tokens, data, work)
+    per_row = [sum(work[slot.clip] for slot in plan[i]) for i in range(3 * plan.sequences // 16 * 16)]
+    batches = np.reshape(per_row, (-1, 16))
+    waiting = 1 - batches.mean(axis=1) / batches.max(axis=1)
+    assert waiting.mean() < 0.01
+    # Most rows mix long and short clips: batches do not differ much either.
+    assert np.std(batches.mean(axis=1)) < 0.1 * batches.mean()
+
+
+def test_the_work_of_a_clip_is_that_of_the_models_formulas():
+    settings, patches = TransformerSettings(), np.array([256, 2000, 32760])
+    flops = np.array([transformer_flops(settings, n, 0) for n in patches.tolist()])
+    found = settings.layers * clip_work(settings, patches)
+    np.testing.assert_allclose(found, flops, rtol=0.01)
+    assert (found <= flops).all()  # the model's ends are left out
 
 
 def test_rows_are_a_function_of_seed_and_index():

@@ -19,7 +19,7 @@ from sora_jax.data.loader.conditioning_masks import check_frame_times, draw_cond
 from sora_jax.data.loader.crops import Crops
 from sora_jax.data.loader.ghosts import add_ghosts
 from sora_jax.data.loader.mixture import ClipOrder, Mixture
-from sora_jax.data.loader.packing import PackPlan, Slot, pack_in_order
+from sora_jax.data.loader.packing import PackPlan, Slot, clip_work, pack_in_order
 from sora_jax.data.loader.sequences import PackedSequences
 from sora_jax.data.loader.shape_plan import ShapePlan
 
@@ -107,7 +107,7 @@ def plan_sequences(clips: PackedSequences, settings: Settings) -> PackPlan | Sha
     sets, weights = sets_of(clips.records, np.arange(len(clips.patches))), clips.records.weights
     if clips.kind == "latents":
         order = ClipOrder(sets, weights, seed=data.shuffle_seed)
-        return PackPlan(clips.patches, clips.tokens, data, order)
+        return PackPlan(clips.patches, clips.tokens, data, clip_work(settings.transformer, clips.patches), order)
     return ShapePlan(clips.patches, clips.tokens, clips.groups(), sets, weights, data)
 
 
