@@ -54,7 +54,7 @@ def test_first_fit_by_hand():
 
 def test_the_largest_items_are_spread_first_by_hand():
     needs = np.array([[5], [6], [4], [3], [4], [1]])
-    assert spread(needs, needs[:, 0] ** 2, np.array([10])) == [[1, 3], [0, 5], [2, 4]]
+    assert spread(needs, needs[:, 0] ** 2, np.array([10])) == [[1], [0, 3], [2, 4, 5]]
     assert spread(np.array([[6], [6], [6]]), np.ones(3), np.array([10])) == [[0], [1], [2]]  # one bin more
 
 

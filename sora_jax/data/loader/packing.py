@@ -16,7 +16,7 @@ from sora_jax.data.loader.mixture import ClipOrder
 # Open sequences that wait for a clip that fits: more of them fill better and take longer.
 _OPEN_SEQUENCES = 64
 # Clips that are spread over sequences together: more of them balance better and take longer.
-_POOL = 4096
+_POOL = 2048
 
 
 @dataclasses.dataclass(frozen=True)
