@@ -22,16 +22,18 @@ SAFE_EXP_LOGIT = 40.0  # logits up to +- this are exponentiated without subtract
 
 
 class Chunk(NamedTuple):
-    """Some queries of one head, and where their keys are.
+    """Some queries of one head, and their keys.
 
     start: the first of n queries. mine: those of the n that belong to this chunk, [n] bool.
     segment_ids: of the chunk's queries, [n]; PAD_QUERY for the others.
-    first_key, end_key: the keys of all its segments are among first_key, ..., end_key - 1.
+    kv_segment_ids: of all keys, [M].
+    first_key, end_key: the keys of the chunk's segments are among first_key, ..., end_key - 1.
     """
 
     start: jax.Array
     mine: jax.Array
     segment_ids: jax.Array
+    kv_segment_ids: jax.Array
     first_key: jax.Array
     end_key: jax.Array
 
@@ -46,12 +48,27 @@ class Chunk(NamedTuple):
         return jax.lax.dynamic_update_slice_in_dim(whole, x, self.start, axis=0)
 
 
+class Plan(NamedTuple):
+    """The chunks of a sequence: the same for all its heads.
+
+    begin, end: of each chunk's queries, [C]. first_key, end_key: of its keys, [C]. count: of chunks to visit.
+    """
+
+    begin: jax.Array
+    end: jax.Array
+    first_key: jax.Array
+    end_key: jax.Array
+    count: jax.Array
+
+
 def _forward(q, k, v, q_segment_ids, kv_segment_ids):
-    return map_heads(_head_forward, (q_segment_ids, kv_segment_ids), q, k, v)
+    plans = jax.vmap(_plan_chunks)(q_segment_ids, kv_segment_ids)
+    return map_heads(_head_forward, (q_segment_ids, kv_segment_ids, *plans), q, k, v)
 
 
 def _backward(q, k, v, q_segment_ids, kv_segment_ids, y, log_total, dy):
-    return map_heads(_head_backward, (q_segment_ids, kv_segment_ids), q, k, v, y, log_total, dy)
+    plans = jax.vmap(_plan_chunks)(q_segment_ids, kv_segment_ids)
+    return map_heads(_head_backward, (q_segment_ids, kv_segment_ids, *plans), q, k, v, y, log_total, dy)
 
 
 def _head_forward(segment_ids, q, k, v):
@@ -74,7 +91,7 @@ def _head_forward(segment_ids, q, k, v):
             total += jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.float32)
             return y + _matmul(weights, from_bits(_window(v_bits, start, seen.shape[1]))), total
 
-        over_keys = functools.partial(_over_keys, chunk, segment_ids[1])
+        over_keys = functools.partial(_over_keys, chunk)
         zeros = jnp.zeros((len(q), 1))
         largest = jax.lax.cond(
             _max_norm(q) * max_key_norm < SAFE_EXP_LOGIT,
@@ -116,7 +133,7 @@ def _head_backward(segment_ids, q, k, v, y, log_total, dy):
             return dq + _matmul(dlogits, k), with_block(dk, q, dlogits), with_block(dv, dy, weights)
 
         dq, *dkv = results
-        of_chunk, *dkv = _over_keys(chunk, segment_ids[1], add, (jnp.zeros(q.shape), *dkv))
+        of_chunk, *dkv = _over_keys(chunk, add, (jnp.zeros(q.shape), *dkv))
         return chunk.write(dq, of_chunk), *dkv
 
     zeros = (jnp.zeros_like(q, jnp.float32), *(jnp.zeros_like(x.T, jnp.float32) for x in (k, v)))
@@ -124,44 +141,67 @@ def _head_backward(segment_ids, q, k, v, y, log_total, dy):
     return dq, dk.T, dv.T
 
 
-def _over_chunks(attend: Callable, segment_ids, results):
-    """results = attend(chunk, results) for each chunk of the queries in turn.
+def _plan_chunks(q_segment_ids, kv_segment_ids):
+    """The chunks of a sequence, from its segments [N] and [M].
 
     A chunk ends with a segment or lies within one: one that goes a little into the next would need all its keys.
     """
-    q_segment_ids, kv_segment_ids = segment_ids
-    N = len(q_segment_ids)
+    N, M = len(q_segment_ids), len(kv_segment_ids)
     n = chunk_size(N)
     is_last = jnp.append(q_segment_ids[1:] != q_segment_ids[:-1], True)
 
-    def step(state):
-        begin, results = state
+    def cut(begin, _):
+        places = jnp.minimum(begin, N - n) + jnp.arange(n)
+        ends = (places >= begin) & _window(is_last, places[0], n)
+        # No end among them: the segment is longer, and all n are of it.
+        end = jnp.where(jnp.any(ends), jnp.max(jnp.where(ends, places + 1, 0)), begin + n)
+        end = jnp.minimum(end, N)
+        ids = _window(q_segment_ids, places[0], n)
+        real = (places >= begin) & (places < end) & (ids > 0)
+        lowest = jnp.min(jnp.where(real, ids, jnp.iinfo(ids.dtype).max))
+        return end, (begin, end, lowest, jnp.max(jnp.where(real, ids, 0)))
+
+    # Two chunks that follow each other have more than n queries.
+    count = 2 * -(-N // n) + 1
+    _, (begin, end, lowest, highest) = jax.lax.scan(cut, jnp.int32(0), length=count)
+    meets = (kv_segment_ids >= lowest[:, None]) & (kv_segment_ids <= highest[:, None])
+    first_key = jnp.min(jnp.where(meets, jnp.arange(M), M), axis=1)
+    end_key = jnp.max(jnp.where(meets, jnp.arange(M) + 1, 0), axis=1)
+    # The last ones that meet no key need no visit.
+    visits = jnp.max(jnp.where(end_key > 0, jnp.arange(count) + 1, 0))
+    return Plan(begin, end, first_key, end_key, visits)
+
+
+def _over_chunks(attend: Callable, segment_ids, results):
+    """results = attend(chunk, results) for each chunk of the queries in turn."""
+    q_segment_ids, kv_segment_ids, *plan = segment_ids
+    plan = Plan(*plan)
+    N = len(q_segment_ids)
+    n = chunk_size(N)
+
+    def step(i, results):
+        begin, end, *keys = (x[i] for x in plan[:4])
         start = jnp.minimum(begin, N - n)  # the last chunk may begin among queries that are done
         places = start + jnp.arange(n)
-        ends = (places >= begin) & _window(is_last, start, n)
-        end = jnp.where(jnp.any(ends), jnp.max(jnp.where(ends, places + 1, 0)), start + n)
         mine = (places >= begin) & (places < end)
         ids = jnp.where(mine, _window(q_segment_ids, start, n), PAD_QUERY)
-        lowest = jnp.min(jnp.where(ids > 0, ids, jnp.iinfo(ids.dtype).max))
-        meets = (kv_segment_ids >= lowest) & (kv_segment_ids <= jnp.max(ids))
-        end_key = jnp.where(jnp.any(meets), len(meets) - jnp.argmax(meets[::-1]), 0)
-        return end, attend(Chunk(start, mine, ids, jnp.argmax(meets), end_key), results)
+        return attend(Chunk(start, mine, ids, kv_segment_ids, *keys), results)
 
-    return jax.lax.while_loop(lambda state: state[0] < N, step, (jnp.int32(0), results))[1]
+    return jax.lax.fori_loop(0, plan.count, step, results)
 
 
-def _over_keys(chunk: Chunk, kv_segment_ids, visit: Callable, so_far):
+def _over_keys(chunk: Chunk, visit: Callable, so_far):
     """so_far = visit(start, seen, so_far) for each block of the chunk's keys in turn.
 
     start: the first of m keys. seen: the pairs of a query and a key of its segment, [n, m] bool.
     """
-    M = len(kv_segment_ids)
+    M = len(chunk.kv_segment_ids)
     m = min(KEY_BLOCK, M)
 
     def step(block, so_far):
         begin = chunk.first_key + block * m
         start = jnp.minimum(begin, M - m)  # the last block may begin among keys that were met before
-        ids = jnp.where(start + jnp.arange(m) >= begin, _window(kv_segment_ids, start, m), PAD_KEY)
+        ids = jnp.where(start + jnp.arange(m) >= begin, _window(chunk.kv_segment_ids, start, m), PAD_KEY)
         return visit(start, chunk.segment_ids[:, None] == ids, so_far)
 
     return jax.lax.fori_loop(0, -(-(chunk.end_key - chunk.first_key) // m), step, so_far)
