@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from sora_jax.core.mesh import is_split
 
+FEW = 8  # clips on a device; XLA:TPU makes a batch of at least 8, the sublanes of a register
 NARROW = 16  # below so many channels one convolution of K_f times the channels beats K_f convolutions
 
 
@@ -25,6 +26,13 @@ def by_frame(x, kernel, stride: int, convolve):
     if min(C_in, C_out) < NARROW:
         return convolve(jnp.concatenate(shifted, axis=-1), jnp.concatenate(list(kernel), axis=-2))
     return sum(convolve(frames, tap) for frames, tap in zip(shifted, kernel, strict=True))
+
+
+def few_clips(x) -> bool:
+    """Whether x [B, F, H, W, C] has too few clips on a device to be the batch of a convolution on TPU."""
+    sharding = jax.typeof(x).sharding
+    clips, *_ = x.shape if sharding.mesh.empty else sharding.shard_shape(x.shape)
+    return clips < FEW
 
 
 def taps_as_channels(x, kernel, stride, padding):

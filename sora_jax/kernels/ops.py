@@ -31,19 +31,6 @@ def on_cpu(cpu_form, *, one_device=False):
     return decorate
 
 
-def on_tpu(tpu_form):
-    """A decorator: on a mesh of TPUs run `tpu_form` instead."""
-
-    def decorate(plain):
-        @functools.wraps(plain)
-        def choose(*args, **options):
-            return (tpu_form if platform() == "tpu" else plain)(*args, **options)
-
-        return choose
-
-    return decorate
-
-
 @on_cpu(cpu_linear.contract)
 def contract(a, b, contracting, out_sharding):
     """The product of a and b over the dimensions `contracting`, a pair of tuples, in a's type."""
@@ -86,7 +73,6 @@ def cos_sin(angles):
 
 
 @on_cpu(cpu_conv.conv3d)
-@on_tpu(conv.taps_as_channels)
 def conv3d(x, kernel, stride, padding):
     """A convolution over frames, rows and columns.
 
@@ -94,6 +80,8 @@ def conv3d(x, kernel, stride, padding):
       x: [B, F, H, W, C_in]. kernel: [K_f, K_h, K_w, C_in, C_out].
       stride: over frames, rows and columns. padding: (before, after) of rows and of columns; frames have none.
     """
+    if platform() == "tpu" and conv.few_clips(x):
+        return conv.taps_as_channels(x, kernel, stride, padding)
     layout = ("NDHWC", "DHWIO", "NDHWC")
     return jax.lax.conv_general_dilated(x, kernel, stride, [(0, 0), *padding], dimension_numbers=layout)
 

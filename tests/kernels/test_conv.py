@@ -9,9 +9,9 @@ import pytest
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.mesh import make_mesh, spec
 from sora_jax.kernels import ops
-from sora_jax.kernels.conv import taps_as_channels
+from sora_jax.kernels.conv import few_clips, taps_as_channels
 
-plain = ops.conv3d.__wrapped__.__wrapped__
+plain = ops.conv3d.__wrapped__
 SAME, END = [(1, 1), (1, 1)], [(0, 1), (0, 1)]
 
 
@@ -36,3 +36,12 @@ def test_taps_as_channels_are_the_convolution_and_its_gradients(kernel, stride, 
     assert all(array.sharding.is_equivalent_to(x.sharding, 5) for array in (made[0], made[1][0]))
     for ours, theirs in zip(jax.tree.leaves(made), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_clips_are_few_by_device():
+    x = np.zeros((16, 1, 2, 2, 1), np.float32)
+    assert not few_clips(x)
+    assert few_clips(x[:7])
+    with jax.set_mesh(make_mesh(MeshSettings(data=4), jax.devices()[:4])):
+        assert few_clips(jax.device_put(x, spec("batch . . . .")))
+        assert not few_clips(jax.device_put(x, spec(". . . . .")))
