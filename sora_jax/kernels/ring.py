@@ -104,10 +104,12 @@ def _backward(kernel, ring, saved, dy):
         if so_far is None:
             return gradients()
         dq, dkv = so_far
-        # The gradients of these keys from the chips that had them before.
+        # The gradients of these keys from the chips that had them before. They are added outside of the branch, so
+        # that they travel while it runs.
         so_far = dq, _pass_on(dkv, ring)
         meet = _share_a_segment(q_segment_ids, kv_segment_ids)
-        return jax.lax.cond(meet, lambda: jax.tree.map(jnp.add, so_far, gradients()), lambda: so_far)
+        zeros = jax.tree.map(jnp.zeros_like, so_far)
+        return jax.tree.map(jnp.add, so_far, jax.lax.cond(meet, gradients, lambda: zeros))
 
     dq, dkv = _go_round(visit, (k, v, kv_segment_ids), ring)
     dk, dv = _pass_on(dkv, ring) if ring > 1 else dkv  # one step more, to the chip that owns the keys

@@ -50,7 +50,8 @@ def runs_a_kernel(line):
 
 
 def test_a_ring_sends_while_its_kernels_compute(topology):
-    """Between each start of a send of keys or of their gradients and its end runs a kernel."""
+    """Between each start of a send of keys or of their gradients and its end runs a kernel; only the last step of
+    the gradients, home from the last kernel, has none to hide behind."""
     mesh = make_mesh(MeshSettings(data=1, ring=4), topology("v5e:2x2"))
     x = typed(jax.ShapeDtypeStruct((1, 4096, 4, 128), jnp.bfloat16), "batch tokens heads .", mesh)
     segment_ids = typed(jax.ShapeDtypeStruct((1, 4096), jnp.int32), "batch tokens", mesh)
@@ -61,14 +62,17 @@ def test_a_ring_sends_while_its_kernels_compute(topology):
 
     with jax.set_mesh(mesh):
         text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x, segment_ids).compile().as_text()
-    hidden = 0
+    hidden, seen = 0, []
     for lines in computations(text):
         for start, line in enumerate(lines):
             if not (sent := re.match(r" *%(collective-permute-start[.\d]*) =", line)):
                 continue
             (end,) = (n for n, other in enumerate(lines) if f"collective-permute-done(%{sent[1]})" in other)
-            assert any(runs_a_kernel(other) for other in lines[start:end]), line
-            hidden += 1
+            if any(runs_a_kernel(other) for other in lines[start:end]):
+                hidden += 1
+            else:
+                seen.append(line)
+    assert len(seen) <= 2, seen
     # In the loops keys, values and segments, and in the backward one two gradients more.
     assert hidden >= 3 + 5
 
