@@ -9,9 +9,9 @@ Its latents are those of `autoencoder_emoji.py`. Pictures come first: they teach
             $(test $name = videos || echo --tokenizer=data/emoji/latents/videos/tokenizer.model)
     done
     JAX_NUM_CPU_DEVICES=1 sora-jax train --config=configs/emoji.py --workdir=runs/emoji --config.train.steps=800 \
-        --config.optimizer.schedule=constant --config.optimizer.decay_steps=0 \
         --config.data.path=data/emoji/latents/pictures:10,data/emoji/latents/short:2,data/emoji/latents/videos:2
     JAX_NUM_CPU_DEVICES=1 sora-jax train --config=configs/emoji.py --workdir=runs/emoji \
+        --config.optimizer.schedule=wsd --config.optimizer.decay_steps=1500 \
         --config.data.path=data/emoji/latents/pictures:7,data/emoji/latents/short:2,data/emoji/latents/videos:6
     sora-jax evaluate --checkpoint=runs/emoji --suite=emoji
 
@@ -74,8 +74,6 @@ def get_config():
         learning_rate=2e-3,
         muon_rms=0.6,
         warmup_steps=50,
-        schedule="wsd",
-        decay_steps=1_500,
         final_fraction=0.01,
         spike=2.0,
         ema_decay=0.995,
