@@ -127,8 +127,8 @@ def _head_backward(segment_ids, q, k, v, y, log_total, dy):
             dlogits = round_to(weights * (_logits(dy, v) - mean_of), q.dtype)
 
             def with_block(whole, x, weights):
-                block = _window(whole, start, m, axis=1) + sum_over_queries(x, weights)
-                return jax.lax.dynamic_update_slice_in_dim(whole, block, start, axis=1)
+                block = _window(whole, start, m) + sum_over_queries(x, weights).T
+                return jax.lax.dynamic_update_slice_in_dim(whole, block, start, axis=0)
 
             return dq + _matmul(dlogits, k), with_block(dk, q, dlogits), with_block(dv, dy, weights)
 
@@ -136,9 +136,8 @@ def _head_backward(segment_ids, q, k, v, y, log_total, dy):
         of_chunk, *dkv = _over_keys(chunk, add, (jnp.zeros(q.shape), *dkv))
         return chunk.write(dq, of_chunk), *dkv
 
-    zeros = (jnp.zeros_like(q, jnp.float32), *(jnp.zeros_like(x.T, jnp.float32) for x in (k, v)))
-    dq, dk, dv = _over_chunks(attend, segment_ids, zeros)
-    return dq, dk.T, dv.T
+    zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (q, k, v))
+    return _over_chunks(attend, segment_ids, zeros)
 
 
 def _plan_chunks(q_segment_ids, kv_segment_ids):
@@ -207,8 +206,8 @@ def _over_keys(chunk: Chunk, visit: Callable, so_far):
     return jax.lax.fori_loop(0, -(-(chunk.end_key - chunk.first_key) // m), step, so_far)
 
 
-def _window(x, start, size, axis=0):
-    return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+def _window(x, start, size):
+    return jax.lax.dynamic_slice_in_dim(x, start, size)
 
 
 def _logits(q, k):
