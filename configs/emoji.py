@@ -3,11 +3,14 @@
 Its latents are those of `autoencoder_emoji.py`. Pictures come first: they teach most for their cost.
 
     sora-jax data emoji
-    for name in videos pictures short held_out; do
-        sora-jax prepare --config=configs/emoji.py --videos=data/emoji/videos/$name \
-            --out=data/emoji/latents/$name --autoencoder=runs/autoencoder_emoji --config.data.validation=0.01 \
-            $(test $name = videos || echo --tokenizer=data/emoji/latents/videos/tokenizer.model)
-    done
+    sora-jax prepare --config=configs/emoji.py --videos=data/emoji/videos/videos --out=data/emoji/latents/videos \
+        --autoencoder=runs/autoencoder_emoji --config.data.validation=0.01
+    sora-jax prepare --config=configs/emoji.py --videos=data/emoji/videos/pictures \
+        --out=data/emoji/latents/pictures --autoencoder=runs/autoencoder_emoji --config.data.validation=0.01 \
+        --tokenizer=data/emoji/latents/videos/tokenizer.model
+    sora-jax prepare --config=configs/emoji.py --videos=data/emoji/videos/short \
+        --out=data/emoji/latents/short --autoencoder=runs/autoencoder_emoji --config.data.validation=0.01 \
+        --tokenizer=data/emoji/latents/videos/tokenizer.model
     JAX_NUM_CPU_DEVICES=1 sora-jax train --config=configs/emoji.py --workdir=runs/emoji --config.train.steps=800 \
         --config.data.path=data/emoji/latents/pictures:10,data/emoji/latents/short:2,data/emoji/latents/videos:2
     JAX_NUM_CPU_DEVICES=1 sora-jax train --config=configs/emoji.py --workdir=runs/emoji \
