@@ -6,6 +6,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import sora_jax
 from sora_jax.checkpoint.frozen_params import LOW_NOISE
@@ -113,9 +114,9 @@ def weights_hash(workdir: pathlib.Path, folder: pathlib.Path, step: int) -> str:
     return digest(parts)
 
 
-def _without_paths(group) -> object:
+def _without_paths(group: Any) -> object:
     """A group of settings without the folders that it names, whose content counts instead."""
-    if not dataclasses.is_dataclass(group):
+    if isinstance(group, type) or not dataclasses.is_dataclass(group):
         return group
     return {key: value for key, value in dataclasses.asdict(group).items() if key != "weights"}
 
@@ -126,7 +127,7 @@ def open_checkpoint(
     out: pathlib.Path,
     *,
     step: int | None = None,
-    changes: Mapping[str, object] | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> CheckpointUnderTest:
     """A checkpoint of a training run, by default the newest, or a released model.
 

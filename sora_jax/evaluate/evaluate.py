@@ -47,12 +47,13 @@ def evaluate(
       is measured; NotGoodEnough, after everything is written, if a model fails a benchmark or what is wanted.
     """
     wanted = wanted or Wanted()
-    if not all(hasattr(subject, "out") for subject in subjects):
-        subjects = open_subjects([str(path) for path in subjects], (), "", out)
-    chosen = {subject.name: choose(subject, suite, benchmarks) for subject in subjects}
+    paths = [str(subject) for subject in subjects if isinstance(subject, pathlib.Path)]
+    opened = [subject for subject in subjects if not isinstance(subject, pathlib.Path)]
+    opened += open_subjects(paths, (), "", out) if paths else []
+    chosen = {subject.name: choose(subject, suite, benchmarks) for subject in opened}
     measured = {name for names in chosen.values() for name in names}
     check_options(options, measured, benchmarks)
-    for subject in subjects:
+    for subject in opened:
         for name in chosen[subject.name]:
             benchmarks[name].check(subject, options)
     for text in wanted.require:
@@ -64,20 +65,20 @@ def evaluate(
     values: dict[str, dict[str, dict]] = {}
     devices = make_mesh(mesh)
     with jax.set_mesh(devices):
-        for subject in subjects:
+        for subject in opened:
             for name in chosen[subject.name]:
                 found = measure_once(name, benchmarks[name], subject, options, console)
                 values.setdefault(name, {})[subject.name] = found
             vars(subject).pop("generator", None)  # free the memory for the next one's
             if isinstance(subject, CheckpointUnderTest):
                 run_on_first_host(functools.partial(write_kept, subject))
-    results = Results(subjects, {name: benchmarks[name] for name in values}, values, options, wanted, baseline)
+    results = Results(opened, {name: benchmarks[name] for name in values}, values, options, wanted, baseline)
     summary: dict = {}
     # By the first process alone, which has read the samples; if it raises, all do.
     run_on_first_host(lambda: summary.update(write_report(results, out, console)))
     raise_on_all_hosts(lambda: judge(results.values, summary, out, wanted), (NotGoodEnough,))
     return summary or {
-        "checkpoints": [{name: by[s.name] for name, by in values.items() if s.name in by} for s in subjects]
+        "checkpoints": [{name: by[s.name] for name, by in values.items() if s.name in by} for s in opened]
     }
 
 

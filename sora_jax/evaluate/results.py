@@ -15,6 +15,7 @@ import sora_jax
 from sora_jax.core.storage import atomic_write
 from sora_jax.data.media.video import probe
 from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, Subject, read_video
+from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.samples import write_preview
 from sora_jax.evaluate.verdict import formats
 from sora_jax.evaluate.verdict.decisions import (
@@ -80,8 +81,8 @@ class Results:
             values = self.values[suite]
             for other in others:
                 if first.name in values and other.name in values:
-                    sides = (benchmark.samples(values[name]) for name in (first.name, other.name))
-                    if found := compare(*sides, benchmark.better):
+                    a, b = (benchmark.samples(values[name]) for name in (first.name, other.name))
+                    if found := compare(a, b, benchmark.better):
                         made.append((suite, first.name, other.name, found))
         return made
 
@@ -267,7 +268,7 @@ def _pairs(results, suite, names, folders) -> list[Pair]:
     chosen = sorted(both, key=disagreement, reverse=True)[:PAIRS]
     made = []
     for key in chosen:
-        clips = tuple(_clip(folders[name], samples[key]) for name, samples in zip(names, (a, b), strict=True))
+        clips = _clip(folders[names[0]], a[key]), _clip(folders[names[1]], b[key])
         made.append(Pair(a[key].prompt, clips))
     return made
 
@@ -282,7 +283,7 @@ def _clip(folder: pathlib.Path, sample: Sample) -> Clip:
 
 def _course(results: Results, out: pathlib.Path) -> Picture | None:
     """A plot of the numbers over what varies between the subjects: the step, or one sampling setting."""
-    subjects = [subject for subject in results.subjects if hasattr(subject, "settings")]
+    subjects = [subject for subject in results.subjects if isinstance(subject, CheckpointUnderTest)]
     if len(subjects) < 3:  # two points make no curve
         return None
     settings = [{"step": s.step} | dataclasses.asdict(s.settings.sample) for s in subjects]

@@ -241,9 +241,7 @@ def repeat_prompts(prompts: Sequence[str], count: int) -> list[str]:
     return [prompts[n % len(prompts)] for n in range(count)]
 
 
-def real_videos(
-    checkpoint: CheckpointUnderTest, options: Options, cell: SampleSettings, count: int
-) -> Iterator[np.ndarray]:
+def real_videos(checkpoint: Subject, options: Options, cell: SampleSettings, count: int) -> Iterator[np.ndarray]:
     """At most `count` real videos of the samples' size and length, [F, H, W, 3] uint8.
 
     They are pieces of the videos of --videos, or the held-out clips through the checkpoint's autoencoder.
@@ -251,6 +249,8 @@ def real_videos(
     H, W = size_of(cell)
     if options.videos:
         pieces = _pieces(options.videos, (H, W), cell)
+    elif isinstance(checkpoint, VideosUnderTest):
+        raise InputError("--videos: name a folder of real videos; those made elsewhere have no data set")
     else:
         records = records_of(checkpoint, options)
         wanted = (cell.frames, H, W)

@@ -122,7 +122,7 @@ def _open(asked: Asked, steps: str, out: pathlib.Path) -> list[Subject]:
     if asked.prompts:
         raise InputError(f"{asked.path}: is no folder of videos; --prompts maps the names of videos to prompts")
     wanted = chosen_steps(asked.path, steps)
-    made = []
+    made: list[Subject] = []
     for step in wanted:
         name = f"{asked.name} at {step:,}" if len(wanted) > 1 or asked.step else asked.name
         made.append(open_checkpoint(asked.path, name, out, step=step, changes=asked.changes))

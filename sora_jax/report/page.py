@@ -7,6 +7,7 @@ import os
 import pathlib
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import PIL.Image
 
@@ -211,7 +212,7 @@ class Table:
     """A table; the first cell of a row is its name, None is an absent number."""
 
     header: Sequence[str]
-    rows: Sequence[Sequence[str | float | None]]
+    rows: Sequence[Sequence[Any]]  # of str, float or None
     caption: str = ""
 
     def html(self, folder: pathlib.Path) -> str:
