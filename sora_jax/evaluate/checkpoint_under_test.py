@@ -114,7 +114,7 @@ def weights_hash(workdir: pathlib.Path, folder: pathlib.Path, step: int) -> str:
     return digest(parts)
 
 
-def _without_paths(group: Any) -> object:
+def _without_paths(group: object) -> object:
     """A group of settings without the folders that it names, whose content counts instead."""
     if isinstance(group, type) or not dataclasses.is_dataclass(group):
         return group
