@@ -6,7 +6,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import sora_jax
 from sora_jax.checkpoint.frozen_params import LOW_NOISE
@@ -116,9 +116,9 @@ def weights_hash(workdir: pathlib.Path, folder: pathlib.Path, step: int) -> str:
 
 def _without_paths(group: object) -> object:
     """A group of settings without the folders that it names, whose content counts instead."""
-    if isinstance(group, type) or not dataclasses.is_dataclass(group):
+    if not dataclasses.is_dataclass(group):
         return group
-    return {key: value for key, value in dataclasses.asdict(group).items() if key != "weights"}
+    return {key: value for key, value in dataclasses.asdict(cast(Any, group)).items() if key != "weights"}
 
 
 def open_checkpoint(
