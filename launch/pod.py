@@ -19,10 +19,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # From a checkout, with nothing installed.
 sys.path.insert(0, str(ROOT))
 
+from sora_jax.cluster.compiler_flags import compiler_flags  # noqa: E402
 from sora_jax.core.errors import InputError, did_you_mean, print_error  # noqa: E402
 
 CHIPS = tomllib.loads((ROOT / "launch/chips.toml").read_text())
-FLAGS = tomllib.loads((ROOT / "launch/xla_flags.toml").read_text())
 FLAGS_VARIABLE = {"tpu": "LIBTPU_INIT_ARGS", "cuda": "XLA_FLAGS"}  # holds the compiler flags
 INSTALL = {
     "gcloud": "https://cloud.google.com/sdk/docs/install",
@@ -96,7 +96,7 @@ class Pod:
             "JAX_PLATFORMS": f"{self.fact('platform')},cpu",
             "SORA_JAX_NUM_PROCESSES": str(processes),
             "SORA_JAX_NUM_DEVICES": str(self.devices),
-            FLAGS_VARIABLE[self.fact("platform")]: " ".join(flags(self.chip, self.slices)),
+            FLAGS_VARIABLE[self.fact("platform")]: " ".join(compiler_flags(self.chip, self.slices)),
         }
 
 
@@ -108,15 +108,6 @@ def exists(known: list[str], largest: int, topology: str) -> bool:
         return False
     sides = [int(side) for side in topology.split("x")]
     return sides == sorted(sides) and all(side and side % 4 == 0 for side in sides) and math.prod(sides) <= largest
-
-
-def flags(chip: str, slices: int = 1) -> list[str]:
-    """The compiler flags for a chip, from xla_flags.toml."""
-    return [
-        entry["flag"]
-        for entry in FLAGS["flags"]
-        if chip in entry["chips"] and (slices > 1 or not entry.get("several_slices", False))
-    ]
 
 
 class Parser(argparse.ArgumentParser):

@@ -38,21 +38,21 @@ def contract(a, b, contracting, out_sharding):
 
 
 @on_cpu(cpu_linear.sum_rows)
-def sum_rows(x):
-    """The sum over all dimensions but the last, [..., D] -> [D]."""
-    return jax.lax.reduce_sum(x, tuple(range(x.ndim - 1)))
+def sum_rows(x, kept=1):
+    """The sum over all dimensions but the last one, or the last `kept`: [..., D] -> [D]."""
+    return jax.lax.reduce_sum(x, tuple(range(x.ndim - kept)))
 
 
 @on_cpu(cpu_linear.multiply_gradients, one_device=True)
 def multiply_gradients(x, scale, dy):
-    """The gradients of x [..., D] * scale [D]."""
+    """The gradients of x [..., D] * scale [D], or of x [..., A, K] * scale [A, K]."""
     return jax.vjp(jnp.multiply, x, scale)[1](dy)
 
 
 @on_cpu(cpu_linear.mean, one_device=True)
-def mean(x, y=None):
-    """The mean of x, or of x * y, over the last dimension, which stays as 1."""
-    return jnp.mean(x if y is None else x * y, axis=-1, keepdims=True)
+def mean(x, y=None, dims=1):
+    """The mean of x, or of x * y, over the last dimension, or the last `dims`, which stay as 1."""
+    return jnp.mean(x if y is None else x * y, axis=tuple(range(-dims, 0)), keepdims=True)
 
 
 def select(table, one_hot):

@@ -16,7 +16,7 @@ from flax import nnx
 from sora_jax.config.schema import TransformerSettings
 from sora_jax.core.mesh import spec
 from sora_jax.core.patches import PatchBatch
-from sora_jax.kernels.attention import attention, merge_heads, split_heads
+from sora_jax.kernels.attention import attention
 from sora_jax.models.layers.linear import linear, normal_002, replicated_linear
 from sora_jax.models.layers.lora import adaptable_linear, no_adapter
 from sora_jax.models.layers.mlp import Mlp
@@ -87,25 +87,27 @@ class Attention(nnx.Module):
           image: ([B, I, D], [B, I] int32 segments).
         """
         wide = spec("batch tokens heads")
-        q = self._heads(self.q_norm(self.q(x, out_sharding=wide)))
-        k = self._heads(self.k_norm(self.k(context, out_sharding=wide)))
-        v = self._heads(self.v(context, out_sharding=wide))
+        q = self._normed(self.q_norm, self._project(self.q, x, wide))
+        k = self._normed(self.k_norm, self._project(self.k, context, wide))
+        v = self._project(self.v, context, wide)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         y = attention(q, k, v, x_segment_ids, context_segment_ids, kernel=self.kernel, clips=clips)
         if image is not None:
             image, image_segment_ids = image
             # An image has an odd number of tokens: every chip holds them all.
-            wide, layout = spec("batch . heads"), "batch . heads ."
-            k = self._heads(self.image_k_norm(self.image_k(image, out_sharding=wide)), layout)
-            v = self._heads(self.image_v(image, out_sharding=wide), layout)
+            wide = spec("batch . heads")
+            k = self._normed(self.image_k_norm, self._project(self.image_k, image, wide))
+            v = self._project(self.image_v, image, wide)
             y += attention(q, k, v, x_segment_ids, image_segment_ids, kernel=self.kernel, clips=clips)
-        return self.out(merge_heads(y), out_sharding=residual).astype(jnp.float32)
+        return self.out(y, out_sharding=residual, heads_in=self.A).astype(jnp.float32)
 
-    def _heads(self, y, layout="batch tokens heads ."):
-        # The reshape is a copy on a TPU. The barrier makes it a copy of the rounded array; without it XLA rounds
-        # after.
-        return split_heads(jax.lax.optimization_barrier(y.astype(self.dtype)), self.A, layout=layout)
+    def _project(self, layer, x, wide):
+        """[B, N, D] -> [B, N, A, K]."""
+        return layer(x, out_sharding=wide, heads_out=self.A)
+
+    def _normed(self, norm, y):
+        return norm(y, heads=self.A).astype(self.dtype)
 
 
 class TransformerBlock(nnx.Module):

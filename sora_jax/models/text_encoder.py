@@ -11,7 +11,7 @@ from flax import nnx
 
 from sora_jax.config.schema import TextSettings
 from sora_jax.core.mesh import spec
-from sora_jax.kernels.attention import attention, merge_heads, split_heads
+from sora_jax.kernels.relative import relative_attention
 from sora_jax.models.layers.linear import linear
 from sora_jax.models.layers.norm import rms_norm
 from sora_jax.models.layers.params import bind, sharded
@@ -41,13 +41,15 @@ class TextSelfAttention(nnx.Module):
         self.relative_bias = nnx.Param(bias_init(rngs.params(), (settings.buckets, A)))
 
     def __call__(self, x, segment_ids):
-        S = x.shape[1]
-        q, k, v = (split_heads(f(x, out_sharding=spec("batch tokens heads")), self.settings.heads)
-                   for f in (self.q, self.k, self.v))  # fmt: skip
-        buckets = relative_buckets(S, self.settings.buckets, self.settings.max_distance)
-        bias = self.relative_bias[...].at[buckets].get(out_sharding=spec(". . heads")).transpose(2, 0, 1)
-        y = attention(q, k, v, segment_ids, segment_ids, bias=bias)
-        return self.out(merge_heads(y), out_sharding=spec("batch tokens ."))
+        settings, wide = self.settings, spec("batch tokens heads")
+        q, k, v = (f(x, out_sharding=wide, heads_out=settings.heads) for f in (self.q, self.k, self.v))
+
+        def bias_of(distances):
+            buckets = relative_buckets(distances, settings.buckets, settings.max_distance)
+            return self.relative_bias[...].at[buckets].get(out_sharding=spec(". heads")).T
+
+        y = relative_attention(q, k, v, segment_ids, bias_of, reach=settings.max_tokens)
+        return self.out(y, out_sharding=spec("batch tokens ."), heads_in=settings.heads)
 
 
 class GatedMlp(nnx.Module):
@@ -79,7 +81,10 @@ class TextBlock(nnx.Module):
 
 
 class TextEncoder(nnx.Module):
-    """Tokens to embeddings; captions packed into one sequence do not see each other."""
+    """Tokens to embeddings; captions packed into one sequence do not see each other.
+
+    A caption has at most `max_tokens` tokens.
+    """
 
     def __init__(self, settings: TextSettings, *, rngs):
         self.settings = settings
@@ -129,15 +134,14 @@ def nearby(key, shape, dtype, *, max_distance: int, out_sharding):
     return jax.reshard(bias.astype(dtype), out_sharding)
 
 
-def relative_buckets(S: int, buckets: int, max_distance: int):
-    """The bucket of each distance key - query, [S, S] int32 (queries, keys).
+def relative_buckets(distance, buckets: int, max_distance: int):
+    """The bucket of each distance key - query, int32.
 
     Half of the buckets are for keys after the query. In each half, the first half has one distance each, and the
     rest grow logarithmically up to `max_distance`.
 
     Source: Raffel et al. 2019 (arXiv 1910.10683), section 2.1.
     """
-    distance = jnp.arange(S)[None, :] - jnp.arange(S)[:, None]
     half = buckets // 2
     exact = half // 2
     far = jnp.abs(distance)

@@ -9,6 +9,7 @@ import time
 import jax
 import rich.console
 
+from sora_jax.cluster.compiler_flags import compiler_options
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.mesh import make_mesh
@@ -107,6 +108,7 @@ class Planner:
 
     def __init__(self, topology: Topology, what: str, console: rich.console.Console):
         self.topology, self.what, self.console = topology, what, console
+        self.flags = compiler_options(topology.name.partition(":")[0], topology.slices)
 
     def estimate(self, settings: Settings) -> Plan:
         """A plan of a training step by formulas alone."""
@@ -142,7 +144,8 @@ class Planner:
                 parts = {name: chip_bytes(tree, sizes) for name, tree in step.parts.items()}
                 lowered = step.lower()
                 try:
-                    compiled, needed = run_interruptibly(lowered.compile, self.console, doing), 0.0
+                    compile_step = functools.partial(lowered.compile, compiler_options=self.flags)
+                    compiled, needed = run_interruptibly(compile_step, self.console, doing), 0.0
                 except jax.errors.JaxRuntimeError as error:
                     if (needed := out_of_memory(str(error))) is None:
                         raise

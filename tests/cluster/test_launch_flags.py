@@ -9,7 +9,9 @@ import tomllib
 import pytest
 from conftest import ROOT
 
-FLAGS = tomllib.loads((ROOT / "launch/xla_flags.toml").read_text())["flags"]
+from sora_jax.cluster.compiler_flags import flag_table
+
+FLAGS = flag_table()
 CHIPS = tomllib.loads((ROOT / "launch/chips.toml").read_text())
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
 COMPILE = """

@@ -15,21 +15,23 @@ def contract(a, b, contracting, out_sharding):
     return jax.lax.dot_general(a, b, (contracting, ((), ())), **options).astype(a.dtype)
 
 
-def sum_rows(x):
+def sum_rows(x, kept=1):
     """`ops.sum_rows` in float32: bfloat16 is summed in windows, ten times as slowly."""
-    return jax.lax.reduce_sum(x.astype(jnp.float32), tuple(range(x.ndim - 1))).astype(x.dtype)
+    return jax.lax.reduce_sum(x.astype(jnp.float32), tuple(range(x.ndim - kept))).astype(x.dtype)
 
 
 def multiply_gradients(x, scale, dy):
     """`ops.multiply_gradients`, the sum as a product."""
-    return dy * scale, jnp.einsum("...d,...d->d", dy, x)
+    x, flat = (a.reshape(*a.shape[: a.ndim - scale.ndim], -1) for a in (x, dy))
+    return dy * scale, jnp.einsum("...d,...d->d", flat, x).reshape(scale.shape)
 
 
-def mean(x, y=None):
+def mean(x, y=None, dims=1):
     """`ops.mean`, the sum as a product."""
+    x, y = (a if a is None else a.reshape(*a.shape[:-dims], -1) for a in (x, y))
     D = x.shape[-1]
     total = x @ jnp.ones(D, x.dtype) if y is None else jnp.einsum("...d,...d->...", x, y)
-    return total[..., None] / D
+    return total.reshape(*total.shape, *(1,) * dims) / D
 
 
 def select_gradient(table, one_hot, dy):

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.core.mesh import spec
-from sora_jax.models.layers.matmul import add_bias, matmul
+from sora_jax.models.layers.matmul import add_bias, matmul, split_heads
 from sora_jax.models.layers.params import sharded
 
 PRODUCT = "product"  # the name under which jax.checkpoint's policies save a layer's output
@@ -21,14 +21,15 @@ normal_002 = functools.partial(jax.nn.initializers.normal, 0.02)()
 
 
 class Linear(nnx.Linear):
-    """nnx.Linear with the product and the bias of `matmul.py`."""
+    """nnx.Linear with the product and the bias of `matmul.py`; with its heads [..., A, K] instead of [..., D]."""
 
-    def __call__(self, x, out_sharding=None):
+    def __call__(self, x, out_sharding=None, *, heads_in=0, heads_out=0):
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
-        y = matmul(out_sharding, x, kernel)
+        y = matmul(out_sharding, x, kernel, heads_in=heads_in, heads_out=heads_out)
         if bias is not None:
-            y = add_bias(y, jax.reshard(bias, jax.P(jax.typeof(y).sharding.spec[-1])))
+            axes = jax.typeof(y).sharding.spec[-2 if heads_out else -1]
+            y = add_bias(y, split_heads(jax.reshard(bias, jax.P(axes)), heads_out=heads_out))
         return checkpoint_name(y, PRODUCT)
 
 

@@ -3,10 +3,10 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.models.layers.linear import Linear, linear
+from sora_jax.models.layers.matmul import matmul
 from sora_jax.models.layers.params import sharded
 
 
@@ -22,11 +22,11 @@ class LoRALinear(Linear):
         self.lora_a = nnx.Param(a_init(rngs.params(), (d_in, rank)))
         self.lora_b = nnx.Param(b_init(rngs.params(), (rank, d_out)))
 
-    def __call__(self, x, out_sharding=None):
-        y = super().__call__(x, out_sharding=out_sharding)
+    def __call__(self, x, out_sharding=None, *, heads_in=0, heads_out=0):
+        y = super().__call__(x, out_sharding=out_sharding, heads_in=heads_in, heads_out=heads_out)
         a, b = self.lora_a[...].astype(y.dtype), (self.scale * self.lora_b[...]).astype(y.dtype)
-        h = jnp.einsum("bnd,dr->bnr", x.astype(y.dtype), a, out_sharding=jax.P(*out_sharding[:2], None))
-        return y + jnp.einsum("bnr,rd->bnd", h, b, out_sharding=out_sharding)
+        h = matmul(jax.P(*out_sharding[:2], None), x.astype(y.dtype), a, heads_in=heads_in)
+        return y + matmul(out_sharding, h, b, heads_out=heads_out)
 
 
 def no_adapter(name: str) -> None:
