@@ -1,6 +1,7 @@
 """Plans of a step on chips that are not here: memory, traffic and estimated time, by compiling or by formulas."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 import re

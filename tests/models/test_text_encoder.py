@@ -32,7 +32,7 @@ def test_each_diagonal_of_a_toeplitz_array_is_one_number():
 
 
 def test_captions_of_a_long_sequence_are_embedded_as_each_alone():
-    """Sequences above QUERIES are attended in blocks; captions lie across their edges, on a mesh as on one device."""
+    """Sequences above QUERIES are attended in blocks; captions lie across their edges."""
     settings = dataclasses.replace(tiny.SETTINGS.text, max_tokens=40)
     lengths = [40, 7, 33, 40, 40, 25, 40, 39]
     draw = np.random.default_rng(0)

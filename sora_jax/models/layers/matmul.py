@@ -10,6 +10,7 @@ writes them in the layout that attention reads, where splitting the width later 
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,7 @@ def _split_spec(spec, heads_in, heads_out):
 
 def _gathered(w, layouts):
     """The weight as its product needs it, gathered over one mesh axis after the other."""
-    for before, layout in zip(layouts, layouts[1:], strict=False):
+    for before, layout in itertools.pairwise(layouts):
         if layout != before:
             # The barrier keeps the compiler from merging the gathers.
             w = jax.lax.optimization_barrier(jax.reshard(w, layout))
