@@ -76,7 +76,8 @@ class CheckpointUnderTest:
     def data_hash(self, path: str) -> str:
         """A hash of the data set at a path, by default the one that the checkpoint was trained on."""
         data = self.settings.data
-        return Mixture(path or data.path, data.kind, where="--data" if path else "data.path").digest
+        kind = "pixels" if self.settings.objective == "autoencoder" else data.kind
+        return Mixture(path or data.path, kind, where="--data" if path else "data.path").digest
 
     def described(self) -> dict:
         """What a result depends on, for the report."""

@@ -24,7 +24,8 @@ from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.data.media.write import write_clip
 from sora_jax.evaluate.benchmark import Options
-from sora_jax.evaluate.evaluate import videos_to_vote_on
+from sora_jax.evaluate.subjects import open_subjects
+from sora_jax.evaluate.vote_videos import videos_to_vote_on
 from sora_jax.evaluate.votes import read_votes
 from sora_jax.worlds.shapes.renderer import render, sample_scene
 
@@ -156,18 +157,21 @@ def test_what_can_not_be_compared_is_told_in_a_line(videos, tmp_path, monkeypatc
 
 
 def test_checkpoints_make_videos_of_the_same_prompts_once(tmp_path):
-    folders = [checkpoint(tmp_path / name) for name in ("a", "b")]
+    folders = [checkpoint(tmp_path / name, step=n) for n, name in enumerate(("a", "b"), 1)]
     model = Model(asked)
     options = Options(prompts=PROMPTS, frames=(5,), sizes=("64x64",), sampler=model)
     wishes = {"options": options, "mesh": MeshSettings(8), "console": QUIET}
-    found = [videos_to_vote_on(folders, tmp_path / "out", **wishes) for _ in range(2)]
+    subjects = open_subjects([str(folder) for folder in folders], (), "", tmp_path / "out")
+    found = [videos_to_vote_on(subjects, **wishes) for _ in range(2)]
     assert found[0] == found[1] and model.made == [0, 1, 2] * 2
     pairs = make_pairs(found[0])
     assert [pair.prompt for pair in pairs] == list(PROMPTS)
-    assert all(path.is_file() and name in path.parts for pair in pairs for name, path in pair.videos.items())
+    folders = {subject.name: subject.out for subject in subjects}
+    videos = [found for pair in pairs for found in pair.videos.items()]
+    assert all(path.is_file() and folders[name] in path.parents for name, path in videos)
     wishes["options"] = dataclasses.replace(options, sizes=("64x64", "96x64"))
     with pytest.raises(InputError, match="takes one size"):
-        videos_to_vote_on(folders, tmp_path / "out", **wishes)
+        videos_to_vote_on(subjects, **wishes)
 
 
 @pytest.mark.slow
