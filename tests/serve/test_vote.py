@@ -207,6 +207,7 @@ def test_votes_in_a_browser(videos, tmp_path):
 
         def at(done):
             page.get_by_text(f"{done} of 3", exact=True).wait_for(timeout=20_000)
+            page.wait_for_function("() => !busy")  # until then the page takes no vote
             page.wait_for_function("() => [...document.querySelectorAll('video')].every(v => v.currentTime > 0)")
 
         page.goto(f"http://127.0.0.1:{port}")
@@ -221,6 +222,7 @@ def test_votes_in_a_browser(videos, tmp_path):
         page.keyboard.press("ArrowLeft")
         at(1)
         page.keyboard.press("z")
+        page.wait_for_function("() => !busy")
         page.get_by_text("1 of 3", exact=True).wait_for()
         page.keyboard.press("ArrowDown")
         at(1)

@@ -181,8 +181,13 @@ def test_many_devices_learn_what_one_learns(moments):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), sharded[-1].params, states[-1].params)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", ["guidance_distillation", "moment_matching"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pytest.param("guidance_distillation", marks=pytest.mark.exhaustive),
+        pytest.param("moment_matching", marks=pytest.mark.slow),
+    ],
+)
 def test_a_student_is_trained_resumed_released_and_sampled_from_the_command_line(tmp_path, objective, capsys):
     settings = tiny.change(
         tiny.SETTINGS,

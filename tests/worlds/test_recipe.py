@@ -97,7 +97,7 @@ def test_a_decay_that_was_interrupted_keeps_its_length(tmp_path, monkeypatch):
     assert Plan(recipe, tmp_path, None).command(stage) == "train --a=25 --b=125"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_shapes_recipe_runs_from_nothing_to_a_released_and_measured_model(tmp_path):
     of_transformer = "train --config={configs}/shapes.py"
     small = [
@@ -110,7 +110,9 @@ def test_the_shapes_recipe_runs_from_nothing_to_a_released_and_measured_model(tm
     # A model that has learned nothing: the last stage says so.
     with pytest.raises(InputError, match="evaluate: the model does not do what its prompts say"):
         run_recipe(Plan(recipe, tmp_path, 0.001), Console(quiet=True))
-    settings = from_json((tmp_path / "release/model/settings.json").read_text(), Settings)
+    settings = from_json(
+        Settings, json.loads((tmp_path / "release/model/settings.json").read_text()), "settings.json"
+    )
     assert settings.transformer.layers == 1 and settings.flow.ghosts > 0
     (found,) = json.loads((tmp_path / "evaluation/evaluation.json").read_text())["checkpoints"]
     assert 0 <= found["shapes"]["64x64, 17 frames"]["shares"]["all"]["share"] < 0.5

@@ -17,7 +17,6 @@ from sora_jax.data.loader.mixture import Mixture
 from sora_jax.data.loader.stream import Stream, validation_crops, validation_sequences
 from sora_jax.train.step import split_batch
 
-STREAMS = {"flow": validation_sequences, "autoencoder": validation_crops}
 # A batch forwards costs about a third of an update: at the default interval this is half a percent of the time.
 BATCHES = 16
 
@@ -65,7 +64,8 @@ def _open_stream(settings: Settings, mesh: jax.sharding.Mesh) -> Stream | None:
     kind = "pixels" if settings.objective == "autoencoder" else settings.data.kind
     if not sum(Mixture(settings.data.path, kind).counts("validation")):
         return None
-    return STREAMS[settings.objective](settings, rows=local_rows(mesh, settings.data.batch))
+    make_stream = validation_crops if settings.objective == "autoencoder" else validation_sequences
+    return make_stream(settings, rows=local_rows(mesh, settings.data.batch))
 
 
 def _sums(objective, parts: int, params, frozen_params, batch, key):
