@@ -115,4 +115,4 @@ def test_the_shapes_recipe_runs_from_nothing_to_a_released_and_measured_model(tm
     )
     assert settings.transformer.layers == 1 and settings.flow.ghosts > 0
     (found,) = json.loads((tmp_path / "evaluation/evaluation.json").read_text())["checkpoints"]
-    assert 0 <= found["shapes"]["64x64, 17 frames"]["shares"]["all"]["share"] < 0.5
+    assert 0 <= found["numbers"]["shapes.all_together"]["value"] < 0.5
