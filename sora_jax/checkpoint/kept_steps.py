@@ -10,18 +10,21 @@ from collections.abc import Sequence
 import orbax.checkpoint as ocp
 
 from sora_jax.cluster.agreement import of_first_host
-from sora_jax.core.storage import atomic_write
+from sora_jax.core.errors import InputError
+from sora_jax.core.storage import atomic_write, read_object
 
 FILE = "kept_steps.json"
 
 
 def read_kept_steps(workdir: pathlib.Path) -> dict[str, list[int]]:
-    """Who asks -> steps; {} if nobody does."""
-    try:
-        held = json.loads((workdir / FILE).read_text())
-        return {str(name): [int(step) for step in steps] for name, steps in held.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    """Who asks -> steps; {} if nobody does. Raises: InputError if the file is damaged or can't be read."""
+    path = workdir / FILE
+    if not path.exists():
         return {}
+    try:
+        return {str(name): [int(step) for step in steps] for name, steps in read_object(path).items()}
+    except (ValueError, TypeError):
+        raise InputError(f"{path}: is damaged; remove it, and steps that it kept may be pruned") from None
 
 
 def keep_steps(workdir: pathlib.Path, name: str, steps: Sequence[int]):
@@ -33,17 +36,25 @@ def keep_steps(workdir: pathlib.Path, name: str, steps: Sequence[int]):
         temporary.write_text(json.dumps({**held, name: list(steps)}))
 
 
-class AskedFor(ocp.checkpoint_managers.PreservationPolicy):
+class RequestedSteps(ocp.checkpoint_managers.PreservationPolicy):
     """Preserves the steps that are asked for, as of the last `read`."""
 
     def __init__(self, workdir: pathlib.Path):
         self._workdir = workdir
-        self._steps: set[int] = set()
+        self._steps: set[int] | None = set()  # None: the file can't be read, so every step is kept
 
     def read(self):
         """Read the file, on the first host for all of them: they must agree on what is deleted."""
-        held = of_first_host(lambda: json.dumps(read_kept_steps(self._workdir)))
-        self._steps = {step for steps in json.loads(held).values() for step in steps}
+
+        def look() -> str:
+            try:
+                held = read_kept_steps(self._workdir)
+            except InputError:  # not a reason to end a training
+                return json.dumps(None)
+            return json.dumps([step for steps in held.values() for step in steps])
+
+        steps = json.loads(of_first_host(look))
+        self._steps = None if steps is None else set(steps)
 
     def should_preserve(self, checkpoints, *, context):
-        return [checkpoint.step in self._steps for checkpoint in checkpoints]
+        return [self._steps is None or checkpoint.step in self._steps for checkpoint in checkpoints]

@@ -14,7 +14,7 @@ from flax import struct
 
 from sora_jax import compat
 from sora_jax.checkpoint.checksums import named_leaves
-from sora_jax.checkpoint.kept_steps import AskedFor
+from sora_jax.checkpoint.kept_steps import RequestedSteps
 from sora_jax.checkpoint.meta import CONVERTED, MODELS, check_leaves, check_models, load_meta, make_meta
 from sora_jax.checkpoint.model_folder import WEIGHTS
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, reason_unwritable
@@ -67,8 +67,8 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int = 0):
         _register_array_handler()
         manager = ocp.checkpoint_managers
-        self._asked_for = AskedFor(pathlib.Path(workdir))
-        kept = [manager.LatestN(keep), self._asked_for]
+        self._requested = RequestedSteps(pathlib.Path(workdir))
+        kept = [manager.LatestN(keep), self._requested]
         kept += [manager.EveryNSteps(keep_every)] if keep_every else []
         options = ocp.CheckpointManagerOptions(
             preservation_policy=manager.AnyPreservationPolicy(kept),
@@ -118,7 +118,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self.manager.latest_step():
             return
-        self._asked_for.read()
+        self._requested.read()
         self._bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         meta = make_meta(state, settings, data_hash)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))

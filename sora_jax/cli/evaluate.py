@@ -22,6 +22,7 @@ def run(values, console):
     from sora_jax.worlds.shapes import SHIPPED_MODEL
     from sora_jax.worlds.shapes.benchmarks import BENCHMARKS as SHAPES_BENCHMARKS
 
+    check_combination(values)
     asked = [*(values.checkpoint or ()), *(values.subject or ())]
     if len(asked) > 1 and not values.out:
         raise InputError(f"--out is missing: name a folder for the report on {len(asked)} subjects")
@@ -65,6 +66,19 @@ def run(values, console):
             open_subjects(checkpoints, values.subject or (), values.step, out), out, wanted=wanted, **arguments
         )
     console.print(f"report: {out / 'index.html'}", highlight=False)
+
+
+def check_combination(values):
+    """Raise InputError for a flag that is given and that the others leave without a use."""
+    given = {flag.key for flag in COMMAND.all_flags if values[flag.key].present}
+    needs = {"lower_end": "require", "keep_best": "watch", "host": "vote", "port": "vote"}
+    for key, needed in needs.items():
+        if key in given and needed not in given:
+            raise InputError(f"--{key.replace('_', '-')}: is for --{needed} alone; add that, or leave it out")
+    decides = {flag.key for flag in COMMAND.flags["Decisions"]}
+    unused = given & (decides | {"suite", "format", "lpips", "videomae", "clip", "vbench", "dimensions", "videos"})
+    if values.vote and unused:
+        raise InputError(f"--{min(unused).replace('_', '-')}: --vote measures nothing and does not use it")
 
 
 def _vote(subjects, out, options, values, console):

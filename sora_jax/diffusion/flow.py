@@ -133,6 +133,11 @@ def noisy_patches(batch: PatchBatch, noise, times, *, conditioning_time: float =
     return (1 - t) * batch.patches.astype(jnp.float32) + t * noise, table, time_index
 
 
+def has_loss(batch: PatchBatch):
+    """1 for patches with loss, 0 for conditioning and padding, [B, N] float32."""
+    return ((batch.segment_ids > 0) & ~batch.conditioning_mask).astype(jnp.float32)
+
+
 def flow_errors(velocity_fn, batch: PatchBatch, noise, times, *, conditioning_time: float = 0.0):
     """Squared error of the velocity of each patch, and the patches that have a loss.
 
@@ -152,5 +157,5 @@ def flow_errors(velocity_fn, batch: PatchBatch, noise, times, *, conditioning_ti
         ghost = jnp.where(t > GHOSTS_FROM, (1 - t) * batch.ghosts.astype(jnp.float32), 0)
         x, target = x + ghost, target + ghost / jnp.maximum(t, GHOSTS_FROM)
     velocity = velocity_fn(x, table, time_index)
-    counts = ((batch.segment_ids > 0) & ~batch.conditioning_mask).astype(jnp.float32)
+    counts = has_loss(batch)
     return jnp.mean(jnp.square(velocity - target), axis=-1) * counts, counts

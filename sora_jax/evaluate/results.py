@@ -115,7 +115,7 @@ class Results:
         return measure, max(there, key=lambda name: there[name])
 
     def _overall(self, judged: Sequence[str]) -> str | None:
-        """The measure by which subjects are ranked: the last that the first suite judges."""
+        """The measure by which subjects are ranked: the last one with a direction of the first suite."""
         suite, benchmark = next(iter(self.benchmarks.items()))
         overall = [short(suite, measure) for measure in benchmark.better]
         return next((name for name in [*reversed(overall), *judged] if name in judged), None)
@@ -287,7 +287,7 @@ def _course(results: Results, out: pathlib.Path) -> Picture | None:
     if len(subjects) < 3:  # two points make no curve
         return None
     settings = [{"step": s.step} | dataclasses.asdict(s.settings.sample) for s in subjects]
-    varied = [key for key in settings[0] if len({str(one[key]) for one in settings}) > 1] if settings else []
+    varied = [key for key in settings[0] if len({str(one[key]) for one in settings}) > 1]
     if len(varied) != 1 or len({subject.workdir for subject in subjects}) > 1:
         return None
     names = [name for name, n in results.numbers[subjects[0].name].items() if n.better][:PANELS]

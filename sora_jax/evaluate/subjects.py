@@ -19,8 +19,11 @@ KEYS = ("name", "step", "prompts", *SETTINGS)
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """One subject as it is asked for: its folder, name, step ("": the newest) and changed sampling settings."""
+class SubjectRequest:
+    """One subject as the command line names it.
+
+    step: "" is the newest. changes: of the sampling settings.
+    """
 
     path: pathlib.Path
     name: str
@@ -29,7 +32,7 @@ class Asked:
     changes: dict = dataclasses.field(default_factory=dict)
 
 
-def parse_subject(text: str) -> list[Asked]:
+def parse_subject(text: str) -> list[SubjectRequest]:
     """The subjects that one --subject asks for: "runs/a --steps=6,12 --solver=unipc" asks for two.
 
     Raises: InputError for an unknown key or a value of another type.
@@ -59,7 +62,9 @@ def parse_subject(text: str) -> list[Asked]:
         words = [plain["name"]] if "name" in plain else [_short(path)]
         words += [f"{key.replace('_', ' ')} {value}" for key, value in several.items()]
         made.append(
-            Asked(pathlib.Path(path), ", ".join(words), plain.get("step", ""), plain.get("prompts", ""), changes)
+            SubjectRequest(
+                pathlib.Path(path), ", ".join(words), plain.get("step", ""), plain.get("prompts", ""), changes
+            )
         )
     return made
 
@@ -91,12 +96,14 @@ def open_subjects(
     for path in paths:
         if paths.count(path) > 1:
             raise InputError(f"--checkpoint={path}: is named twice")
-    asked = [_of_step(Asked(path, _short(path))) for path in paths]
-    names = [one.name for one in asked]
+    requests = [_of_step(SubjectRequest(path, _short(path))) for path in paths]
+    names = [one.name for one in requests]
     if len(set(names)) < len(names):
-        asked = [dataclasses.replace(a, name="-".join(p for p in a.path.parts if p not in "/..")) for a in asked]
-    asked += [_of_step(one) for text in subjects for one in parse_subject(text)]
-    made = [subject for one in asked for subject in _open(one, one.step or steps, out)]
+        requests = [
+            dataclasses.replace(a, name="-".join(p for p in a.path.parts if p not in "/..")) for a in requests
+        ]
+    requests += [_of_step(one) for text in subjects for one in parse_subject(text)]
+    made = [subject for one in requests for subject in _open(one, one.step or steps, out)]
     names = [subject.name for subject in made]
     for name in names:
         if names.count(name) > 1:
@@ -104,28 +111,28 @@ def open_subjects(
     return made
 
 
-def _of_step(asked: Asked) -> Asked:
+def _of_step(request: SubjectRequest) -> SubjectRequest:
     """RUN/checkpoints/STEP taken apart."""
-    path = asked.path
+    path = request.path
     if path.name.isdecimal() and path.parent.name == CHECKPOINTS:
-        name = asked.name.replace(path.name, _short(path.parent.parent), 1)
-        return dataclasses.replace(asked, path=path.parent.parent, name=name, step=asked.step or path.name)
-    return asked
+        name = request.name.replace(path.name, _short(path.parent.parent), 1)
+        return dataclasses.replace(request, path=path.parent.parent, name=name, step=request.step or path.name)
+    return request
 
 
-def _open(asked: Asked, steps: str, out: pathlib.Path) -> list[Subject]:
-    if is_video_folder(asked.path) and not (asked.path / CHECKPOINTS).is_dir():
-        if asked.changes or asked.step:
-            key = next(iter(asked.changes), "step")
-            raise InputError(f"{asked.path}: is a folder of videos, which takes no --{key}")
-        return [open_videos(asked.path, asked.name, out, asked.prompts)]
-    if asked.prompts:
-        raise InputError(f"{asked.path}: is no folder of videos; --prompts maps the names of videos to prompts")
-    wanted = chosen_steps(asked.path, steps)
+def _open(request: SubjectRequest, steps: str, out: pathlib.Path) -> list[Subject]:
+    if is_video_folder(request.path) and not (request.path / CHECKPOINTS).is_dir():
+        if request.changes or request.step:
+            key = next(iter(request.changes), "step")
+            raise InputError(f"{request.path}: is a folder of videos, which takes no --{key}")
+        return [open_videos(request.path, request.name, out, request.prompts)]
+    if request.prompts:
+        raise InputError(f"{request.path}: is no folder of videos; --prompts maps the names of videos to prompts")
+    wanted = chosen_steps(request.path, steps)
     made: list[Subject] = []
     for step in wanted:
-        name = f"{asked.name} at {step:,}" if len(wanted) > 1 or asked.step else asked.name
-        made.append(open_checkpoint(asked.path, name, out, step=step, changes=asked.changes))
+        name = f"{request.name} at {step:,}" if len(wanted) > 1 or request.step else request.name
+        made.append(open_checkpoint(request.path, name, out, step=step, changes=request.changes))
     return made
 
 

@@ -17,7 +17,7 @@ from sora_jax.cluster.agreement import of_first_host, run_on_first_host
 from sora_jax.core.errors import InputError
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest, kept_checkpoints, open_checkpoint
 from sora_jax.train.monitoring.run_history import FILE as HISTORY
-from sora_jax.train.workdir_lock import FILE as LOCK
+from sora_jax.train.workdir_lock import has_died, is_locked
 
 POLL_SECONDS = 5.0  # between two looks at the run
 START_SECONDS = 3600.0  # to wait for the first checkpoint of a run that is not there yet
@@ -90,12 +90,14 @@ def _look(workdir: pathlib.Path, known: set[int], every: int) -> tuple[int | Non
 
 
 def run_has_ended(workdir: pathlib.Path) -> bool:
-    """Whether a run was on and is on no more: in order, or because it died on this machine."""
+    """Whether a run was on and is on no more: in order, or because it died and was not started again."""
     try:
         starts = json.loads((workdir / HISTORY).read_text())
     except (OSError, ValueError):
         return False
-    return bool(starts) and "ended" in starts[-1] and not (workdir / LOCK).exists()
+    if not starts:
+        return False
+    return not is_locked(workdir) if "ended" in starts[-1] else has_died(workdir)
 
 
 def _after(workdir: pathlib.Path, step: int, summary: dict, keep_best: bool):
@@ -107,7 +109,8 @@ def _after(workdir: pathlib.Path, step: int, summary: dict, keep_best: bool):
     ]
     board = workdir / "tensorboard" / "evaluate"
     board.mkdir(parents=True, exist_ok=True)
-    writer = EventsWriter(str(board / "events"))
+    # By itself the name holds the second alone, and the events of a second step in it would replace the first's.
+    writer = EventsWriter(str(board / "events"), f".{step}")
     writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
     writer.close()
     best = summary["best"]["subject"] if summary["best"] else mine["name"]

@@ -96,12 +96,12 @@ class Clip(nnx.Module):
         )
         self.text = TextTower(settings, rngs=rngs)
 
-    def see(self, images):
+    def encode_images(self, images):
         """Normalised images, [B, size, size, 3] float -> unit vectors, [B, shared] float32."""
         whole = self.image_norm(self.image(images)[:, :1])
         return unit(self.image_out(whole, out_sharding=spec("batch . .")))
 
-    def read(self, tokens, ends):
+    def encode_texts(self, tokens, ends):
         """Texts -> unit vectors, [B, shared] float32; arguments as of `TextTower`."""
         return unit(self.text(tokens, ends))
 

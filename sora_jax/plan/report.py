@@ -24,7 +24,7 @@ ESTIMATE = "an estimate by roofline, not a measurement"
 
 def show(plan, console: rich.console.Console):
     """Print memory, FLOPs, traffic, collectives and estimated time of a step."""
-    topology, chip = plan.topology, plan.topology.chip
+    topology = plan.topology
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.sizes.items() if size > 1) or "1 device"
     how = f"compiled in {plan.seconds:.0f} s" if plan.compiled else "by formulas alone: an estimate throughout"
     if not topology.compiled:
@@ -35,57 +35,77 @@ def show(plan, console: rich.console.Console):
         console.print(f"attention {model.attention}, remat {model.remat}", highlight=False)
     table = rich.table.Table("on each device", "", title_justify="left")
     table.columns[1].justify = "right"
+    for add_rows in (_add_memory, _add_work, _add_time):
+        add_rows(table, plan)
+    console.print(table)
+    counts = plan.counts
+    if counts and counts.collectives:
+        console.print(_collectives(counts.collectives))
+    if plan.schedule:
+        console.print(f"note: {PUBLISHED}", highlight=False)
+    for note in counts.unknown if counts else ():
+        console.print(f"note: not in these numbers: {note}", highlight=False)
+
+
+def _add_memory(table, plan):
     for name, size in plan.parts.items():
         table.add_row(name, gib(size))
     verdict = "fits" if plan.fits else f"{plan.over:.1f} GiB too much"
     table.add_row("needed at the peak" + ("" if plan.compiled else " (estimate)"), gib(plan.needed))
     if plan.host:
         table.add_row("in the host's memory", gib(plan.host))
-    table.add_row("of HBM", f"{chip.room:.4g} GiB: {verdict}", end_section=True)
-    if counts := plan.counts:
+    table.add_row("of HBM", f"{plan.topology.chip.room:.4g} GiB: {verdict}", end_section=True)
+
+
+def _add_work(table, plan):
+    """FLOPs, HBM traffic and cycles."""
+    counts, devices = plan.counts, plan.topology.devices
+    if counts:
         table.add_row("FLOPs, compiled", f"{counts.all_flops / 1e12:,.1f} T")
         for name, flops in counts.kernel_flops.items():
             table.add_row(f"  of it {name}", f"{flops / 1e12:,.1f} T")
     if plan.executed:
-        table.add_row("FLOPs, by formula", f"{plan.executed / topology.devices / 1e12:,.1f} T")
-        table.add_row("  of it the model's", f"{plan.useful / topology.devices / 1e12:,.1f} T", end_section=True)
-    if counts:
-        table.add_row("HBM read and written", f"{counts.hbm_bytes / 1e9:,.1f} GB")
-        if counts.cycles:
-            table.add_row("compiler's cycles, without kernels", f"{counts.cycles / 1e9:,.2f} G")
-        if cycles := plan.schedule:
-            table.add_row(
-                "cycles of attention, by schedule", f"{cycles.attention / 1e9:,.2f} G ({cycles.share:.0%})"
-            )
-            table.add_row("all cycles, without waits", f"{cycles.seconds:.3f} s")
-            if plan.useful:
-                table.add_row("  MFU of them", f"{plan.mfu(cycles.seconds):.0%}")
-            name, seconds = plan.bound
-            table.add_row("longest part", f"{name}, {seconds:.3f} s")
-        table.add_section()
-    if roofline := plan.roofline:
-        for name in ("compute", "hbm", "ici", "dcn"):
-            if value := getattr(roofline, name):
-                table.add_row(f"{name} alone (estimate)", f"{value:.3f} s")
-        table.add_row("a step (estimate)", f"{roofline.least:.3f} to {roofline.most:.3f} s")
+        table.add_row("FLOPs, by formula", f"{plan.executed / devices / 1e12:,.1f} T")
+        table.add_row("  of it the model's", f"{plan.useful / devices / 1e12:,.1f} T", end_section=True)
+    if not counts:
+        return
+    table.add_row("HBM read and written", f"{counts.hbm_bytes / 1e9:,.1f} GB")
+    if counts.cycles:
+        table.add_row("compiler's cycles, without kernels", f"{counts.cycles / 1e9:,.2f} G")
+    if cycles := plan.schedule:
+        share = f"{cycles.attention / 1e9:,.2f} G ({cycles.share:.0%})"
+        table.add_row("cycles of attention, by schedule", share)
+        table.add_row("all cycles, without waits", f"{cycles.seconds:.3f} s")
         if plan.useful:
-            low, high = plan.mfu(roofline.most), plan.mfu(roofline.least)
-            table.add_row("its MFU (estimate)", f"{low:.0%} to {high:.0%}")
-    console.print(table)
-    if counts and counts.collectives:
-        table = rich.table.Table("collective", "over", "link", "times", "GiB of arrays", "GiB sent")
-        for column in table.columns[3:]:
-            column.justify = "right"
-        for c in counts.collectives:
-            sizes = (f"{c.count:,.0f}", f"{c.bytes / GIB:,.3f}", f"{c.wire / GIB:,.3f}")
-            table.add_row(c.kind, " x ".join(c.axes), c.link, *sizes)
-        total = [sum(getattr(c, key) for c in counts.collectives) for key in ("count", "bytes", "wire")]
-        table.add_row("all", "", "", f"{total[0]:,.0f}", *(f"{size / GIB:,.3f}" for size in total[1:]))
-        console.print(table)
-    if plan.schedule:
-        console.print(f"note: {PUBLISHED}", highlight=False)
-    for note in counts.unknown if counts else ():
-        console.print(f"note: not in these numbers: {note}", highlight=False)
+            table.add_row("  MFU of them", f"{plan.mfu(cycles.seconds):.0%}")
+        name, seconds = plan.bound
+        table.add_row("longest part", f"{name}, {seconds:.3f} s")
+    table.add_section()
+
+
+def _add_time(table, plan):
+    """The estimate by roofline."""
+    if not (roofline := plan.roofline):
+        return
+    for name in ("compute", "hbm", "ici", "dcn"):
+        if value := getattr(roofline, name):
+            table.add_row(f"{name} alone (estimate)", f"{value:.3f} s")
+    table.add_row("a step (estimate)", f"{roofline.least:.3f} to {roofline.most:.3f} s")
+    if plan.useful:
+        low, high = plan.mfu(roofline.most), plan.mfu(roofline.least)
+        table.add_row("its MFU (estimate)", f"{low:.0%} to {high:.0%}")
+
+
+def _collectives(collectives) -> rich.table.Table:
+    table = rich.table.Table("collective", "over", "link", "times", "GiB of arrays", "GiB sent")
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for c in collectives:
+        sizes = (f"{c.count:,.0f}", f"{c.bytes / GIB:,.3f}", f"{c.wire / GIB:,.3f}")
+        table.add_row(c.kind, " x ".join(c.axes), c.link, *sizes)
+    total = [sum(getattr(c, key) for c in collectives) for key in ("count", "bytes", "wire")]
+    table.add_row("all", "", "", f"{total[0]:,.0f}", *(f"{size / GIB:,.3f}" for size in total[1:]))
+    return table
 
 
 def show_ranking(plans, console: rich.console.Console):

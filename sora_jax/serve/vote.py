@@ -65,7 +65,7 @@ class Ballot(pydantic.BaseModel):
     choice: str = pydantic.Field(pattern=f"^({LEFT}|{RIGHT}|{TIE})$")
 
 
-class Booth:
+class VotingSession:
     """Which pair a voter sees next, on which sides, and the file of votes."""
 
     def __init__(self, pairs: Sequence[Pair], path: pathlib.Path):
@@ -107,7 +107,7 @@ class Booth:
             )
 
 
-def make_vote_app(booth: Booth) -> fastapi.FastAPI:
+def make_vote_app(session: VotingSession) -> fastapi.FastAPI:
     """The web application."""
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -117,19 +117,19 @@ def make_vote_app(booth: Booth) -> fastapi.FastAPI:
 
     @app.get("/next")
     def following(voter: str = fastapi.Query(min_length=1, max_length=MAX_NAME), pair: str = ""):
-        return booth.next(voter, pair)
+        return session.next(voter, pair)
 
     @app.get("/video/{name}.mp4")
     def video(name: str):
-        if name not in booth.files:
+        if name not in session.files:
             return _refusal("not here")
-        return fastapi.responses.FileResponse(booth.files[name], media_type="video/mp4")
+        return fastapi.responses.FileResponse(session.files[name], media_type="video/mp4")
 
     @app.post("/vote")
     def vote(ballot: Ballot):
-        if ballot.pair not in booth.shown:
+        if ballot.pair not in session.shown:
             return _refusal("this pair was shown before the server began; load the page again")
-        booth.vote(ballot)
+        session.vote(ballot)
         return {}
 
     return app
@@ -153,7 +153,7 @@ def serve_votes(
     path = out / VOTES
     read_votes(path)
     with listen(*address) as listening:
-        app = RequestFilter(make_vote_app(Booth(pairs, path)), uploads=out, max_bytes=0, host=address[0])
+        app = RequestFilter(make_vote_app(VotingSession(pairs, path)), uploads=out, max_bytes=0, host=address[0])
         what = f"{len(pairs)} pairs of videos to vote on; votes go into {path}; Ctrl-C ends it"
         with contextlib.suppress(KeyboardInterrupt):
             serve_app(app, listening, address, what, console)

@@ -16,6 +16,7 @@ from sora_jax.core.storage import explain_os_errors, process_exists
 FILE = "run.lock"
 TOUCH_SECONDS = 10  # interval at which the owner touches the lock
 STALE_SECONDS = 60  # without a touch, after which an owner that can't be looked up counts as dead
+DEAD_SECONDS = 180  # without a touch, after which a dead owner's run is not started again: supervisors wait 60 s
 
 
 class WorkdirLock:
@@ -72,6 +73,22 @@ class WorkdirLock:
                     self._lost.set()
                     return
                 os.utime(self.path)
+
+
+def is_locked(workdir: pathlib.Path) -> bool:
+    """Whether a run has the lock of a workdir, or had it when it died."""
+    return (workdir / FILE).exists()
+
+
+def has_died(workdir: pathlib.Path) -> bool:
+    """Whether the owner of a workdir's lock died and no supervisor has started the run again since."""
+    path = workdir / FILE
+    with contextlib.suppress(OSError), path.open(encoding="utf-8") as file:
+        owner, me = read_owner(file), describe_process()
+        untouched = time.time() - os.fstat(file.fileno()).st_mtime
+        alive = owner is not None and is_local(owner, me) and not is_dead(owner, me)
+        return untouched > DEAD_SECONDS and not alive
+    return False
 
 
 @contextlib.contextmanager

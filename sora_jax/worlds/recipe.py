@@ -22,7 +22,7 @@ import rich.console
 import sora_jax
 from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.core.errors import InputError, did_you_mean
-from sora_jax.core.storage import atomic_write
+from sora_jax.core.storage import atomic_write, read_object
 from sora_jax.report.page import duration
 
 FILE = "recipe.json"
@@ -109,7 +109,7 @@ class Plan:
         self.recipe, self.workdir = recipe, workdir
         self.factor = (hours or recipe.hours) / recipe.hours
         self.path = workdir / FILE
-        self.log = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.log = read_object(self.path) if self.path.exists() else {}
         configs = pathlib.Path(sora_jax.__file__).parent.parent / "configs"
         if not configs.is_dir():
             raise InputError(f"{configs}: no such folder; a recipe needs a clone of the repository")

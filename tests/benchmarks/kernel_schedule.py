@@ -84,7 +84,7 @@ def measure(chip: str, width: int, wanted: str | None, dump: pathlib.Path) -> di
         found = {"kind": topology.kind, "queries": blocks.q, "keys": blocks.kv}
         for name, function, arguments in (
             ("forward", forward, (x, x, x, ids, ids)),
-            ("backward", backward, (x, x, x, ids, ids, x, row, x)),
+            ("backward", backward, ((x, x, x, ids, ids), x, row, x)),
         ):
             jax.jit(lambda *a, f=function: f(*a, blocks=blocks)).lower(*arguments).compile()
             # A core's FLOPs of a cycle.

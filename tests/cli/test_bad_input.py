@@ -135,6 +135,20 @@ def test_a_checkpoint_of_an_autoencoder_makes_no_videos_and_has_no_report_before
     assert not (here / "video.mp4").exists() and not (here / "run/evaluation").exists()
 
 
+@pytest.mark.parametrize(
+    "flags, error",
+    [
+        (["--lower-end"], "--lower-end: is for --require alone"),
+        (["--keep-best"], "--keep-best: is for --watch alone"),
+        (["--port=80"], "--port: is for --vote alone"),
+        (["--vote", "--require=shapes.all >= 1"], "--require: --vote measures nothing"),
+        (["--vote", "--suite=shapes"], "--suite: --vote measures nothing"),
+    ],
+)
+def test_a_flag_that_the_others_leave_without_a_use_is_refused(capsys, flags, error):
+    assert error in told(capsys, "evaluate", *flags)
+
+
 def test_data_that_have_moved_are_told(home, here, capsys):
     shutil.copytree(home / "latents", here / "moved")
     flags = [f"--checkpoint={home}/run", "--out=report"]

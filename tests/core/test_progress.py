@@ -54,7 +54,7 @@ def test_work_outside_of_python_tells_its_time_and_hands_on_its_result_or_error(
 def test_a_command_says_how_to_go_on_and_leaves_no_temporary_file(tmp_path, number, code, word):
     """A signal in the middle of a file, and of work outside of Python that can't be stopped."""
     program = f"""
-        import ctypes, pathlib, sys
+        import ctypes, pathlib, signal, sys
         from sora_jax.cli import main as cli
         from sora_jax.cli.flags import Command
         from sora_jax.core.progress import run_interruptibly
@@ -65,6 +65,8 @@ def test_a_command_says_how_to_go_on_and_leaves_no_temporary_file(tmp_path, numb
                 print("begun", flush=True)
                 run_interruptibly(lambda: ctypes.CDLL(None).sleep(60), console, "sleeping")
 
+        # A background job of a shell is born with SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         cli.COMMANDS["x"] = Command("x", {{}}, run)
         sys.exit(cli.main(["x"]))
     """

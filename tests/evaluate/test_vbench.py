@@ -136,7 +136,7 @@ def test_with_the_filter_flickering_is_that_of_static_videos(tmp_path, monkeypat
             value, static = map(float, prompt.split())
             return static if self.name == "static" else value
 
-    monkeypatch.setattr(suite, "Judge", Known)
+    monkeypatch.setattr(suite, "DimensionMeasure", Known)
     (tmp_path / "raft").mkdir()
     (tmp_path / "raft/model.safetensors").write_bytes(b"weights")
     videos = []

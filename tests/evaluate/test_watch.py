@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import threading
 import time
 
@@ -25,6 +26,7 @@ from sora_jax.evaluate.suites.registry import BENCHMARKS
 from sora_jax.evaluate.verdict.decisions import Wanted
 from sora_jax.evaluate.watch import BEST, run_has_ended, watch
 from sora_jax.train.state import TrainState
+from sora_jax.train.workdir_lock import describe_process
 from sora_jax.worlds.shapes.benchmarks import BENCHMARKS as SHAPES_BENCHMARKS
 
 
@@ -118,6 +120,18 @@ def test_steps_that_are_overtaken_are_skipped(tmp_path):
     (run / "run.lock").write_text("")  # a new start of the run
     assert not run_has_ended(run)
     (run / "run.lock").unlink()
+    # A start that is killed leaves its lock, and nobody touches it.
+    (run / "run_history.json").write_text(json.dumps([{"step": 0, "began": 0.0, "last": 3}]))
+    lock = run / "run.lock"
+    lock.write_text(json.dumps(describe_process() | {"pid": 2**22 + 1}))
+    assert not run_has_ended(run)  # a supervisor may still start it again
+    os.utime(lock, (0, time.time() - 200))
+    assert run_has_ended(run)
+    lock.write_text(json.dumps(describe_process()))
+    os.utime(lock, (0, time.time() - 200))
+    assert not run_has_ended(run)  # suspended
+    lock.unlink()
+    end_run(run)
     console = rich.console.Console(quiet=True)
     summary = watch(run, out, report(out, learner), every=2, keep_best=False, console=console, poll=0.05)
     assert [one["step"] for one in summary["checkpoints"]] == [2]
@@ -137,6 +151,16 @@ def test_a_step_that_is_asked_for_is_not_pruned(tmp_path):
     keep_steps(tmp_path, "somebody", [])
     prune(tmp_path, 1, 0, dry_run=False, console=rich.console.Console(quiet=True))
     assert steps_in(tmp_path / "checkpoints") == [4]
+
+
+def test_nothing_is_pruned_while_it_is_unknown_which_steps_are_asked_for(tmp_path):
+    (tmp_path / "kept_steps.json").write_text("{")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(TrainState(jnp.asarray(step), {}, {"x": jnp.ones(2)}, ()), tiny.SETTINGS, "")
+    assert steps_in(tmp_path / "checkpoints") == [1, 2]
+    with pytest.raises(InputError, match=r"kept_steps\.json"):
+        prune(tmp_path, 1, 0, dry_run=False, console=rich.console.Console(quiet=True))
 
 
 def test_a_run_without_checkpoints_is_an_error(tmp_path):

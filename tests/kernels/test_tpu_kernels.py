@@ -122,7 +122,7 @@ def test_a_row_too_long_for_fast_memory_is_cut_into_parts():
     y, log_total = forward.forward(q, k, v, ids, kv_ids, blocks=whole, interpret=True)
     found = [
         backward.backward(
-            *(q, k, v, ids, kv_ids, y, log_total, dy), blocks=whole._replace(resident=resident), interpret=True
+            (q, k, v, ids, kv_ids), *(y, log_total, dy), blocks=whole._replace(resident=resident), interpret=True
         )
         for resident in (512, 3 * BLOCK, BLOCK)
     ]

@@ -188,8 +188,8 @@ def test_viclip_equals_the_published_one(tmp_path):
         theirs = [torch.nn.functional.normalize(x, dim=-1).numpy() for x in (seen, read)]
     with jax.set_mesh(tiny.mesh_of()):
         settings, params = load_viclip(str(tmp_path))
-        seen = jax.jit(lambda p, x: bind(Viclip, settings, p).see(x))(params, videos)
-        read = jax.jit(lambda p, x: bind(Viclip, settings, p).read(x, ends))(params, tokens)
+        seen = jax.jit(lambda p, x: bind(Viclip, settings, p).encode_videos(x))(params, videos)
+        read = jax.jit(lambda p, x: bind(Viclip, settings, p).encode_texts(x, ends))(params, tokens)
     for a, b in zip((seen, read), theirs, strict=True):
         assert np.abs(b[0] - b[1]).max() > 0.01
         check("ViCLIP", a, b)

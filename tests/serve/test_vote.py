@@ -32,7 +32,7 @@ from sora_jax.worlds.shapes.renderer import render, sample_scene
 pytest.importorskip("gradio", reason="needs sora_jax[serve]")
 
 from sora_jax.serve.request_filter import RequestFilter
-from sora_jax.serve.vote import Ballot, Booth, make_pairs, make_vote_app, report_votes
+from sora_jax.serve.vote import Ballot, VotingSession, make_pairs, make_vote_app, report_votes
 
 PROMPTS = ("a red circle moves right", "a <b>blue</b> square", "a green triangle")
 
@@ -51,35 +51,35 @@ def videos(tmp_path_factory):
 
 
 @pytest.fixture
-def booth(videos, tmp_path):
-    return Booth(make_pairs(videos), tmp_path / "votes.jsonl")
+def session(videos, tmp_path):
+    return VotingSession(make_pairs(videos), tmp_path / "votes.jsonl")
 
 
-def test_every_pair_is_shown_once_to_each_voter_on_sides_drawn_at_random(booth):
+def test_every_pair_is_shown_once_to_each_voter_on_sides_drawn_at_random(session):
     sides = collections.Counter()
     for voter in range(40):
         prompts = []
-        while (shown := booth.next(str(voter)))["pair"]:
+        while (shown := session.next(str(voter)))["pair"]:
             assert shown["done"] == len(prompts) and shown["total"] == 3
-            booth.vote(Ballot(voter=str(voter), pair=shown["pair"], choice="left"))
+            session.vote(Ballot(voter=str(voter), pair=shown["pair"], choice="left"))
             prompts.append(shown["prompt"])
         assert sorted(prompts) == sorted(PROMPTS)
-    for vote in read_votes(booth.path):
+    for vote in read_votes(session.path):
         sides[vote.left] += 1
         assert {vote.left, vote.right} == {"first", "second"} and vote.choice == "left"
     assert sum(sides.values()) == 120 and 35 < sides["first"] < 85  # 4.5 deviations
 
 
-def test_a_pair_can_be_gone_back_to_and_the_least_seen_come_first(booth):
-    first = booth.next("ann")
-    booth.vote(Ballot(voter="ann", pair=first["pair"], choice="left"))
-    assert booth.next("bo")["prompt"] != first["prompt"]
-    again = booth.next("ann", first["pair"])
+def test_a_pair_can_be_gone_back_to_and_the_least_seen_come_first(session):
+    first = session.next("ann")
+    session.vote(Ballot(voter="ann", pair=first["pair"], choice="left"))
+    assert session.next("bo")["prompt"] != first["prompt"]
+    again = session.next("ann", first["pair"])
     assert {key: again[key] for key in ("pair", "prompt", "left")} == {
         key: first[key] for key in ("pair", "prompt", "left")
     }
-    booth.vote(Ballot(voter="ann", pair=again["pair"], choice="tie"))
-    assert [vote.choice for vote in read_votes(booth.path)] == ["tie"] and booth.next("ann")["done"] == 1
+    session.vote(Ballot(voter="ann", pair=again["pair"], choice="tie"))
+    assert [vote.choice for vote in read_votes(session.path)] == ["tie"] and session.next("ann")["done"] == 1
 
 
 def answer(app, method, path, body=b"", query=b""):
@@ -108,8 +108,8 @@ def answer(app, method, path, body=b"", query=b""):
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
 
 
-def test_the_server_tells_no_names_and_takes_no_other_votes(booth, videos, tmp_path):
-    app = RequestFilter(make_vote_app(booth), uploads=tmp_path, max_bytes=0, host="127.0.0.1")
+def test_the_server_tells_no_names_and_takes_no_other_votes(session, videos, tmp_path):
+    app = RequestFilter(make_vote_app(session), uploads=tmp_path, max_bytes=0, host="127.0.0.1")
     told = answer(app, "GET", "/next", query=b"voter=ann")[1]
     assert b"first" not in told and b"second" not in told
     shown = json.loads(told)
@@ -125,22 +125,22 @@ def test_the_server_tells_no_names_and_takes_no_other_votes(booth, videos, tmp_p
         return answer(app, "POST", "/vote", json.dumps(ballot).encode())[0]
 
     assert vote(choice="first") == vote(voter="") == vote(voter="x" * 65) == 422
-    assert vote(pair="00000 first second") == 404 and not booth.path.exists()
-    assert vote() == 200 and len(read_votes(booth.path)) == 1
+    assert vote(pair="00000 first second") == 404 and not session.path.exists()
+    assert vote() == 200 and len(read_votes(session.path)) == 1
     # The guards of `serve`.
     assert ask(app, "POST", "/vote", b"{}", origin="http://evil.example")[0] == 403
     assert ask(app, "GET", "/", host="evil.example")[0] == 403
     assert ask(app, "POST", "/vote", b"x" * 2**21)[0] == 413
 
 
-def test_the_report_is_printed_and_written(booth, tmp_path):
+def test_the_report_is_printed_and_written(session, tmp_path):
     told = io.StringIO()
     console = rich.console.Console(file=told, width=200)
     report_votes([], tmp_path, console)
     assert "no votes yet" in told.getvalue() and not (tmp_path / "votes.html").exists()
     for _ in PROMPTS:
-        booth.vote(Ballot(voter="ann", pair=booth.next("ann")["pair"], choice="tie"))
-    report_votes(read_votes(booth.path), tmp_path, console)
+        session.vote(Ballot(voter="ann", pair=session.next("ann")["pair"], choice="tie"))
+    report_votes(read_votes(session.path), tmp_path, console)
     assert "3 votes of 1 voters on 3 prompts" in told.getvalue()
     page = (tmp_path / "votes.html").read_text()
     assert "Bradley-Terry" in page and "first wins" in page

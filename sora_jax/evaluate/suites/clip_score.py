@@ -33,12 +33,12 @@ FRAMES = 8  # of a video that are scored, at even distances
 
 @functools.partial(jax.jit, static_argnums=0)
 def see(settings: ClipSettings, params: dict, images):
-    return bind(Clip, settings, params).see(images)
+    return bind(Clip, settings, params).encode_images(images)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def read(settings: ClipSettings, params: dict, tokens, ends):
-    return bind(Clip, settings, params).read(tokens, ends)
+    return bind(Clip, settings, params).encode_texts(tokens, ends)
 
 
 def load_tokenizer(folder: str, tokens: int):

@@ -23,7 +23,7 @@ from sora_jax.evaluate.vbench.dimensions import (
     DIMENSIONS,
     STATIC,
     Dimension,
-    Judge,
+    DimensionMeasure,
     chosen_dimensions,
     frames_mesh,
     mean,
@@ -92,10 +92,10 @@ def _measured(dimension, videos, weights, kept, console) -> list[float | None]:
     if path.is_file():
         values = json.loads(path.read_text())
     else:
-        judge = Judge(dimension, weights)
+        network = DimensionMeasure(dimension, weights)
         with progress_bar(console) as bar:
             task = bar.add_task(f"VBench: {dimension.name}", total=len(mine), numbers="")
-            values = [judge.measure(videos[n][1], videos[n][0]) for n in bar.track(mine, task_id=task)]
+            values = [network.measure(videos[n][1], videos[n][0]) for n in bar.track(mine, task_id=task)]
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(values))
     table = np.full(len(videos), np.nan)

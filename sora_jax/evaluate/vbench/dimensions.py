@@ -92,7 +92,7 @@ def missing_weights(dimension: Dimension, weights: str) -> str:
     return "; ".join(SOURCES[name].format(folder / name) for name in lacking)
 
 
-class Judge:
+class DimensionMeasure:
     """Measures a dimension of videos with networks that are read once, on the current mesh.
 
     Args:

@@ -63,7 +63,7 @@ def dino_features(settings, params, frames):
 @_network
 def clip_features(settings, params, frames):
     """Unit vectors [B, E] of the middle squares of frames."""
-    return bind(Clip, settings, params).see(_clip_pictures(frames))
+    return bind(Clip, settings, params).encode_images(_clip_pictures(frames))
 
 
 @_network
@@ -71,7 +71,7 @@ def viclip_features(settings, params, frames):
     """Unit vectors [B, E] of videos, which lie one after the other in the frames."""
     shape = (-1, settings.frames, SIDE, SIDE, 3)
     x = jnp.reshape(_clip_pictures(frames), shape, out_sharding=spec("batch . . . ."))
-    return bind(Viclip, settings, params).see(x)
+    return bind(Viclip, settings, params).encode_videos(x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -79,7 +79,7 @@ def viclip_text(settings, params, tokens, ends):
     """Unit vectors [B, E] of texts."""
     with jax.default_matmul_precision("highest"):
         rows = jax.reshard(tokens, spec("batch .")), jax.reshard(ends, spec("batch"))
-        return bind(Viclip, settings, params).read(*rows)
+        return bind(Viclip, settings, params).encode_texts(*rows)
 
 
 @_network

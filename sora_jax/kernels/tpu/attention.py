@@ -18,8 +18,10 @@ def make_kernel(*, interpret=False) -> BlockKernel:
     def run_forward(q, k, v, *segment_ids):
         return forward.forward(q, k, v, *segment_ids, blocks=choose_blocks(q, k), interpret=interpret)
 
-    def run_backward(q, k, *arrays):
-        return backward.backward(q, k, *arrays, blocks=choose_blocks(q, k), interpret=interpret)
+    def run_backward(*arrays):
+        *arguments, y, log_total, dy = arrays
+        blocks = choose_blocks(*arguments[:2])
+        return backward.backward(arguments, y, log_total, dy, blocks=blocks, interpret=interpret)
 
     return BlockKernel(run_forward, run_backward, block=block_size, width=1, scale=math.log2(math.e))
 

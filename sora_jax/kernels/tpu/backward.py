@@ -22,11 +22,15 @@ from sora_jax.kernels.tpu.forward import LN2, dot
 UNSEEN = 1e30  # the log of the softmax's sum of a query that sees no key; its weights come out as 0
 
 
-def backward(q, k, v, q_segment_ids, kv_segment_ids, y, log_total, dy, *, blocks: Blocks, interpret=False):
-    """Gradients (dq [B, A, N, K] in q's type, dk, dv [B, A, M, K] float32) of `forward`'s arguments.
+def backward(arguments, y, log_total, dy, *, blocks: Blocks, interpret=False):
+    """Gradients (dq [B, A, N, K] in q's type, dk, dv [B, A, M, K] float32).
 
-    y and log_total may cover more keys than k; dy is 0 for queries that see none.
+    Args:
+      arguments: of `forward`: (q, k, v, q_segment_ids, kv_segment_ids).
+      y, log_total: what it returned, for these keys or for more.
+      dy: gradient of y, 0 for queries that see no key.
     """
+    q, k, v, q_segment_ids, kv_segment_ids = arguments
     N, block_q = q.shape[2], blocks.q
     # The term that the softmax's normalisation subtracts from the gradient of each of a query's weights.
     mean = jnp.sum(dy.astype(jnp.float32) * y.astype(jnp.float32), axis=-1)

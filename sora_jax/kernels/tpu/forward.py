@@ -71,7 +71,8 @@ def _are_safe(q, k):
     return (math.prod(norms) < SAFE_LOGIT**2).astype(jnp.int32).reshape(-1)
 
 
-def _kernel(places, flags, safe, q, k, v, q_ids, kv_ids, y, log_total, total_y, total, largest):
+def _kernel(places, flags, safe, *references):
+    q, k, v, q_ids, kv_ids, y, log_total, total_y, total, largest = references
     h, n = pl.program_id(0), pl.program_id(1)
     flag = flags[n]
     bounded = safe[pairs.row(places[n]) * pl.num_programs(0) + h] > 0

@@ -114,11 +114,11 @@ class Viclip(nnx.Module):
         self.video = VideoTower(settings, rngs=rngs)
         self.text = TextTower(settings.text, rngs=rngs)
 
-    def see(self, videos):
+    def encode_videos(self, videos):
         """Normalised videos, [B, frames, size, size, 3] float -> unit vectors, [B, shared] float32."""
         return unit(self.video(videos))
 
-    def read(self, tokens, ends):
+    def encode_texts(self, tokens, ends):
         """Texts [B, S] int32 and the index of each one's end token, [B] -> unit vectors, [B, shared] float32."""
         return unit(self.text(tokens, ends))
 

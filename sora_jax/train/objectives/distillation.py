@@ -25,7 +25,7 @@ from sora_jax.core.random_keys import Purpose, purpose_key
 from sora_jax.data.loader.conditioning_masks import conditioning_tasks
 from sora_jax.data.tokenizer import EOS
 from sora_jax.diffusion.distillation import critic_error, guidance_at, moment_loss, step_back, step_times
-from sora_jax.diffusion.flow import noisy_patches, time_shifts, time_table, times_at
+from sora_jax.diffusion.flow import has_loss, noisy_patches, time_shifts, time_table, times_at
 from sora_jax.models.layers.params import bind
 from sora_jax.models.video_model import VideoModel, join
 from sora_jax.train.objectives.flow import FlowObjective
@@ -143,11 +143,6 @@ class MomentMatching(GuidanceDistillation):
             lambda: errors(params[STUDENT], stopped(params[CRITIC]), False),
         )
         return total, jnp.sum(counts), {}
-
-
-def has_loss(batch: PatchBatch):
-    """1 for patches with loss, 0 for conditioning and padding, [B, N] float32."""
-    return ((batch.segment_ids > 0) & ~batch.conditioning_mask).astype(jnp.float32)
 
 
 def guided_teacher(model, settings, batch: PatchBatch):

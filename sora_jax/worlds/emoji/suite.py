@@ -31,7 +31,7 @@ GROUPS = ("held out", "seen")
 SHARES = ("identity", "tone", "background", "smooth")
 MEANS = ("motion", "seam")
 # Shares that a model reaches which ignores its prompts.
-CHANCE = {"identity": 1 / 2109, "tone": 1 / 5, "background": 1 / len(BACKGROUNDS)}
+CHANCE = {"identity": 1 / len(all_emoji()), "tone": 1 / 5, "background": 1 / len(BACKGROUNDS)}
 SHEET = 24  # samples on the contact sheet of a group
 
 
