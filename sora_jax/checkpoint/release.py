@@ -16,7 +16,7 @@ import rich.console
 from sora_jax.checkpoint.meta import differing, read_meta
 from sora_jax.checkpoint.model_folder import SETTINGS, WEIGHTS, save_model
 from sora_jax.checkpoint.restore import restore_trained
-from sora_jax.checkpoint.workdir import RELEASED, STEP, find_checkpoint
+from sora_jax.checkpoint.workdir import RELEASED, STEP, find_checkpoint, split_step
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import atomic_write
@@ -33,7 +33,8 @@ def release(workdirs: Sequence[pathlib.Path], out: pathlib.Path, *, dtype: str, 
     Source: Wortsman et al. 2022 (arXiv 2203.05482), the uniform soup.
 
     Args:
-      workdirs: training runs or released models; one that is named twice counts twice.
+      workdirs: training runs, single checkpoints WORKDIR/checkpoints/STEP, or released models; one that is named
+        twice counts twice.
       out: folder, made if it is absent.
       dtype: of the transformer and its text encoder; the autoencoder keeps its own.
     Raises: InputError if a checkpoint holds no complete model, models differ in more than their weights, or `out`
@@ -41,6 +42,7 @@ def release(workdirs: Sequence[pathlib.Path], out: pathlib.Path, *, dtype: str, 
     """
     first, latest = workdirs[0], 0
     settings, _ = read_meta(*find_checkpoint(first))
+    beside = split_step(first)[0]
     params = None
     for workdir in workdirs:
         folder, step = find_checkpoint(workdir)
@@ -53,7 +55,7 @@ def release(workdirs: Sequence[pathlib.Path], out: pathlib.Path, *, dtype: str, 
     save_model(out / RELEASED, VideoModel, settings, params, dtype=dtype, metadata={STEP: str(latest)})
     for name in OTHER_FILES:
         with atomic_write(out / name) as path:
-            shutil.copyfile(first / name, path)
+            shutil.copyfile(beside / name, path)
     of = f", the mean of {len(workdirs)} models" if len(workdirs) > 1 else ""
     summary = f"{out}: {count_params(params):,} parameters after {latest:,} updates{of}, in {dtype}"
     console.print(summary, highlight=False, soft_wrap=True)
@@ -65,12 +67,13 @@ def check_same(workdir: pathlib.Path, found: Settings, first: pathlib.Path, sett
         raise InputError(
             f"{workdir}: has config.{key}={here}, {first} {there}; only models with the same settings have a mean"
         )
+    beside, of_first = split_step(workdir)[0], split_step(first)[0]
     for name in OTHER_FILES:
-        if not (workdir / name).is_file():
-            raise InputError(f"{workdir / name}: no such file; a release needs it, copy it back")
-        if not filecmp.cmp(workdir / name, first / name, shallow=False):
+        if not (beside / name).is_file():
+            raise InputError(f"{beside / name}: no such file; a release needs it, copy it back")
+        if not filecmp.cmp(beside / name, of_first / name, shallow=False):
             raise InputError(
-                f"{workdir / name}: differs from {first / name}; only models with the same file have a mean"
+                f"{beside / name}: differs from {of_first / name}; only models with the same file have a mean"
             )
 
 

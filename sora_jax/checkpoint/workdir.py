@@ -15,21 +15,38 @@ STEP = "step"  # in the metadata of these weights: updates done
 BROKEN = ".broken"  # suffix of a checkpoint that is known to be broken
 
 
-def find_checkpoint(workdir: pathlib.Path) -> tuple[pathlib.Path, int]:
-    """(the folder of checkpoints, the newest complete step), or (the folder of a released model, its step).
+def split_step(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+    """(workdir, step) of a path WORKDIR/checkpoints/STEP; (path, None) of any other."""
+    path = pathlib.Path(path)
+    if path.name.isdecimal() and path.parent.name == CHECKPOINTS:
+        return path.parent.parent, int(path.name)
+    return path, None
 
-    Raises: InputError if there is neither.
+
+def find_checkpoint(path: pathlib.Path) -> tuple[pathlib.Path, int]:
+    """(the folder of checkpoints, a complete step), or (the folder of a released model, its step).
+
+    Args:
+      path: of a workdir, whose newest step is taken, of one of its checkpoints, or of a released model.
+    Raises: InputError if there is none.
     """
+    workdir, step = split_step(path)
     released = pathlib.Path(workdir).resolve() / RELEASED
     if not (released.parent / CHECKPOINTS).is_dir() and (released / WEIGHTS).is_file():
         with open_tensors(released / WEIGHTS) as file:
             return released, int((file.metadata() or {}).get(STEP, 0))
     folder, steps = find_steps(workdir)
-    return folder, steps[-1]
+    if step is not None and step not in steps:
+        there = ", ".join(map(str, steps))
+        raise InputError(f"{workdir}: no complete checkpoint of step {step}; there are {there}")
+    return folder, steps[-1] if step is None else step
 
 
 def find_steps(workdir: pathlib.Path) -> tuple[pathlib.Path, list[int]]:
     """The folder of checkpoints of a workdir, and its complete steps. Raises: InputError if there is none."""
+    run, step = split_step(workdir)
+    if step is not None:
+        raise InputError(f"{workdir}: is one checkpoint; name its run, {run}")
     folder = pathlib.Path(workdir).resolve() / CHECKPOINTS
     if not folder.parent.is_dir():
         parent = folder.parent.parent

@@ -113,7 +113,9 @@ def missing(name: str, example: str) -> InputError:
 
 WORKDIR = Flag("workdir", "Workdir of a training run.", example="runs/first")
 CHECKPOINT = Flag(
-    "checkpoint", "Workdir of a trained transformer, or a released model; default: the model of the shapes world."
+    "checkpoint",
+    "Workdir of a trained transformer (or one WORKDIR/checkpoints/STEP of it), or a released model; "
+    "default: the model of the shapes world.",
 )
 MODEL = Flag(
     "model",

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from sora_jax.checkpoint.workdir import CHECKPOINTS, RELEASED, find_checkpoint, find_steps
+from sora_jax.checkpoint.workdir import CHECKPOINTS, RELEASED, find_checkpoint, find_steps, split_step
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.evaluate.benchmark import Subject
@@ -113,11 +113,11 @@ def open_subjects(
 
 def _of_step(request: SubjectRequest) -> SubjectRequest:
     """RUN/checkpoints/STEP taken apart."""
-    path = request.path
-    if path.name.isdecimal() and path.parent.name == CHECKPOINTS:
-        name = request.name.replace(path.name, _short(path.parent.parent), 1)
-        return dataclasses.replace(request, path=path.parent.parent, name=name, step=request.step or path.name)
-    return request
+    workdir, step = split_step(request.path)
+    if step is None:
+        return request
+    name = request.name.replace(str(step), _short(workdir), 1)
+    return dataclasses.replace(request, path=workdir, name=name, step=request.step or str(step))
 
 
 def _open(request: SubjectRequest, steps: str, out: pathlib.Path) -> list[Subject]:

@@ -13,7 +13,7 @@ from sora_jax.checkpoint.frozen_params import (
 )
 from sora_jax.checkpoint.meta import check_models, read_meta
 from sora_jax.checkpoint.model_folder import load_model
-from sora_jax.checkpoint.workdir import find_checkpoint
+from sora_jax.checkpoint.workdir import find_checkpoint, split_step
 from sora_jax.config.load import parse_size
 from sora_jax.config.schema import AutoencoderSettings, SampleSettings, Settings
 from sora_jax.core.errors import InputError
@@ -61,13 +61,14 @@ def load_generator(
     """The averaged parameters of a checkpoint in a workdir, laid out on the current mesh.
 
     Args:
+      workdir: of a training run, a released model, or one checkpoint WORKDIR/checkpoints/STEP.
       step: of the checkpoint; None: the newest.
       dtype: to compute in; None: that of config.sample, or else of each model.
       lora: adapters to add, each PATH or PATH:STRENGTH; for one of two experts high=PATH or low=PATH.
     Raises: InputError if there is no checkpoint, it is not a transformer's, or a part of it is missing.
     """
-    workdir = pathlib.Path(workdir)
     folder, step, settings = read_run(workdir, step)
+    workdir = split_step(workdir)[0]
     if settings.flow.time_max < 1:
         raise InputError(
             f"{workdir}: an expert for times up to {settings.flow.time_max}; sample from the workdir around it"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import rich.console
 
+from sora_jax.checkpoint.workdir import split_step
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.config.schema import MeshSettings, SampleSettings, Settings
 from sora_jax.core.errors import InputError
@@ -79,7 +80,7 @@ def sample(
     """The files of a video for each prompt of a request; each is on disk before the next one begins.
 
     Args:
-      checkpoint: workdir of a training run.
+      checkpoint: as `load_generator` takes it.
       out: an .mp4; for several prompts a folder, in which they are numbered.
       expand: rewrites prompts, as many as it gets; it is called when everything else has been checked.
       generator: the checkpoint's with the request's adapters, if it is loaded already, on this mesh.
@@ -231,7 +232,7 @@ def prepared_generator(
     request, inputs = part.request, part.inputs
     generator = with_dtype(generator, inputs.settings.dtype)
     if inputs.settings.step_cache_threshold:
-        path = request.step_cache_file or checkpoint / FILE
+        path = request.step_cache_file or split_step(checkpoint)[0] / FILE
         known = read_velocity_change(path) if path.is_file() else None
         if not known or (not request.step_cache_file and known.step != generator.step):
             _note(console, f"the change of the velocity is measured once, and kept in {path}")

@@ -56,6 +56,21 @@ def test_a_released_model_is_its_run_rounded(home):
     assert released.step == run.step and released.autoencoder == run.autoencoder
 
 
+def test_one_checkpoint_of_a_run_is_loaded_and_released_by_its_path(home, tmp_path, capsys):
+    step = home / "run/checkpoints/0"
+    with jax.set_mesh(tiny.mesh_of()):
+        run, named = load_generator(home / "run"), load_generator(step)
+        jax.tree.map(np.testing.assert_array_equal, named.params, run.params)
+        with pytest.raises(InputError, match="run: no complete checkpoint of step 3; there are 0"):
+            load_generator(home / "run/checkpoints/3")
+    assert named.step == 0
+    assert main(["checkpoint", "release", f"--workdir={step}", f"--out={tmp_path}"]) == 0
+    for file in ("model/model.safetensors", "tokenizer.model"):
+        assert (tmp_path / file).read_bytes() == (home / "released" / file).read_bytes()
+    assert main(["checkpoint", "inspect", f"--workdir={step}"]) == 2
+    assert "is one checkpoint; name its run" in capsys.readouterr().err
+
+
 def write_other(home, out, add):
     """A copy of the released model whose weights are each larger by `add`."""
     shutil.copytree(home / "released", out)

@@ -208,6 +208,7 @@ def test_votes_in_a_browser(videos, tmp_path):
         def at(done):
             page.get_by_text(f"{done} of 3", exact=True).wait_for(timeout=20_000)
             page.wait_for_function("() => !busy")  # until then the page takes no vote
+            assert page.locator("#prompt").inner_text() in PROMPTS  # as text, whatever it looks like
             page.wait_for_function("() => [...document.querySelectorAll('video')].every(v => v.currentTime > 0)")
 
         page.goto(f"http://127.0.0.1:{port}")
@@ -234,7 +235,6 @@ def test_votes_in_a_browser(videos, tmp_path):
         at(2)
         page.get_by_role("button", name="Equal").click()
         page.get_by_text("3 of 3 pairs are voted on.").wait_for()
-        assert page.get_by_text("blue</b>").count() == 0
         shoot("vote-done")
         browser.close()
     server.send_signal(signal.SIGINT)
