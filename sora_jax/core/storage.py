@@ -33,7 +33,8 @@ _STEM = 40  # characters of the file's own name in that of its temporary file, w
 # .NAME.sora_jax-HOST-PID-RANDOM.SUFFIX: no file of a user has such a name.
 _TEMPORARY = re.compile(r"\..*\.sora_jax-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}(\.\w+)?")
 
-_SETTLED_SECONDS = 2  # after which a file's time of modification tells every change
+# Time after which a file's time of modification tells every change: of clocks in whole seconds, and of finer ones.
+_SETTLED_SECONDS = (2.0, 0.05)
 
 
 @contextlib.contextmanager
@@ -143,11 +144,10 @@ class HashCache:
         before = path.stat()
         key = f"{before.st_dev}:{before.st_ino}:{before.st_size}:{before.st_mtime_ns}:{part}"
         if key not in self._hashes:
-            found = compute()
             # A file that is still being written may change again within the same time stamp.
-            if time.time() - before.st_mtime < _SETTLED_SECONDS:
-                return found
-            self._hashes[key], self._new = found, True
+            settled = _SETTLED_SECONDS[before.st_mtime_ns % 10**9 > 0]
+            time.sleep(min(settled, max(0, before.st_mtime + settled - time.time())))
+            self._hashes[key], self._new = compute(), True
         return self._hashes[key]
 
     def save(self):

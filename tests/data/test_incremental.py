@@ -46,6 +46,10 @@ def records_of(folder) -> dict[str, tuple]:
     }
 
 
+def contents(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def inodes(folder) -> set[int]:
     return {path.stat().st_ino for path in folder.glob("*.array_record-*")}
 
@@ -125,6 +129,23 @@ def test_a_stop_between_the_last_files_is_noticed_and_mended(home):
         Records(home / "d", "pixels").clips("train")
     prepare(SETTINGS, home / "v", home / "d")
     assert len(records_of(home / "d")) == 21
+
+
+def test_a_stop_while_it_cleans_up_leaves_no_trace(home):
+    before = contents(home / "d")
+    (home / "d/.unfinished").mkdir()  # what was left of it, and of the hashes nothing
+    (home / "d/.unfinished/tokenizer.model").write_bytes(before["tokenizer.model"])
+    (home / "d/.hashes.json").unlink()
+    prepare(SETTINGS, home / "v", home / "d")
+    assert contents(home / "d") == before
+    assert not (home / "d/.unfinished").exists()
+
+
+def test_videos_that_were_written_just_now_are_hashed_once(home):
+    hashes = (home / "d/.hashes.json").read_text()
+    assert len(json.loads(hashes)) == 20
+    prepare(SETTINGS, home / "v", home / "other")
+    assert (home / "other/.hashes.json").read_text() == hashes
 
 
 def test_an_error_names_the_file(home, monkeypatch):

@@ -92,12 +92,14 @@ def prepare(
         splits = split_sources(found.sources, hashes, settings.data.validation)
         key = digest([request, content_hash(tokenizer)])
         shards = plan_shards(out / UNFINISHED, splits, hashes, limit, key)
+        run_on_first_host(cache.save)
         if finished and finished.is_current(shards, found):
+            # A run that was stopped as it cleaned up leaves some of it.
+            run_on_first_host(lambda: shutil.rmtree(out / UNFINISHED, ignore_errors=True))
             report = finished.report(reused=len(shards), shards=len(shards))
         else:
             kept = finished.shared(shards) if finished else []
             run_on_first_host(lambda: finished and _update(finished, request, limit, kept))
-            run_on_first_host(cache.save)
             write_shards(shards, settings.data, encoders, words, geometry["multiple"], console)
             barrier()
             run_on_first_host(lambda: finish_data_set(out, request, limit, shards, found, encoders, finished))
