@@ -11,6 +11,7 @@ from sora_jax.checkpoint.restore import restore_video_model
 from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
+from sora_jax.core.storage import as_path
 from sora_jax.interop.adapters.weights import add_adapter, chosen_adapters
 from sora_jax.interop.encoders import load_encoder
 from sora_jax.models.video_model import abstract_trained, join
@@ -31,7 +32,7 @@ def load_frozen_params(settings: Settings, *, have: dict | None = None, text: bo
     if settings.lora.rank:
         frozen = load_base(settings)
     if settings.text.weights and text:
-        if not have and not pathlib.Path(settings.text.weights).is_dir():
+        if not have and not as_path(settings.text.weights).is_dir():
             raise InputError(
                 f"config.text.weights: {settings.text.weights}: no such folder; it holds the text encoder that "
                 f"the model was trained with: put it there"
@@ -45,7 +46,7 @@ def load_base(settings: Settings) -> dict:
 
     Raises: InputError if it holds adapters itself, or one of config.lora.base can't be added.
     """
-    workdir = pathlib.Path(settings.train.init_from)
+    workdir = as_path(settings.train.init_from)
     folder, step = find_checkpoint(workdir)
     stored, _ = read_meta(folder, step)
     if stored.lora.rank:

@@ -24,7 +24,7 @@ from sora_jax.checkpoint.workdir import BROKEN, CHECKPOINTS, RELEASED, steps_in
 from sora_jax.cluster.agreement import raise_on_all_hosts, run_on_first_host
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import USER_ERRORS, explain_os_errors
+from sora_jax.core.storage import USER_ERRORS, as_path, explain_os_errors
 
 # Bytes from which each replica of an array writes a part of it. Slicing a smaller array takes longer than writing
 # it: in the first save each slice is a program to compile.
@@ -67,7 +67,7 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int = 0):
         _register_array_handler()
         manager = ocp.checkpoint_managers
-        self._requested = RequestedSteps(pathlib.Path(workdir))
+        self._requested = RequestedSteps(as_path(workdir))
         kept = [manager.LatestN(keep), self._requested]
         kept += [manager.EveryNSteps(keep_every)] if keep_every else []
         options = ocp.CheckpointManagerOptions(
@@ -75,7 +75,7 @@ class Checkpoints:
             save_decision_policy=manager.FixedIntervalPolicy(1),  # the loop decides
             cleanup_tmp_directories=True,
         )
-        self.folder = pathlib.Path(workdir).resolve() / CHECKPOINTS
+        self.folder = as_path(workdir).resolve() / CHECKPOINTS
         if (self.folder.parent / RELEASED / WEIGHTS).is_file():
             raise InputError(
                 f"{workdir}: holds a model and no run; take another --workdir, with "
@@ -216,7 +216,7 @@ def check_run(stored: Settings, wanted: Settings, where: str):
         if old != new and not (key == "adversarial" and old and new):  # the loss's weight may change
             raise InputError(
                 f"{where}: made with config.{group}.{key}={old}, now {new}; change it back, or take a new "
-                f"--workdir with --config.train.init_from={pathlib.Path(where).parent.parent}"
+                f"--workdir with --config.train.init_from={as_path(where).parent.parent}"
             )
 
 

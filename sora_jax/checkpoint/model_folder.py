@@ -21,7 +21,7 @@ from sora_jax.checkpoint.renamed import present_name
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.config.load import from_json, to_json
 from sora_jax.core.errors import InputError, did_you_mean
-from sora_jax.core.storage import atomic_write, read_object
+from sora_jax.core.storage import as_path, atomic_write, local_file, read_object
 from sora_jax.models.layers.params import abstract_params
 
 WEIGHTS = "model.safetensors"
@@ -39,7 +39,7 @@ def save_model(folder, module_class, settings, params: dict, *, dtype=None, meta
       metadata: further {name: text} for the file of the weights.
     Raises: InputError if params are not those of the model, or it can't be written, e.g. because the disk is full.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     tensors = dict(named(params))
     _check_shapes(
         "params", {name: array.shape for name, array in tensors.items()}, _expected(module_class, settings)
@@ -65,7 +65,7 @@ def load_model(folder, module_class, settings_class):
     Raises: InputError if a file is absent, broken, or does not fit the settings; it names the file and tensor.
     """
     settings = load_settings(folder, settings_class)
-    path = pathlib.Path(folder) / WEIGHTS
+    path = as_path(folder) / WEIGHTS
     expected = _expected(module_class, settings)
     with open_tensors(path) as file:
         tensors = {present_name(name): file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -97,8 +97,8 @@ def load_settings(folder, settings_class):
 
 def autoencoder_folder(folder) -> pathlib.Path:
     """The autoencoder's folder: the given one, or `autoencoder/` in a given workdir."""
-    inside = pathlib.Path(folder) / "autoencoder"
-    return inside if inside.is_dir() else pathlib.Path(folder)
+    inside = as_path(folder) / "autoencoder"
+    return inside if inside.is_dir() else as_path(folder)
 
 
 def model_hash(folder) -> str:
@@ -112,9 +112,9 @@ def model_hash(folder) -> str:
 
 def open_tensors(path):
     """An open safetensors file, to be used in a `with`. Raises: InputError if it is absent or broken."""
-    path = _existing(pathlib.Path(path).parent, pathlib.Path(path).name)
+    path = _existing(as_path(path).parent, as_path(path).name)
     try:
-        return safetensors.safe_open(path, framework="numpy")
+        return safetensors.safe_open(local_file(path), framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
         reason = "empty" if path.stat().st_size == 0 else str(error)
         raise InputError(f"{path}: no readable safetensors file ({reason}); truncated? copy it again") from None
@@ -158,7 +158,7 @@ def _place(tensor, expected: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def _existing(folder, name: str) -> pathlib.Path:
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     path = folder / name
     if path.is_file():
         return path

@@ -4,9 +4,7 @@ A release has the `autoencoder/` and `tokenizer.model` of a workdir, and `model/
 Everything that reads the weights of a run reads a release as well.
 """
 
-import filecmp
 import pathlib
-import shutil
 from collections.abc import Sequence
 
 import jax
@@ -19,7 +17,7 @@ from sora_jax.checkpoint.restore import restore_trained
 from sora_jax.checkpoint.workdir import RELEASED, STEP, find_checkpoint, split_step
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write
+from sora_jax.core.storage import content_hash, copy_file
 from sora_jax.models.layers.params import count_params
 from sora_jax.models.video_model import VideoModel
 
@@ -54,8 +52,7 @@ def release(workdirs: Sequence[pathlib.Path], out: pathlib.Path, *, dtype: str, 
         latest = max(latest, step)
     save_model(out / RELEASED, VideoModel, settings, params, dtype=dtype, metadata={STEP: str(latest)})
     for name in OTHER_FILES:
-        with atomic_write(out / name) as path:
-            shutil.copyfile(beside / name, path)
+        copy_file(beside / name, out / name)
     of = f", the mean of {len(workdirs)} models" if len(workdirs) > 1 else ""
     summary = f"{out}: {count_params(params):,} parameters after {latest:,} updates{of}, in {dtype}"
     console.print(summary, highlight=False, soft_wrap=True)
@@ -71,7 +68,7 @@ def check_same(workdir: pathlib.Path, found: Settings, first: pathlib.Path, sett
     for name in OTHER_FILES:
         if not (beside / name).is_file():
             raise InputError(f"{beside / name}: no such file; a release needs it, copy it back")
-        if not filecmp.cmp(beside / name, of_first / name, shallow=False):
+        if content_hash(beside / name) != content_hash(of_first / name):
             raise InputError(
                 f"{beside / name}: differs from {of_first / name}; only models with the same file have a mean"
             )

@@ -8,6 +8,7 @@ import pathlib
 
 from sora_jax.checkpoint.model_folder import WEIGHTS, open_tensors
 from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.storage import as_path
 
 CHECKPOINTS = "checkpoints"
 RELEASED = "model"  # the folder of a released model's weights
@@ -17,7 +18,7 @@ BROKEN = ".broken"  # suffix of a checkpoint that is known to be broken
 
 def split_step(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
     """(workdir, step) of a path WORKDIR/checkpoints/STEP; (path, None) of any other."""
-    path = pathlib.Path(path)
+    path = as_path(path)
     if path.name.isdecimal() and path.parent.name == CHECKPOINTS:
         return path.parent.parent, int(path.name)
     return path, None
@@ -31,7 +32,7 @@ def find_checkpoint(path: pathlib.Path) -> tuple[pathlib.Path, int]:
     Raises: InputError if there is none.
     """
     workdir, step = split_step(path)
-    released = pathlib.Path(workdir).resolve() / RELEASED
+    released = as_path(workdir).resolve() / RELEASED
     if not (released.parent / CHECKPOINTS).is_dir() and (released / WEIGHTS).is_file():
         with open_tensors(released / WEIGHTS) as file:
             return released, int((file.metadata() or {}).get(STEP, 0))
@@ -47,7 +48,7 @@ def find_steps(workdir: pathlib.Path) -> tuple[pathlib.Path, list[int]]:
     run, step = split_step(workdir)
     if step is not None:
         raise InputError(f"{workdir}: is one checkpoint; name its run, {run}")
-    folder = pathlib.Path(workdir).resolve() / CHECKPOINTS
+    folder = as_path(workdir).resolve() / CHECKPOINTS
     if not folder.parent.is_dir():
         parent = folder.parent.parent
         there = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []

@@ -1,12 +1,10 @@
 """The command `caption`."""
 
-import pathlib
-
 from sora_jax.cli import chat
 from sora_jax.cli.flags import Command, Flag
 from sora_jax.cli.prompt_files import read_lines
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write
+from sora_jax.core.storage import as_path, atomic_write
 
 
 def run(values, console):
@@ -20,8 +18,8 @@ def run(values, console):
         from sora_jax.captioning.caption import caption
 
         caption(
-            pathlib.Path(values.videos),
-            pathlib.Path(values.out),
+            as_path(values.videos),
+            as_path(values.out),
             chat.chat_of(values, "endpoint"),
             frames=values.frames,
             side=values.side,
@@ -32,7 +30,7 @@ def run(values, console):
 
 def expand_file(values, console):
     """Expand the lines of --prompts into --out, for `sample --prompts`."""
-    out, expander = pathlib.Path(values.out), chat.expander_of(values, "endpoint", console)
+    out, expander = as_path(values.out), chat.expander_of(values, "endpoint", console)
     made = expander(read_lines(values, "prompts", console))
     with atomic_write(out) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in made), encoding="utf-8")

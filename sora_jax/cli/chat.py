@@ -1,10 +1,10 @@
 """Flags of a chat model, which captions videos and expands prompts."""
 
 import os
-import pathlib
 
 from sora_jax.cli.flags import Flag, missing
 from sora_jax.core.errors import InputError
+from sora_jax.core.storage import as_path
 
 FLAGS = (
     Flag("chat-model", "Name of the model at that address."),
@@ -55,7 +55,7 @@ def expander_of(values, key: str, console):
 
     def ask(prompts):
         # Answers are kept: the same command has the same result, and continues after an interruption.
-        with Cache(cache_beside(pathlib.Path(values.out))) as cache:
+        with Cache(cache_beside(as_path(values.out))) as cache:
             return expand(prompts, chat, cache=cache, parallel=values.parallel, console=console)
 
     return ask

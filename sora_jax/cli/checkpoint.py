@@ -1,29 +1,28 @@
 """The commands `checkpoint inspect`, `verify`, `prune` and `release`."""
 
-import pathlib
-
 from sora_jax.cli.flags import WORKDIR, Command, Flag, use_cpu
+from sora_jax.core.storage import as_path
 
 
 def run_inspect(values, console):
     use_cpu()
     from sora_jax.checkpoint.tools import inspect
 
-    inspect(pathlib.Path(values.workdir), console)
+    inspect(as_path(values.workdir), console)
 
 
 def run_verify(values, console):
     use_cpu()
     from sora_jax.checkpoint.tools import verify
 
-    verify(pathlib.Path(values.workdir), console)
+    verify(as_path(values.workdir), console)
 
 
 def run_prune(values, console):
     use_cpu()
     from sora_jax.checkpoint.tools import prune
 
-    prune(pathlib.Path(values.workdir), values.keep, values.keep_every, dry_run=values.dry_run, console=console)
+    prune(as_path(values.workdir), values.keep, values.keep_every, dry_run=values.dry_run, console=console)
 
 
 def run_release(values, console):
@@ -34,9 +33,9 @@ def run_release(values, console):
     from sora_jax.config.schema import MeshSettings
     from sora_jax.core.mesh import make_mesh
 
-    workdirs = [pathlib.Path(name) for name in values.workdir]
+    workdirs = [as_path(name) for name in values.workdir]
     with jax.set_mesh(make_mesh(MeshSettings(), jax.devices()[:1])):
-        release(workdirs, pathlib.Path(values.out), dtype=values.dtype, console=console)
+        release(workdirs, as_path(values.out), dtype=values.dtype, console=console)
 
 
 INSPECT = Command(

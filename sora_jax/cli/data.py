@@ -1,14 +1,13 @@
 """The commands `data verify`, `data emoji` and `data shapes`."""
 
-import pathlib
-
 from sora_jax.cli.flags import Command, Flag
+from sora_jax.core.storage import as_path
 
 
 def run(values, console):
     from sora_jax.data.records.verify import verify
 
-    verify(pathlib.Path(values.data), console)
+    verify(as_path(values.data), console)
 
 
 VERIFY = Command(
@@ -23,8 +22,8 @@ VERIFY = Command(
 def run_emoji(values, console):
     from sora_jax.worlds.emoji.make import make_data
 
-    files = pathlib.Path(values.files).expanduser() if values.files else None
-    make_data(pathlib.Path(values.out).expanduser(), [name.strip() for name in values.sets], files, console)
+    files = as_path(values.files) if values.files else None
+    make_data(as_path(values.out), [name.strip() for name in values.sets], files, console)
 
 
 EMOJI = Command(
@@ -55,7 +54,7 @@ EMOJI = Command(
 def run_shapes(values, console):
     from sora_jax.worlds.shapes.sets import make_sets
 
-    make_sets(pathlib.Path(values.out).expanduser(), [name.strip() for name in values.sets], values.share, console)
+    make_sets(as_path(values.out), [name.strip() for name in values.sets], values.share, console)
 
 
 SHAPES = Command(

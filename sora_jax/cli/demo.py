@@ -1,9 +1,9 @@
 """The command `demo`."""
 
 import os
-import pathlib
 
 from sora_jax.cli.flags import Command, Flag
+from sora_jax.core.storage import as_path
 
 
 def run(values, console):
@@ -13,7 +13,7 @@ def run(values, console):
 
     # Models this small leave a core idle; two devices with half a batch each use both.
     jax.config.update("jax_num_cpu_devices", min(2, os.cpu_count() or 1))
-    demo(pathlib.Path(values.out), console=console)
+    demo(as_path(values.out), console=console)
 
 
 COMMAND = Command(

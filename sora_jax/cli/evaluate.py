@@ -9,6 +9,7 @@ import shlex
 from sora_jax.cli.flags import CHECKPOINT, MESH, NO_COMPILE_CACHE, Command, Flag, mesh_of
 from sora_jax.cli.prompt_files import read_lines
 from sora_jax.core.errors import InputError
+from sora_jax.core.storage import as_path
 
 
 def run(values, console):
@@ -29,7 +30,7 @@ def run(values, console):
     if values.subject and not values.out:
         raise InputError("--out is missing: name a folder for the report")
     beside = _beside(values.checkpoint[0]) if values.checkpoint else pathlib.Path()
-    out = pathlib.Path(values.out or beside / "evaluation")
+    out = as_path(values.out or beside / "evaluation")
     checkpoints = list(values.checkpoint or ([] if values.subject else [str(SHIPPED_MODEL)]))
     suite = [name.strip() for name in values.suite]
     if not asked and not suite:
@@ -107,7 +108,7 @@ def _watch(values, out, wanted, arguments):
     def measure(subjects):
         return evaluate(subjects, out, wanted=dataclasses.replace(wanted, judge=False), **arguments)
 
-    workdir = pathlib.Path(values.checkpoint[0]).expanduser()
+    workdir = as_path(values.checkpoint[0])
     console = arguments["console"]
     summary = watch(workdir, out, measure, every=int(every[1]), keep_best=values.keep_best, console=console)
     last = summary["checkpoints"][-1]
@@ -118,7 +119,7 @@ def _watch(values, out, wanted, arguments):
 
 def _beside(checkpoint: str) -> pathlib.Path:
     """The workdir of a checkpoint, which may be given as one of its steps."""
-    path = pathlib.Path(checkpoint).expanduser()
+    path = as_path(checkpoint)
     return path.parent.parent if path.name.isdecimal() and path.parent.name == "checkpoints" else path
 
 

@@ -13,6 +13,7 @@ from absl.flags import FlagValues
 from sora_jax.config.load import from_config
 from sora_jax.config.schema import MeshSettings, Settings
 from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.storage import as_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,12 +157,12 @@ def checkpoint_of(values: FlagValues) -> pathlib.Path:
     model = values.model if MODEL.key in values else None
     if values.checkpoint and model:
         raise InputError("--checkpoint and --model: name the model by one of them")
-    return pathlib.Path(values.checkpoint).expanduser() if values.checkpoint else model_folder(model or DEFAULT)
+    return as_path(values.checkpoint) if values.checkpoint else model_folder(model or DEFAULT)
 
 
 def path_of(values: FlagValues, key: str) -> pathlib.Path | None:
     """The path that a flag names, None if it has no value."""
-    return pathlib.Path(values[key].value).expanduser() if values[key].value else None
+    return as_path(values[key].value) if values[key].value else None
 
 
 def mesh_of(values: FlagValues) -> MeshSettings:

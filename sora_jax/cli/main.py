@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from sora_jax.cli.flags import NO_COMPILE_CACHE, Command
 from sora_jax.cli.help import help_text, overview
 from sora_jax.core.console import Console
 from sora_jax.core.errors import InputError, Terminated, did_you_mean, print_error, printable
+from sora_jax.core.storage import check_bucket
 
 PREFIX = "--"
 GOOGLE, NETWORK_CARD = "0x1ae0", "0x0042"  # PCI numbers of Google, and of its one card that is no TPU
@@ -69,6 +71,7 @@ def run(name: str, arguments: list[str]):
         return
     command, console = COMMANDS[name], Console(stderr=True)
     values = parse(command, [f"sora-jax {name}", *arguments])
+    check_buckets(command, values)
     # Grain and TFDS ask absl whether the program has read its flags.
     flags.FLAGS.mark_as_parsed()
     hide_absent_tpu()
@@ -95,6 +98,19 @@ def parse(command: Command, argv: list[str]) -> flags.FlagValues:
         raise InputError(f"{left[1]!r}: flags begin with --; quote a value with blanks in it")
     command.check_required(values)
     return values
+
+
+def check_buckets(command: Command, values: flags.FlagValues):
+    """Raise InputError, which names the flag, for a bucket that is not there, or can't be read from here."""
+    given = {f"--{flag.name}": values[flag.key].value for flag in command.all_flags}
+    if command.config:
+        given["config.data.path"] = values["config"].value.data.path
+    for name, value in given.items():
+        for path in re.findall(r"(?:gs|s3)://[^,\s]*", str(value)):
+            try:
+                check_bucket(path)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
 
 
 @contextlib.contextmanager

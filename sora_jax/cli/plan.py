@@ -2,9 +2,9 @@
 
 import dataclasses
 import os
-import pathlib
 
 from sora_jax.cli.flags import Command, Flag, mesh_of, settings_of
+from sora_jax.core.storage import as_path
 
 
 def run(values, console):
@@ -22,7 +22,7 @@ def run(values, console):
         what=values.what,
         search=values.search,
         formulas=values.formulas,
-        out=pathlib.Path(values.out),
+        out=as_path(values.out),
         console=console,
     )
 

@@ -1,15 +1,14 @@
 """The command `prepare`."""
 
-import pathlib
-
 from sora_jax.cli.flags import Command, Flag, missing, path_of, settings_of
+from sora_jax.core.storage import as_path
 
 
 def run(values, console):
     from sora_jax.data.prepare.dry_run import dry_run
     from sora_jax.data.prepare.prepare import Options, prepare
 
-    settings, videos = settings_of(values), pathlib.Path(values.videos)
+    settings, videos = settings_of(values), as_path(values.videos)
     options = Options(
         captions=path_of(values, "captions"),
         autoencoder=path_of(values, "autoencoder"),
@@ -22,7 +21,7 @@ def run(values, console):
     else:
         if not values.out:
             raise missing("out", "data/clips")
-        prepare(settings, videos, pathlib.Path(values.out), options, console=console)
+        prepare(settings, videos, as_path(values.out), options, console=console)
 
 
 COMMAND = Command(

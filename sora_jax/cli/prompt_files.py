@@ -1,11 +1,11 @@
 """Files of prompts: one on each line, or JSON Lines with settings of each prompt's own."""
 
 import json
-import pathlib
 
 import rich.console
 
 from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.storage import as_path
 from sora_jax.core.text_files import read_text
 
 # Keys of a JSON line beside "prompt", and their types.
@@ -29,7 +29,7 @@ def read_prompts(values, key: str, console: rich.console.Console) -> list[tuple[
     Raises: InputError as `read_lines` does, and for a line that is no such object; names the line.
     """
     lines = _lines(values, key, console)
-    if pathlib.Path(values[key].value).suffix != ".jsonl":
+    if as_path(values[key].value).suffix != ".jsonl":
         return [(line, {}) for _, line in lines]
     return [_read_object(line, f"--{key}={values[key].value}: line {number}") for number, line in lines]
 
@@ -37,7 +37,7 @@ def read_prompts(values, key: str, console: rich.console.Console) -> list[tuple[
 def _lines(values, key, console):
     """(number, text) of the lines that are not empty."""
     where = f"--{key}={values[key].value}"
-    lines = read_text(pathlib.Path(values[key].value), where).split("\n")
+    lines = read_text(as_path(values[key].value), where).split("\n")
     if lines[-1] == "":
         lines.pop()
     filled = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

@@ -1,16 +1,16 @@
 """The commands `recipe shapes`, `recipe shapes-ablations` and `recipe emoji`."""
 
 import functools
-import pathlib
 
 from sora_jax.cli.flags import Command, Flag
+from sora_jax.core.storage import as_path
 
 
 def run(values, console, *, name: str):
     from sora_jax.worlds.recipe import Plan, run_recipe
     from sora_jax.worlds.recipes import RECIPES
 
-    plan = Plan(RECIPES[name], pathlib.Path(values.workdir).expanduser(), values.hours)
+    plan = Plan(RECIPES[name], as_path(values.workdir), values.hours)
     run_recipe(plan, console, first=values["from"].value, only=values.only, dry_run=values.dry_run)
 
 

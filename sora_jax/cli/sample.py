@@ -1,7 +1,6 @@
 """The command `sample`."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from sora_jax.cli import chat
@@ -22,6 +21,7 @@ from sora_jax.cli.prompt_files import read_lines, read_prompts
 from sora_jax.config.fields import declarations
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
+from sora_jax.core.storage import as_path
 
 TASK = (
     Flag(
@@ -68,7 +68,7 @@ def run(values, console):
     sample(
         checkpoint,
         request,
-        pathlib.Path(values.out),
+        as_path(values.out),
         expand=expander_of(values, console) if values.expand else None,
         mesh=mesh_of(values),
         console=console,
@@ -94,7 +94,7 @@ def task_inputs_of(values, story):
         task=values.task or "",
         image=path_of(values, "image"),
         last_image=path_of(values, "last_image"),
-        videos=tuple(map(pathlib.Path, values.video or ())),
+        videos=tuple(map(as_path, values.video or ())),
         keyframes=tuple(values.keyframe or ()),
         direction=values.direction or "",
         seconds=values.seconds,

@@ -1,9 +1,8 @@
 """The command `serve`."""
 
-import pathlib
-
 from sora_jax.cli.flags import CHECKPOINT, LORA, MESH, NO_COMPILE_CACHE, Command, Flag, checkpoint_of, mesh_of
 from sora_jax.cli.prompt_files import read_lines
+from sora_jax.core.storage import as_path
 
 EXAMPLES = (
     "a large red circle moves right on a black background",
@@ -17,7 +16,7 @@ def run(values, console):
 
     serve(
         checkpoint_of(values),
-        pathlib.Path(values.out),
+        as_path(values.out),
         address=(values.host, values.port),
         examples=read_lines(values, "prompts", console) if values.prompts else list(EXAMPLES),
         loading=Loading(mesh_of(values), values.dtype, tuple(values.lora or ())),

@@ -1,10 +1,10 @@
 """The command `train`."""
 
 import dataclasses
-import pathlib
 
 from sora_jax.cli.flags import LORA, NO_COMPILE_CACHE, Command, Flag, settings_of
 from sora_jax.config.load import with_absolute_paths
+from sora_jax.core.storage import as_path
 
 
 def run(values, console):
@@ -14,7 +14,7 @@ def run(values, console):
     settings = with_absolute_paths(settings_of(values))
     base = tuple(map(absolute_choice, values.lora or settings.lora.base))
     settings = dataclasses.replace(settings, lora=dataclasses.replace(settings.lora, base=base))
-    train(settings, pathlib.Path(values.workdir), console=console)
+    train(settings, as_path(values.workdir), console=console)
 
 
 COMMAND = Command(

@@ -10,6 +10,7 @@ import ml_collections
 from sora_jax.config.old_keys import with_new_keys
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.storage import as_path
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -38,7 +39,7 @@ def anchored(settings: Settings, folder: pathlib.Path) -> Settings:
 
     def anchor(path: str) -> str:
         inside = folder / path
-        return str(inside.resolve()) if path and not pathlib.Path(path).is_absolute() and inside.exists() else path
+        return str(inside.resolve()) if path and not as_path(path).is_absolute() and inside.exists() else path
 
     changes = {
         name: dataclasses.replace(part, weights=anchor(part.weights))
@@ -53,7 +54,7 @@ def with_absolute_paths(settings: Settings) -> Settings:
     """Settings of a run with the paths to other models absolute, so that it can be read from another directory."""
     train = settings.train
     if train.init_from:
-        train = dataclasses.replace(train, init_from=str(pathlib.Path(train.init_from).expanduser().absolute()))
+        train = dataclasses.replace(train, init_from=str(as_path(train.init_from).absolute()))
     return dataclasses.replace(settings, train=train)
 
 

@@ -1,4 +1,9 @@
-"""Files on disk: written whole or not at all, and known by hashes of their content."""
+"""Files on a disk or in a bucket: written whole or not at all, and known by hashes of their content.
+
+`as_path` makes the path that a user names: a pathlib.Path on a disk, a BucketPath for gs:// and s3://. Both have
+pathlib's methods, so annotations say pathlib.Path for either. What only a disk can do (links, locks, appending,
+renaming a folder, files for other libraries) has a function here that does it in a bucket too.
+"""
 
 import contextlib
 import errno
@@ -10,10 +15,12 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 
 from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.local_cache import local_cache
 
 # Errors that the user can mend; any other OSError is a bug and keeps its traceback.
 USER_ERRORS = {
@@ -37,6 +44,38 @@ _TEMPORARY = re.compile(r"\..*\.sora_jax-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}(\.\w+)
 _SETTLED_SECONDS = (2.0, 0.05)
 
 
+def as_path(path: str | os.PathLike) -> pathlib.Path:
+    """The path that a user names, in a bucket if it begins with gs:// or s3://; ~ is the user's home folder.
+
+    Raises: InputError if it begins with another scheme, or the extra that reads such a bucket is not installed.
+    """
+    if not in_bucket(path):
+        return pathlib.Path(path).expanduser()
+    from sora_jax.core.buckets import bucket_path  # its libraries take a while to import
+
+    return bucket_path(os.fspath(path))
+
+
+def in_bucket(path: str | os.PathLike) -> bool:
+    """Whether a path lies in a bucket."""
+    return "://" in os.fspath(path)
+
+
+def check_bucket(path: str | os.PathLike):
+    """Raise InputError if a path lies in a bucket that does not exist, can't be listed or does not answer."""
+    if in_bucket(path):
+        as_path(path).check_bucket()
+
+
+def local_file(path: str | os.PathLike) -> pathlib.Path:
+    """A file of this machine with the same content, for libraries that read no buckets: a copy that is kept.
+
+    Raises: InputError if it is not there.
+    """
+    path = as_path(path)
+    return local_cache().copy_of(path) if in_bucket(path) else path
+
+
 @contextlib.contextmanager
 def explain_os_errors(path: str | os.PathLike) -> Iterator[None]:
     """Turn an OSError of writing `path` that the user can mend into an InputError."""
@@ -54,10 +93,18 @@ def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     Args:
       path: the file to write; its folder is made if it is absent. An existing file stays until the new one is
-        complete and on the disk.
+        complete and on the disk, or in the bucket.
     Raises: InputError if it can't be written, e.g. because the disk is full.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
+    if in_bucket(path):
+        with tempfile.TemporaryDirectory(prefix="sora_jax-") as folder:
+            temporary = pathlib.Path(folder, path.name)
+            with explain_os_errors(temporary):
+                temporary.touch()
+                yield temporary
+            path.upload(temporary)
+        return
     temporary = temporary_path(path)
     try:
         with explain_os_errors(path):
@@ -85,8 +132,11 @@ def temporary_path(path: pathlib.Path) -> pathlib.Path:
 def remove_stale_temporaries(folder: pathlib.Path):
     """Remove the temporary files that `atomic_write` left in a folder because its process was killed.
 
-    Only names of our own form, and of those only files of a dead process of this host, or older than a day.
+    Only names of our own form, and of those only files of a dead process of this host, or older than a day. There
+    are none in a bucket.
     """
+    if in_bucket(folder):
+        return
     for path in folder.glob(".*"):
         owner = _TEMPORARY.fullmatch(path.name)
         if not owner or not path.is_file():
@@ -119,7 +169,7 @@ def sha256(path: pathlib.Path) -> str:
 
 def content_hash(path: str | os.PathLike) -> str:
     """16 hex digits of the SHA-256 of a whole file. Raises: InputError if there is no such file."""
-    path = pathlib.Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     return sha256(path)[:16]
@@ -127,6 +177,8 @@ def content_hash(path: str | os.PathLike) -> str:
 
 class HashCache:
     """Hashes of files that are computed once for each size, modification time and inode, and kept in a file.
+
+    In a bucket: for each version of an object.
 
     Args:
       path: of the file, JSON; absent or damaged, it counts as empty.
@@ -142,11 +194,15 @@ class HashCache:
     def get(self, path: pathlib.Path, compute: Callable[[], str], part: str = "") -> str:
         """The hash of a file, or of a part of it, computed if it is not known yet. Raises: OSError."""
         before = path.stat()
-        key = f"{before.st_dev}:{before.st_ino}:{before.st_size}:{before.st_mtime_ns}:{part}"
+        if in_bucket(path):
+            key = f"{path}:{before.version}:{part}"
+        else:
+            key = f"{before.st_dev}:{before.st_ino}:{before.st_size}:{before.st_mtime_ns}:{part}"
         if key not in self._hashes:
-            # A file that is still being written may change again within the same time stamp.
-            settled = _SETTLED_SECONDS[before.st_mtime_ns % 10**9 > 0]
-            time.sleep(min(settled, max(0, before.st_mtime + settled - time.time())))
+            if not in_bucket(path):
+                # A file that is still being written may change again within the same time stamp.
+                settled = _SETTLED_SECONDS[before.st_mtime_ns % 10**9 > 0]
+                time.sleep(min(settled, max(0, before.st_mtime + settled - time.time())))
             self._hashes[key], self._new = compute(), True
         return self._hashes[key]
 
@@ -159,7 +215,7 @@ class HashCache:
 
 def weights_digest(folder: str | os.PathLike) -> str:
     """A hash of the safetensors in a folder; "" counts as an empty folder."""
-    files = sorted(pathlib.Path(folder).glob("*.safetensors")) if folder else []
+    files = sorted(as_path(folder).glob("*.safetensors")) if folder else []
     return digest([content_hash(file) for file in files])
 
 
@@ -182,11 +238,44 @@ def read_object(path: pathlib.Path) -> dict:
     return values
 
 
+def copy_file(source: pathlib.Path, target: pathlib.Path):
+    """Copy a file atomically, also to or from a bucket. Raises: InputError if it can't be written."""
+    with atomic_write(target) as temporary:
+        if in_bucket(source):
+            source.download(temporary)
+        else:
+            shutil.copyfile(source, temporary)
+
+
 def copy_files(source: pathlib.Path, target: pathlib.Path):
     """Copy the files of a folder into another one, each atomically.
 
     Raises: InputError if one can't be written, e.g. because the disk is full.
     """
     for file in sorted(path for path in source.iterdir() if path.is_file()):
-        with atomic_write(target / file.name) as temporary:
-            shutil.copyfile(file, temporary)
+        copy_file(file, target / file.name)
+
+
+def move_folder(source: pathlib.Path, target: pathlib.Path, *, mark: str = ""):
+    """Give a folder another name. In a bucket its files are copied first, and a stop leaves it under the old name.
+
+    Args:
+      mark: name of the file that says that the folder is complete: copied last, removed first.
+    """
+    if not in_bucket(source):
+        source.rename(target)
+        return
+    for file in sorted(source.rglob("*"), key=lambda path: path.name == mark):
+        file.copy_to(target / file.relative_to(source))
+    remove_folder(source, mark=mark)
+
+
+def remove_folder(folder: pathlib.Path, *, mark: str = ""):
+    """Remove a folder and all in it, if it is there; `mark`: as for `move_folder`."""
+    if not in_bucket(folder):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        return
+    if mark:
+        (folder / mark).unlink(missing_ok=True)
+    folder.rmtree(missing_ok=True)

@@ -9,7 +9,7 @@ import ftfy
 import sentencepiece
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write
+from sora_jax.core.storage import as_path, atomic_write
 
 PAD, EOS, UNKNOWN = 0, 1, 2  # of the tokenizers that are learned here
 
@@ -28,10 +28,10 @@ class Tokenizer:
     """
 
     def __init__(self, path: pathlib.Path):
-        if not pathlib.Path(path).is_file():
+        if not as_path(path).is_file():
             raise InputError(f"{path}: no such tokenizer; `prepare` writes tokenizer.model beside the records")
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=pathlib.Path(path).read_bytes())
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=as_path(path).read_bytes())
         except RuntimeError as error:
             raise InputError(f"{path}: no sentencepiece model") from error
         self.eos, self.unknown = self._processor.eos_id(), self._processor.unk_id()

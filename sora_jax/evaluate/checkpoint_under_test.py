@@ -16,7 +16,7 @@ from sora_jax.checkpoint.workdir import CHECKPOINTS, RELEASED, find_checkpoint, 
 from sora_jax.config.load import from_json
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write, content_hash, digest, read_object
+from sora_jax.core.storage import as_path, atomic_write, content_hash, digest, read_object
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.generate.generator import Generator, load_generator
 
@@ -106,10 +106,10 @@ def weights_hash(workdir: pathlib.Path, folder: pathlib.Path, step: int) -> str:
     parts.append(content_hash(coder) if coder.is_file() else "")
     beside = [workdir / LOW_NOISE] if (workdir / LOW_NOISE).is_dir() else []
     if settings.lora.rank:
-        beside.append(pathlib.Path(settings.train.init_from))
+        beside.append(as_path(settings.train.init_from))
         parts.append([content_hash(path.rpartition(":")[0] or path) for path in settings.lora.base])
     parts += [weights_hash(other, *find_checkpoint(other)) for other in beside]
-    text = pathlib.Path(settings.text.weights)
+    text = as_path(settings.text.weights)
     if settings.text.weights and text.is_dir():  # many gigabytes: known by the sizes of its files
         parts.append(sorted((file.name, file.stat().st_size) for file in text.glob("*.safetensors")))
     return digest(parts)
@@ -137,7 +137,7 @@ def open_checkpoint(
       changes: of its sampling settings.
     Raises: InputError if there is none, or not that step.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     folder, newest = find_checkpoint(workdir)
     if step is not None and step != newest:
         steps = find_steps(workdir)[1]
@@ -148,7 +148,7 @@ def open_checkpoint(
     settings, _ = read_meta(folder, step)
     changed = {k: v for k, v in (changes or {}).items() if getattr(settings.sample, k) != v}
     settings = dataclasses.replace(settings, sample=dataclasses.replace(settings.sample, **changed))
-    made = CheckpointUnderTest(name, workdir, pathlib.Path(folder), step, settings, out, changed)
+    made = CheckpointUnderTest(name, workdir, as_path(folder), step, settings, out, changed)
     own = json.dumps([made.content_hash, changed], sort_keys=True)
     own = hashlib.sha256(own.encode()).hexdigest()[:8]
     return dataclasses.replace(made, out=out / f"step-{step}-{own}", kept_hash=made.content_hash)

@@ -19,7 +19,7 @@ from sora_jax.config.load import parse_size
 from sora_jax.config.schema import MeshSettings, SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
-from sora_jax.core.storage import remove_stale_temporaries
+from sora_jax.core.storage import as_path, remove_stale_temporaries
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.data.media.video import count_frames, probe, read_frames
 from sora_jax.data.prepare.sources import find_sources
@@ -273,7 +273,7 @@ def real_videos(checkpoint: Subject, options: Options, cell: SampleSettings, cou
 
 
 def _pieces(folder, size, cell):
-    for source in find_sources(pathlib.Path(folder)).sources:
+    for source in find_sources(as_path(folder)).sources:
         with source.opened() as path:
             video = probe(path)
             for start in range(0, count_frames(video, cell.fps) - cell.frames + 1, cell.frames):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from sora_jax.checkpoint.workdir import CHECKPOINTS, RELEASED, find_checkpoint, find_steps, split_step
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.storage import as_path
 from sora_jax.evaluate.benchmark import Subject
 from sora_jax.evaluate.checkpoint_under_test import open_checkpoint
 from sora_jax.evaluate.videos_under_test import is_video_folder, open_videos
@@ -63,7 +64,7 @@ def parse_subject(text: str) -> list[SubjectRequest]:
         words += [f"{key.replace('_', ' ')} {value}" for key, value in several.items()]
         made.append(
             SubjectRequest(
-                pathlib.Path(path), ", ".join(words), plain.get("step", ""), plain.get("prompts", ""), changes
+                as_path(path), ", ".join(words), plain.get("step", ""), plain.get("prompts", ""), changes
             )
         )
     return made
@@ -78,7 +79,7 @@ def _value(where, key, text):
 
 
 def _short(path) -> str:
-    return pathlib.Path(path).resolve().name
+    return as_path(path).resolve().name
 
 
 def open_subjects(
@@ -92,7 +93,7 @@ def open_subjects(
       steps: of each run: "" is the newest, a number, "all", or "every:N".
     Raises: InputError if one is absent, or named twice.
     """
-    paths = [pathlib.Path(path).expanduser() for path in checkpoints]
+    paths = [as_path(path) for path in checkpoints]
     for path in paths:
         if paths.count(path) > 1:
             raise InputError(f"--checkpoint={path}: is named twice")

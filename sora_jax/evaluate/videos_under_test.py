@@ -9,7 +9,7 @@ import pathlib
 import re
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import digest, sha256
+from sora_jax.core.storage import as_path, digest, sha256
 from sora_jax.core.text_files import read_text
 from sora_jax.generate.output.writer import read_metadata
 
@@ -69,7 +69,7 @@ def open_videos(folder: pathlib.Path, name: str, out: pathlib.Path, prompts: str
     """
     names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in VIDEOS)
     found = [folder / file for file in PROMPT_FILES if (folder / file).is_file()]
-    file = pathlib.Path(prompts) if prompts else found[0] if found else None
+    file = as_path(prompts) if prompts else found[0] if found else None
     if file is None:
         mapped = {name: _own_prompt(folder / name) for name in names}
         if missing := [name for name, prompt in mapped.items() if not prompt]:

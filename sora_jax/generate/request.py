@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sora_jax.config.schema import SampleSettings, Settings
 from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.storage import as_path
 from sora_jax.data.loader.conditioning_masks import conditioning_tasks
 from sora_jax.data.media.options import Options
 
@@ -221,7 +222,7 @@ def read_keyframe(text: str, fps: float) -> tuple[int, pathlib.Path]:
         number = -1
     if not colon or not name or number < 0:
         raise InputError(f"--keyframe={text}: is not SECONDS:FILE, such as 1.5:cat.png")
-    return number, pathlib.Path(name)
+    return number, as_path(name)
 
 
 def untrained_note(inputs: TaskInputs, settings: Settings) -> str:

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from sora_jax.config.schema import MeshSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.progress import progress_bar
-from sora_jax.core.storage import copy_files, explain_os_errors
+from sora_jax.core.storage import as_path, copy_file, copy_files, explain_os_errors, move_folder, remove_folder
 from sora_jax.interop.adapters.files import CONFIG, FILES, find_file, read_adapter
 from sora_jax.interop.adapters.names import is_adapter
 from sora_jax.interop.adapters.weights import export_adapter, import_adapter, trainable
@@ -137,9 +136,9 @@ def new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
         with explain_os_errors(target):
             partial.mkdir(parents=True)
             yield partial
-            partial.rename(target)
+            move_folder(partial, target)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_folder(partial)
 
 
 def import_model(model: Model, target: pathlib.Path, console: rich.console.Console):
@@ -147,7 +146,7 @@ def import_model(model: Model, target: pathlib.Path, console: rich.console.Conso
     with new_folder(target) as partial:
         for part in model.parts:
             copy_files(model.rest / part, partial / part)
-        shutil.copyfile(model.rest / INDEX_FILE, partial / INDEX_FILE)
+        copy_file(model.rest / INDEX_FILE, partial / INDEX_FILE)
         for expert, workdir in zip(model.experts, (partial, partial / LOW_NOISE), strict=False):
             import_expert(model, expert, workdir, partial, console)
     console.print(
@@ -166,7 +165,7 @@ def import_expert(
     coder = settings.autoencoder
     autoencoder = Streamed(Autoencoder, coder, model.autoencoder, autoencoder_table(coder))
     stream_model(workdir / "autoencoder", coder, autoencoder, "the autoencoder", console)
-    shutil.copyfile(model.rest / "tokenizer" / "spiece.model", workdir / "tokenizer.model")
+    copy_file(model.rest / "tokenizer" / "spiece.model", workdir / "tokenizer.model")
     dtypes = {
         part: {name: tensor.dtype for name, tensor in tensors.items()}
         for part, tensors in (("transformer", expert.tensors), ("vae", model.autoencoder))
@@ -179,7 +178,7 @@ def expert_settings(settings: Settings, expert: Expert, up: str) -> Settings:
     """A model's settings for one of its experts; `up` leads from its workdir to the encoders' folders."""
     flow = dataclasses.replace(settings.flow, time_min=expert.time_min, time_max=expert.time_max)
     moved = {
-        name: dataclasses.replace(part, weights=str(pathlib.Path(up) / part.weights))
+        name: dataclasses.replace(part, weights=str(as_path(up) / part.weights))
         for name in ("text", "image")
         if (part := getattr(settings, name)).weights
     }

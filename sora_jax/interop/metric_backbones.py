@@ -1,7 +1,6 @@
 """Weights of the metric backbones, from the folders in which transformers and VideoMAE v2 keep them."""
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Mapping
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from sora_jax.config.schema import ImageSettings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import read_object
+from sora_jax.core.storage import as_path, read_object
 from sora_jax.interop.tables import Tensor, linear, load_foreign, norm
 from sora_jax.interop.tensors import tensors_in
 from sora_jax.interop.wan.tables import image_table
@@ -25,7 +24,7 @@ def load_clip(folder: str) -> tuple[ClipSettings, dict]:
 
     Raises: InputError if the folder is absent or holds another model; names the tensor.
     """
-    settings = clip_settings(read_object(pathlib.Path(folder) / "config.json"), folder)
+    settings = clip_settings(read_object(as_path(folder) / "config.json"), folder)
     tensors = tensors_in(folder)
     unused = [n for n in tensors if n == "logit_scale" or n.endswith("position_ids")]
     return settings, load_foreign(tensors, clip_table(settings), Clip, settings, where=str(folder), unused=unused)
@@ -94,7 +93,7 @@ def load_video_encoder(folder: str) -> tuple[VideoEncoderSettings, dict]:
         settings = video_settings(tensors, own)
     except (KeyError, ValueError) as error:
         raise InputError(f"{folder}: no fine-tuned VideoMAE encoder in it: {error}") from None
-    config = pathlib.Path(folder) / "config.json"
+    config = as_path(folder) / "config.json"
     if config.is_file() and not own:
         found = read_object(config)
         settings = dataclasses.replace(

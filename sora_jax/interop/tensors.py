@@ -15,6 +15,7 @@ import numpy as np
 
 from sora_jax.checkpoint.model_folder import open_tensors
 from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.storage import as_path, local_file
 
 SAFETENSORS = ".safetensors"
 INDEX = ".safetensors.index.json"
@@ -86,7 +87,7 @@ def tensors_in(path) -> dict[str, TensorInFile | ScaledTensor]:
 
     Raises: InputError if there are none, a file is absent or broken, or all there is are pickles or GGUF files.
     """
-    path, found = pathlib.Path(path), {}
+    path, found = as_path(path), {}
     for file, names in _files(path).items():
         held = read_header(file)
         for name in held if names is None else names:
@@ -100,7 +101,8 @@ def read_header(path: pathlib.Path) -> dict[str, TensorInFile]:
     """The tensors that a file's header lists. Raises: InputError if the file is absent or broken."""
     with open_tensors(path):  # checks that the header and the data fit together
         pass
-    with path.open("rb") as file:
+    file_here = local_file(path)
+    with file_here.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
@@ -111,7 +113,7 @@ def read_header(path: pathlib.Path) -> dict[str, TensorInFile]:
                 f"{path}: tensor {name!r} is {entry['dtype']}; {did_you_mean(entry['dtype'], DTYPES)}"
             )
         start = 8 + length + entry["data_offsets"][0]
-        found[name] = TensorInFile(path, name, tuple(entry["shape"]), entry["dtype"], start)
+        found[name] = TensorInFile(file_here, name, tuple(entry["shape"]), entry["dtype"], start)
     return found
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write
+from sora_jax.core.storage import as_path, atomic_write
 
 INK, FAINT, PAPER, LINE, ACCENT = "#1f2430", "#6b7280", "#ffffff", "#d8dce3", "#3b5bdb"
 COLOURS = (ACCENT, "#f08c00", "#2f9e44", "#ae3ec9", "#e03131", "#1098ad")  # of series in one panel
@@ -34,7 +34,7 @@ def read_metrics(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Returns: name -> [steps] float64, "step" among them, in rising order.
     Raises: InputError if the file is absent, has no step, or is not JSON lines.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; `train` writes metrics.jsonl into its --workdir")
     lines, rows = path.read_text().splitlines(), {}

@@ -12,7 +12,7 @@ from typing import Any
 import PIL.Image
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write
+from sora_jax.core.storage import as_path, atomic_write
 
 SHORT = 36  # letters of a table's cell that stay on one line
 
@@ -270,7 +270,7 @@ def write_page(path: str | os.PathLike, title: str, summary: str, sections: Sequ
 
     Raises: InputError if a file that the page shows is absent.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     body = "".join(section.html(path.parent) for section in sections)
     with atomic_write(path) as temporary:
         temporary.write_text(
@@ -331,9 +331,9 @@ def write_demo_page(
 
 def link(file: str | os.PathLike, folder: pathlib.Path) -> str:
     """The relative address of a file, escaped for an attribute."""
-    if not pathlib.Path(file).is_file():
+    if not as_path(file).is_file():
         raise InputError(f"{file}: no such file; the page in {folder} shows it")
-    relative = os.path.relpath(pathlib.Path(file).resolve(), folder.resolve())
+    relative = os.path.relpath(as_path(file).resolve(), folder.resolve())
     return html.escape(urllib.parse.quote(pathlib.PurePath(relative).as_posix()))
 
 

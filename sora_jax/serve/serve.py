@@ -13,6 +13,7 @@ import rich.console
 
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
+from sora_jax.core.storage import as_path
 from sora_jax.generate.generator import read_run
 from sora_jax.serve.job_queue import JobQueue
 from sora_jax.serve.request_filter import LOCAL, RequestFilter
@@ -80,7 +81,7 @@ def serve(
             dtype=loading.dtype,
             lora=loading.lora,
         )
-        folder = pathlib.Path(uploads)
+        folder = as_path(uploads)
         app = make_app(queue, folder, examples)
         app = RequestFilter(app, uploads=folder, max_bytes=limits.bytes, host=host)
         serve_app(app, listening, address, f"the page; videos lie in {out}", console)

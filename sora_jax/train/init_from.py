@@ -13,6 +13,7 @@ from sora_jax.checkpoint.restore import restore_trained
 from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
+from sora_jax.core.storage import as_path
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.train.state import TrainState
@@ -28,7 +29,7 @@ def autoencoder_of(settings: Settings, records: Mixture) -> pathlib.Path:
 
 def check_init_from(settings: Settings, records: Mixture):
     """Raise InputError if the weights of `train.init_from` do not fit these settings and data."""
-    folder = pathlib.Path(settings.train.init_from)
+    folder = as_path(settings.train.init_from)
     if settings.objective == "autoencoder":
         return check_autoencoder(settings, folder)
     stored, _ = read_meta(*find_checkpoint(folder))
@@ -61,7 +62,7 @@ def init_from(settings: Settings, state: TrainState) -> TrainState:
     Args:
       state: on the current mesh; so is the returned one.
     """
-    folder = pathlib.Path(settings.train.init_from)
+    folder = as_path(settings.train.init_from)
     if settings.lora.rank:
         return state  # the weights are the frozen base of the adapters: see sora_jax.checkpoint.frozen_params
     if settings.objective != "autoencoder":

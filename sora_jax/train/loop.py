@@ -15,6 +15,7 @@ from sora_jax.cluster.preemption import preemption
 from sora_jax.config.schema import Settings
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.random_keys import seed_key
+from sora_jax.core.storage import as_path
 from sora_jax.models.layers.params import count_params
 from sora_jax.train.autoencoder_statistics import save_autoencoder
 from sora_jax.train.init_from import init_from
@@ -40,7 +41,7 @@ def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Co
     Returns: the last state.
     Raises: InputError for settings, data or a workdir that do not fit together.
     """
-    trainer = Trainer(settings, pathlib.Path(workdir), console)
+    trainer = Trainer(settings, as_path(workdir), console)
     with (
         jax.set_mesh(trainer.mesh),
         trainer.lock(),

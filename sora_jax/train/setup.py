@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from sora_jax.config.load import to_json
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import axes_of, local_rows, num_shards
-from sora_jax.core.storage import atomic_write, copy_files, digest
+from sora_jax.core.storage import atomic_write, copy_file, copy_files, digest
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.data.loader.stream import Stream, train_crops, train_sequences
 from sora_jax.kernels.attention import choose_kernel
@@ -121,5 +120,4 @@ def write_workdir(workdir: pathlib.Path, records: Mixture, settings: Settings):
         temporary.write_text(to_json(settings))
     if settings.objective != "autoencoder":
         copy_files(autoencoder_of(settings, records), workdir / "autoencoder")
-        with atomic_write(workdir / "tokenizer.model") as temporary:
-            shutil.copyfile(records.tokenizer, temporary)
+        copy_file(records.tokenizer, workdir / "tokenizer.model")

@@ -3,6 +3,7 @@
 import pathlib
 
 from sora_jax.core.errors import InputError
+from sora_jax.core.storage import as_path
 from sora_jax.worlds import emoji, shapes
 from sora_jax.worlds.emoji.prompts import remark as emoji_remark
 from sora_jax.worlds.shapes.prompts import read_prompt
@@ -19,7 +20,7 @@ def model_folder(name: str) -> pathlib.Path:
     """
     folder = MODELS.get(name)
     if folder is None:
-        return pathlib.Path(name).expanduser()
+        return as_path(name)
     if not folder.is_dir():
         raise InputError(
             f"--model={name}: this package does not have its weights; train it as docs/guide/emoji.md says, and "

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import digest
+from sora_jax.core.storage import as_path, digest, in_bucket
 from sora_jax.data.records.records import SPLITS, Clip, Records
 
 # Clips in a block: many, so that the half-filled sequences at its end do not count; few enough to plan quickly.
@@ -23,7 +23,7 @@ _MIN_BLOCK, _MAX_BLOCK = 2048, 65536
 
 def parse_path(path: str, where: str = "config.data.path") -> list[tuple[str, float]]:
     """The folders and their weights; a weight is 1 unless given. Raises: InputError for an invalid weight."""
-    if pathlib.Path(path).is_dir():
+    if not in_bucket(path) and as_path(path).is_dir():
         return [(path, 1.0)]
     named = []
     for part in path.split(","):

@@ -15,6 +15,7 @@ import av
 import numpy as np
 
 from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.storage import as_path, local_file
 from sora_jax.data.media.container import Container, deinterlace, orientation_of
 from sora_jax.data.media.formats import FFMPEG, recognise
 from sora_jax.data.media.options import Options
@@ -71,10 +72,11 @@ def probe(path: pathlib.Path, options: Options = _DEFAULT_OPTIONS, *, header_onl
       header_only: believe the header of a video that states length and rate, and read only its first frames.
     Raises: InputError with the reason if the file is absent, empty, cut off, too large, or holds no pictures.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if not path.is_file():
         there = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
         raise InputError(f"{path}: no such file" + (f", {did_you_mean(path.name, there)}" if there else ""))
+    path = local_file(path)
     library, kind = recognise(path)
     if library == FFMPEG:
         timeline, first, in_order, interlaced = _probe_container(path, kind, options, header_only)

@@ -4,11 +4,18 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 from collections import Counter
 
+from sora_jax.checkpoint.model_folder import WEIGHTS
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write, copy_files, sha256
+from sora_jax.core.storage import (
+    copy_file,
+    copy_files,
+    in_bucket,
+    move_folder,
+    remove_folder,
+    sha256,
+)
 from sora_jax.data.prepare.cut import Outcome
 from sora_jax.data.prepare.encode import Encoders
 from sora_jax.data.prepare.report import Report
@@ -103,11 +110,13 @@ class Finished:
 
 
 def _link(file, path):
+    if in_bucket(file):
+        file.copy_to(path)
+        return
     try:
         os.link(file, path)
     except OSError:  # another disk, or one without links
-        with atomic_write(path) as partial:
-            shutil.copyfile(file, partial)
+        copy_file(file, path)
 
 
 def finish_data_set(
@@ -135,7 +144,7 @@ def finish_data_set(
     prepared = _describe(shards, written, found, generation)
     counts = Counter(clip.split for part in written for clip in part.clips)
     if not counts:
-        shutil.rmtree(out / UNFINISHED)  # or it would stand in the way once the files are mended
+        remove_folder(out / UNFINISHED)  # or it would stand in the way once the files are mended
         bad = [file for file in prepared["files"] if file["reason"]]
         raise InputError(f"--videos: none of {len(bad)} files can be used; {bad[0]['name']}: {bad[0]['reason']}")
     about = {
@@ -146,13 +155,12 @@ def finish_data_set(
         "sources_per_shard": limit,
     }
     unfinished = out / UNFINISHED
-    if encoders.video and not (out / "autoencoder").exists():
-        shutil.rmtree(unfinished / "autoencoder", ignore_errors=True)
+    if encoders.video and not (out / "autoencoder" / WEIGHTS).exists():
+        remove_folder(unfinished / "autoencoder")
         copy_files(encoders.video.folder, unfinished / "autoencoder")
-        (unfinished / "autoencoder").replace(out / "autoencoder")
+        move_folder(unfinished / "autoencoder", out / "autoencoder", mark=WEIGHTS)
     if not (out / "tokenizer.model").exists():
-        with atomic_write(out / "tokenizer.model") as partial:
-            shutil.copyfile(unfinished / "tokenizer.model", partial)
+        copy_file(unfinished / "tokenizer.model", out / "tokenizer.model")
     by_split = {
         split: [
             (shard.path, part.clips, part.sha256)
@@ -162,7 +170,7 @@ def finish_data_set(
         for split in SPLITS
     }
     finish(out, encoders.arrays, by_split, about, prepared)
-    shutil.rmtree(unfinished)
+    remove_folder(unfinished)
 
 
 def _describe(shards, written, found, generation):

@@ -8,7 +8,6 @@ only the shards that they touch are written again.
 import contextlib
 import dataclasses
 import pathlib
-import shutil
 
 from sora_jax.checkpoint.model_folder import autoencoder_folder, load_settings
 from sora_jax.cluster.agreement import assert_equal_across_hosts, barrier, flatten, run_on_first_host
@@ -18,9 +17,11 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.storage import (
     USER_ERRORS,
     HashCache,
-    atomic_write,
+    as_path,
     content_hash,
+    copy_file,
     digest,
+    remove_folder,
     remove_stale_temporaries,
 )
 from sora_jax.data.prepare.cut import check_cuts
@@ -72,7 +73,7 @@ def prepare(
     Raises: InputError if nothing can be cut, `out` holds something else, or the disk is full. Complete shards are
       kept, and the same call continues from there. A file that can't be read is reported, never raised.
     """
-    out, console = pathlib.Path(out), console or Console(stderr=True)
+    out, console = as_path(out), console or Console(stderr=True)
     encoders, geometry = load_encoders(settings, options)
     found = find_files(settings, videos, options)
     cache = HashCache(out / HASHES)
@@ -95,7 +96,7 @@ def prepare(
         run_on_first_host(cache.save)
         if finished and finished.is_current(shards, found):
             # A run that was stopped as it cleaned up leaves some of it.
-            run_on_first_host(lambda: shutil.rmtree(out / UNFINISHED, ignore_errors=True))
+            run_on_first_host(lambda: remove_folder(out / UNFINISHED))
             report = finished.report(reused=len(shards), shards=len(shards))
         else:
             kept = finished.shared(shards) if finished else []
@@ -218,5 +219,4 @@ def _make_tokenizer(path, given, sources, vocabulary):
         train_tokenizer(captions or ["none"], path, vocabulary=vocabulary)
         return
     Tokenizer(given)  # raises if it is none
-    with atomic_write(path) as partial:
-        shutil.copyfile(given, partial)
+    copy_file(given, path)

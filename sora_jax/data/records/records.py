@@ -26,6 +26,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from sora_jax.core.errors import InputError, did_you_mean
+from sora_jax.core.storage import as_path
 
 SPLITS = ("train", "validation")
 KINDS = ("pixels", "latents")
@@ -80,7 +81,7 @@ class Records:
     def __init__(self, path: str | pathlib.Path, kind: str | None, *, where: str = "config.data.path"):
         if not str(path):
             raise InputError(f"{where}: name the folder that `prepare` wrote")
-        self.path = pathlib.Path(path)
+        self.path = as_path(path)
         if not self.path.is_dir():
             there = [p.name for p in self.path.parent.iterdir()] if self.path.parent.is_dir() else []
             raise InputError(

@@ -17,6 +17,7 @@ from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.progress import progress_bar
+from sora_jax.core.storage import as_path
 from sora_jax.data.conditioning_frames import clip_preprocess
 from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, Subject, read_video
 from sora_jax.evaluate.samples import captions_of, cells, repeat_prompts, video_sets
@@ -47,7 +48,7 @@ def load_tokenizer(folder: str, tokens: int):
         import tokenizers
     except ImportError:
         raise InputError("--suite=clip: its tokenizer needs a package: pip install 'sora_jax[clip]'") from None
-    path = pathlib.Path(folder) / "tokenizer.json"
+    path = as_path(folder) / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{path}: no such file; it comes with the model")
     tokenizer = tokenizers.Tokenizer.from_file(str(path))

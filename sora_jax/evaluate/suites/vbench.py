@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
-from sora_jax.core.storage import atomic_write, content_hash, digest, weights_digest
+from sora_jax.core.storage import as_path, atomic_write, content_hash, digest, weights_digest
 from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, Subject, terminal_table
 from sora_jax.evaluate.samples import cells, make_missing
 from sora_jax.evaluate.vbench.dimensions import (
@@ -86,7 +86,7 @@ def _measured(dimension, videos, weights, kept, console) -> list[float | None]:
     me, processes = jax.process_index(), jax.process_count()
     seen = multihost_utils.process_allgather(np.asarray(all(path.is_file() for _, path in videos)))
     mine = range(me, len(videos), processes) if np.all(seen) else range(0, len(videos) if me == 0 else 0)
-    about: list = [weights_digest(pathlib.Path(weights) / name) for name in dimension.networks]
+    about: list = [weights_digest(as_path(weights) / name) for name in dimension.networks]
     about += [[prompt, content_hash(path)] for prompt, path in (videos[n] for n in mine)]
     path = kept / f"vbench-{dimension.name}-{digest(about)}.json"
     if path.is_file():
@@ -115,7 +115,7 @@ def _check(checkpoint: Subject, options: Options):
         names_of(options.prompts, options.samples or SAMPLES)
         if len(cells(checkpoint, options)) > 1:
             raise InputError("--suite=vbench: takes one size and one length; see --size and --frames")
-    if options.vbench and not pathlib.Path(options.vbench).is_dir():
+    if options.vbench and not as_path(options.vbench).is_dir():
         raise InputError(
             f"--vbench={options.vbench}: no such folder; docs/guide/vbench.md says what belongs into it"
         )

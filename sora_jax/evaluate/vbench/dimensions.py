@@ -13,6 +13,7 @@ import numpy as np
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.mesh import make_mesh
+from sora_jax.core.storage import as_path
 from sora_jax.data.media.video import probe
 from sora_jax.evaluate.benchmark import read_video
 from sora_jax.evaluate.suites.clip_score import load_tokenizer
@@ -87,7 +88,7 @@ def chosen_dimensions(names) -> list[Dimension]:
 
 def missing_weights(dimension: Dimension, weights: str) -> str:
     """How to get the weights that a dimension lacks; "" if all are there."""
-    folder = pathlib.Path(weights)
+    folder = as_path(weights)
     lacking = [name for name in dimension.networks if not any((folder / name).glob("*.safetensors"))]
     return "; ".join(SOURCES[name].format(folder / name) for name in lacking)
 
@@ -102,7 +103,7 @@ class DimensionMeasure:
 
     def __init__(self, dimension: Dimension, weights: str):
         self.dimension = dimension
-        folders = [str(pathlib.Path(weights) / name) for name in dimension.networks]
+        folders = [str(as_path(weights) / name) for name in dimension.networks]
         loaders = {
             "dino": load_dino, "clip-b32": load_clip, "clip-l14": load_clip, "raft": load_raft, "amt": load_amt,
             "musiq": load_musiq, "viclip": load_viclip, "aesthetic": lambda folder: (load_aesthetic_head(folder),),

@@ -3,12 +3,11 @@
 import dataclasses
 import json
 import math
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import read_object
+from sora_jax.core.storage import as_path, read_object
 from sora_jax.evaluate.benchmark import Benchmark
 from sora_jax.evaluate.verdict.numbers import find_number, numbers_of, short
 from sora_jax.evaluate.verdict.statistics import Comparison, Number, compare
@@ -69,7 +68,7 @@ def parse_requirement(text: str) -> tuple[str, str, float]:
 
 def read_baseline(path: str) -> dict:
     """The first subject of an earlier evaluation.json. Raises: InputError if it is none."""
-    content = read_object(pathlib.Path(path))
+    content = read_object(as_path(path))
     if "version" not in content or not content.get("checkpoints"):
         raise InputError(f"--baseline={path}: is no evaluation.json with a subject in it")
     return content["checkpoints"][0]

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import USER_ERRORS
+from sora_jax.core.storage import USER_ERRORS, check_bucket, in_bucket
 from sora_jax.generate.output.provenance import marked, write_manifest
 from sora_jax.generate.output.writer import VideoWriter
 
@@ -42,6 +42,9 @@ def check_outputs(paths: Sequence[pathlib.Path], fps: float, pixels: int):
 
 def _check_folder(paths, needed):
     folder = paths[0].parent
+    if in_bucket(folder):
+        check_bucket(folder)
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in paths:

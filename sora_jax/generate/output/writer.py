@@ -14,7 +14,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 import sora_jax
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write
+from sora_jax.core.storage import as_path, atomic_write, local_file
 
 BT709 = 1  # primaries, transfer and matrix of HD video (ITU-T H.273, value 1 in each of its tables)
 EXIF_DESCRIPTION, EXIF_SOFTWARE = 0x010E, 0x0131
@@ -36,7 +36,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: str | os.PathLike, fps: float, *, metadata: Mapping | None = None, crf: int = 18):
-        self.path = pathlib.Path(path)
+        self.path = as_path(path)
         if self.path.suffix.lower() != ".mp4":
             raise InputError(f"{path}: videos are written as .mp4; end the name so")
         self.rate = exact_rate(fps, self.path)
@@ -126,7 +126,7 @@ def write_webp(
       quality: of the pictures, 0 to 100.
     Raises: InputError as `VideoWriter` does.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if path.suffix.lower() != ".webp":
         raise InputError(f"{path}: an animated WebP ends in .webp")
     frames, rate = checked_frames(frames, path), exact_rate(fps, path)
@@ -152,15 +152,15 @@ def read_metadata(path: str | os.PathLike) -> dict:
 
     Raises: InputError if the file is absent, not a video, or not written by sora_jax.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         if path.suffix.lower() == ".webp":
-            with PIL.Image.open(path) as image:
+            with PIL.Image.open(local_file(path)) as image:
                 text = image.getexif().get(EXIF_DESCRIPTION, "")
         else:
-            with av.open(path) as container:
+            with av.open(local_file(path)) as container:
                 text = container.metadata.get("comment", "")
     except (av.error.FFmpegError, PIL.UnidentifiedImageError) as error:
         raise InputError(f"{path}: not a video that can be read ({error})") from error

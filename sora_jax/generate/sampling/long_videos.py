@@ -6,14 +6,13 @@ Finished windows are kept on disk as latents. So memory does not grow, and an in
 import functools
 import json
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import rich.console
 
 from sora_jax.cluster.agreement import run_on_first_host
-from sora_jax.core.storage import atomic_write
+from sora_jax.core.storage import atomic_write, local_file, remove_folder
 from sora_jax.generate.inputs.conditioning_images import ConditioningFrames
 from sora_jax.generate.inputs.input_video import InputVideo
 from sora_jax.generate.tasks import Coder, condition_on, first_frames, last_frames
@@ -46,7 +45,7 @@ class SavedWindows:
 
         def prepare():
             if not same:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                remove_folder(self.folder)
                 with atomic_write(note) as temporary:
                     temporary.write_text(wanted)
 
@@ -63,10 +62,10 @@ class SavedWindows:
                     np.save(temporary, latents)
 
             run_on_first_host(write)
-        return np.load(path)
+        return np.load(local_file(path))
 
     def remove(self):
-        run_on_first_host(lambda: shutil.rmtree(self.folder))
+        run_on_first_host(lambda: remove_folder(self.folder))
 
 
 def context_frames(latents: int) -> int:

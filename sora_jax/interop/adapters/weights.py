@@ -22,7 +22,7 @@ from sora_jax.checkpoint.workdir import CHECKPOINTS, find_checkpoint
 from sora_jax.config.load import to_json
 from sora_jax.config.schema import LoraSettings, Settings, TransformerSettings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import copy_files
+from sora_jax.core.storage import as_path, copy_files
 from sora_jax.interop.adapters.files import Adapter, LowRank, few_step_settings, find_file, read_adapter
 from sora_jax.interop.streaming import Entry, write_tensors
 from sora_jax.interop.tables import LINEAR, Tensor, load_leaf, load_tensors, to_foreign
@@ -57,7 +57,7 @@ def parse_choice(text: str) -> AdapterChoice:
             path, strength = (head, float(tail))
     if not path or not np.isfinite(strength):
         raise InputError(f"--lora={text}: is not PATH or PATH:STRENGTH, such as style.safetensors:0.8")
-    return AdapterChoice(pathlib.Path(path).expanduser(), strength, experts)
+    return AdapterChoice(as_path(path), strength, experts)
 
 
 def absolute_choice(text: str) -> str:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Mapping
 
 import jax
@@ -21,7 +20,7 @@ from sora_jax.config.load import to_json
 from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
-from sora_jax.core.storage import atomic_write, copy_files, read_object
+from sora_jax.core.storage import as_path, atomic_write, copy_file, copy_files, read_object
 from sora_jax.interop.adapters.weights import EXPERTS, Adapter, adapter_of_run, chosen_adapters, names_of
 from sora_jax.interop.streaming import Entry, write_tensors
 from sora_jax.interop.tables import Table, blank, to_foreign
@@ -60,11 +59,10 @@ def export_model(source: pathlib.Path, target: pathlib.Path, console: rich.conso
     config, dtypes = wan_configs.autoencoder_config(autoencoder), read_dtypes(source).get("vae", {})
     pixels = tensors_in(folder / WEIGHTS)
     write_weights(target / "vae", autoencoder_table(autoencoder), pixels, config, dtypes, console)
-    text = pathlib.Path(settings.text.weights)
+    text = as_path(settings.text.weights)
     for part in [*PARTS, *IMAGE_PARTS] if settings.image.weights else PARTS:
         copy_files(text.parent / part, target / part)
-    with atomic_write(target / INDEX_FILE) as temporary:
-        shutil.copyfile(text.parent / INDEX_FILE, temporary)
+    copy_file(text.parent / INDEX_FILE, target / INDEX_FILE)
     name = read_object(target / INDEX_FILE).get("_class_name", "DiffusionPipeline")
     console.print(f"{target}: for diffusers' {name}.from_pretrained")
 
@@ -88,7 +86,7 @@ def stored_params(workdir: pathlib.Path, expert: str) -> tuple[Settings, dict, l
     adapters = chosen_adapters(settings.lora.base, settings.transformer, expert)
     if settings.lora.rank:
         adapters.append((adapter_of_run(workdir), 1.0))
-        _, params, below = stored_params(pathlib.Path(settings.train.init_from), expert)
+        _, params, below = stored_params(as_path(settings.train.init_from), expert)
         return settings, params, [*below, *adapters]
     if folder.name == RELEASED:
         return settings, tensors_in(folder / WEIGHTS), adapters
@@ -207,7 +205,7 @@ def write_merged(source: pathlib.Path, target: pathlib.Path, adapters):
                 yield part
 
     copy_files(source / "autoencoder", target / "autoencoder")
-    shutil.copyfile(source / "tokenizer.model", target / "tokenizer.model")
+    copy_file(source / "tokenizer.model", target / "tokenizer.model")
     write_tensors(target / RELEASED / WEIGHTS, entries, parts())
     for path in (target / SETTINGS, target / RELEASED / SETTINGS):
         path.write_text(to_json(settings))

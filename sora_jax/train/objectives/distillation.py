@@ -9,7 +9,6 @@ Sources: Meng et al. 2022 (arXiv 2210.03142); Salimans et al. 2024 (arXiv 2406.0
 
 import dataclasses
 import functools
-import pathlib
 from typing import ClassVar
 
 import jax
@@ -22,6 +21,7 @@ from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.core.mesh import spec
 from sora_jax.core.patches import PatchBatch
 from sora_jax.core.random_keys import Purpose, purpose_key
+from sora_jax.core.storage import as_path
 from sora_jax.data.loader.conditioning_masks import conditioning_tasks
 from sora_jax.data.tokenizer import EOS
 from sora_jax.diffusion.distillation import critic_error, guidance_at, moment_loss, step_back, step_times
@@ -41,7 +41,7 @@ class GuidanceDistillation(FlowObjective):
 
     def frozen_params(self) -> dict:
         """Those of flow matching, and the teacher's: the averaged weights of `train.init_from`."""
-        folder, step = find_checkpoint(pathlib.Path(self.settings.train.init_from))
+        folder, step = find_checkpoint(as_path(self.settings.train.init_from))
         stored, _ = read_meta(folder, step)
         return super().frozen_params() | {TEACHER: restore_for_compute(folder, step, stored)}
 

@@ -13,6 +13,7 @@ import numpy as np
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.core.errors import InputError
 from sora_jax.core.progress import progress_bar
+from sora_jax.core.storage import as_path
 from sora_jax.evaluate.benchmark import Benchmark, Options, Sample, read_video, terminal_table
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest
 from sora_jax.evaluate.samples import cells, make_samples
@@ -73,7 +74,7 @@ def find_faults(by_group: Mapping[str, Mapping]) -> list[str]:
 
 
 def _gallery_folder(options: Options) -> pathlib.Path:
-    return pathlib.Path(options.videos or DATA / ANIMATIONS)
+    return as_path(options.videos or DATA / ANIMATIONS)
 
 
 def _check(checkpoint: CheckpointUnderTest, options: Options):

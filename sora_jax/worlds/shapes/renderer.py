@@ -14,7 +14,7 @@ import numpy as np
 
 from sora_jax.config.load import parse_size
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write
+from sora_jax.core.storage import as_path, atomic_write
 from sora_jax.data.media.write import write_clip
 from sora_jax.worlds.shapes.captions import STYLES, caption
 
@@ -260,7 +260,7 @@ def write_world(
       progress: called with the number of videos that are complete.
     Raises: InputError if the folder holds another world.
     """
-    folder, shapes = pathlib.Path(folder), world.shapes()
+    folder, shapes = as_path(folder), world.shapes()
     _check_folder(folder, world)
     lines = []
     for index in range(count):
