@@ -185,7 +185,7 @@ def test_what_is_not_read_is_named(tmp_path, tensor, words):
         ("a.safetensors:0.8", ("a.safetensors", 0.8, ("high", "low"))),
         ("low=a.safetensors:-1", ("a.safetensors", -1.0, ("low",))),
         ("high=runs/a", ("runs/a", 1.0, ("high",))),
-        ("gs://bucket/a", ("gs:/bucket/a", 1.0, ("high", "low"))),
+        ("gs://bucket/a", ("gs://bucket/a", 1.0, ("high", "low"))),
     ],
 )
 def test_a_strength_and_an_expert_are_read(text, wanted):
