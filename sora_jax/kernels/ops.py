@@ -14,6 +14,7 @@ from sora_jax.kernels.cpu import attention as cpu_attention
 from sora_jax.kernels.cpu import bits as cpu_bits
 from sora_jax.kernels.cpu import conv as cpu_conv
 from sora_jax.kernels.cpu import linear as cpu_linear
+from sora_jax.kernels.tpu import rotary as tpu_rotary
 
 
 def on_cpu(cpu_form, *, one_device=False):
@@ -70,6 +71,21 @@ def select_gradient(table, one_hot, dy):
 def cos_sin(angles):
     """(cosines, sines) of the angles."""
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x, cos, sin):
+    """x [B, N, A, K] with the pairs (i, i + K / 2) of each head turned by angles, in x's type; float32 inside.
+
+    Args:
+      cos, sin: of the angles, [B, N, K / 2] float32.
+    """
+    if platform() == "tpu":
+        return tpu_rotary.rotate(x, cos, sin)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    first, second = (half.astype(jnp.float32) for half in jnp.split(x, 2, axis=-1))
+    rotated = first * cos - second * sin, first * sin + second * cos
+    # Each half is cast before they are joined, or all of x would be stored as float32, here and in the gradient.
+    return jnp.concatenate([half.astype(x.dtype) for half in rotated], axis=-1)
 
 
 @on_cpu(cpu_conv.conv3d)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sora_jax.kernels import ops
 from sora_jax.kernels.ring import ring_attention
-from sora_jax.kernels.tpu import backward, blocks, forward, pairs
+from sora_jax.kernels.tpu import backward, blocks, forward, pairs, rotary
 from sora_jax.kernels.tpu.attention import make_kernel
 
 BLOCK = 128
@@ -182,3 +183,20 @@ def test_every_block_has_a_first_and_a_last_step(by_query):
         if set(q_ids[row, i * BLOCK : (i + 1) * BLOCK]) & set(kv_ids[row, j * BLOCK : (j + 1) * BLOCK]) - {0}
     }
     assert {tuple(map(int, x)) for x in places[(flags & (pairs.WHOLE | pairs.PARTLY)) > 0]} == expected
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_a_rotation_by_a_product_is_that_by_halves(dtype):
+    x, dy = (jnp.asarray(array, dtype) for array in np.random.default_rng(0).normal(size=(2, 2, 6, 3, 16)))
+    angles = jnp.asarray(np.random.default_rng(1).uniform(0, 9, size=(2, 6, 8)), jnp.float32)
+
+    def with_gradient(rotate):
+        y, vjp = jax.vjp(lambda x: rotate(x, jnp.cos(angles), jnp.sin(angles)), x)
+        return y, *vjp(dy)
+
+    for ours, plain in zip(with_gradient(rotary.rotate), with_gradient(ops.rotate), strict=True):
+        assert ours.dtype == dtype
+        tolerance = 2**-8 if dtype == jnp.bfloat16 else 1e-6  # one rounding
+        np.testing.assert_allclose(
+            ours.astype(jnp.float32), plain.astype(jnp.float32), rtol=tolerance, atol=tolerance
+        )

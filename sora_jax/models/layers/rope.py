@@ -37,8 +37,4 @@ def apply_rope(x, rope):
       rope: of `rope_cos_sin`, [B, N, K / 2] each.
     Returns: [B, N, A, K] in x's type.
     """
-    cos, sin = (part[:, :, None] for part in rope)
-    first, second = (half.astype(jnp.float32) for half in jnp.split(x, 2, axis=-1))
-    rotated = first * cos - second * sin, first * sin + second * cos
-    # Each half is cast before they are joined, or all of x would be stored as float32, here and in the gradient.
-    return jnp.concatenate([half.astype(x.dtype) for half in rotated], axis=-1)
+    return ops.rotate(x, *rope)
