@@ -17,6 +17,7 @@ from sora_jax.core.mesh import make_mesh
 from sora_jax.core.progress import run_interruptibly
 from sora_jax.plan import estimate
 from sora_jax.plan.attention import Schedule, schedule
+from sora_jax.plan.cycles import KindCycles, cycles_by_kind
 from sora_jax.plan.estimate import Roofline
 from sora_jax.plan.gpus import compiling_for, make_gpus
 from sora_jax.plan.hlo import Counts, count
@@ -42,6 +43,7 @@ class Plan:
       temporaries, host: bytes that the compiler asks for, on the device and on the host; None and 0 if not
         compiled.
       counts: of the compiled program.
+      cycles: of it by kind, kernels apart; empty for GPUs.
       cost_analysis: XLA's own, which counts the bodies of loops once.
       seconds: that compiling took; 0: not compiled.
     """
@@ -58,6 +60,7 @@ class Plan:
     temporaries: float | None = None
     host: float = 0.0
     counts: Counts | None = None
+    cycles: tuple[KindCycles, ...] = ()
     cost_analysis: dict[str, float] | None = None
     seconds: float = 0.0
 
@@ -163,7 +166,8 @@ class Planner:
             )
             if needed:
                 return made
-            memory, counts = compiled.memory_analysis(), count(compiled.as_text(), mesh)
+            memory, text = compiled.memory_analysis(), compiled.as_text()
+            counts = count(text, mesh)
             analysis = compiled.cost_analysis() or {}  # absent for GPUs
             cost = {key: value for key, value in analysis.items() if key in ("flops", "bytes accessed")}
         # Parts that are not arguments, such as the autoencoder while the solver runs, take memory too.
@@ -174,6 +178,7 @@ class Planner:
             temporaries=memory.temp_size_in_bytes,
             host=memory.host_temp_size_in_bytes,
             counts=counts,
+            cycles=cycles_by_kind(text),
             cost_analysis=cost,
             roofline=self.roofline(counts, mesh),
         )

@@ -41,6 +41,8 @@ def show(plan, console: rich.console.Console):
     counts = plan.counts
     if counts and counts.collectives:
         console.print(_collectives(counts.collectives))
+    if plan.cycles:
+        console.print(_cycles(plan))
     if plan.schedule:
         console.print(f"note: {PUBLISHED}", highlight=False)
     for note in counts.unknown if counts else ():
@@ -94,6 +96,23 @@ def _add_time(table, plan):
     if plan.useful:
         low, high = plan.mfu(roofline.most), plan.mfu(roofline.least)
         table.add_row("its MFU (estimate)", f"{low:.0%} to {high:.0%}")
+
+
+def _cycles(plan) -> rich.table.Table:
+    """Where the cycles go; beside products, what they would take at the chip's full rate."""
+    chip, schedule = plan.topology.chip, plan.schedule
+    rows = [(part.kind, part.cycles, part.flops * chip.clock / chip.peak, part.hbm_bytes) for part in plan.cycles]
+    if schedule:
+        rows.append(("attention kernels, by schedule", schedule.attention, 0.0, 0.0))
+    total = sum(row[1] for row in rows)
+    table = rich.table.Table("cycles of", "G", "share", "G at full rate", "HBM, GB")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for kind, cycles, full, size in rows:
+        numbers = (f"{value / 1e9:,.2f}" if value else "" for value in (full, size))
+        table.add_row(kind, f"{cycles / 1e9:,.2f}", f"{cycles / total:.0%}", *numbers)
+    table.add_row("all", f"{total / 1e9:,.2f}", "", "", "")
+    return table
 
 
 def _collectives(collectives) -> rich.table.Table:
@@ -150,6 +169,7 @@ def as_dict(plan) -> dict:
     }
     if plan.counts:
         made |= dataclasses.asdict(plan.counts) | {"all_flops": plan.counts.all_flops}
+    made["cycles_by_kind"] = [dataclasses.asdict(part) for part in plan.cycles]
     if cycles := plan.schedule:
         made["schedule"] = dataclasses.asdict(cycles) | {"attention_share": cycles.share}
         made["schedule"] |= {"longest": plan.bound, "mfu": plan.mfu(cycles.seconds)}

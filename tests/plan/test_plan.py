@@ -392,6 +392,8 @@ def test_a_step_is_compiled_for_chips_that_are_not_here(what, capsys, tmp_path):
         assert made["attention"] == "pallas" and "attention_forward" in made["kernel_flops"]
         assert made["all_flops"] * 4 == pytest.approx(made["executed_flops_all_devices"], rel=TOLERANCE)
         # Short sequences: most of a kernel's steps is not its products.
+        kinds = {part["kind"] for part in made["cycles_by_kind"]}
+        assert "products" in kinds and "windowed products" not in kinds
         assert 0 < made["schedule"]["attention_share"] < 1 and 0 < made["schedule"]["mfu"] < 0.5
         assert {"ulysses", "fsdp"} <= {axis for c in made["collectives"] for axis in c["axes"]}
 
