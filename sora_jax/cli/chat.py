@@ -12,12 +12,22 @@ FLAGS = (
         "key-variable",
         "Environment variable with the API key, if one is needed; keys are read from nowhere else.",
         default="OPENAI_API_KEY",
+        advanced=True,
     ),
-    Flag("budget", "Most that this run may use: 500requests (failed ones included) or 2000000tokens."),
-    Flag("parallel", "Requests sent at the same time.", int, 4, min=1),
-    Flag("retries", "Further tries after an error that may pass.", int, 5, min=0),
-    Flag("rate", "Maximum requests per minute; 0: no limit.", float, 0.0, min=0.0),
-    Flag("timeout", "Seconds without a byte of an answer before a request fails.", float, 120.0, min=0.1),
+    Flag(
+        "budget", "Most that this run may use: 500requests (failed ones included) or 2000000tokens.", advanced=True
+    ),
+    Flag("parallel", "Requests sent at the same time.", int, 4, min=1, advanced=True),
+    Flag("retries", "Further tries after an error that may pass.", int, 5, min=0, advanced=True),
+    Flag("rate", "Maximum requests per minute; 0: no limit.", float, 0.0, min=0.0, advanced=True),
+    Flag(
+        "timeout",
+        "Seconds without a byte of an answer before a request fails.",
+        float,
+        120.0,
+        min=0.1,
+        advanced=True,
+    ),
 )
 
 

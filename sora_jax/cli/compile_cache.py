@@ -9,6 +9,7 @@ import sys
 import platformdirs
 
 VARIABLE = "SORA_JAX_CACHE"
+JAX_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 OFF = "none"
 MAX_BYTES = 2 * 2**30  # per kind of machine; what was used longest ago goes first
 # JAX leaves out what compiles faster than a second; sampling has dozens of such programs.
@@ -22,15 +23,23 @@ def use_compile_cache():
     JAX_COMPILATION_CACHE_DIR is set. JAX's key holds its version, the program, the flags and the device; several
     processes may share a folder.
     """
-    chosen = os.environ.get(VARIABLE) or platformdirs.user_cache_dir("sora_jax")
-    if chosen == OFF or "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if "jax" in sys.modules or JAX_VARIABLE in os.environ or not (folder := cache_folder()):
         return
-    local = "://" not in chosen
-    folder = f"{pathlib.Path(chosen).expanduser() if local else chosen.rstrip('/')}/{machine()}"
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    local = "://" not in folder
+    os.environ[JAX_VARIABLE] = folder
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(MIN_SECONDS))
     if local:
         os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MAX_BYTES))  # a bucket can't be locked
+
+
+def cache_folder() -> str:
+    """The folder of compiled programs, which may be in a bucket; "" if there is none."""
+    if folder := os.environ.get(JAX_VARIABLE):
+        return folder
+    chosen = os.environ.get(VARIABLE) or platformdirs.user_cache_dir("sora_jax")
+    if chosen == OFF:
+        return ""
+    return f"{chosen.rstrip('/') if '://' in chosen else pathlib.Path(chosen).expanduser()}/{machine()}"
 
 
 def machine() -> str:

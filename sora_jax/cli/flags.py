@@ -28,8 +28,10 @@ class Flag:
       example: a value of a required flag, for the error if it is absent; "": the flag is not required.
       min, max: bounds of a number, themselves allowed.
       choices: the only values.
+      suggestions: values that the shell completes, of a flag that is checked later or takes others, too.
       repeated: given once for each value; the value is a list, or None.
       commas: several values are separated by commas; the value is a list.
+      advanced: `--help` leaves it out; `--help-all` has it.
     """
 
     name: str
@@ -40,8 +42,10 @@ class Flag:
     min: float | None = None
     max: float | None = None
     choices: tuple[str, ...] = ()
+    suggestions: tuple[str, ...] = ()
     repeated: bool = False
     commas: bool = False
+    advanced: bool = False
 
     @property
     def key(self) -> str:
@@ -80,6 +84,7 @@ class Command:
       about: further sentences for `--help` and the reference.
       examples: command lines, without `sora-jax NAME`.
       config: whether it takes --config and --config.KEY.
+      keys: those KEYs that `--help` shows; `--help-all` has the others, too.
       joins: whether it computes together with the other processes of a cluster.
       saves: whether it saves and ends on SIGTERM; other commands are ended by it.
     """
@@ -90,6 +95,7 @@ class Command:
     about: str = ""
     examples: tuple[str, ...] = ()
     config: bool = False
+    keys: tuple[str, ...] = ()
     joins: bool = False
     saves: bool = False
 
@@ -121,6 +127,7 @@ CHECKPOINT = Flag(
 MODEL = Flag(
     "model",
     "Model of a world, shapes or emoji, or the path of another one, as --checkpoint.",
+    suggestions=("shapes", "emoji"),
 )
 LORA = Flag(
     "lora",
@@ -133,7 +140,11 @@ MESH = Flag(
     default="data=-1",
 )
 NO_COMPILE_CACHE = Flag(
-    "no-compile-cache", "Compile everything, instead of loading what an earlier command compiled.", bool, False
+    "no-compile-cache",
+    "Compile everything, instead of loading what an earlier command compiled.",
+    bool,
+    False,
+    advanced=True,
 )
 
 

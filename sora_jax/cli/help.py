@@ -5,7 +5,7 @@ import pathlib
 import sys
 import textwrap
 
-from sora_jax.cli.commands import COMMANDS
+from sora_jax.cli.commands import COMMANDS, GROUPS, subcommands
 from sora_jax.cli.flags import Command, Flag
 from sora_jax.config.fields import declarations
 from sora_jax.config.schema import Settings
@@ -24,8 +24,9 @@ INTRODUCTION = """\
 
     sora-jax COMMAND [--flag=value ...]
 
-`sora-jax --help` lists the commands, `sora-jax COMMAND --help` the flags of one and, for `prepare`, `train` and
-`plan`, every key of the config ([config.md](config.md)). `sora-jax --version` prints the version.
+`sora-jax --help` lists the commands, `sora-jax COMMAND --help` the flags of one that most people need, and
+`sora-jax COMMAND --help-all` all of them and, for `prepare`, `train` and `plan`, every key of the config
+([config.md](config.md)). `sora-jax --version` prints the version.
 
 An error of input ends a command with exit code 2 and one line that says what is wrong and what to type instead.
 Exit code 75 asks to run the same command again. Any other error keeps its traceback, and is a bug.
@@ -50,37 +51,49 @@ Data, recipes and demo of the models that the package trains itself. The other c
 """
 
 
-def overview() -> str:
-    """The commands with their summaries."""
+def overview(first: str = "") -> str:
+    """The commands with their summaries; with a word, those of two words that begin with it."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: sora-jax COMMAND [--flag=value ...]",
-            "",
-            *lines,
-            "",
-            "`sora-jax COMMAND --help` shows the flags of a command.",
-        ]
-    )
+    lines = [f"usage: sora-jax {first or 'COMMAND'} [--flag=value ...]"]
+    if first:
+        lines = [f"usage: sora-jax {first} COMMAND [--flag=value ...]", ""]
+        lines += [f"  {name:<{width}}  {COMMANDS[name].summary}" for name in subcommands(first)]
+    else:
+        for title, group in GROUPS.items():
+            lines += ["", f"{title}:"]
+            lines += [f"  {name:<{width}}  {command.summary}" for name, command in group.items()]
+    return "\n".join([*lines, "", "`sora-jax COMMAND --help` shows the flags of a command."])
 
 
-def help_text(name: str) -> str:
-    """A command's summary, examples, flags, and keys of its config."""
+def help_text(name: str, *, everything: bool = False) -> str:
+    """A command's summary, examples, flags, and keys of its config.
+
+    Args:
+      everything: also the advanced flags and all keys.
+    """
     command = COMMANDS[name]
     lines = [f"usage: sora-jax {name} [--flag=value ...]", "", command.summary, ""]
     if command.about:
         lines += [textwrap.fill(command.about, WIDTH), ""]
-    lines += [f"  sora-jax {name} {example}" for example in command.examples]
+    lines += [f"  sora-jax {name} {example}".rstrip() for example in command.examples]
+    hidden = 0
     for title, group in _groups(command).items():
-        lines += ["", f"{title}:"]
-        for flag in group:
+        shown = [flag for flag in group if everything or not flag.advanced]
+        hidden += len(group) - len(shown)
+        if shown:
+            lines += ["", f"{title}:"]
+        for flag in shown:
             lines += _entry(f"--{flag.name}", flag.meaning + _notes(flag))
     if command.config:
         lines += ["", "Keys of the config, with their defaults:"]
         for key, value, declared in config_keys():
+            if not everything and key not in command.keys:
+                hidden += 1
+                continue
             notes = "; ".join(filter(None, (declared.unit, declared.range)))
             lines += _entry(f"--config.{key}={value}", declared.meaning + (f" ({notes})" if notes else ""))
+    if hidden:
+        lines += ["", f"{hidden} more are for special cases: `sora-jax {name} --help-all` shows them."]
     return "\n".join(lines)
 
 

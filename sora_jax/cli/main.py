@@ -1,6 +1,7 @@
 """The command line `sora-jax`: finds the command, reads its flags, runs it, and reports errors of input."""
 
 import contextlib
+import difflib
 import importlib.util
 import os
 import pathlib
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 import sora_jax
-from sora_jax.cli.commands import COMMANDS
+from sora_jax.cli.commands import COMMANDS, subcommands
 from sora_jax.cli.compile_cache import use_compile_cache
 from sora_jax.cli.config_flags import define_config, one_line
 from sora_jax.cli.flags import NO_COMPILE_CACHE, Command
@@ -23,6 +24,7 @@ from sora_jax.core.errors import InputError, Terminated, did_you_mean, print_err
 from sora_jax.core.storage import check_bucket
 
 PREFIX = "--"
+HELP = ("--help", "-h", "--help-all")
 GOOGLE, NETWORK_CARD = "0x1ae0", "0x0042"  # PCI numbers of Google, and of its one card that is no TPU
 
 
@@ -35,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
       for; 75 if the same command should be run again; 130 if it was interrupted, 143 if it was terminated.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], HELP[0]]
+    if not arguments or arguments[0] in HELP:
         show(overview())
         return 0
     if arguments[0] == "--version":
@@ -64,10 +68,13 @@ def split_name(arguments: list[str]) -> tuple[str, list[str]]:
 
 def run(name: str, arguments: list[str]):
     """Run the command of this name, or print its help."""
+    if subcommands(name) and set(arguments) <= {underscored(flag) for flag in HELP}:
+        show(overview(name))
+        return
     if name not in COMMANDS:
         raise InputError(f"{name}: no such command, {did_you_mean(name, COMMANDS)}; `sora-jax --help` lists them")
-    if {"--help", "-h"} & set(arguments):
-        show(help_text(name))
+    if asked := {underscored(flag) for flag in HELP} & set(arguments):
+        show(help_text(name, everything="--help_all" in asked))
         return
     command, console = COMMANDS[name], Console(stderr=True)
     values = parse(command, [f"sora-jax {name}", *arguments])
@@ -92,6 +99,10 @@ def parse(command: Command, argv: list[str]) -> flags.FlagValues:
         if command.config:
             argv = define_config(values, argv)
         left = values(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(
+            f"--{hyphenated(error.flagname)}: no such flag, {nearest(error.flagname, command)}"
+        ) from error
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError, SyntaxError) as error:
         raise InputError(one_line(error)) from error
     if len(left) > 1:
@@ -137,13 +148,18 @@ def hide_absent_tpu():
     """
     if "JAX_PLATFORMS" in os.environ or "jax" in sys.modules or not importlib.util.find_spec("libtpu"):
         return
-    for device in pathlib.Path("/sys/bus/pci/devices").glob("*"):
-        if device.joinpath("vendor").read_text().strip() == GOOGLE and (
-            device.joinpath("device").read_text().strip() != NETWORK_CARD
-        ):
-            return
+    if tpu_chips():
+        return
     plugin = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
     os.environ["JAX_PLATFORMS"] = "cuda,cpu" if plugin and pathlib.Path("/dev/nvidia0").exists() else "cpu"
+
+
+def tpu_chips() -> int:
+    """Number of TPU chips on the PCI bus."""
+    devices = pathlib.Path("/sys/bus/pci/devices").glob("*")
+    found = ((device / "vendor", device / "device") for device in devices)
+    names = [(vendor.read_text().strip(), device.read_text().strip()) for vendor, device in found]
+    return sum(vendor == GOOGLE and device != NETWORK_CARD for vendor, device in names)
 
 
 def joined(command: Command, values: flags.FlagValues, console: Console):
@@ -162,6 +178,18 @@ def show(text: str):
     except BrokenPipeError:
         # Python flushes once more at its end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def nearest(flag: str, command: Command) -> str:
+    """A hint to append to an unknown flag: the most similar one of the command."""
+    known = [f"--{known.name}" for known in command.all_flags] + ["--config"] * command.config
+    close = difflib.get_close_matches(f"--{hyphenated(flag)}", known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else "`--help-all` lists them"
+
+
+def hyphenated(flag: str) -> str:
+    """The name of a flag as people write it; keys of the config have underscores."""
+    return flag if "." in flag else flag.replace("_", "-")
 
 
 def underscored(argument: str) -> str:

@@ -51,4 +51,5 @@ COMMAND = Command(
     "exit code is 2 if the step does not fit.",
     examples=("--config=configs/t2v_1_3b.py --topology=v5e:8x8", "--config=configs/t2v_14b.py --topology=h100:64"),
     config=True,
+    keys=("data.batch", "data.sequence_length", "mesh.fsdp", "mesh.ulysses", "transformer.remat"),
 )

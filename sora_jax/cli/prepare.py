@@ -63,5 +63,6 @@ COMMAND = Command(
         "--videos=clips --config=configs/clips.py --autoencoder=runs/autoencoder --out=data/latents",
     ),
     config=True,
+    keys=("data.fps", "data.sizes", "data.frames", "data.validation", "data.background", "data.threads"),
     joins=True,
 )

@@ -28,12 +28,17 @@ TASK = (
         "task",
         "Task: text, image, keyframes, extend, loop, connect, edit, inpaint or outpaint; default: text, or image "
         "with a picture.",
+        suggestions=("text", "image", "keyframes", "extend", "loop", "connect", "edit", "inpaint", "outpaint"),
     ),
     Flag("image", "Picture that the video starts with."),
     Flag("last-image", "Picture that the video ends with."),
     Flag("video", "Input video; given twice: the two videos to connect.", repeated=True),
     Flag("keyframe", "SECONDS:FILE, a picture that the video shows at that time.", repeated=True),
-    Flag("direction", "Direction of --task=extend: forward (default) or backward."),
+    Flag(
+        "direction",
+        "Direction of --task=extend: forward (default) or backward.",
+        suggestions=("forward", "backward"),
+    ),
     Flag("strength", "Strength of --task=edit, from 0, the input video, to 1, a new one; default: 0.6.", float),
     Flag("mask", "Picture for --task=inpaint, as large as the video; white areas are generated."),
 )
@@ -42,6 +47,7 @@ LONG = (
     Flag("story", "File with a prompt on each line, for equal parts of a long video."),
     Flag("rolling", "Generate a long video frame by frame (rolling diffusion) instead of by windows.", bool),
 )
+ADVANCED = ("guidance_min", "guidance_max", "time_grid", "shift", "step_cache_threshold")
 WATERMARK = Flag("watermark", "Text to write into the lower right corner of the video.")
 
 
@@ -149,7 +155,8 @@ def _settings_flags(*names) -> tuple[Flag, ...]:
     for name in names:
         declared = declarations(SampleSettings)[name]
         allowed = f" One of {declared.range}." if declared.choices else ""
-        made.append(Flag(name.replace("_", "-"), declared.meaning + allowed, kinds[name]))
+        flag = Flag(name.replace("_", "-"), declared.meaning + allowed, kinds[name], suggestions=declared.choices)
+        made.append(dataclasses.replace(flag, advanced=name in ADVANCED))
     return tuple(made)
 
 
@@ -157,9 +164,9 @@ COMMAND = Command(
     "a trained transformer and prompts -> videos",
     {
         "Input": (
-            CHECKPOINT,
-            MODEL,
             Flag("prompt", "Description of the video; given again: another video.", repeated=True),
+            MODEL,
+            CHECKPOINT,
             Flag(
                 "prompts",
                 "File with a prompt on each line; in a .jsonl an object on each line, with prompt and, for that "
@@ -173,19 +180,22 @@ COMMAND = Command(
             WATERMARK,
         ),
         "Sampling": (
-            *_settings_flags("size", "frames", "fps", "steps", "solver", "guidance"),
+            *_settings_flags("size", "frames"),
+            Flag("seed", "Seed of the noise: the same seed makes the same video.", int, 0, min=0, max=2**64 - 1),
+            *_settings_flags("steps", "guidance", "fps", "solver"),
             Flag(
                 "guidance-low",
                 "Guidance scale of the expert for low noise, of a model with two experts; default: --guidance if "
                 "it is given, else the checkpoint's.",
                 float,
+                advanced=True,
             ),
-            Flag("seed", "Seed of the noise: the same seed makes the same video.", int, 0, min=0, max=2**64 - 1),
             *_settings_flags("guidance_min", "guidance_max", "time_grid", "shift", "step_cache_threshold"),
             Flag(
                 "step-cache-file",
                 "File with the measured change of the velocity, made if it is absent; default: "
                 "velocity_change.json in the workdir.",
+                advanced=True,
             ),
         ),
         "Task": TASK,

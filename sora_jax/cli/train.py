@@ -17,6 +17,26 @@ def run(values, console):
     train(settings, as_path(values.workdir), console=console)
 
 
+KEYS = (
+    "objective",
+    "mesh.data",
+    "mesh.fsdp",
+    "data.path",
+    "data.batch",
+    "data.sequence_length",
+    "transformer.width",
+    "transformer.layers",
+    "transformer.remat",
+    "lora.rank",
+    "optimizer.learning_rate",
+    "train.init_from",
+    "train.steps",
+    "train.minutes",
+    "train.save_every",
+    "train.log_every",
+    "train.seed",
+)
+
 COMMAND = Command(
     "a data set -> a trained model",
     {
@@ -34,6 +54,7 @@ COMMAND = Command(
     about="SIGTERM makes the run save and end with exit code 0; the same command continues it.",
     examples=("--config=configs/clips.py --config.data.path=data/latents --workdir=runs/first",),
     config=True,
+    keys=KEYS,
     joins=True,
     saves=True,
 )

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from sora_jax.config.load import to_config
 from sora_jax.config.schema import Settings
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
+SCREEN = 50  # lines
 PROGRAM = pathlib.Path(sys.executable).with_name("sora-jax")
 
 
@@ -49,8 +51,30 @@ def test_the_overview_names_every_command(capsys, argv):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command_names_its_flags_and_every_key_of_the_config(capsys, here, name):
-    assert main([*name.split(), "--help", "--nonsense"]) == 0
+def test_help_of_a_command_fits_two_screens_and_names_the_flags_that_most_people_need(capsys, name):
+    command = COMMANDS[name]
+    assert main([*name.split(), "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.count("\n") <= 2 * SCREEN
+    shown = [flag for flag in command.all_flags if f"  --{flag.name} " in out or f"  --{flag.name}\n" in out]
+    assert shown == [flag for flag in command.all_flags if not flag.advanced]
+    assert set(re.findall(r"--config\.([\w.]+)=", out.partition("\nKeys ")[2])) == set(command.keys)
+    assert all(f"sora-jax {name} {example}".rstrip() in out for example in command.examples) and command.examples
+
+
+def test_the_overview_fits_a_screen_and_a_first_word_shows_its_commands(capsys):
+    assert main([]) == 0 and capsys.readouterr().out.count("\n") <= SCREEN
+    for argv in (["checkpoint"], ["checkpoint", "--help"], ["help", "checkpoint"]):
+        assert main(argv) == 0
+        out = capsys.readouterr().out
+        assert "checkpoint prune" in out and "sample" not in out
+    assert main(["help", "checkpoint", "prune"]) == 0
+    assert capsys.readouterr().out.startswith("usage: sora-jax checkpoint prune ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_all_help_of_a_command_names_its_flags_and_every_key_of_the_config(capsys, here, name):
+    assert main([*name.split(), "--help-all", "--nonsense"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and out.startswith(f"usage: sora-jax {name} ") and COMMANDS[name].summary in out
     keys = [f"--config.{group}.{key}=" for group, keys in groups() for key in keys]
@@ -95,15 +119,17 @@ def test_the_installed_program_reports_an_error_and_exits_with_2(here):
         ("trian", "no such command, did you mean 'train'?"),
         (
             "xyz",
-            "no such command, known: caption, checkpoint inspect, checkpoint prune, checkpoint release,",
+            "no such command, known: caption, checkpoint inspect, checkpoint prune, checkpoint release, checkpo",
         ),
         ("checkpoint verfy", "no such command, did you mean 'checkpoint verify'?"),
         ("checkpoint prune --workdir=run --keep=0", "flag --keep=0"),
         ("checkpoint verify", "--workdir is missing"),
         ("train --workdir=run --config.optimizer.spike=0.5", "config.optimizer.spike: 0.5 must be above 1"),
-        ("train --workdri=run", "Unknown command line flag 'workdri'. Did you mean: workdir"),
-        ("sample --promt=cat", "Unknown command line flag 'promt'. Did you mean: prompt"),
-        ("evaluate --config.train.steps=3", "Unknown command line flag 'config.train.steps'"),
+        ("train --workdri=run", "--workdri: no such flag, did you mean '--workdir'?"),
+        ("sample --promt=cat", "--promt: no such flag, did you mean '--prompt'?"),
+        ("sample --negativ_promt=a", "--negativ-promt: no such flag, did you mean '--negative-prompt'?"),
+        ("sample --xyzzy=1", "--xyzzy: no such flag, `--help-all` lists them"),
+        ("evaluate --config.train.steps=3", "--config.train.steps: no such flag"),
         ("train run", "'run': flags begin with --"),
         ("train", "--workdir is missing"),
         ("prepare --out=data", "--videos is missing"),

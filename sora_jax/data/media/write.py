@@ -12,6 +12,12 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.storage import atomic_write
 
 
+def encoder() -> str:
+    """What encodes videos, for people. Raises: ValueError if FFmpeg came without H.264."""
+    av.codec.Codec("libx264", "w")
+    return f"H.264 of FFmpeg {av.ffmpeg_version_info}"
+
+
 def write_clip(path: pathlib.Path, frames: np.ndarray, *, fps: float) -> None:
     """Write a clip as H.264 in mp4, in full colour resolution, or a single frame as PNG.
 
