@@ -28,16 +28,17 @@ def guided(velocity_fn, scale):
 
     Args:
       velocity_fn: (x, t) -> velocity of pairs (conditional, unconditional), [2 B, N, P], computed in one pass.
-      scale: scalar; 1: the conditional velocity.
+      scale: scalar, or of each patch, [B, N, 1]; 1: the conditional velocity.
     Returns: (x, t) -> velocity, [B, N, P], laid out as x is.
     Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6, with scale = 1 + w.
     """
 
     def velocity(x, t):
         rows, *rest = jax.typeof(x).sharding.spec
-        both = jax.reshard(velocity_fn(in_pairs(x), t), jax.P(rows, *rest))
+        times = in_pairs(t) if jnp.ndim(t) and len(t) == len(x) else t
+        both = jax.reshard(velocity_fn(in_pairs(x), times), jax.P(rows, *rest))
         both = jnp.reshape(both, (x.shape[0], 2, *x.shape[1:]), out_sharding=jax.P(rows, None, *rest))
         conditional, unconditional = both[:, 0], both[:, 1]
-        return unconditional + scale * (conditional - unconditional)
+        return jnp.where(scale == 1, conditional, unconditional + scale * (conditional - unconditional))
 
     return velocity

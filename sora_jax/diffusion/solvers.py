@@ -34,23 +34,23 @@ def time_grid(steps: int, shift: float = 1.0, start: float = 1.0, end: float = 0
 class Solver:
     """A method to integrate from each time of a grid to the next.
 
-    start: (x at times[0], keys) -> state, a tuple of arrays, of which the first is x. keys: the data of a random
-      key for each sequence of x, [B, ...] uint32, for a solver that adds noise; None for others.
-    step: (velocity_fn, state, times, i) -> state at times[i + 1]. velocity_fn(x, t) -> dx/dt, t a scalar;
-      times [steps + 1] and the scalar i may be traced. Solvers of SINGLE_STEP also take one i for each patch,
-      [1, N, 1], and t then has this shape.
+    start: (x at times[0], noise) -> state, a tuple, of which the first is x. noise: ClipNoise, for a solver that
+      adds some; None for others.
+    step: (velocity_fn, state, times, i) -> state at times[i + 1]. velocity_fn(x, t) -> dx/dt, t = times[i];
+      times [steps + 1], or of each patch [steps + 1, B, N, 1], and the scalar i may be traced. Solvers of
+      SINGLE_STEP also take one i for each patch, [1, N, 1], with times [steps + 1]; t then has this shape.
     """
 
     start: Callable
     step: Callable
 
-    def __call__(self, velocity_fn, x, times, keys=None):
+    def __call__(self, velocity_fn, x, times, noise=None):
         """x at times[-1] from x at times[0], by all steps."""
 
         def body(state, i):
             return self.step(velocity_fn, state, times, i), None
 
-        return jax.lax.scan(body, self.start(x, keys), jnp.arange(len(times) - 1))[0][0]
+        return jax.lax.scan(body, self.start(x, noise), jnp.arange(len(times) - 1))[0][0]
 
 
 def _euler_step(velocity_fn, state, times, i):
@@ -68,16 +68,13 @@ def _heun_step(velocity_fn, state, times, i):
 
 
 def _ancestral_step(velocity_fn, state, times, i):
-    x, keys = state
+    x, noise = state
     t, t_next = times[i], times[i + 1]
     velocity = velocity_fn(x, t)
-    data, noise = x - t * velocity, x + (1 - t) * velocity
+    data, old = x - t * velocity, x + (1 - t) * velocity
     kept = (1 - t) * t_next / ((1 - t_next) * t)
-    new = jax.vmap(
-        lambda key: jax.random.normal(jax.random.fold_in(jax.random.wrap_key_data(key), jnp.sum(i)), x.shape[1:])
-    )
-    new = jax.reshard(new(keys), jax.typeof(x).sharding)
-    return (1 - t_next) * data + t_next * (kept * noise + jnp.sqrt(1 - kept * kept) * new), keys
+    new = jax.reshard(noise.draw(x.shape, jnp.sum(i)), jax.typeof(x).sharding)
+    return (1 - t_next) * data + t_next * (kept * old + jnp.sqrt(1 - kept * kept) * new), noise
 
 
 def _multistep(velocity_fn, state, times, i, *, correct):
@@ -95,13 +92,13 @@ def _multistep(velocity_fn, state, times, i, *, correct):
     return _advance(x, found, t, t_next, 0.5 * slope), x, found, data
 
 
-def _start(x, keys):
-    del keys
+def _start(x, noise):
+    del noise
     return (x,)
 
 
-def _start_multistep(x, keys):
-    del keys
+def _start_multistep(x, noise):
+    del noise
     return x, x, jnp.zeros_like(x), jnp.zeros_like(x)
 
 
@@ -112,7 +109,7 @@ euler = Solver(_start, _euler_step)
 heun = Solver(_start, _heun_step)
 # Predicts data and noise, and replaces a part of the noise in each step, which forgets errors of early steps.
 # Order 1. Ho et al. 2020 (arXiv 2006.11239), eq. 6 and 7, with a flow's alpha = 1 - t and sigma = t.
-ancestral = Solver(lambda x, keys: (x, keys), _ancestral_step)
+ancestral = Solver(lambda x, noise: (x, noise), _ancestral_step)
 # They keep no history, so that patches may be at different steps.
 SINGLE_STEP = (euler, heun, ancestral)
 # DPM-Solver++ 2M: one velocity a step, order 2, the first and the last step are of order 1.

@@ -31,7 +31,8 @@ from sora_jax.generate.generator import latent_shape
 from sora_jax.generate.output.writer import VideoWriter, write_webp
 from sora_jax.generate.request import Request, TaskInputs
 from sora_jax.generate.sample import sample
-from sora_jax.generate.sampling.pipeline import Noise, sample_latents
+from sora_jax.generate.sampling.clips import Noise
+from sora_jax.generate.sampling.pipeline import sample_latents
 from sora_jax.models.autoencoder.streaming import decode_stream
 
 CRF = 8  # of x264; low enough that the detector of the shapes world reads files as well as raw frames

@@ -17,6 +17,7 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import spec
 from sora_jax.core.patches import PatchBatch, patch_grid
 from sora_jax.data.conditioning_frames import conditioning_frame_indices, image_token_capacity
+from sora_jax.diffusion.noise import ClipNoise
 from sora_jax.generate.generator import latent_shape
 from sora_jax.generate.sampling.pipeline import SOLVERS
 from sora_jax.generate.sampling.steps import StepInputs, StepProgram, begin, solver_step
@@ -78,8 +79,8 @@ def sample(settings: Settings) -> Program:
     batch = _rows(settings, rows, N, 2 * rows, text.max_tokens, I, jnp.float32, "batch")
     params = abstract_on_mesh(abstract_model(settings))
     program, number = StepProgram(settings, SOLVERS[made.solver]), jax.ShapeDtypeStruct((), jnp.int32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    pairs, state = abstract_on_mesh(jax.eval_shape(functools.partial(begin, program), params, batch, key, number))
+    noise = ClipNoise(jax.ShapeDtypeStruct((rows, 1, 2), jnp.uint32))
+    pairs, state = abstract_on_mesh(jax.eval_shape(functools.partial(begin, program), params, batch, noise))
     times = jax.ShapeDtypeStruct((made.steps + 1,), jnp.float32)
     inputs = StepInputs(pairs, batch.conditioning_mask, times)
     guidance = jax.ShapeDtypeStruct((), jnp.float32)

@@ -21,7 +21,8 @@ from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.evaluate.metrics.image_quality import psnr, ssim
 from sora_jax.generate.generator import load_generator, video_size
-from sora_jax.generate.sampling.pipeline import Noise, sample_latents
+from sora_jax.generate.sampling.clips import Noise
+from sora_jax.generate.sampling.pipeline import sample_latents
 from sora_jax.generate.sampling.schedule import denoising_schedule
 from sora_jax.generate.sampling.step_cache import VelocityMeter
 from sora_jax.models.autoencoder.streaming import decode_stream

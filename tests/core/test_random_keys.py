@@ -3,7 +3,7 @@
 import jax
 
 from sora_jax.core.random_keys import Purpose, purpose_key, seed_key
-from sora_jax.generate.sampling.pipeline import Noise
+from sora_jax.generate.sampling.clips import Noise
 
 SEEDS, NUMBERS = (0, 1, 2**31, 2**32, 2**64 - 1), range(6)
 

@@ -21,7 +21,8 @@ from sora_jax.data.conditioning_frames import (
 from sora_jax.data.media.video import probe
 from sora_jax.generate.generator import load_generator
 from sora_jax.generate.output.writer import read_metadata
-from sora_jax.generate.sampling.pipeline import Noise, sample_latents
+from sora_jax.generate.sampling.clips import Noise
+from sora_jax.generate.sampling.pipeline import sample_latents
 from sora_jax.generate.tasks import animate
 
 CASES = ["i2v", *(pytest.param(case, marks=pytest.mark.slow) for case in ("flf2v", "i2v-a14b", "ti2v"))]

@@ -20,8 +20,8 @@ from sora_jax.generate.output.files import check_outputs, keep_raw_frames, write
 from sora_jax.generate.output.writer import read_metadata
 from sora_jax.generate.prompts import unseen_words
 from sora_jax.generate.request import PromptSettings, Request, check_request
+from sora_jax.generate.sampling.batches import Batches
 from sora_jax.generate.sampling.pipeline import Noise, check_prompts
-from sora_jax.generate.sampling.sampler import VideoSampler
 
 QUICK = ("--frames=1", "--steps=1")
 
@@ -150,14 +150,12 @@ def test_a_video_that_does_not_fit_on_the_disk_is_kept_as_raw_frames(full, tmp_p
 
 def test_one_failing_prompt_does_not_stop_the_others(home, capsys, monkeypatch):
     """The second video's latents are not finite, so that it can't be decoded."""
-    latents = VideoSampler.latents
+    latents = Batches.latents
 
-    def broken(*args, **options):
-        made = np.array(latents(*args, **options))
-        made[1] = np.nan
-        return made
+    def broken(batches, number):
+        return np.full_like(latents(batches, number), np.nan if number == 1 else 0)
 
-    monkeypatch.setattr(VideoSampler, "latents", broken)
+    monkeypatch.setattr(Batches, "latents", broken)
     prompts = ["--prompt=a bird [/x]", "--prompt=a rabbit", "--prompt=[red]a bird"]
     assert make(*prompts, out="three") == 1
     told = capsys.readouterr().err

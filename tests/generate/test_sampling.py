@@ -14,10 +14,12 @@ from sora_jax.core.patches import PatchBatch
 from sora_jax.data.tokenizer import train_tokenizer
 from sora_jax.diffusion.conditioning import renoised, start_from
 from sora_jax.diffusion.flow import shift_times
+from sora_jax.diffusion.noise import clip_noise
 from sora_jax.generate.generator import Generator
 from sora_jax.generate.inputs.conditioning_images import ConditioningFrames
 from sora_jax.generate.sampling import pipeline
-from sora_jax.generate.sampling.pipeline import Noise, batch_size, sample_latents
+from sora_jax.generate.sampling.clips import Noise
+from sora_jax.generate.sampling.pipeline import batch_size, sample_latents
 from sora_jax.generate.sampling.schedule import denoising_schedule
 from sora_jax.generate.sampling.step_cache import (
     VelocityChange,
@@ -111,7 +113,7 @@ def test_a_step_without_guidance_costs_half(alone):
     program = StepProgram(SETTINGS, pipeline.SOLVERS["euler"])
     pairs, state = jax.eval_shape(
         lambda params, batch: pipeline.begin(
-            program, params, batch, jax.random.key(0), jnp.int32(0), jnp.float32(1)
+            program, params, batch, clip_noise(jax.random.split(jax.random.key(0), 1)), jnp.float32(1)
         ),
         generator.params,
         batch,

@@ -22,7 +22,8 @@ from sora_jax.diffusion.solvers import time_grid, unipc
 from sora_jax.generate import tasks
 from sora_jax.generate.generator import load_generator
 from sora_jax.generate.sampling import long_videos as long
-from sora_jax.generate.sampling.pipeline import SOLVERS, Noise, make_batch, sample_latents
+from sora_jax.generate.sampling.clips import Clip, Noise, make_batch, noise_of, one_a_row
+from sora_jax.generate.sampling.pipeline import SOLVERS, sample_latents
 from sora_jax.generate.sampling.rolling import RollingWindow, rolling_schedule, sample_rolling_latents
 from sora_jax.generate.sampling.steps import StepInputs, StepProgram, begin, solver_step
 from sora_jax.models.layers.params import abstract_params
@@ -356,11 +357,15 @@ def test_frames_at_the_same_step_are_a_window(generator, solver):
     """Frames with a step number each take the same step as frames with one for all."""
     program = StepProgram(generator.settings, SOLVERS[solver])
     sample = dataclasses.replace(generator.settings.sample, guidance=2.0)
-    batch, grid, _ = make_batch(generator, ["a bird"], sample, "", None)
+    clip = Clip("a bird", sample, Noise(0))
+    grid = clip.grid(generator)
+    layout = one_a_row(1, int(np.prod(grid)))
+    batch, _ = make_batch(generator, [clip], layout)
+    noise = noise_of([clip], layout, [layout.length])
     times = time_grid(4, 2.0)
 
     def step(i, guidance, **options):
-        pairs, state = begin(program, generator.params, batch, jax.random.key(0), jnp.int32(0))
+        pairs, state = begin(program, generator.params, batch, noise)
         inputs = StepInputs(pairs, batch.conditioning_mask, times)
         return solver_step(program, generator.params, inputs, state, i, guidance, **options)[0][0]
 
@@ -371,7 +376,7 @@ def test_frames_at_the_same_step_are_a_window(generator, solver):
     half = step(jnp.asarray(frames), jnp.full(grid[0], 2.0), moving=jnp.arange(grid[0]) < 2)
     count = half.shape[1] // grid[0]
     np.testing.assert_allclose(half[:, : 2 * count], whole[:, : 2 * count], atol=1e-5)
-    start = begin(program, generator.params, batch, jax.random.key(0), jnp.int32(0))[1][0]
+    start = begin(program, generator.params, batch, noise)[1][0]
     np.testing.assert_array_equal(half[:, 2 * count :], start[:, 2 * count :])
 
 

@@ -20,7 +20,8 @@ from sora_jax.core.mesh import make_mesh
 from sora_jax.data.media.video import probe, read_clip
 from sora_jax.generate.generator import load_generator
 from sora_jax.generate.output.writer import read_metadata
-from sora_jax.generate.sampling.pipeline import Noise, sample_latents
+from sora_jax.generate.sampling.clips import Noise
+from sora_jax.generate.sampling.pipeline import sample_latents
 from sora_jax.interop.wan.tables import from_original
 
 

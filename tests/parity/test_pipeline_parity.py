@@ -29,7 +29,8 @@ from sora_jax.cli.main import main
 from sora_jax.core.patches import patch_grid, patchify, unpatchify
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.generate.generator import latent_shape, load_generator
-from sora_jax.generate.sampling.pipeline import Noise, sample_latents
+from sora_jax.generate.sampling.clips import Noise
+from sora_jax.generate.sampling.pipeline import sample_latents
 from sora_jax.generate.tasks import animate
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import bind

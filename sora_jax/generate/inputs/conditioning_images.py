@@ -1,4 +1,4 @@
-"""Conditioning frames of a batch: clean latents that it keeps, and images that a video begins or ends with.
+"""Conditioning frames of a video: clean latents that it keeps, and images that a video begins or ends with.
 
 A transformer with condition channels (Wan's image-to-video) gets images beside the noise and through its image
 branch. Any other transformer keeps the patches of given frames as they are (tasks.py), as Wan 2.2 TI2V does.
@@ -13,7 +13,6 @@ import numpy as np
 from sora_jax.config.schema import MeshSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
-from sora_jax.core.patches import PatchBatch, patchify
 from sora_jax.data.conditioning_frames import add_mask_channels, clip_preprocess, grey_except
 from sora_jax.generate.generator import Generator
 from sora_jax.interop.encoders import load_encoder
@@ -23,7 +22,7 @@ from sora_jax.models.image_encoder import see
 
 @dataclasses.dataclass(frozen=True)
 class ConditioningFrames:
-    """The frames that every video of a batch is given.
+    """The frames that a video is given.
 
     latents: clean, of the whole video, [F', h, w, C]; any values where nothing is given.
     conditioning_mask: the patches that are given and come back unchanged, [f, h, w] bool; None: none.
@@ -72,24 +71,3 @@ def encode_images(generator: Generator, images: list[np.ndarray], frames: int) -
     with jax.set_mesh(make_mesh(MeshSettings(), jax.local_devices()[:1])):
         seen = see(load_encoder(encoder), encoder, clip_preprocess(images, encoder.size, encoder.resize))
     return ConditioningFrames(condition=condition, image=seen)
-
-
-def put_conditioning(
-    batch: PatchBatch, conditioning: ConditioningFrames, patch: tuple[int, int, int]
-) -> PatchBatch:
-    """The batch (numpy) with the conditioning in each of its rows."""
-    B = len(batch.patches)
-
-    def rows(x):
-        return np.broadcast_to(x, (B, *x.shape))
-
-    if conditioning.latents is not None:
-        batch = batch.replace(patches=rows(patchify(conditioning.latents, patch).astype(np.float32)))
-    if conditioning.conditioning_mask is not None:
-        batch = batch.replace(conditioning_mask=rows(conditioning.conditioning_mask.reshape(-1)))
-    if conditioning.condition is not None:
-        batch = batch.replace(condition=rows(patchify(conditioning.condition, patch)))
-    if conditioning.image is not None:
-        ids = np.ones((B, len(conditioning.image)), np.int32)
-        batch = batch.replace(image=rows(conditioning.image), image_segment_ids=ids)
-    return batch

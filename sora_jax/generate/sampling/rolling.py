@@ -20,7 +20,8 @@ from sora_jax.core.patches import patchify, unpatchify
 from sora_jax.diffusion.solvers import SINGLE_STEP
 from sora_jax.generate.generator import Generator
 from sora_jax.generate.inputs.conditioning_images import ConditioningFrames
-from sora_jax.generate.sampling.pipeline import SOLVERS, Noise, make_batch
+from sora_jax.generate.sampling.clips import Clip, Noise, make_batch, noise_of, one_a_row
+from sora_jax.generate.sampling.pipeline import SOLVERS
 from sora_jax.generate.sampling.schedule import denoising_schedule
 from sora_jax.generate.sampling.steps import StepInputs, StepProgram, begin, solver_step
 
@@ -104,7 +105,15 @@ def sample_rolling_latents(
     Returns: [B, f, h, w, C] float32.
     """
     settings, rolling = generator.settings, window.schedule
-    batch, grid, _ = make_batch(generator, prompts, sample, negative_prompt, conditioning)
+    numbered = [dataclasses.replace(noise, first=noise.first + n) for n in range(len(prompts))]
+    clips = [
+        Clip(prompt, sample, own, negative_prompt, conditioning)
+        for prompt, own in zip(prompts, numbered, strict=True)
+    ]
+    grid = clips[0].grid(generator)
+    N = int(np.prod(grid))
+    layout = one_a_row(len(clips), N)
+    batch, _ = make_batch(generator, clips, layout)
     given = int(conditioning.conditioning_mask.all(axis=(1, 2)).sum()) if conditioning else 0
     schedule = denoising_schedule(generator, dataclasses.replace(sample, steps=rolling.steps))
     if len(schedule.steps) < rolling.steps:
@@ -113,7 +122,8 @@ def sample_rolling_latents(
         )
     scales = np.array([*(step.guidance for step in schedule.steps), 1.0], np.float32)
     program = StepProgram(settings, SOLVERS[sample.solver])
-    pairs, state = begin(program, generator.params, batch, noise.rolling_key, jnp.int32(noise.first))
+    drawn = noise_of(clips, layout, [N] * len(clips), lambda noise: noise.rolling_key)
+    pairs, state = begin(program, generator.params, batch, drawn)
     state = _with_unfinished(state, window.unfinished, given, grid, settings.transformer.patch)
     # Finished frames keep the final time.
     inputs = StepInputs(pairs, batch.conditioning_mask, np.append(schedule.times, schedule.times[-1]))

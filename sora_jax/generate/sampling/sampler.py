@@ -17,7 +17,9 @@ from sora_jax.generate.generator import Generator
 from sora_jax.generate.inputs.conditioning_images import ConditioningFrames
 from sora_jax.generate.inputs.opened_inputs import OpenedInputs
 from sora_jax.generate.sampling import long_videos
-from sora_jax.generate.sampling.pipeline import Noise, fill_batch, sample_latents
+from sora_jax.generate.sampling.batches import Batches
+from sora_jax.generate.sampling.clips import Noise
+from sora_jax.generate.sampling.pipeline import fill_batch, sample_latents
 from sora_jax.generate.sampling.rolling import RollingWindow, rolling_schedule, sample_rolling_latents
 
 
@@ -80,47 +82,23 @@ class VideoSampler:
 
 
 class ShortVideos:
-    """The frames of a video for each prompt, each from one run of the solver.
+    """The frames of videos of one task, each from one run of the solver.
 
     Args:
-      task: of all of them.
-      first: number of the first prompt's noise.
-    total: steps of the solver for all videos.
+      numbers: of the videos' clips in `batches`.
     """
 
-    def __init__(
-        self,
-        sampler: VideoSampler,
-        task: tasks.Task,
-        prompts: Sequence[str],
-        *,
-        first: int = 0,
-        steps: int,
-    ):
-        self.sampler, self.prompts, self.first, self._task = sampler, prompts, first, task
-        self._steps = steps
-        self._group, self._latents = -1, np.zeros(0, np.float32)
-        self.total = sampler.total = -(-len(prompts) // sampler.rows) * steps
+    def __init__(self, batches: Batches, numbers: Sequence[int], task: tasks.Task, generator: Generator):
+        self._batches, self._numbers, self._task, self._generator = batches, numbers, task, generator
 
     def frames(self, number: int) -> Iterator[np.ndarray]:
-        """The frames of video `number`, chunk by chunk, [F, H, W, 3] uint8; samples its group if need be."""
-        rows, task, generator = self.sampler.rows, self._task, self.sampler.generator
-        group, place = divmod(number, rows)
-        if group != self._group:
-            self.sampler.done, self._group = group * self._steps, -1
-            self._latents = self.sampler.latents(
-                self.prompts[group * rows : (group + 1) * rows],
-                task.conditioning,
-                frames=task.frames,
-                first=self.first + group * rows,
-                loop=task.loop,
-            )
-            self._group = group
-        parts = task.parts(self._latents[place])
-        return tasks.render(generator.autoencoder_params, generator.autoencoder, parts)
+        """The frames of video `number`, chunk by chunk, [F, H, W, 3] uint8; samples its run if need be."""
+        parts = self._task.parts(self._batches.latents(self._numbers[number]))
+        return tasks.render(self._generator.autoencoder_params, self._generator.autoencoder, parts)
 
     def finish(self, number: int):
-        """Called when video `number` is on disk."""
+        """Called when video `number` is written."""
+        self._batches.free(self._numbers[number])
 
 
 class LongVideos:
@@ -189,7 +167,7 @@ class LongVideos:
         )
 
     def finish(self, number: int):
-        """Called when video `number` is on disk."""
+        """Called when video `number` is written."""
         self._windows.pop(number).remove()
 
 

@@ -14,6 +14,7 @@ from sora_jax.data.loader.conditioning_masks import conditioning_tasks
 from sora_jax.diffusion.conditioning import freeze_conditioning, on_loop, renoised, start_from
 from sora_jax.diffusion.flow import quantize_time, time_table
 from sora_jax.diffusion.guidance import first_of_pairs, guided, in_pairs
+from sora_jax.diffusion.noise import ClipNoise
 from sora_jax.diffusion.solvers import Solver
 from sora_jax.models.layers.params import bind
 from sora_jax.models.video_model import VideoModel
@@ -26,11 +27,13 @@ class StepProgram:
     """The static arguments of the programs: a new value compiles anew.
 
     loop: latent frames of a looped video (see `on_loop`); 0: the video is no loop.
+    clips: maximum number of clips in a row, whose times may differ if there are several.
     """
 
     settings: Settings
     solver: Solver
     loop: int = 0
+    clips: int = 1
 
 
 @jax.tree_util.register_dataclass
@@ -38,9 +41,9 @@ class StepProgram:
 class StepInputs:
     """The arrays that all steps of a run share.
 
-    pairs: the rows (conditional, unconditional) of each video, with noise in the place of patches.
-    conditioning_mask: True: given, so that no step moves it; [B, N] bool.
-    times: of the denoising schedule, falling; [steps + 1] float32.
+    pairs: the rows (conditional, unconditional) of each row of videos, with noise in the place of patches.
+    conditioning_mask: True: given, or padding, so that no step moves it; [B, N] bool.
+    times: of the denoising schedule, falling; [steps + 1] float32, or of each patch [steps + 1, B, N, 1].
     """
 
     pairs: PatchBatch
@@ -49,16 +52,15 @@ class StepInputs:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def begin(program: StepProgram, params: dict, batch: PatchBatch, key, first, time=1.0):
+def begin(program: StepProgram, params: dict, batch: PatchBatch, noise: ClipNoise, time=1.0):
     """(rows in pairs for guidance with their text encoded, the solver's first state).
 
     A model trained with and without conditioning frames has none in the unconditional rows (config.masks.guided).
     Guidance then strengthens both; strengthened alone, the prompt would win over the frames.
 
     Args:
-      batch: its text has two rows for each row of patches: the prompt and the negative prompt.
-      first: number of the first video; video n has the key's n-th noise, whatever else is in its batch.
-      time: the noise time of the first state, in (0, 1].
+      batch: its text has two rows for each row of patches: the prompts and the negative prompts.
+      time: the noise time of the first state, in (0, 1], a scalar or of each patch [B, N].
     """
     settings, solver = program.settings, program.solver
     model = bind(VideoModel, settings, params)
@@ -67,13 +69,10 @@ def begin(program: StepProgram, params: dict, batch: PatchBatch, key, first, tim
         conditional = jax.reshard(jnp.arange(len(pairs.conditioning_mask)) % 2 == 0, spec("batch"))
         pairs = pairs.replace(conditioning_mask=pairs.conditioning_mask & conditional[:, None])
     pairs = model.embed_text(pairs.replace(text=batch.text, text_segment_ids=batch.text_segment_ids))
-    numbers = first + jnp.arange(len(batch.conditioning_mask))
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
-    noise = jax.vmap(lambda key: jax.random.normal(key, batch.patches.shape[1:]))(keys)
     rows = jax.typeof(batch.conditioning_mask).sharding.spec[0]
-    noise = jax.reshard(noise, jax.P(rows, RULES["tokens"], None))
-    x = start_from(noise, batch, time=time, conditioning_time=settings.masks.noise)
-    return pairs.replace(patches=in_pairs(noise)), solver.start(x, jax.vmap(jax.random.key_data)(keys))
+    first = jax.reshard(noise.draw(batch.patches.shape), jax.P(rows, RULES["tokens"], None))
+    x = start_from(first, batch, time=time, conditioning_time=settings.masks.noise)
+    return pairs.replace(patches=in_pairs(first)), solver.start(x, noise)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="state")
@@ -85,7 +84,8 @@ def solver_step(program: StepProgram, params: dict, inputs: StepInputs, state, i
     Args:
       state: of the solver, donated.
       i: number of the step, a scalar; or one for each latent frame, [f], with a solver of SINGLE_STEP.
-      guidance: scale, a scalar or [f]; None: the conditional velocity alone, at half the cost.
+      guidance: scale, a scalar, [f], or of each patch [B, N, 1]; None: the conditional velocity alone, at half the
+        cost.
       moving: the latent frames that take the step, [f] bool; None: all.
     """
     settings, loop, conditioning_mask = program.settings, program.loop, inputs.conditioning_mask
@@ -103,7 +103,9 @@ def solver_step(program: StepProgram, params: dict, inputs: StepInputs, state, i
         x = jnp.where(noisy[..., None], renoised(x, rows.patches, settings.masks.noise, t), x)
         time = quantize_time(t, settings.flow)
         frames = rows
-        if time.ndim:
+        if inputs.times.ndim > 1:
+            time = _of_clips(time, rows.segment_ids, program.clips)
+        elif time.ndim:
             time = time[:, :: time.shape[1] // count, 0]
             frames = rows.replace(time_index=1 + rows.positions[..., 0])
         time = jnp.zeros_like(rows.segment_ids[:, :1], jnp.float32) + time
@@ -138,6 +140,13 @@ def _step(solver, velocity_fn, frozen, state, times, i):
 def _per_patch(values, patches):
     """Values of latent frames, [f], for each of their patches, [1, N, 1]; the same on every chip."""
     return jnp.repeat(values, patches // len(values), total_repeat_length=patches)[None, :, None]
+
+
+def _of_clips(values, segment_ids, clips):
+    """The value that the patches of each clip have in common, [B, N, 1] -> [B, clips]; none is below 0."""
+    values, segment_ids = jax.reshard(values, spec("batch . .")), jax.reshard(segment_ids, spec("batch ."))
+    mine = segment_ids[:, :, None] == jnp.arange(1, clips + 1)
+    return jnp.max(jnp.where(mine, values, 0.0), axis=1)
 
 
 def _loop_turn(i, frames):

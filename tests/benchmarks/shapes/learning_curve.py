@@ -20,7 +20,8 @@ from sora_jax.config.schema import MeshSettings
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.storage import atomic_write
 from sora_jax.generate.generator import load_generator, video_size
-from sora_jax.generate.sampling.pipeline import Noise, sample_latents
+from sora_jax.generate.sampling.clips import Noise
+from sora_jax.generate.sampling.pipeline import sample_latents
 from sora_jax.models.autoencoder.streaming import decode_stream
 from sora_jax.report.figures import INK, PAPER, draw_contact_sheet
 from sora_jax.worlds.shapes.detector import read_scene
