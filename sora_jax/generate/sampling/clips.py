@@ -228,7 +228,7 @@ def noise_of(
     return ClipNoise(jnp.asarray(keys), jnp.asarray(places), layout.longest)
 
 
-def of_patches(values: Sequence[np.ndarray], layout: Layout, sizes: Sequence[int]) -> np.ndarray:
+def of_patches(values: Sequence[np.ndarray] | np.ndarray, layout: Layout, sizes: Sequence[int]) -> np.ndarray:
     """Values of each clip, [T], for each patch, [T, B, N, 1] float32; padding has the first clip's."""
     out = np.empty((len(values[0]), len(layout.rows), layout.length, 1), np.float32)
     out[:] = np.reshape(values[0], (-1, 1, 1, 1))

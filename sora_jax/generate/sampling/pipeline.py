@@ -106,7 +106,7 @@ def sample_clips(
             if halves_apart or set(scales) != {1.0}:
                 guidance = jnp.float32(scales[0])
                 if layout.packed:
-                    guidance = put_patches(of_patches([[scale] for scale in scales], layout, sizes))[0]
+                    guidance = put_patches(of_patches(np.reshape(scales, (-1, 1)), layout, sizes))[0]
             state, velocity, data = solver_step(program, params, inputs, state, jnp.int32(i), guidance)
         jax.block_until_ready(state)
         on_step(float(schedules[0].times[i]), velocity)

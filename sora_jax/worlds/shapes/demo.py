@@ -207,7 +207,8 @@ def make_world(folder: pathlib.Path, console: rich.console.Console):
 
 def make_samples(checkpoint: pathlib.Path, out: pathlib.Path, console: rich.console.Console) -> list[Clip]:
     """A video for each prompt, as mp4 and animated WebP."""
-    paths = sample(checkpoint, Request(tuple(PROMPTS)), out, mesh=MeshSettings(), console=console)
+    made = sample(checkpoint, Request(tuple(PROMPTS)), out, mesh=MeshSettings(), console=console)
+    paths = [one.path for one in made if one.path]
     clips = []
     for path, prompt in zip(paths, PROMPTS, strict=True):
         video = probe(path)
