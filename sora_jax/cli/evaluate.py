@@ -1,13 +1,13 @@
 """The command `evaluate`."""
 
 import dataclasses
-import importlib.util
 import pathlib
 import re
 import shlex
 
 from sora_jax.cli.flags import CHECKPOINT, MESH, NO_COMPILE_CACHE, Command, Flag, mesh_of
 from sora_jax.cli.prompt_files import read_lines
+from sora_jax.cli.serve import check_packages
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import as_path
 
@@ -83,8 +83,7 @@ def check_combination(values):
 
 
 def _vote(subjects, out, options, values, console):
-    if not all(map(importlib.util.find_spec, ("fastapi", "uvicorn"))):
-        raise InputError("--vote needs a web server: pip install 'sora_jax[serve]'")
+    check_packages("--vote")
     from sora_jax.evaluate.vote_videos import videos_to_vote_on
     from sora_jax.serve.vote import make_pairs, serve_votes
 

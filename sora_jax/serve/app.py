@@ -1,174 +1,135 @@
-"""The page: a form for the inputs of a task, the progress of a job, and the gallery of finished videos."""
+"""The web application: the videos API, the page, and what operators ask."""
 
-import html
 import pathlib
+from typing import Any
 
 import fastapi
-import gradio as gr
+import fastapi.responses
+import pydantic
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
 
-from sora_jax.core.errors import InputError
-from sora_jax.generate.request import TASKS
-from sora_jax.serve.form import Form, form_values, input_of, make_inputs, make_settings, names_of, read_request
-from sora_jax.serve.job_queue import Job, JobQueue
-from sora_jax.serve.rendering import CARDS, LABELS, STYLE, UPLOADS, about_html, cards_html, error_html, status_html
+import sora_jax
+from sora_jax.serve.api.body import validation_error
+from sora_jax.serve.api.errors import ApiError
+from sora_jax.serve.api.routes import BODIES, make_router
+from sora_jax.serve.job_queue import JobQueue
+from sora_jax.serve.keys import COOKIE, ApiKeys
+from sora_jax.serve.metrics import Metrics
+from sora_jax.serve.uploads import Limits
 
-POLL = 0.5  # seconds between two looks at a job, at most
-REMEMBERED = 100  # finished jobs
-EXPLAINED = {
-    "text": "From words alone. One frame is a picture; seconds make it as long as you like.",
-    "image": "A video that begins with a picture, ends with one, or both.",
-    "keyframes": "A video that shows these pictures at these times.",
-    "extend": "What comes after a video, or before it.",
-    "loop": "A video that repeats without a seam; or a link from the end of yours to its beginning.",
-    "connect": "Two videos, and what lies between them.",
-    "edit": "A variation of your video: the higher the strength, the less of it is left.",
-    "inpaint": "White parts of the mask are made anew; the mask has the video's own size.",
-    "outpaint": "Your video in the middle of a larger picture: choose its size below.",
-}
-QUIET = {"api_visibility": "private", "show_progress": "hidden"}
-MANY = {"concurrency_limit": None, **QUIET}
+PAGE = pathlib.Path(__file__).with_name("page")
+_TYPES = {"page.css": "text/css; charset=utf-8", "page.js": "text/javascript; charset=utf-8"}
+_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def make_app(queue: JobQueue, uploads: pathlib.Path, examples: list[str]) -> fastapi.FastAPI:
-    """The web application; `uploads` is Gradio's folder for files."""
-    blocks = Page(queue, uploads, examples).blocks
-    app = gr.mount_gradio_app(
-        fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        blocks,
-        path="/",
-        footer_links=[],
-        run_history=False,
-        allowed_paths=[str(queue.out)],
-        max_file_size=queue.limits.bytes,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        # Other fonts would be fetched from elsewhere.
-        theme=gr.themes.Default(
-            font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ),
-        css=STYLE,
-        head=UPLOADS.replace("MAX_BYTES", str(queue.limits.bytes)),
-    )
-    blocks.has_launched = True  # else Gradio takes any path of this machine for an upload
+class Login(pydantic.BaseModel):
+    """What the page sends to open the server."""
+
+    key: str = pydantic.Field(max_length=1000)
+
+
+def make_app(
+    queue: JobQueue,
+    limits: Limits,
+    *,
+    metrics: Metrics,
+    page: dict[str, Any],
+    keys: ApiKeys | None = None,
+) -> fastapi.FastAPI:
+    """The application.
+
+    Args:
+      page: what the page shows of the model.
+      keys: that open the server; None: it is open.
+    """
+    app = fastapi.FastAPI(title="sora_jax videos API", version=sora_jax.__version__, docs_url=None, redoc_url=None)
+    app.include_router(make_router(queue, limits))
+    app.include_router(_page_router(page, keys), include_in_schema=False)
+
+    @app.get("/health", include_in_schema=False)
+    async def health():
+        return {"status": "ok"}
+
+    @app.get("/ready", include_in_schema=False)
+    async def ready():
+        if not queue.alive:
+            raise ApiError(503, "the queue has ended")
+        return {"status": "ready"}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def measured():
+        return fastapi.Response(metrics.text(queue), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    _answer_errors(app)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
-class Page:
-    """The components of the page, and what they do."""
+def _page_router(page, keys) -> fastapi.APIRouter:
+    router = fastapi.APIRouter()
 
-    def __init__(self, queue: JobQueue, uploads: pathlib.Path, examples: list[str]):
-        self.queue, self.uploads = queue, uploads
-        self.jobs: dict[str, Job] = {}
-        with gr.Blocks(title="sora_jax", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
-            title = f"# sora_jax\n{html.escape(queue.checkpoint.name)}, step {queue.generator.step}"
-            gr.Markdown(title, elem_id="title")
-            task = gr.Radio(
-                [(LABELS[name], name) for name in TASKS],
-                value="text",
-                show_label=False,
-                elem_id="task",
-                container=False,
-            )
-            self.job_name, self.chosen = gr.State(""), gr.State("")
-            with gr.Row():
-                with gr.Column(scale=5):
-                    self._make_form(task, examples)
-                with gr.Column(scale=6):
-                    self._make_result()
-            gr.Markdown("## Made here")
-            self.gallery = gr.HTML(cards_html(queue), js_on_load=CARDS, elem_id="gallery")
-            self._connect(blocks)
-        self.blocks = blocks.queue(max_size=64, api_open=False)
+    @router.get("/")
+    async def index():
+        return fastapi.responses.HTMLResponse((PAGE / "index.html").read_bytes())
 
-    def _make_form(self, task, examples):
-        self.explained = gr.Markdown(EXPLAINED["text"])
-        prompt = gr.Textbox(label="Prompt", lines=2, elem_id="prompt", placeholder="What the video shows")
-        gr.Examples(examples, prompt, label="Try")
-        self.form = Form(task, prompt, make_inputs(), *make_settings(self.queue))
-        with gr.Row():
-            self.make = gr.Button("Make it", variant="primary", elem_id="make")
-            self.stop = gr.Button("Cancel", interactive=False, elem_id="stop")
+    @router.get("/page.css")
+    async def style():
+        return fastapi.Response((PAGE / "page.css").read_bytes(), media_type=_TYPES["page.css"])
 
-    def _make_result(self):
-        self.status = gr.HTML(elem_id="status")
-        self.result = gr.Video(label="Result", loop=True, autoplay=True, interactive=False, elem_id="result")
-        self.about = gr.HTML()
-        with gr.Row():
-            self.use = gr.Button("Use as input", interactive=False, elem_id="use")
-            self.again = gr.Button("Use its settings", interactive=False, elem_id="again")
+    @router.get("/page.js")
+    async def script():
+        return fastapi.Response((PAGE / "page.js").read_bytes(), media_type=_TYPES["page.js"])
 
-    def _connect(self, blocks):
-        form = self.form
-        self.watched = [self.job_name, self.status, self.stop, self.result, self.about, self.chosen]
-        self.watched += [self.use, self.again, self.gallery]
-        shown = [self.result, self.about, self.chosen, self.use, self.again]
-        form.task.change(self.show_inputs, form.task, [self.explained, *form.inputs.values()], **QUIET)
-        self.make.click(self.start, form.components, self.watched, **MANY)
-        form.prompt.submit(self.start, form.components, self.watched, **MANY)
-        self.stop.click(self.cancel, self.job_name, None, **QUIET)
-        self.gallery.select(self.choose, None, shown, **QUIET)
-        self.use.click(self.use_as_input, [form.task, self.chosen], [form.task, form.inputs["video"]], **QUIET)
-        self.again.click(self.use_settings, self.chosen, form.components, **QUIET)
-        blocks.load(self.rejoin, None, self.watched, **MANY)
+    @router.get("/page.json")
+    async def shown():
+        return page
 
-    def show_inputs(self, task):
-        """The explanation of a task, and which inputs are seen."""
-        taken = names_of(task)
-        return [EXPLAINED[task], *(gr.update(visible=input_of(name) in taken) for name in self.form.inputs)]
+    @router.post("/login")
+    async def login(given: Login):
+        if keys is None or keys.find(given.key) is None:
+            raise ApiError(401, "the key is wrong", code="invalid_api_key")
+        response = fastapi.responses.JSONResponse({})
+        response.set_cookie(COOKIE, given.key, httponly=True, samesite="strict", max_age=30 * 86_400)
+        return response
 
-    def start(self, *values):
-        """Submit the form, and show its job until it is over."""
-        try:
-            job = self.queue.submit(read_request(self.queue, self.uploads, self.form, values))
-        except InputError as error:
-            yield (gr.skip(), error_html(str(error)), *[gr.skip()] * (len(self.watched) - 2))
-            return
-        self.jobs[job.out.name] = job
-        for old in [name for name, other in self.jobs.items() if other.over][:-REMEMBERED]:
-            del self.jobs[old]
-        yield from self.follow(job)
+    return router
 
-    def follow(self, job: Job):
-        """Values of `watched` until a job is over."""
-        queue = self.queue
-        while True:
-            over, made = job.over, job.state == "made"
-            finished = [gr.skip()] * 6
-            if made:
-                on = gr.update(interactive=True)
-                about = about_html(queue.find(job.out.name)[1])
-                finished = [str(job.out), about, job.out.name, on, on, cards_html(queue)]
-            status = status_html(job, queue.ahead(job))
-            yield (job.out.name, status, gr.update(interactive=not over), *finished)
-            if over:
-                return
-            queue.wait(job, POLL)
 
-    def rejoin(self):
-        """After the page is loaded anew: the gallery, and the job that is running."""
-        yield (*[gr.skip()] * (len(self.watched) - 1), cards_html(self.queue))
-        job = self.queue.latest()
-        if job:
-            self.jobs[job.out.name] = job
-            yield from self.follow(job)
+def _answer_errors(app: fastapi.FastAPI):
+    """Give every error the form of the API."""
 
-    def cancel(self, name):
-        if name in self.jobs:
-            self.queue.stop(self.jobs[name])
+    def answer(error: ApiError):
+        return fastapi.responses.JSONResponse(error.body, error.status, headers=error.headers)
 
-    def choose(self, event: gr.EventData):
-        """A video of the gallery."""
-        path, metadata = self.queue.find(str(getattr(event, "name", None)))
-        on = gr.update(interactive=True)
-        return str(path), about_html(metadata), path.name, on, on
+    @app.exception_handler(ApiError)
+    async def refused(request, error):
+        return answer(error)
 
-    def use_as_input(self, task, chosen):
-        """The chosen video as the input of a task that takes one."""
-        path, _ = self.queue.find(chosen)
-        return [task if "videos" in names_of(task) else "extend", str(path)]
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request, error):
+        return answer(validation_error(error.errors()))
 
-    def use_settings(self, chosen):
-        """The form as it was for the chosen video."""
-        return form_values(self.queue, self.form, self.queue.find(chosen)[1])
+    @app.exception_handler(HTTPException)
+    async def unknown(request, error):
+        told = f"{request.method} {request.url.path[:100]}: {error.detail}"
+        headers = dict(error.headers or {})
+        return answer(ApiError(error.status_code, told, code=_CODES.get(error.status_code), headers=headers))
+
+    @app.exception_handler(Exception)
+    async def failed(request, error):
+        return answer(ApiError(500, "the server failed; its log says why"))
+
+
+def _openapi(app: fastapi.FastAPI) -> dict:
+    """The OpenAPI document, with the bodies that forms and JSON share."""
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    models: Any = [(model, "validation") for model in BODIES.values()]
+    _, bodies = models_json_schema(models, ref_template="#/components/schemas/{model}")
+    document["components"]["schemas"] |= bodies["$defs"]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # FastAPI's own; here it is a 400
+    return document

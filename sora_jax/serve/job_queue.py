@@ -1,149 +1,154 @@
-"""One loaded model, a queue of requests for it, and the folder of finished videos; no web page in here.
-
-`generate.sample.sample` serves one request at a time in one thread, so programs that were compiled for a request
-serve the next one of the same shape.
-"""
+"""The queue of jobs for one model: they run one after the other in a thread, and outlive the process."""
 
 import collections
 import dataclasses
-import io
 import pathlib
-import shutil
+import secrets
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
-import jax
 import rich.console
 
-from sora_jax.config.schema import MeshSettings
-from sora_jax.core.console import Console
 from sora_jax.core.errors import InputError
-from sora_jax.core.mesh import make_mesh
-from sora_jax.core.storage import atomic_write, content_hash
-from sora_jax.generate.generator import load_generator, video_size
-from sora_jax.generate.output.writer import read_metadata
-from sora_jax.generate.request import Request, check_inputs
-from sora_jax.generate.sample import sample
-from sora_jax.generate.sampling.pipeline import check_prompts
-from sora_jax.interop.adapters.weights import brought_settings
-from sora_jax.serve.uploads import Limits
+from sora_jax.generate.request import Request
+from sora_jax.serve.jobs import COMPLETED, FAILED, QUEUED, RUNNING, Job, JobStore
 
 MAX_WAITING = 20  # requests in the queue
-MAX_STEPS = 1000  # of the solver
+MAX_FAILED = 1000  # failed jobs that are remembered
+MAX_ATTEMPTS = 2  # of a job that the end of the process interrupted: it may be what ended it
+SWEEP_SECONDS = 3600  # between two looks for what is too old
 
 
 class Stopped(Exception):
-    """The job was cancelled."""
+    """The job was deleted while it ran."""
 
 
-@dataclasses.dataclass
-class Job:
-    """A request on its way to the file `out`.
+class QueueFull(InputError):
+    """Too many requests wait.
 
-    state: waiting, running, made, failed or stopped; error: why it failed, in one line.
-    done, total: steps of the solver.
-    notes: what was done to the inputs.
-    seconds: how long it ran.
+    retry_after: seconds until there may be room.
     """
 
-    request: Request
-    out: pathlib.Path
-    state: str = "waiting"
-    done: int = 0
-    total: int = 0
-    error: str = ""
-    notes: list[str] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
-    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
+    def __init__(self, retry_after: int):
+        super().__init__(f"{MAX_WAITING} requests are waiting already; try again when some are served")
+        self.retry_after = retry_after
 
-    @property
-    def over(self) -> bool:
-        return self.state in ("made", "failed", "stopped")
+
+class Model(Protocol):
+    """Makes the videos of requests, one at a time."""
+
+    name: str
+
+    def check(self, request: Request) -> tuple[tuple[int, int], float, int]:
+        """((width, height), fps, frames) of a request's video. Raises: InputError for one that can't be served."""
+
+    def make(self, request: Request, out: pathlib.Path, on_progress: Callable[[int, int], None]) -> list[str]:
+        """Write the video; what is to be said of it. Raises: InputError, or whatever `on_progress` raises."""
+
+    def frames_of(self, path: pathlib.Path) -> int:
+        """Frames in a finished video."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """How long finished videos stay; None: for ever.
+
+    days: after the job was over; gib: of all videos together, above which the oldest go.
+    """
+
+    days: float | None = None
+    gib: float | None = None
 
 
 class JobQueue:
-    """A model that serves requests one after the other, and knows the videos that it made.
+    """All jobs of an output folder, by id.
+
+    Jobs that an earlier process left unfinished are made again, with their seeds and so with the same bits.
 
     Args:
-      checkpoint: workdir of a training run; it is read once.
-      out: folder for videos and, below it, for copies of their inputs.
-      dtype: to compute in, for all requests; "": as the checkpoint says.
-      lora: adapters to add, as `load_generator` takes them.
-    Raises: InputError as `sample` does for a checkpoint that can't be used.
+      on_end: called in the queue's thread with each job that is over, and how many seconds it ran.
     """
 
     def __init__(
         self,
-        checkpoint: pathlib.Path,
-        out: pathlib.Path,
+        model: Model,
+        store: JobStore,
         *,
-        mesh: MeshSettings,
-        limits: Limits,
         console: rich.console.Console,
-        dtype: str = "",
-        lora: Sequence[str] = (),
+        retention: Retention = Retention(),
+        on_end: Callable[[Job, float], None] = lambda job, seconds: None,
     ):
-        self.checkpoint, self.out, self.mesh = checkpoint, out, mesh
-        self.limits, self.console = limits, console
-        with jax.set_mesh(make_mesh(mesh)):
-            self.generator = load_generator(checkpoint, dtype=dtype or None, lora=lora)
-        self._loaded = {"dtype": dtype} if dtype else {}
-        self._lora = tuple(lora)
-        brought, notes = brought_settings(lora)
-        for note in notes:
-            console.print(note)
-        self.defaults = dataclasses.replace(self.generator.settings.sample, **brought)
-        self._waiting: collections.deque[Job] = collections.deque()
-        self._running: Job | None = None
+        self.model, self.store, self.console = model, store, console
+        self.retention, self._on_end = retention, on_end
         self._change = threading.Condition()
-        self._metadata: dict[tuple[str, int], dict] = {}
-        threading.Thread(target=self._work, daemon=True, name="job queue").start()
+        self._jobs = {job.id: job for job in store.load()}
+        self._waiting = collections.deque(job for job in self._jobs.values() if not job.over and self._resume(job))
+        self._running: Job | None = None
+        self._mean_seconds = 1.0
+        self._swept = 0.0
+        self.thread = threading.Thread(target=self._work, daemon=True, name="job queue")
+        self.thread.start()
 
-    def submit(self, request: Request) -> Job:
-        """The job of a new request. Raises: InputError for one that can't be served, or if too many wait."""
-        self.check(request)
+    @property
+    def alive(self) -> bool:
+        return self.thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def seconds_left(self, job: Job) -> float:
+        """An estimate of when a job will be over, from those before."""
+        return self._mean_seconds * (self.ahead(job) + 1)
+
+    @property
+    def running(self) -> Job | None:
+        return self._running
+
+    def submit(self, request: Request, *, source: str | None = None) -> Job:
+        """The job of a new request; its record is on the disk.
+
+        Raises: InputError for one that can't be served; QueueFull if too many wait.
+        """
+        size, fps, frames = self.model.check(request)
         with self._change:
             if len(self._waiting) >= MAX_WAITING:
-                raise InputError(f"{MAX_WAITING} requests are waiting already; try again when some are served")
-            job = Job(request, self._free_name(request))
+                raise QueueFull(max(1, min(60, round(self._mean_seconds))))
+            token, now = secrets.token_hex(16), time.time()
+            stem = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{request.inputs.name}-{request.seed}"
+            job = Job(f"video_{token}", request, f"{stem}-{token[:6]}.mp4", now, size, fps, frames, source=source)
+            self.store.save(job)
+            self._jobs[job.id] = job
             self._waiting.append(job)
             self._change.notify_all()
         return job
 
-    def check(self, request: Request):
-        """Raise InputError for a request that is wrong or over the limits, as far as it shows before it runs."""
-        check_prompts([*request.prompts, *request.inputs.story], request.negative_prompt or "")
-        check_inputs(request.inputs)
-        settings = request.settings(self.defaults)
-        height, width = video_size(settings)
-        if width * height > self.limits.pixels:
-            raise InputError(f"--size={settings.size}: at most {self.limits.pixels:,} pixels are made here")
-        if settings.frames > self.limits.frames:
-            raise InputError(f"--frames={settings.frames}: at most {self.limits.frames:,} at once are made here")
-        if settings.steps > MAX_STEPS:
-            raise InputError(f"--steps={settings.steps}: at most {MAX_STEPS:,} are taken here")
+    def get(self, id: str) -> Job | None:
+        return self._jobs.get(id)
 
-    def stop(self, job: Job):
-        """Cancel a job: it leaves the queue, or ends after its present step."""
-        job.stop.set()
-        with self._change:
-            if job in self._waiting:
-                self._waiting.remove(job)
-                job.state = "stopped"
-            self._change.notify_all()
+    def newest(self) -> Iterator[Job]:
+        """All jobs, the newest first."""
+        return reversed(list(self._jobs.values()))
 
     def ahead(self, job: Job) -> int:
-        """How many jobs run before this one."""
-        with self._change:
-            waiting = self._waiting.index(job) if job in self._waiting else 0
-            return waiting + (self._running not in (None, job))
+        """How many jobs run before this one. It takes no lock: the event loop calls it."""
+        waiting = tuple(self._waiting)
+        return (waiting.index(job) if job in waiting else 0) + (self._running not in (None, job))
 
-    def latest(self) -> Job | None:
-        """The running job or, if there is none, the next one."""
+    def delete(self, id: str) -> bool:
+        """Whether there was such a job. A running one ends after its present step."""
         with self._change:
-            return self._running or (self._waiting[0] if self._waiting else None)
+            job = self._jobs.pop(id, None)
+            if job is None:
+                return False
+            job.stop.set()
+            if job in self._waiting:
+                self._waiting.remove(job)
+            self.store.remove(job)
+            return True
 
     def wait(self, job: Job, seconds: float):
         """Wait until any job has changed, at most so long."""
@@ -151,95 +156,94 @@ class JobQueue:
             if not job.over:
                 self._change.wait(seconds)
 
-    def keep(self, path: pathlib.Path) -> pathlib.Path:
-        """A copy of an input that stays as long as the videos made from it, named by its content."""
-        kept = self.out / "inputs" / f"{content_hash(path)}-{path.name}"
-        if not kept.is_file():
-            with atomic_write(kept) as temporary:
-                shutil.copyfile(path, temporary)
-        return kept
-
-    def finished(self) -> list[tuple[pathlib.Path, dict]]:
-        """The folder's videos that sora_jax made, newest first, and their metadata."""
-        found = []
-        for path in self.out.glob("[!.]*.mp4"):
-            key = (path.name, path.stat().st_mtime_ns)
-            if key not in self._metadata:
-                try:
-                    self._metadata[key] = read_metadata(path)
-                except InputError:
-                    self._metadata[key] = {}
-            if self._metadata[key]:
-                found.append((key[1], path, self._metadata[key]))
-        return [(path, metadata) for _, path, metadata in sorted(found, key=lambda item: item[0], reverse=True)]
-
-    def find(self, name: str) -> tuple[pathlib.Path, dict]:
-        """One of `finished`, by the name of its file. Raises: InputError if there is none."""
-        for path, metadata in self.finished():
-            if path.name == name:
-                return path, metadata
-        raise InputError(f"{name}: no such video here")
-
-    def _free_name(self, request):
-        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{request.inputs.name}-{request.seed}"
-        taken = {job.out for job in self._waiting} | ({self._running.out} if self._running else set())
-        path, more = self.out / f"{stem}.mp4", 1
-        while path.exists() or path in taken:
-            more += 1
-            path = self.out / f"{stem}-{more}.mp4"
-        return path
+    def _resume(self, job: Job) -> bool:
+        """Whether a job of an earlier process has to be made; its record says how it stands."""
+        if self.store.video(job).is_file():  # it appears when it is complete
+            self._finish(job, COMPLETED)
+            return False
+        if job.attempts >= MAX_ATTEMPTS:
+            told = f"the server ended {job.attempts} times while it made this video; ask for it again"
+            self._finish(job, FAILED, ("server_restarted", told))
+            return False
+        job.state, job.done, job.total = QUEUED, 0, 0
+        return True
 
     def _work(self):
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._waiting)
+                while not self._waiting:
+                    self._change.wait(SWEEP_SECONDS)
+                    self._sweep()
                 job = self._running = self._waiting.popleft()
-                job.state = "running"
-                self._change.notify_all()
+                job.state, job.attempts = RUNNING, job.attempts + 1
+                self._save(job)
             began = time.perf_counter()
-            state, error = self._run(job)
+            state, error, notes = self._make(job)
+            seconds = time.perf_counter() - began
             with self._change:
-                job.seconds, job.error = time.perf_counter() - began, error
-                job.state, self._running = state, None
+                self._mean_seconds += 0.2 * (seconds - self._mean_seconds)
+                self._running = None
+                if state is None or job.id not in self._jobs:
+                    self.store.remove_video(job)
+                    state = "deleted"
+                else:
+                    job.notes = tuple(notes)
+                    self._finish(job, state, error)
+                    self._on_end(job, seconds)
+                self._sweep()
                 self._change.notify_all()
-            line = f"{job.out}: {state} after {job.seconds:.1f} s"
-            self.console.print(f"{line}: {error}" if error else line)
+            line = f"{job.id}: {state} after {seconds:.1f} s"
+            self.console.print(f"{line}: {error[1]}" if error else line, highlight=False)
 
-    def _run(self, job) -> tuple[str, str]:
-        """(state, error) of a job that has ended."""
-        printed = io.StringIO()
+    def _make(self, job: Job) -> tuple[str | None, tuple[str, str] | None, list[str]]:
+        """(state, error, notes) of a job that has ended; no state if it was deleted."""
 
         def on_progress(done, total):
             if job.stop.is_set():
                 raise Stopped
-            with self._change:
-                job.done, job.total = done, total
-                self._change.notify_all()
+            job.done, job.total = done, total
 
         try:
-            sample(
-                self.checkpoint,
-                dataclasses.replace(
-                    job.request,
-                    changes={**job.request.changes, **self._loaded},
-                    lora=self._lora,
-                    media=self.limits.media,
-                ),
-                job.out,
-                mesh=self.mesh,
-                console=Console(file=printed),
-                generator=self.generator,
-                on_progress=on_progress,
-            )
+            return COMPLETED, None, self.model.make(job.request, self.store.video(job), on_progress)
         except Stopped:
-            return "stopped", ""
+            return None, None, []
         except InputError as error:
-            return "failed", str(error)
-        except Exception as error:  # a bug, or too little memory: the jobs that wait are not lost
+            return FAILED, ("generation_failed", str(error)), []
+        except Exception:  # a bug, or too little memory: the jobs that wait are not lost
             traceback.print_exc()
-            line = (str(error).splitlines() or [""])[0]
-            return "failed", f"{type(error).__name__}: {line}; the terminal has more"
-        finally:
-            shutil.rmtree(job.out.with_name(f"{job.out.name}.windows"), ignore_errors=True)
-            job.notes = [line[6:] for line in printed.getvalue().splitlines() if line.startswith("note: ")]
-        return "made", ""
+            return FAILED, ("server_error", "the server failed to make this video; its log says why"), []
+
+    def _finish(self, job: Job, state: str, error: tuple[str, str] | None = None):
+        video = self.store.video(job)
+        if state == COMPLETED:
+            job.frames = self.model.frames_of(video)
+        else:
+            self.store.remove_video(job)
+        job.state, job.error, job.completed = state, error, time.time()
+        self._save(job)
+
+    def _save(self, job: Job):
+        try:
+            self.store.save(job)
+        except InputError as error:  # a full disk: the job goes on, and is made again after a restart
+            self.console.print(f"{job.id}: {error}", highlight=False)
+
+    def _sweep(self):
+        """Remove what is kept no longer."""
+        over = [job for job in self._jobs.values() if job.over]
+        failed = [job for job in over if job.state == FAILED]
+        old = failed[: max(0, len(failed) - MAX_FAILED)]
+        if self.retention.days is not None:
+            limit = time.time() - self.retention.days * 86_400
+            old += [job for job in over if job.completed < limit]
+        if self.retention.gib is not None:
+            room = self.retention.gib * 2**30
+            for job in reversed(over):
+                room -= self.store.bytes_of(job)
+                old += [job] if room < 0 else []
+        for job in {job.id: job for job in old}.values():
+            del self._jobs[job.id]
+            self.store.remove(job)
+        if time.time() - self._swept > SWEEP_SECONDS:
+            self._swept = time.time()
+            self.store.remove_unused_inputs(self._jobs.values(), older=SWEEP_SECONDS)

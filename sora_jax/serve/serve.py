@@ -1,127 +1,87 @@
-"""The command `serve`: a page in the browser for a trained model."""
+"""The command `serve`: the videos API and its page for a trained model."""
 
 import dataclasses
-import errno
-import importlib.util
-import os
 import pathlib
-import socket
-import tempfile
-from collections.abc import Sequence
+import sys
 
 import rich.console
 
-from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import as_path
 from sora_jax.generate.generator import read_run
-from sora_jax.serve.job_queue import JobQueue
+from sora_jax.serve.app import make_app
+from sora_jax.serve.job_queue import JobQueue, Retention
+from sora_jax.serve.jobs import JobStore
+from sora_jax.serve.keys import ApiKeys
+from sora_jax.serve.loaded_model import LoadedModel, Loading
+from sora_jax.serve.metrics import Metrics
+from sora_jax.serve.page_data import page_data
 from sora_jax.serve.request_filter import LOCAL, RequestFilter
+from sora_jax.serve.server import listen, serve_app
 from sora_jax.serve.uploads import Limits
+
+SWITCH_SECONDS = 0.0005
 
 
 @dataclasses.dataclass(frozen=True)
-class Loading:
-    """How a checkpoint is loaded.
+class Access:
+    """Where the server listens, and who may use it.
 
-    dtype: to compute in; "": as the checkpoint says.
-    lora: adapters to add, each PATH or PATH:STRENGTH.
+    host, port: the address; beyond this machine keys are needed.
+    keys: each opens the server; (): it is open.
+    requests_per_minute: that each key may make.
     """
 
-    mesh: MeshSettings
-    dtype: str = ""
-    lora: Sequence[str] = ()
+    host: str
+    port: int
+    keys: tuple[str, ...] = ()
+    requests_per_minute: int = 1200
 
 
 def serve(
     checkpoint: pathlib.Path,
     out: pathlib.Path,
     *,
-    address: tuple[str, int],
+    access: Access,
     examples: list[str],
     loading: Loading,
+    retention: Retention,
     console: rich.console.Console,
     limits: Limits | None = None,
 ):
-    """Serve the page until the process is told to end.
+    """Serve until the process is told to end.
 
     Args:
-      checkpoint: workdir of a training run.
-      out: folder for videos and copies of their inputs.
-      address: (host, port) that the server listens at.
+      checkpoint: workdir of a training run, or a released model.
+      out: folder for videos, their records, and copies of their inputs.
       examples: prompts to try.
       loading: how the checkpoint is loaded.
+      retention: how long videos stay.
       limits: of uploads and videos; None: those of `Limits`.
-    Raises: InputError if Gradio is absent, the port is taken, or there is no checkpoint; before the parameters are
+    Raises: InputError if a key is missing, the port is taken, or there is no checkpoint; before the parameters are
       read.
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise InputError("the page needs Gradio: pip install 'sora_jax[serve]'")
-    read_run(checkpoint)
-    host, port = address
-    listening = listen(host, port)
-    limits = limits or Limits()
-    with listening, tempfile.TemporaryDirectory(prefix="sora_jax_serve_") as uploads:
-        # Gradio reads these when it is imported.
-        os.environ |= {
-            "GRADIO_TEMP_DIR": uploads,
-            "GRADIO_ANALYTICS_ENABLED": "False",
-            "HF_HUB_OFFLINE": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
-        from sora_jax.serve.app import make_app
-
-        out.mkdir(parents=True, exist_ok=True)
-        queue = JobQueue(
-            checkpoint,
-            out.resolve(),
-            mesh=loading.mesh,
-            limits=limits,
-            console=console,
-            dtype=loading.dtype,
-            lora=loading.lora,
+    if access.host not in LOCAL and not access.keys:
+        raise InputError(
+            f"--host={access.host}: others reach it, so it needs --api-key-file; or forward a port, "
+            f"ssh -L {access.port}:127.0.0.1:{access.port} HOST"
         )
-        folder = as_path(uploads)
-        app = make_app(queue, folder, examples)
-        app = RequestFilter(app, uploads=folder, max_bytes=limits.bytes, host=host)
-        serve_app(app, listening, address, f"the page; videos lie in {out}", console)
+    read_run(checkpoint)
+    # While the sampler's thread runs Python, an answer waits this long for each of its system calls.
+    sys.setswitchinterval(SWITCH_SECONDS)
+    limits, metrics = limits or Limits(), Metrics()
+    with listen(access.host, access.port) as listening:
+        model = LoadedModel(checkpoint, loading, limits=limits, console=console)
+        store = JobStore(out.resolve())
+        queue = JobQueue(model, store, console=console, retention=retention, on_end=metrics.on_end)
+        app = make_server_app(queue, limits, metrics, access=access, examples=examples)
+        serve_app(
+            app, listening, (access.host, access.port), f"the page and the API; videos lie in {out}", console
+        )
 
 
-def serve_app(app, listening: socket.socket, address: tuple[str, int], what: str, console: rich.console.Console):
-    """Serve an application until the process is told to end; `what` it shows is told with its address."""
-    import uvicorn
-
-    host, port = address
-    shown = f"[{host}]" if ":" in host else host
-    console.print(f"http://{shown}:{port}: {what}", soft_wrap=True)
-    if host not in LOCAL:
-        console.print(f"note: everybody who reaches {host} can use it: there are no passwords")
-    # The end does not wait for videos that stream to a browser.
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run(sockets=[listening])
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises: InputError if that can't be."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (socket.gaierror, UnicodeError):
-        raise InputError(f"--host={host}: no address of this machine, such as 127.0.0.1") from None
-    listening = socket.socket(family, kind, protocol)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen()
-    except OSError as error:
-        listening.close()
-        reasons = {
-            errno.EADDRINUSE: f"--port={port}: is taken; name another one",
-            errno.EACCES: f"--port={port}: only root may take it; name one above 1023",
-            errno.EADDRNOTAVAIL: f"--host={host}: no address of this machine, such as 127.0.0.1",
-        }
-        if error.errno not in reasons:
-            raise
-        raise InputError(reasons[error.errno]) from None
-    return listening
+def make_server_app(queue: JobQueue, limits: Limits, metrics: Metrics, *, access: Access, examples: list[str]):
+    """The application with its filter."""
+    keys = ApiKeys(list(access.keys), access.requests_per_minute) if access.keys else None
+    app = make_app(queue, limits, metrics=metrics, page=page_data(queue.model, limits, examples), keys=keys)
+    max_body = limits.bytes + 2**20
+    return RequestFilter(app, host=access.host, max_body=max_body, keys=keys, on_answer=metrics.on_answer)

@@ -1,11 +1,16 @@
-"""Uploads: where they must lie, and the limits that hold while they are opened and decoded."""
+"""Given files: taken by their content alone, within limits that hold while they are opened and decoded."""
 
 import dataclasses
 import pathlib
 
 from sora_jax.core.errors import InputError
 from sora_jax.data.media import options as media
+from sora_jax.data.media.formats import recognise
 from sora_jax.data.media.video import check_decodable, probe
+
+# A format by its first bytes -> the suffix that its copy gets.
+PICTURES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
+VIDEOS = {"mov": ".mp4", "matroska": ".webm"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,19 +31,20 @@ class Limits:
         return media.Options(limits=media.Limits(pixels=self.pixels, frames=self.frames, seconds=self.seconds))
 
 
-def admit(path: str | pathlib.Path, folder: pathlib.Path, limits: Limits) -> pathlib.Path:
-    """The file, if it lies in the folder, is a video or picture, and is within the limits.
+def suffix_of(path: pathlib.Path, limits: Limits, *, picture: bool) -> str:
+    """The suffix of an uploaded file's format, if it is a picture or video of the wanted kind, within the limits.
 
-    Raises: InputError, with no more of the path than its name.
+    Raises: InputError with no word of where it lies.
     """
-    path, folder = pathlib.Path(path).resolve(), folder.resolve()
-    name = path.name
-    if not path.is_relative_to(folder) or not path.is_file():
-        raise InputError(f"{name}: was not uploaded here")
     if (size := path.stat().st_size) > limits.bytes:
-        raise InputError(f"{name}: {size / 2**20:.1f} MiB; at most {limits.bytes / 2**20:g} MiB are taken")
+        raise InputError(f"{size / 2**20:.1f} MiB; at most {limits.bytes / 2**20:g} MiB are taken")
+    taken = PICTURES if picture else VIDEOS
     try:
+        _, kind = recognise(path)
+        if kind not in taken:
+            formats = "a PNG, JPEG or WebP picture" if picture else "an MP4, MOV, WebM or Matroska video"
+            raise InputError(f"is of the format {kind}; {formats} is taken")
         check_decodable(probe(path, limits.media))
     except InputError as error:
-        raise InputError(str(error).replace(f"{path.parent}/", "")) from None
-    return path
+        raise InputError(str(error).removeprefix(f"{path}: ").replace(str(path), "the file")) from None
+    return taken[kind]

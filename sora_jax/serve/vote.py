@@ -19,12 +19,13 @@ from sora_jax.core.errors import InputError
 from sora_jax.evaluate.benchmark import terminal_table
 from sora_jax.evaluate.votes import LEFT, RIGHT, TIE, Vote, append_vote, read_votes, vote_sections
 from sora_jax.report.page import Table, write_page
-from sora_jax.serve.request_filter import RequestFilter
-from sora_jax.serve.serve import listen, serve_app
+from sora_jax.serve.request_filter import LOCAL, RequestFilter
+from sora_jax.serve.server import listen, serve_app
 
 VOTES = "votes.jsonl"
 PAGE = pathlib.Path(__file__).with_name("vote.html")
 MAX_NAME = 64  # characters of a voter's name
+MAX_BODY = 2**20  # bytes of what the page sends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +153,10 @@ def serve_votes(
     """
     path = out / VOTES
     read_votes(path)
+    if address[0] not in LOCAL:
+        console.print(f"note: everybody who reaches {address[0]} can vote: there are no passwords")
     with listen(*address) as listening:
-        app = RequestFilter(make_vote_app(VotingSession(pairs, path)), uploads=out, max_bytes=0, host=address[0])
+        app = RequestFilter(make_vote_app(VotingSession(pairs, path)), host=address[0], max_body=MAX_BODY)
         what = f"{len(pairs)} pairs of videos to vote on; votes go into {path}; Ctrl-C ends it"
         with contextlib.suppress(KeyboardInterrupt):
             serve_app(app, listening, address, what, console)

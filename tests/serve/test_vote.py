@@ -29,7 +29,7 @@ from sora_jax.evaluate.vote_videos import videos_to_vote_on
 from sora_jax.evaluate.votes import read_votes
 from sora_jax.worlds.shapes.renderer import render, sample_scene
 
-pytest.importorskip("gradio", reason="needs sora_jax[serve]")
+pytest.importorskip("fastapi", reason="needs sora_jax[serve]")
 
 from sora_jax.serve.request_filter import RequestFilter
 from sora_jax.serve.vote import Ballot, VotingSession, make_pairs, make_vote_app, report_votes
@@ -109,7 +109,7 @@ def answer(app, method, path, body=b"", query=b""):
 
 
 def test_the_server_tells_no_names_and_takes_no_other_votes(session, videos, tmp_path):
-    app = RequestFilter(make_vote_app(session), uploads=tmp_path, max_bytes=0, host="127.0.0.1")
+    app = RequestFilter(make_vote_app(session), host="127.0.0.1", max_body=2**20)
     told = answer(app, "GET", "/next", query=b"voter=ann")[1]
     assert b"first" not in told and b"second" not in told
     shown = json.loads(told)
