@@ -70,7 +70,11 @@ COMMAND = Command(
             Flag("prompts", "File with an example prompt for the page on each line."),
         ),
         "Output": (
-            Flag("out", "Folder for the videos, their records, and copies of the inputs.", default="served"),
+            Flag(
+                "out",
+                "Folder for the videos, their records, and copies of the inputs; may be in a bucket.",
+                default="served",
+            ),
             Flag("keep-days", "Delete videos after so many days; default: never.", float, min=0),
             Flag("keep-gib", "Delete the oldest videos above so many GiB in all; default: never.", float, min=0),
         ),

@@ -3,13 +3,20 @@
 import dataclasses
 import json
 import pathlib
-import shutil
 import threading
 import time
 from collections.abc import Iterable
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import atomic_write, content_hash, read_object, remove_stale_temporaries
+from sora_jax.core.storage import (
+    as_path,
+    atomic_write,
+    content_hash,
+    copy_file,
+    read_object,
+    remove_folder,
+    remove_stale_temporaries,
+)
 from sora_jax.generate.request import Request, TaskInputs
 
 QUEUED, RUNNING, COMPLETED, FAILED = "queued", "in_progress", "completed", "failed"
@@ -60,7 +67,7 @@ class JobStore:
     """The output folder: videos, `jobs/` with a record of each job, `inputs/` with the given files.
 
     Args:
-      out: the folder; it is made if it is absent.
+      out: the folder, on a disk or in a bucket; it is made if it is absent.
     """
 
     def __init__(self, out: pathlib.Path):
@@ -126,7 +133,7 @@ class JobStore:
         video = self.video(job)
         for path in (video, video.with_suffix(".c2pa.json")):
             path.unlink(missing_ok=True)
-        shutil.rmtree(video.with_name(f"{video.name}.windows"), ignore_errors=True)
+        remove_folder(video.with_name(f"{video.name}.windows"))
 
     def remove(self, job: Job):
         """Remove the record of a job, then its video: a crash between the two leaves no record without a video."""
@@ -139,8 +146,7 @@ class JobStore:
         if kept.is_file():
             kept.touch()
         else:
-            with atomic_write(kept) as temporary:
-                shutil.copyfile(path, temporary)
+            copy_file(path, kept)
         return kept
 
     def remove_unused_inputs(self, jobs: Iterable[Job], *, older: float):
@@ -160,5 +166,5 @@ def input_files(request: Request) -> list[pathlib.Path]:
     """The given files of a request."""
     inputs = request.inputs
     single = [getattr(inputs, name) for name in FILES]
-    pictures = [pathlib.Path(text.partition(":")[2]) for text in inputs.keyframes]
+    pictures = [as_path(text.partition(":")[2]) for text in inputs.keyframes]
     return [path for path in (*single, *inputs.videos, *pictures) if path]

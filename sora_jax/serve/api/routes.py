@@ -11,6 +11,7 @@ import pydantic
 from starlette.requests import Request
 
 from sora_jax.core.errors import InputError
+from sora_jax.core.storage import local_file
 from sora_jax.serve.api.body import CreateBody, EditBody, ExtendBody, Reference, RemixBody, read_body
 from sora_jax.serve.api.errors import ApiError, bad_request
 from sora_jax.serve.api.objects import Deleted, Error, Model, ModelPage, Video, VideoPage, describe
@@ -144,17 +145,18 @@ def make_router(queue: JobQueue, limits: Limits) -> fastapi.APIRouter:
                 return fastapi.Response(await in_thread(thumbnail, path), media_type="image/webp")
             if variant == "spritesheet":
                 return fastapi.Response(await in_thread(spritesheet, path), media_type="image/jpeg")
+            path = await in_thread(local_file, path)
             path.stat()
-        except FileNotFoundError:  # deleted by hand
+        except (FileNotFoundError, InputError):  # deleted by hand
             raise not_found(video_id) from None
         return fastapi.responses.FileResponse(path, media_type="video/mp4", filename=job.file)
 
     @router.get("/inputs/{file_id}", response_class=fastapi.Response)
     async def given_file(file_id: Id):
-        path = files.find(file_id)
+        path = await in_thread(files.find, file_id)
         if path is None:
             raise ApiError(404, "no such input here", param="file_id")
-        return fastapi.responses.FileResponse(path)
+        return fastapi.responses.FileResponse(await in_thread(local_file, path))
 
     @router.get("/models")
     async def models() -> ModelPage:
