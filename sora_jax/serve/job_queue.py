@@ -12,6 +12,7 @@ from typing import Protocol
 
 import rich.console
 
+from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.generate.request import Request
 from sora_jax.serve.jobs import COMPLETED, FAILED, QUEUED, RUNNING, Job, JobStore
@@ -41,6 +42,11 @@ class Model(Protocol):
     """Makes the videos of requests, one at a time."""
 
     name: str
+    defaults: SampleSettings
+
+    @property
+    def has_low_noise(self) -> bool:
+        """Whether an expert of its own denoises low noise."""
 
     def check(self, request: Request) -> tuple[tuple[int, int], float, int]:
         """((width, height), fps, frames) of a request's video. Raises: InputError for one that can't be served."""

@@ -7,7 +7,7 @@ from typing import Any
 from sora_jax.config.fields import declarations
 from sora_jax.config.schema import SampleSettings
 from sora_jax.generate.request import DIRECTIONS, STRENGTH, TASKS
-from sora_jax.serve.loaded_model import LoadedModel
+from sora_jax.serve.job_queue import Model
 from sora_jax.serve.uploads import Limits
 
 KEYFRAMES = 3  # fields of the form
@@ -28,7 +28,7 @@ FIELDS = {"image": ["input_reference"], "videos": ["video"], "keyframes": ["keyf
 _HIDDEN = ("dtype", "negative_prompt")
 
 
-def page_data(model: LoadedModel, limits: Limits, examples: Sequence[str]) -> dict[str, Any]:
+def page_data(model: Model, limits: Limits, examples: Sequence[str]) -> dict[str, Any]:
     """All that the page has to know, as JSON."""
     return {
         "model": model.name,
@@ -51,7 +51,7 @@ def _fields(task: str) -> list[str]:
     return [*names, "second_video"] if task == "connect" else names
 
 
-def _settings(model: LoadedModel) -> list[dict]:
+def _settings(model: Model) -> list[dict]:
     hidden = _HIDDEN if model.has_low_noise else (*_HIDDEN, "guidance_low")
     kinds = {field.name: field.type for field in dataclasses.fields(SampleSettings)}
     return [

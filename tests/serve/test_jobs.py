@@ -127,6 +127,19 @@ def test_old_videos_and_those_above_the_room_are_deleted_with_their_inputs(tmp_p
     assert len(list(store.records.iterdir())) == 3
 
 
+def test_jobs_and_their_files_may_lie_in_a_bucket(folder):
+    with serving(folder / "out") as server, openai.OpenAI(api_key="x", base_url=server.url) as client:
+        video = client.videos.create_and_poll(prompt="a bird", poll_interval_ms=50)
+        assert client.videos.download_content(video.id).read()[4:8] == b"ftyp"
+        other = client.videos.edit(prompt="a bird", video=openai.omit, extra_body={"video": {"id": video.id}})
+        assert client.videos.poll(other.id, poll_interval_ms=50).status == "completed"
+    store = JobStore(folder / "out")
+    assert [job.id for job in store.load()] == [video.id, other.id]
+    queue = JobQueue(DrawingModel(), store, console=QUIET)
+    assert queue.delete(video.id) and queue.delete(other.id) and not queue.delete(other.id)
+    assert not list((folder / "out").glob("*.mp4")) and not store.load()
+
+
 def test_inputs_are_kept_while_a_job_has_them(tmp_path):
     store = JobStore(tmp_path / "out")
     (tmp_path / "a.png").write_bytes(b"0")

@@ -25,9 +25,13 @@ class Reference(pydantic.BaseModel):
     """A file that is named instead of sent."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
-    id: str | None = pydantic.Field(None, description="Id of a completed video of this server.")
-    file_id: str | None = pydantic.Field(None, description="An input of an earlier video, as its `inputs` says.")
-    image_url: str | None = pydantic.Field(None, description="data:image/png;base64,...; nothing is fetched.")
+    id: str | None = pydantic.Field(default=None, description="Id of a completed video of this server.")
+    file_id: str | None = pydantic.Field(
+        default=None, description="An input of an earlier video, as its `inputs` says."
+    )
+    image_url: str | None = pydantic.Field(
+        default=None, description="data:image/png;base64,...; nothing is fetched."
+    )
 
 
 def _lines(value):
@@ -52,7 +56,7 @@ class _Fields(pydantic.BaseModel):
     size: str | None = pydantic.Field(None, pattern=r"^\d{1,5}x\d{1,5}$", description="WIDTHxHEIGHT, in pixels.")
 
 
-_TYPES = {field.name: field.type for field in dataclasses.fields(SampleSettings)}
+_TYPES: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(SampleSettings)}
 _SETTINGS: dict[str, Any] = {
     name: (_TYPES[name] | None, pydantic.Field(None, description=declared.meaning))
     for name, declared in declarations(SampleSettings).items()
