@@ -1,13 +1,14 @@
-"""The queue of jobs for one model: they run one after the other in a thread, and outlive the process."""
+"""The queue of jobs for one model: those that wait run together, in a thread, and outlive the process."""
 
 import collections
 import dataclasses
+import functools
 import pathlib
 import secrets
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import rich.console
@@ -38,8 +39,21 @@ class QueueFull(InputError):
         self.retry_after = retry_after
 
 
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """A video to be made.
+
+    on_progress: to be called after each step with the steps that are done, and of all; an exception that it raises
+      ends this one alone.
+    """
+
+    request: Request
+    out: pathlib.Path
+    on_progress: Callable[[int, int], None]
+
+
 class Model(Protocol):
-    """Makes the videos of requests, one at a time."""
+    """Makes the videos of requests."""
 
     name: str
     defaults: SampleSettings
@@ -51,8 +65,8 @@ class Model(Protocol):
     def check(self, request: Request) -> tuple[tuple[int, int], float, int]:
         """((width, height), fps, frames) of a request's video. Raises: InputError for one that can't be served."""
 
-    def make(self, request: Request, out: pathlib.Path, on_progress: Callable[[int, int], None]) -> list[str]:
-        """Write the video; what is to be said of it. Raises: InputError, or whatever `on_progress` raises."""
+    def make(self, assignments: Sequence[Assignment]) -> list[list[str] | Exception]:
+        """Write the videos; what is to be said of each, or why it was not made."""
 
     def frames_of(self, path: pathlib.Path) -> int:
         """Frames in a finished video."""
@@ -92,7 +106,7 @@ class JobQueue:
         self._change = threading.Condition()
         self._jobs = {job.id: job for job in store.load()}
         self._waiting = collections.deque(job for job in self._jobs.values() if not job.over and self._resume(job))
-        self._running: Job | None = None
+        self._running: tuple[Job, ...] = ()
         self._mean_seconds = 1.0
         self._swept = 0.0
         self.thread = threading.Thread(target=self._work, daemon=True, name="job queue")
@@ -111,8 +125,8 @@ class JobQueue:
         return self._mean_seconds * (self.ahead(job) + 1)
 
     @property
-    def running(self) -> Job | None:
-        return self._running
+    def running(self) -> int:
+        return len(self._running)
 
     def submit(self, request: Request, *, source: str | None = None) -> Job:
         """The job of a new request; its record is on the disk.
@@ -142,7 +156,7 @@ class JobQueue:
     def ahead(self, job: Job) -> int:
         """How many jobs run before this one. It takes no lock: the event loop calls it."""
         waiting = tuple(self._waiting)
-        return (waiting.index(job) if job in waiting else 0) + (self._running not in (None, job))
+        return waiting.index(job) + len(self._running) if job in waiting else 0
 
     def delete(self, id: str) -> bool:
         """Whether there was such a job. A running one ends after its present step."""
@@ -176,48 +190,66 @@ class JobQueue:
 
     def _work(self):
         while True:
-            with self._change:
-                while not self._waiting:
-                    self._change.wait(SWEEP_SECONDS)
-                    self._sweep()
-                job = self._running = self._waiting.popleft()
-                job.state, job.attempts = RUNNING, job.attempts + 1
-                self._save(job)
+            jobs = self._take()
             began = time.perf_counter()
-            state, error, notes = self._make(job)
+            outcomes = self._make(jobs)
             seconds = time.perf_counter() - began
             with self._change:
-                self._mean_seconds += 0.2 * (seconds - self._mean_seconds)
-                self._running = None
-                if state is None or job.id not in self._jobs:
-                    self.store.remove_video(job)
-                    state = "deleted"
-                else:
-                    job.notes = tuple(notes)
-                    self._finish(job, state, error)
-                    self._on_end(job, seconds)
+                self._mean_seconds += 0.2 * (seconds / len(jobs) - self._mean_seconds)
+                self._running = ()
+                for job, outcome in zip(jobs, outcomes, strict=True):
+                    self._end(job, outcome, seconds)
                 self._sweep()
                 self._change.notify_all()
-            line = f"{job.id}: {state} after {seconds:.1f} s"
-            self.console.print(f"{line}: {error[1]}" if error else line, highlight=False)
 
-    def _make(self, job: Job) -> tuple[str | None, tuple[str, str] | None, list[str]]:
-        """(state, error, notes) of a job that has ended; no state if it was deleted."""
+    def _take(self) -> tuple[Job, ...]:
+        """The jobs that run next: those that wait, as far as they may share a run; a long video runs alone."""
+        with self._change:
+            while not self._waiting:
+                self._change.wait(SWEEP_SECONDS)
+                self._sweep()
+            jobs = [self._waiting.popleft()]
+            while not jobs[0].request.inputs.long and self._waiting and not self._waiting[0].request.inputs.long:
+                jobs.append(self._waiting.popleft())
+            self._running = tuple(jobs)
+            for job in jobs:
+                job.state, job.attempts = RUNNING, job.attempts + 1
+                self._save(job)
+        return self._running
 
-        def on_progress(done, total):
+    def _make(self, jobs: Sequence[Job]) -> list[list[str] | Exception]:
+        """The notes of each job, or why it was not made."""
+
+        def report(job, done, total):
             if job.stop.is_set():
                 raise Stopped
             job.done, job.total = done, total
 
+        assignments = [
+            Assignment(job.request, self.store.video(job), functools.partial(report, job)) for job in jobs
+        ]
         try:
-            return COMPLETED, None, self.model.make(job.request, self.store.video(job), on_progress)
-        except Stopped:
-            return None, None, []
-        except InputError as error:
-            return FAILED, ("generation_failed", str(error)), []
-        except Exception:  # a bug, or too little memory: the jobs that wait are not lost
-            traceback.print_exc()
-            return FAILED, ("server_error", "the server failed to make this video; its log says why"), []
+            return self.model.make(assignments)
+        except Exception as error:  # a bug, or too little memory: the jobs that wait are not lost
+            return [error] * len(jobs)
+
+    def _end(self, job: Job, outcome: list[str] | Exception, seconds: float):
+        error = None
+        if isinstance(outcome, InputError):
+            error = ("generation_failed", str(outcome))
+        elif isinstance(outcome, Exception) and not isinstance(outcome, Stopped):
+            traceback.print_exception(outcome)
+            error = ("server_error", "the server failed to make this video; its log says why")
+        state = FAILED if error else COMPLETED
+        if job.stop.is_set():
+            self.store.remove_video(job)
+            state = "deleted"
+        else:
+            job.notes = () if error else tuple(outcome)
+            self._finish(job, state, error)
+            self._on_end(job, seconds)
+        line = f"{job.id}: {state} after {seconds:.1f} s"
+        self.console.print(f"{line}: {error[1]}" if error else line, highlight=False)
 
     def _finish(self, job: Job, state: str, error: tuple[str, str] | None = None):
         video = self.store.video(job)

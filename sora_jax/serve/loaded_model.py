@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import rich.console
@@ -19,6 +19,7 @@ from sora_jax.generate.request import Request, check_request
 from sora_jax.generate.sample import checked_settings, sample
 from sora_jax.generate.sampling.pipeline import check_prompts
 from sora_jax.interop.adapters.weights import brought_settings
+from sora_jax.serve.job_queue import Assignment
 from sora_jax.serve.uploads import Limits
 
 MAX_STEPS = 1000  # of the solver
@@ -92,8 +93,17 @@ class LoadedModel:
             return sum(there) + (asked or settings.frames // 2 if there else settings.frames)
         return asked or settings.frames
 
-    def make(self, request: Request, out: pathlib.Path, on_progress: Callable[[int, int], None]) -> list[str]:
-        """Write the video of a request; what was done to its inputs. Raises: as `sample` does."""
+    def make(self, assignments: Sequence[Assignment]) -> list[list[str] | Exception]:
+        """Write the videos; what was done to the inputs of each, or why it was not made."""
+        outcomes = []
+        for one in assignments:
+            try:
+                outcomes.append(self._make_one(one.request, one.out, one.on_progress))
+            except Exception as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _make_one(self, request, out, on_progress) -> list[str]:
         printed = io.StringIO()
         loaded = {"dtype": self._loading.dtype} if self._loading.dtype else {}
         sample(

@@ -46,5 +46,5 @@ class Metrics:
     def text(self, queue: JobQueue) -> bytes:
         """All counts in Prometheus' format."""
         self.waiting.set(queue.waiting)
-        self.running.set(queue.running is not None)
+        self.running.set(queue.running)
         return prometheus_client.generate_latest(self.registry)

@@ -30,7 +30,7 @@ class DrawingModel(LoadedModel):
     """The checks of a model, and frames drawn from the seed.
 
     step_seconds: how long a step takes.
-    made: the requests that it was given.
+    made: the requests that it was given; batches: how many at a time.
     """
 
     def __init__(self, step_seconds: float = 0.0):
@@ -38,9 +38,19 @@ class DrawingModel(LoadedModel):
         self._loading = Loading(MeshSettings())
         settings = settings_of()
         self.generator = types.SimpleNamespace(settings=settings, low_noise=None)
-        self.defaults, self.made = settings.sample, []
+        self.defaults, self.made, self.batches = settings.sample, [], []
 
-    def make(self, request, out, on_progress):
+    def make(self, assignments):
+        self.batches.append(len(assignments))
+        outcomes = []
+        for one in assignments:
+            try:
+                outcomes.append(self.draw(one.request, one.out, one.on_progress))
+            except Exception as error:
+                outcomes.append(error)
+        return outcomes
+
+    def draw(self, request, out, on_progress):
         self.made.append(request)
         (width, height), fps, frames = self.check(request)
         steps = request.settings(self.defaults).steps

@@ -97,7 +97,7 @@ def test_a_job_that_ended_the_process_twice_fails_and_a_complete_file_is_kept(tm
     model = DrawingModel()
     job = Job("video_1", Request(("a",)), "a.mp4", 1.0, (64, 64), 16.0, 9, state="in_progress", attempts=2)
     kept = Job("video_2", Request(("a",)), "b.mp4", 2.0, (64, 64), 16.0, 1, state="in_progress", attempts=1)
-    model.make(kept.request, store.video(kept), lambda done, total: None)
+    model.draw(kept.request, store.video(kept), lambda done, total: None)
     for each in (job, kept):
         store.save(each)
     queue = JobQueue(model, store, console=QUIET)

