@@ -170,6 +170,13 @@ class JobQueue:
             self.store.remove(job)
             return True
 
+    def release(self):
+        """Leave the running jobs to the next process: an end that was asked for is no fault of theirs."""
+        with self._change:
+            for job in self._running:
+                job.attempts -= 1
+                self._save(job)
+
     def wait(self, job: Job, seconds: float):
         """Wait until any job has changed, at most so long."""
         with self._change:

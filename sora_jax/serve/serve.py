@@ -74,9 +74,11 @@ def serve(
         store = JobStore(out.resolve())
         queue = JobQueue(model, store, console=console, retention=retention, on_end=metrics.on_end)
         app = make_server_app(queue, limits, metrics, access=access, examples=examples)
-        serve_app(
-            app, listening, (access.host, access.port), f"the page and the API; videos lie in {out}", console
-        )
+        told = f"the page and the API; videos lie in {out}"
+        try:
+            serve_app(app, listening, (access.host, access.port), told, console)
+        finally:
+            queue.release()
 
 
 def make_server_app(queue: JobQueue, limits: Limits, metrics: Metrics, *, access: Access, examples: list[str]):

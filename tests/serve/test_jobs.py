@@ -107,6 +107,16 @@ def test_a_job_that_ended_the_process_twice_fails_and_a_complete_file_is_kept(tm
     assert [again.state for again in store.load()] == [FAILED, COMPLETED]
 
 
+def test_a_clean_end_counts_as_no_attempt(tmp_path):
+    queue = JobQueue(DrawingModel(step_seconds=0.2), JobStore(tmp_path), console=QUIET)
+    job = queue.submit(Request(("a bird",)))
+    while not queue.running:
+        time.sleep(0.01)
+    assert queue.store.load()[0].attempts == 1
+    queue.release()
+    assert queue.store.load()[0].attempts == 0 and ended(queue, job).state == COMPLETED
+
+
 def test_old_videos_and_those_above_the_room_are_deleted_with_their_inputs(tmp_path):
     store, model = JobStore(tmp_path), DrawingModel()
     now = time.time()

@@ -128,7 +128,7 @@ def make_router(queue: JobQueue, limits: Limits) -> fastapi.APIRouter:
 
     @router.delete("/videos/{video_id}")
     async def delete(video_id: Id) -> Deleted:
-        if not await in_thread(queue.delete, video_id):
+        if not await anyio.to_thread.run_sync(queue.delete, video_id):  # it waits for no decoder
             raise not_found(video_id)
         return Deleted(id=video_id)
 
