@@ -28,6 +28,10 @@ class Stopped(Exception):
     """The job was deleted while it ran."""
 
 
+class StorageError(Exception):
+    """A request could not be recorded."""
+
+
 class QueueFull(InputError):
     """Too many requests wait.
 
@@ -131,7 +135,8 @@ class JobQueue:
     def submit(self, request: Request, *, source: str | None = None) -> Job:
         """The job of a new request; its record is on the disk.
 
-        Raises: InputError for one that can't be served; QueueFull if too many wait.
+        Raises: InputError for one that can't be served; QueueFull if too many wait;
+          StorageError if it can't be recorded.
         """
         size, fps, frames = self.model.check(request)
         with self._change:
@@ -140,7 +145,11 @@ class JobQueue:
             token, now = secrets.token_hex(16), time.time()
             stem = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{request.inputs.name}-{request.seed}"
             job = Job(f"video_{token}", request, f"{stem}-{token[:6]}.mp4", now, size, fps, frames, source=source)
-            self.store.save(job)
+            try:
+                self.store.save(job)
+            except (InputError, OSError) as error:
+                self.console.print(str(error), highlight=False)
+                raise StorageError("the server can't keep this request now; its log says why") from error
             self._jobs[job.id] = job
             self._waiting.append(job)
             self._change.notify_all()
@@ -205,7 +214,10 @@ class JobQueue:
                 self._mean_seconds += 0.2 * (seconds / len(jobs) - self._mean_seconds)
                 self._running = ()
                 for job, outcome in zip(jobs, outcomes, strict=True):
-                    self._end(job, outcome, seconds)
+                    try:
+                        self._end(job, outcome, seconds)
+                    except Exception as error:  # the folder does not answer: the next job may be luckier
+                        job.state, job.error = FAILED, self._server_error(error)
                 self._sweep()
                 self._change.notify_all()
 
@@ -245,8 +257,7 @@ class JobQueue:
         if isinstance(outcome, InputError):
             error = ("generation_failed", str(outcome))
         elif isinstance(outcome, Exception) and not isinstance(outcome, Stopped):
-            traceback.print_exception(outcome)
-            error = ("server_error", "the server failed to make this video; its log says why")
+            error = self._server_error(outcome)
         state = FAILED if error else COMPLETED
         if job.stop.is_set():
             self.store.remove_video(job)
@@ -257,6 +268,11 @@ class JobQueue:
             self._on_end(job, seconds)
         line = f"{job.id}: {state} after {seconds:.1f} s"
         self.console.print(f"{line}: {error[1]}" if error else line, highlight=False)
+
+    def _server_error(self, error: Exception) -> tuple[str, str]:
+        """The (code, message) of an error whose details are for the log alone."""
+        traceback.print_exception(error)
+        return "server_error", "the server failed to make this video; its log says why"
 
     def _finish(self, job: Job, state: str, error: tuple[str, str] | None = None):
         video = self.store.video(job)
@@ -274,7 +290,13 @@ class JobQueue:
             self.console.print(f"{job.id}: {error}", highlight=False)
 
     def _sweep(self):
-        """Remove what is kept no longer."""
+        """Remove what is kept no longer; what can't be removed now is tried again."""
+        try:
+            self._remove_old()
+        except (InputError, OSError) as error:
+            self.console.print(f"{self.store.out}: {error}", highlight=False)
+
+    def _remove_old(self):
         over = [job for job in self._jobs.values() if job.over]
         failed = [job for job in over if job.state == FAILED]
         old = failed[: max(0, len(failed) - MAX_FAILED)]

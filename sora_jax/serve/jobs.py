@@ -152,7 +152,7 @@ class JobStore:
     def remove_unused_inputs(self, jobs: Iterable[Job], *, older: float):
         """Remove inputs that no job has and that were given more than `older` seconds ago."""
         used = {path.name for job in jobs for path in input_files(job.request)}
-        for path in self.inputs.iterdir():
+        for path in self.inputs.glob("*"):
             if path.name not in used and time.time() - path.stat().st_mtime > older:
                 path.unlink(missing_ok=True)
 

@@ -17,7 +17,7 @@ from sora_jax.serve.api.errors import ApiError, bad_request
 from sora_jax.serve.api.objects import Deleted, Error, Model, ModelPage, Video, VideoPage, describe
 from sora_jax.serve.api.previews import spritesheet, thumbnail
 from sora_jax.serve.api.requests import GivenFiles, completed_job, make_request, not_found
-from sora_jax.serve.job_queue import JobQueue, QueueFull
+from sora_jax.serve.job_queue import JobQueue, QueueFull, StorageError
 from sora_jax.serve.jobs import Job
 from sora_jax.serve.uploads import Limits
 
@@ -37,7 +37,7 @@ _ERRORS: Any = {
     413: {"model": Error, "description": "The body is too large"},
     415: {"model": Error, "description": "Neither a form nor JSON"},
     429: {"model": Error, "description": "The queue is full, or the key's requests are used up"},
-    503: {"model": Error, "description": "Too many connections"},
+    503: {"model": Error, "description": "Too many uploads, or the folder does not answer"},
 }
 
 
@@ -69,6 +69,8 @@ def make_router(queue: JobQueue, limits: Limits) -> fastapi.APIRouter:
         except QueueFull as full:
             headers = {"retry-after": str(full.retry_after)}
             raise ApiError(429, str(full), code="queue_full", headers=headers) from None
+        except StorageError as error:
+            raise ApiError(503, str(error), headers={"retry-after": "30"}) from None
         except InputError as error:
             raise bad_request(error, fields=body.model_fields_set) from None
 
