@@ -16,7 +16,8 @@ from sora_jax.data.media.video import count_frames, probe
 from sora_jax.generate.generator import load_generator, video_size
 from sora_jax.generate.inputs.opened_inputs import AS_LONG_AS_THE_VIDEO
 from sora_jax.generate.request import Request, check_request
-from sora_jax.generate.sample import checked_settings, sample
+from sora_jax.generate.parts import checked_settings
+from sora_jax.generate.sample import Job, sample_jobs
 from sora_jax.generate.sampling.pipeline import check_prompts
 from sora_jax.interop.adapters.weights import brought_settings
 from sora_jax.serve.job_queue import Assignment
@@ -94,34 +95,33 @@ class LoadedModel:
         return asked or settings.frames
 
     def make(self, assignments: Sequence[Assignment]) -> list[list[str] | Exception]:
-        """Write the videos; what was done to the inputs of each, or why it was not made."""
-        outcomes = []
-        for one in assignments:
-            try:
-                outcomes.append(self._make_one(one.request, one.out, one.on_progress))
-            except Exception as error:
-                outcomes.append(error)
-        return outcomes
-
-    def _make_one(self, request, out, on_progress) -> list[str]:
-        printed = io.StringIO()
+        """Write the videos, sampled together; what was done to the inputs of each, or why it was not made."""
         loaded = {"dtype": self._loading.dtype} if self._loading.dtype else {}
-        sample(
-            self.checkpoint,
-            dataclasses.replace(
-                request,
-                changes={**request.changes, **loaded},
-                lora=tuple(self._loading.lora),
-                media=self.limits.media,
-            ),
-            out,
-            mesh=self._loading.mesh,
-            console=Console(file=printed),
-            generator=self.generator,
-            on_progress=on_progress,
-        )
-        return [line[6:] for line in printed.getvalue().splitlines() if line.startswith("note: ")]
+        printed = [io.StringIO() for _ in assignments]
+        jobs = [
+            Job(
+                dataclasses.replace(
+                    one.request,
+                    changes={**one.request.changes, **loaded},
+                    lora=tuple(self._loading.lora),
+                    media=self.limits.media,
+                ),
+                one.out,
+                Console(file=file),
+                on_progress=one.on_progress,
+            )
+            for one, file in zip(assignments, printed, strict=True)
+        ]
+        outcomes = sample_jobs(self.checkpoint, jobs, mesh=self._loading.mesh, generator=self.generator)
+        return [
+            outcome if isinstance(outcome, Exception) else _notes(file.getvalue())
+            for outcome, file in zip(outcomes, printed, strict=True)
+        ]
 
     def frames_of(self, path: pathlib.Path) -> int:
         """Frames in a finished video."""
         return probe(path).frames
+
+
+def _notes(printed: str) -> list[str]:
+    return [line[6:] for line in printed.splitlines() if line.startswith("note: ")]

@@ -294,6 +294,21 @@ def test_a_deleted_request_ends_after_its_step_and_the_next_is_made(queue):
 
 
 @pytest.mark.slow
+def test_requests_that_wait_run_together_and_have_the_bits_that_they_have_alone(queue):
+    first = queue.submit(Request(("a bird",), seed=3, changes={"steps": 40}))
+    sizes = ("64x64", "64x32", "32x64")
+    waiting = [queue.submit(Request(("a rabbit",), seed=5, changes={"size": size})) for size in sizes]
+    while not first.done:
+        queue.wait(first, 0.05)
+    assert queue.running == 1 and queue.waiting == 3
+    jobs = [finished(queue, job) for job in waiting]
+    assert {job.state for job in jobs} == {"completed"} and len({round(job.completed) for job in jobs}) == 1
+    alone = finished(queue, queue.submit(Request(("a rabbit",), seed=5, changes={"size": "64x32"})))
+    pair = [np.stack(list(frames_of(queue.store.video(job)))).astype(int) for job in (jobs[1], alone)]
+    assert pair[0].shape == pair[1].shape and np.abs(pair[0] - pair[1]).mean() < 1  # of 255: sums in another order
+
+
+@pytest.mark.slow
 def test_a_request_that_can_not_be_served_is_told_and_the_next_is_served(queue, tmp_path):
     with pytest.raises(InputError, match="--video: is needed for --task=extend"):
         queue.submit(Request(("a bird",), TaskInputs(task="extend", seconds=1.0)))
