@@ -263,7 +263,7 @@ class JobQueue:
             self.store.remove_video(job)
             state = "deleted"
         else:
-            job.notes = () if error else tuple(outcome)
+            job.notes = tuple(outcome) if isinstance(outcome, list) else ()
             self._finish(job, state, error)
             self._on_end(job, seconds)
         line = f"{job.id}: {state} after {seconds:.1f} s"

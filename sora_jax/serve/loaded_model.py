@@ -15,8 +15,8 @@ from sora_jax.core.mesh import make_mesh
 from sora_jax.data.media.video import count_frames, probe
 from sora_jax.generate.generator import load_generator, video_size
 from sora_jax.generate.inputs.opened_inputs import AS_LONG_AS_THE_VIDEO
-from sora_jax.generate.request import Request, check_request
 from sora_jax.generate.parts import checked_settings
+from sora_jax.generate.request import Request, check_request
 from sora_jax.generate.sample import Job, sample_jobs
 from sora_jax.generate.sampling.pipeline import check_prompts
 from sora_jax.interop.adapters.weights import brought_settings

@@ -65,7 +65,7 @@ time.sleep(600)
 
 
 def test_a_killed_server_makes_again_what_it_had_begun(tmp_path):
-    """SIGKILL between two steps: what is finished is listed, and what is not is made, with the same bits."""
+    """SIGKILL between two steps: what is finished is listed, and what is not is made, with the same seeds."""
     paths = [*sys.path, str(pathlib.Path(__file__).parent)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SERVER, str(tmp_path / "out")]

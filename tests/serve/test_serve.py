@@ -294,7 +294,7 @@ def test_a_deleted_request_ends_after_its_step_and_the_next_is_made(queue):
 
 
 @pytest.mark.slow
-def test_requests_that_wait_run_together_and_have_the_bits_that_they_have_alone(queue):
+def test_requests_that_wait_run_together_and_look_as_they_do_alone(queue):
     first = queue.submit(Request(("a bird",), seed=3, changes={"steps": 40}))
     sizes = ("64x64", "64x32", "32x64")
     waiting = [queue.submit(Request(("a rabbit",), seed=5, changes={"size": size})) for size in sizes]
