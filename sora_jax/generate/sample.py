@@ -28,6 +28,7 @@ from sora_jax.generate.sampling.clips import Clip, Noise
 from sora_jax.generate.sampling.pipeline import check_prompts
 from sora_jax.generate.sampling.sampler import LongVideos, ShortVideos, VideoSampler
 from sora_jax.generate.setting_sources import with_adapter_settings
+from sora_jax.models.autoencoder.streaming import decode_stream
 
 
 class IncompleteError(InputError):
@@ -45,6 +46,8 @@ class Job:
     expand: rewrites prompts, as many as it gets; it is called when everything else has been checked.
     on_progress: called after each step of the solver with the steps that are done and their number in all; an
       exception that it raises ends this job, and no other.
+    on_preview: called after each step of a short video with a function: its first frame as the step predicts it,
+      [H, W, 3] uint8.
     """
 
     request: Request
@@ -52,6 +55,7 @@ class Job:
     console: rich.console.Console
     expand: Callable[[list[str]], list[str]] | None = None
     on_progress: Callable[[int, int], None] = lambda done, total: None
+    on_preview: Callable[[Callable[[], np.ndarray]], None] = lambda frame: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +194,10 @@ def make_videos(generator: Generator, checkpoint: pathlib.Path, works: Sequence[
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sora_jax-")))
         for work in works:
-            console, progress = work.job.console, Progress(_shown(work.job, stack))
+            console, progress = (
+                work.job.console,
+                Progress(_shown(work.job, stack), _previewed(work.job, generator)),
+            )
             with _ending(work):
                 for part in work.parts:
                     own = prepared_generator(generator, checkpoint, part, console)
@@ -324,6 +331,19 @@ def _ending(work: Work):
         yield
     except Exception as error:  # the others' videos are still to be made
         work.error = work.error or error
+
+
+def _previewed(job: Job, generator: Generator) -> Callable[[Callable[[], np.ndarray]], None]:
+    """The job's on_preview, called with latents."""
+
+    def preview(latents):
+        def frame():
+            chunks = decode_stream(generator.autoencoder_params, generator.autoencoder, latents()[:1])
+            return np.asarray(next(iter(chunks)))[0]
+
+        job.on_preview(frame)
+
+    return preview
 
 
 def _shown(job: Job, stack: contextlib.ExitStack) -> Callable[[int, int], None]:

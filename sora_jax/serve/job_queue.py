@@ -11,16 +11,20 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+import numpy as np
 import rich.console
 
 from sora_jax.config.schema import SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.generate.request import Request
+from sora_jax.serve.api.previews import encoded
 from sora_jax.serve.jobs import COMPLETED, FAILED, QUEUED, RUNNING, Job, JobStore
 
 MAX_WAITING = 20  # requests in the queue
 MAX_FAILED = 1000  # failed jobs that are remembered
 MAX_ATTEMPTS = 2  # of a job that the end of the process interrupted: it may be what ended it
+WATCHED_SECONDS = 5.0  # after which somebody who asked for a preview is taken to be gone
+PREVIEW_SECONDS = 1.0  # between two previews
 SWEEP_SECONDS = 3600  # between two looks for what is too old
 
 
@@ -49,11 +53,13 @@ class Assignment:
 
     on_progress: to be called after each step with the steps that are done, and of all; an exception that it raises
       ends this one alone.
+    on_preview: to be called after each step with a function: the first frame, [H, W, 3] uint8.
     """
 
     request: Request
     out: pathlib.Path
     on_progress: Callable[[int, int], None]
+    on_preview: Callable[[Callable[[], np.ndarray]], None]
 
 
 class Model(Protocol):
@@ -244,8 +250,19 @@ class JobQueue:
                 raise Stopped
             job.done, job.total = done, total
 
+        def preview(job, frame):
+            now = time.monotonic()
+            if now - job.looked < WATCHED_SECONDS and now - job.previewed > PREVIEW_SECONDS:
+                job.preview, job.previewed = encoded(frame(), "webp"), now
+
         assignments = [
-            Assignment(job.request, self.store.video(job), functools.partial(report, job)) for job in jobs
+            Assignment(
+                job.request,
+                self.store.video(job),
+                functools.partial(report, job),
+                functools.partial(preview, job),
+            )
+            for job in jobs
         ]
         try:
             return self.model.make(assignments)
@@ -280,7 +297,7 @@ class JobQueue:
             job.frames = self.model.frames_of(video)
         else:
             self.store.remove_video(job)
-        job.state, job.error, job.completed = state, error, time.time()
+        job.state, job.error, job.completed, job.preview = state, error, time.time(), b""
         self._save(job)
 
     def _save(self, job: Job):

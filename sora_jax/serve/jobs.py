@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import threading
 import time
@@ -36,6 +37,8 @@ class Job:
     size: (width, height) in pixels; fps: of the video; frames: of the video, an estimate until it is completed.
     source: id of the video that it varies.
     done, total: steps of the solver.
+    preview: its first frame as the last steps predict it, WebP, while somebody looks.
+    looked, previewed: when somebody last asked for it, and when it was made, on the monotonic clock.
     """
 
     id: str
@@ -53,6 +56,9 @@ class Job:
     notes: tuple[str, ...] = ()
     done: int = 0
     total: int = 0
+    preview: bytes = b""
+    looked: float = -math.inf
+    previewed: float = -math.inf
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     @property

@@ -109,6 +109,7 @@ class LoadedModel:
                 one.out,
                 Console(file=file),
                 on_progress=one.on_progress,
+                on_preview=one.on_preview,
             )
             for one, file in zip(assignments, printed, strict=True)
         ]

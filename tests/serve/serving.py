@@ -45,18 +45,19 @@ class DrawingModel(LoadedModel):
         outcomes = []
         for one in assignments:
             try:
-                outcomes.append(self.draw(one.request, one.out, one.on_progress))
+                outcomes.append(self.draw(one.request, one.out, one.on_progress, one.on_preview))
             except Exception as error:
                 outcomes.append(error)
         return outcomes
 
-    def draw(self, request, out, on_progress):
+    def draw(self, request, out, on_progress, on_preview=lambda frame: None):
         self.made.append(request)
         (width, height), fps, frames = self.check(request)
         steps = request.settings(self.defaults).steps
         for done in range(steps):
             time.sleep(self.step_seconds)
             on_progress(done + 1, steps)
+            on_preview(lambda: np.full((height, width, 3), 200, np.uint8))
         colours = np.random.default_rng(request.seed).integers(0, 255, 3)
         with VideoWriter(out, fps, metadata={"prompt": ""}) as video:
             video.write(np.broadcast_to(colours, (frames, height, width, 3)).astype(np.uint8))

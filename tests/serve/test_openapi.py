@@ -29,6 +29,7 @@ def test_the_document_names_every_field_and_operation(tmp_path):
         "get /v1/videos/{video_id}",
         "delete /v1/videos/{video_id}",
         "get /v1/videos/{video_id}/content",
+        "get /v1/videos/{video_id}/preview",
         "get /v1/inputs/{file_id}",
         "get /v1/models",
         "get /v1/models/{model_id}",

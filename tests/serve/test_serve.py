@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import importlib.util
+import io
 import os
 import pathlib
 import shutil
@@ -298,8 +299,10 @@ def test_requests_that_wait_run_together_and_look_as_they_do_alone(queue):
     first = queue.submit(Request(("a bird",), seed=3, changes={"steps": 40}))
     sizes = ("64x64", "64x32", "32x64")
     waiting = [queue.submit(Request(("a rabbit",), seed=5, changes={"size": size})) for size in sizes]
-    while not first.done:
+    while not first.preview:
+        first.looked = time.monotonic()
         queue.wait(first, 0.05)
+    assert Image.open(io.BytesIO(first.preview)).size == (64, 64)
     assert queue.running == 1 and queue.waiting == 3
     jobs = [finished(queue, job) for job in waiting]
     assert {job.state for job in jobs} == {"completed"} and len({round(job.completed) for job in jobs}) == 1
@@ -399,6 +402,7 @@ def test_the_page_in_a_browser(tmp_path):
             page.get_by_label("Steps").fill("1000")
             page.get_by_role("button", name="Make it").click()
             page.get_by_text("of 1000 · seed 7").wait_for()
+            page.get_by_alt_text("Preview").wait_for()
             shoot("running")
             page.get_by_role("button", name="Cancel").click()
             page.get_by_text("Cancelled.").wait_for()

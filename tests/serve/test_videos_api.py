@@ -191,6 +191,17 @@ def test_deleting_a_running_job_ends_it_within_a_step_and_the_next_runs(client, 
     assert files == {server.queue.get(after.id).file}
 
 
+def test_a_running_video_shows_a_preview_to_who_looks(client, server):
+    server.model.step_seconds = 0.05
+    video = client.videos.create(prompt="a bird", size="64x32", extra_body={"steps": 1000})
+    preview = f"{server.url}/videos/{video.id}/preview"
+    assert httpx2.get(preview).status_code == 204
+    wait_until(lambda: httpx2.get(preview).status_code == 200)
+    assert Image.open(io.BytesIO(httpx2.get(preview).content)).size == (64, 32)
+    client.videos.delete(video.id)
+    assert httpx2.get(preview).status_code == 404
+
+
 def test_edit_remix_and_extend(client, server, tmp_path):
     source = client.videos.create_and_poll(prompt="a bird", size="128x64", poll_interval_ms=20)
     remix = poll(client, client.videos.remix(source.id, prompt="a red bird"))
@@ -299,7 +310,7 @@ def test_errors_of_every_kind_have_the_clients_form(server):
 
 
 def test_a_failure_of_the_server_tells_no_details(client, server, monkeypatch, capfd):
-    def fail(request, out, on_progress):
+    def fail(request, out, *callbacks):
         raise RuntimeError(f"{out}: secret")
 
     monkeypatch.setattr(server.model, "draw", fail)

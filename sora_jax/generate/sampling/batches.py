@@ -21,9 +21,16 @@ class Progress:
     Args:
       on_progress: called after each step with the number of steps that are done, and of all. An exception that it
         raises stops these clips alone, and is kept as `error`.
+      on_prediction: called after each step with a function: the latents [f, h, w, C] of a clip as the step predicts
+        them.
     """
 
-    def __init__(self, on_progress: Callable[[int, int], None] = lambda done, total: None):
+    def __init__(
+        self,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        on_prediction: Callable[[Callable[[], np.ndarray]], None] = lambda latents: None,
+    ):
+        self.on_prediction = on_prediction
         self.done = self.total = 0
         self.error: Exception | None = None
         self._on_progress = on_progress
@@ -135,10 +142,14 @@ class Batches:
             if all(progress.error for progress in watching):
                 raise Stopped
 
+        def on_prediction(latents):
+            for place, n in enumerate(run.numbers):
+                self._clips[n][2].on_prediction(lambda place=place: latents()[place])
+
         generator = self._clips[run.numbers[0]][0]
         clips = [self._clips[n][1] for n in run.numbers]
         try:
-            made = sample_clips(generator, clips, run.layout, on_step)
+            made = sample_clips(generator, clips, run.layout, on_step, on_prediction)
         except (Stopped, jax.errors.JaxRuntimeError) as error:  # the second one: too little memory
             return error
         return dict(zip(run.numbers, made, strict=True))

@@ -1,6 +1,7 @@
 """From prompts to latents: encode the text, draw the noise, run the solver."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -66,6 +67,7 @@ def sample_clips(
     clips: Sequence[Clip],
     layout: Layout,
     on_step: Callable[[float, jax.Array | None], None] = lambda time, velocity: None,
+    on_prediction: Callable[[Callable[[], list[np.ndarray]]], None] = lambda latents: None,
 ) -> list[np.ndarray]:
     """Latents of clips, by one run of the solver for all of them.
 
@@ -73,6 +75,7 @@ def sample_clips(
       clips: in one run: the same solver, and as many steps, of which the same are cached or of the second expert.
         In a packed layout none loops, and their sizes, times and guidance may differ.
       on_step: as `sample_latents` takes it; in a packed layout the time is the first clip's.
+      on_prediction: called after each step with a function: the clips' latents as the step predicts them.
     Returns: [f, h, w, C] float32 of each clip.
     """
     if not clips[0].strength:
@@ -93,6 +96,13 @@ def sample_clips(
         frozen, first = frozen | (batch.segment_ids == 0), times[0, ..., 0]
     pairs, state = begin(program, generator.params, batch, noise_of(clips, layout, sizes), first)
     inputs = StepInputs(pairs, frozen, times)
+
+    def latents_of(patches: jax.Array) -> list[np.ndarray]:
+        latents = jnp.where(batch.conditioning_mask[..., None], batch.patches, patches)
+        rows, patch = multihost_utils.process_allgather(latents, tiled=True), generator.settings.transformer.patch
+        found = {n: rows[row, start : start + sizes[n]] for n, row, _, start in layout.places(sizes)}
+        return [unpatchify(found[n], grid, patch) for n, grid in enumerate(grids)]
+
     data = None
     for i, step in enumerate(schedules[0].steps):
         if step.cached:
@@ -110,10 +120,8 @@ def sample_clips(
             state, velocity, data = solver_step(program, params, inputs, state, jnp.int32(i), guidance)
         jax.block_until_ready(state)
         on_step(float(schedules[0].times[i]), velocity)
-    latents = jnp.where(batch.conditioning_mask[..., None], batch.patches, state[0])
-    rows, patch = multihost_utils.process_allgather(latents, tiled=True), generator.settings.transformer.patch
-    found = {n: rows[row, start : start + sizes[n]] for n, row, _, start in layout.places(sizes)}
-    return [unpatchify(found[n], grid, patch) for n, grid in enumerate(grids)]
+        on_prediction(functools.partial(latents_of, data))
+    return latents_of(state[0])
 
 
 def put_patches(x: np.ndarray) -> jax.Array:

@@ -153,6 +153,20 @@ def make_router(queue: JobQueue, limits: Limits) -> fastapi.APIRouter:
             raise not_found(video_id) from None
         return fastapi.responses.FileResponse(path, media_type="video/mp4", filename=job.file)
 
+    @router.get(
+        "/videos/{video_id}/preview",
+        response_class=fastapi.Response,
+        responses={200: {"content": {"image/webp": {}}}, 204: {"description": "There is none now"}},
+    )
+    async def preview(video_id: Id):
+        job = queue.get(video_id)
+        if job is None:
+            raise not_found(video_id)
+        job.looked = time.monotonic()
+        if not job.preview:
+            return fastapi.Response(status_code=204)
+        return fastapi.Response(job.preview, media_type="image/webp")
+
     @router.get("/inputs/{file_id}", response_class=fastapi.Response)
     async def given_file(file_id: Id):
         path = await in_thread(files.find, file_id)
