@@ -21,7 +21,7 @@ class Progress:
     Args:
       on_progress: called after each step with the number of steps that are done, and of all. An exception that it
         raises stops these clips alone, and is kept as `error`.
-      on_prediction: called after each step with a function: a clip's latents [f, h, w, C] as the step predicts them.
+      on_prediction: called after each step with a function: the latents of a clip as the step predicts them.
     """
 
     def __init__(
