@@ -1,6 +1,7 @@
 """A request to `sample`: prompts, settings, and a task with the files that it is given."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 
@@ -166,7 +167,7 @@ def _is_given(value) -> bool:
 
 
 def _named(value):
-    return value.name if isinstance(value, pathlib.Path) else value
+    return pathlib.PurePath(value).name if isinstance(value, os.PathLike) else value
 
 
 def check_request(request: Request):

@@ -228,19 +228,29 @@ class JobQueue:
                 self._change.notify_all()
 
     def _take(self) -> tuple[Job, ...]:
-        """The jobs that run next: those that wait, as far as they may share a run; a long video runs alone."""
+        """The jobs that run next: the first that waits, and those that may share its run of the solver."""
         with self._change:
             while not self._waiting:
                 self._change.wait(SWEEP_SECONDS)
                 self._sweep()
-            jobs = [self._waiting.popleft()]
-            while not jobs[0].request.inputs.long and self._waiting and not self._waiting[0].request.inputs.long:
-                jobs.append(self._waiting.popleft())
-            self._running = tuple(jobs)
+            first = self._waiting.popleft()
+            others = (
+                []
+                if first.request.inputs.long
+                else [j for j in self._waiting if self._kind(j) == self._kind(first)]
+            )
+            for job in others:
+                self._waiting.remove(job)
+            jobs = self._running = (first, *others)
             for job in jobs:
                 job.state, job.attempts = RUNNING, job.attempts + 1
                 self._save(job)
         return self._running
+
+    def _kind(self, job: Job) -> tuple:
+        """Equal for jobs that may share a run; the others would only delay its end."""
+        settings = job.request.settings(self.model.defaults)
+        return settings.steps, settings.solver, job.request.inputs.long
 
     def _make(self, jobs: Sequence[Job]) -> list[list[str] | Exception]:
         """The notes of each job, or why it was not made."""
