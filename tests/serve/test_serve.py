@@ -361,7 +361,7 @@ def test_the_page_in_a_browser(tmp_path):
             page.wait_for_function("() => document.querySelector('#stage video')?.currentTime > 0")
 
         with serving(tmp_path / "made", step_seconds=0.02) as running:
-            local = (running.address, "data:", "blob:")
+            local = ("http://127.0.0.1:", "data:", "blob:")
             page.on("request", lambda asked: asked.url.startswith(local) or elsewhere.append(asked.url))
             page.goto(running.address)
             words = "<img src=x onerror=alert(1)> a bird"
@@ -412,7 +412,6 @@ def test_the_page_in_a_browser(tmp_path):
 
         # Another server at another port, with a key; the gallery is that of the folder.
         with serving(tmp_path / "made", keys=(KEY,)) as running:
-            local = (running.address, "data:", "blob:")
             page.set_viewport_size({"width": 390, "height": 800})
             page.goto(running.address)
             page.get_by_label("Key", exact=True).fill("wrong" * 5)
