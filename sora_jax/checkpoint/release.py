@@ -15,7 +15,7 @@ from sora_jax.checkpoint.meta import differing, read_meta
 from sora_jax.checkpoint.model_folder import SETTINGS, WEIGHTS, save_model
 from sora_jax.checkpoint.restore import restore_trained
 from sora_jax.checkpoint.workdir import RELEASED, STEP, find_checkpoint, split_step
-from sora_jax.config.schema import Settings
+from sora_jax.config.schema import REFINE, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import content_hash, copy_file
 from sora_jax.models.layers.params import count_params
@@ -80,7 +80,7 @@ def check_whole(settings: Settings, workdir: pathlib.Path):
         raise InputError(f"{workdir}: holds an autoencoder; its folder `autoencoder` is its release")
     if settings.lora.rank:
         raise InputError(f"{workdir}: holds adapters; merge them into their model with `convert` first")
-    if (settings.flow.time_min, settings.flow.time_max) != (0, 1):
+    if settings.objective != REFINE and (settings.flow.time_min, settings.flow.time_max) != (0, 1):
         raise InputError(f"{workdir}: holds one of two experts; `convert` writes both together")
     if settings.text.weights:
         raise InputError(f"{workdir}: its text encoder is a published one; `convert` writes the model with it")

@@ -12,13 +12,14 @@ from sora_jax.cli import (
     plan,
     prepare,
     recipe,
+    refine,
     sample,
     serve,
     train,
 )
 
 GROUPS = {
-    "Videos": {"sample": sample.COMMAND, "serve": serve.COMMAND},
+    "Videos": {"sample": sample.COMMAND, "refine": refine.COMMAND, "serve": serve.COMMAND},
     "Data": {
         "caption": caption.COMMAND,
         "prepare": prepare.COMMAND,

@@ -64,7 +64,7 @@ SHAPES = Command(
             Flag("out", "Folder for the sets, each in a folder of its name.", default="data/shapes"),
             Flag(
                 "sets",
-                "Sets to render: autoencoder, pictures, short, clips, aspects, long; default: all.",
+                "Sets to render: autoencoder, pictures, short, clips, aspects, long, refiner; default: all.",
                 commas=True,
             ),
             Flag("share", "Share of the videos of each set.", float, 1.0, min=0.0),

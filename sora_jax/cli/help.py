@@ -15,7 +15,7 @@ CONFIG = Flag(
     "config", "Python file of a config, or the settings.json of a workdir; see docs/reference/config.md."
 )
 
-MODELS_IN_USE = ("convert", "sample", "serve", "evaluate")  # have a page of their own
+MODELS_IN_USE = ("convert", "sample", "refine", "serve", "evaluate")  # have a page of their own
 OF_WORLDS = ("data shapes", "data emoji", "demo", "recipe shapes", "recipe shapes-ablations", "recipe emoji")
 INTRODUCTION = """\
 # Commands

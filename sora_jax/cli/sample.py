@@ -52,8 +52,9 @@ WATERMARK = Flag("watermark", "Text to write into the lower right corner of the 
 
 
 def run(values, console):
-    from sora_jax.generate.request import PromptSettings, Request
+    from sora_jax.generate.request import PromptSettings, Refinement, Request
     from sora_jax.generate.sample import sample
+    from sora_jax.worlds.shipped import refiner_folder
 
     story = story_of(values, console)
     prompts = [(story[0], {})] if story else prompts_of(values, console)
@@ -70,6 +71,11 @@ def run(values, console):
         own=tuple(PromptSettings(**own) for _, own in prompts),
     )
     checkpoint = checkpoint_of(values)
+    if values.refine:
+        refiner = refiner_folder(path_of(values, "refiner"), checkpoint, "refiner")
+        request = dataclasses.replace(request, refinement=Refinement.read(values.refine, refiner))
+    elif values.refiner:
+        raise InputError("--refiner: is for --refine; name the size, for example --refine=128x128")
     print_remarks(values, [prompt for prompt, _ in prompts], console)
     sample(
         checkpoint,
@@ -177,6 +183,8 @@ COMMAND = Command(
         ),
         "Output": (
             Flag("out", "An .mp4; for several prompts a folder.", example="sample.mp4"),
+            Flag("refine", "Size to refine the video to, WIDTHxHEIGHT, and if wanted its frame rate: 128x128@32."),
+            Flag("refiner", "Workdir of the refiner; default: `refiner` in the folder of the checkpoint."),
             WATERMARK,
         ),
         "Sampling": (

@@ -13,6 +13,7 @@ from sora_jax.config.models import (
     TextSettings,
     TransformerSettings,
 )
+from sora_jax.config.refining import RefineSettings
 from sora_jax.config.training import (
     DataSettings,
     DistillSettings,
@@ -27,6 +28,7 @@ from sora_jax.config.training import (
 from sora_jax.core.errors import InputError
 
 DISTILLATIONS = ("guidance_distillation", "moment_matching")
+REFINE = "refine"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Settings(Group):
     objective: str = field(
         "flow",
         "What is trained: flow, a transformer; guidance_distillation or moment_matching, a transformer that "
-        "learns from another one; or autoencoder.",
-        choices=("flow", *DISTILLATIONS, "autoencoder"),
+        "learns from another one; refine, a transformer that makes videos larger and sharper; or autoencoder.",
+        choices=("flow", *DISTILLATIONS, REFINE, "autoencoder"),
     )
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
     data: DataSettings = dataclasses.field(default_factory=DataSettings)
@@ -51,6 +53,7 @@ class Settings(Group):
     lora: LoraSettings = dataclasses.field(default_factory=LoraSettings)
     flow: FlowSettings = dataclasses.field(default_factory=FlowSettings)
     distill: DistillSettings = dataclasses.field(default_factory=DistillSettings)
+    refine: RefineSettings = dataclasses.field(default_factory=RefineSettings)
     loss: LossSettings = dataclasses.field(default_factory=LossSettings)
     optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
     train: TrainSettings = dataclasses.field(default_factory=TrainSettings)
@@ -70,6 +73,23 @@ class Settings(Group):
 
         if self.objective in DISTILLATIONS:
             self._check_distillation()
+        if self.objective == REFINE:
+            self._check_refiner()
+
+    def _check_refiner(self):
+        """A refiner is given latents beside the noise, which are made of pixels in the step."""
+        if not self.data.autoencoder:
+            raise InputError("config.data.autoencoder: a refiner's pairs are encoded in the step; name its folder")
+        if not self.transformer.condition_channels:
+            wanted = self.autoencoder.temporal_stride + self.autoencoder.latent_channels
+            raise InputError(f"config.transformer.condition_channels: must be {wanted} for a refiner")
+        for key, value in (
+            ("transformer.image_width", self.transformer.image_width),
+            ("flow.ghosts", self.flow.ghosts),
+            ("masks.forcing", self.masks.forcing),
+        ):
+            if value:
+                raise InputError(f"config.{key}: must be off for a refiner")
 
     def _check_distillation(self):
         if not self.train.init_from:
@@ -89,7 +109,7 @@ class Settings(Group):
             return
         if self.objective == "autoencoder":
             raise InputError("config.data.autoencoder: is for a transformer, not for config.objective=autoencoder")
-        if self.transformer.condition_channels or self.transformer.image_width:
+        if self.objective != REFINE and (self.transformer.condition_channels or self.transformer.image_width):
             raise InputError(
                 "config.data.autoencoder: image-to-video models need latents in the data set; run `prepare` with "
                 "--autoencoder, and leave this empty"

@@ -84,7 +84,9 @@ class DataSettings(Group):
     caption_dropout: float = field(0.1, "Share of captions emptied, for classifier-free guidance.", min=0, max=1)
     crop_frames: int = field(17, "Length of the crops that an autoencoder is trained on.", unit="frames", min=1)
     crop_size: str = field(
-        "64x64", "Size of the crops that an autoencoder is trained on, WIDTHxHEIGHT.", unit="pixels"
+        "64x64",
+        "Size of the crops that an autoencoder or a refiner is trained on, WIDTHxHEIGHT.",
+        unit="pixels",
     )
     image_share: float = field(
         0.0,

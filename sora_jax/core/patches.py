@@ -29,6 +29,8 @@ class PatchBatch(struct.PyTreeNode):
     image: features of an image encoder, [B, I, E] float; image_segment_ids: their clips, [B, I] int32.
     ghosts: added to clean patches before the noise (data/loader/ghosts.py), [B, N, P] float.
     pixels: of clips that are not encoded yet, all of one shape, [B, k, F, H, W, 3] uint8, instead of patches.
+    low: a refiner's inputs at the size of these pixels, [B, k, F, H, W, 3] uint8.
+    trust: how far each frame of them is to be believed, in [0, 1], [B, k, F] float32: below 1 if it was blended.
     """
 
     patches: jax.Array | None
@@ -43,6 +45,8 @@ class PatchBatch(struct.PyTreeNode):
     image_segment_ids: jax.Array | None = None
     ghosts: jax.Array | None = None
     pixels: jax.Array | None = None
+    low: jax.Array | None = None
+    trust: jax.Array | None = None
 
 
 def patch_grid(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> tuple[int, int, int]:

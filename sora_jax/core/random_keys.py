@@ -22,6 +22,7 @@ class Purpose(enum.IntEnum):
     VALIDATION = 2**31 + 5  # noise of the validation batch with that number
     WINDOW = 2**31 + 6  # base key of that window of a long video, after the first
     RENEWED_NOISE = 2**31 + 7  # that a student's sample gets in the training step with that number
+    CONDITION_NOISE = 2**31 + 8  # of a refiner's condition, in that step or that window
 
 
 def seed_key(seed: int) -> jax.Array:

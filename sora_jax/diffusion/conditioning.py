@@ -33,6 +33,29 @@ def start_from(noise, batch, *, time=1.0, conditioning_time: float = 0.0):
     return (1 - t) * batch.patches + t * noise
 
 
+def refiner_condition(low, trust, noise, level, count: int):
+    """The channels beside the noise of a refiner: how far to believe each frame, and the noised input.
+
+    Args:
+      low: patches of the input at the output's size, [B, N, count * C].
+      trust: in the frames of each patch, [B, N, stride], in [0, 1].
+      noise: as low. level: of it, in [0, 1], [B, N, 1] or a scalar.
+      count: latents in a patch.
+    Returns: [B, N, count * (stride + C)], for each latent the trust times 1 - level, then the channels.
+    Source: as Wan 2025 (arXiv 2503.20314), section 5.1, lays out its mask; noise on the condition as in
+      Ho et al. 2021 (arXiv 2106.15282).
+    """
+    noised = (1 - level) * low.astype(jnp.float32) + level * noise
+    layout = jax.typeof(noised).sharding.spec
+    layout = None if not layout else jax.P(*layout[:2], None, None)
+    latents = jnp.reshape(noised, (*noised.shape[:2], count, -1), out_sharding=layout)
+    mask = ((1 - level) * trust)[:, :, None]
+    mask = jnp.broadcast_to(mask, (*latents.shape[:3], mask.shape[-1]), out_sharding=layout)
+    whole = jnp.concatenate([mask, latents], axis=-1)
+    layout = layout and jax.P(*layout[:2], None)
+    return jnp.reshape(whole, (*noised.shape[:2], -1), out_sharding=layout)
+
+
 def renoised(x, noise, conditioning_time: float, time):
     """Patches [B, N, P] that have conditioning_time, moved along the path of the same noise to `time`."""
     keep = (1 - time) / (1 - conditioning_time)

@@ -93,6 +93,8 @@ def choose(subject: Subject, suite: Sequence[str], benchmarks: Mapping[str, Benc
             path = subject.described()["path"]
             kind = "folder of videos" if objective == "videos" else objective
             raise InputError(f"--suite={name}: does not apply to {path}, a {kind}; {fit} do")
+    if not suite and objective not in DEFAULT_SUITE:
+        raise InputError(f"{subject.described()['path']}: a model of objective {objective} has no default --suite")
     return tuple(dict.fromkeys(suite)) or DEFAULT_SUITE[objective]
 
 

@@ -15,7 +15,7 @@ from sora_jax.checkpoint.meta import check_models, read_meta
 from sora_jax.checkpoint.model_folder import load_model
 from sora_jax.checkpoint.workdir import find_checkpoint, split_step
 from sora_jax.config.load import parse_size
-from sora_jax.config.schema import AutoencoderSettings, SampleSettings, Settings
+from sora_jax.config.schema import REFINE, AutoencoderSettings, SampleSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.data.tokenizer import Tokenizer
 from sora_jax.generate.sampling.step_cache import FILE, VelocityChange, read_velocity_change
@@ -42,9 +42,13 @@ class Generator:
     velocity_change: VelocityChange | None = None
 
 
-def read_run(workdir: pathlib.Path, step: int | None = None) -> tuple[pathlib.Path, int, Settings]:
+def read_run(
+    workdir: pathlib.Path, step: int | None = None, *, refiner: bool = False
+) -> tuple[pathlib.Path, int, Settings]:
     """(folder of a workdir's checkpoints, a step, by default that of the newest one, its settings).
 
+    Args:
+      refiner: whether it may be one of a refiner.
     Raises: InputError if there is no checkpoint, or not one of a transformer.
     """
     folder, newest = find_checkpoint(workdir)
@@ -52,6 +56,8 @@ def read_run(workdir: pathlib.Path, step: int | None = None) -> tuple[pathlib.Pa
     settings, _ = read_meta(folder, step)
     if settings.objective == "autoencoder":
         raise InputError(f"{workdir}: its checkpoint is an {settings.objective}; `sample` needs a transformer's")
+    if settings.objective == REFINE and not refiner:
+        raise InputError(f"{workdir}: holds a refiner; `sora-jax refine --checkpoint={workdir}` runs it")
     return folder, step, settings
 
 
@@ -68,11 +74,24 @@ def load_generator(
     Raises: InputError if there is no checkpoint, it is not a transformer's, or a part of it is missing.
     """
     folder, step, settings = read_run(workdir, step)
-    workdir = split_step(workdir)[0]
     if settings.flow.time_max < 1:
         raise InputError(
             f"{workdir}: an expert for times up to {settings.flow.time_max}; sample from the workdir around it"
         )
+    return load_model_of(workdir, folder, step, settings, dtype=dtype, lora=lora)
+
+
+def load_model_of(
+    workdir: pathlib.Path,
+    folder: pathlib.Path,
+    step: int,
+    settings: Settings,
+    *,
+    dtype: str | None = None,
+    lora: Sequence[str] = (),
+) -> Generator:
+    """The model that `read_run` found in a workdir, with its autoencoder and tokenizer."""
+    workdir = split_step(workdir)[0]
     autoencoder, autoencoder_params = load_model(workdir / "autoencoder", Autoencoder, AutoencoderSettings)
     if dtype := dtype or settings.sample.dtype:
         settings, autoencoder = _computed_in(settings, dtype), dataclasses.replace(autoencoder, dtype=dtype)

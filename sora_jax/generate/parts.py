@@ -15,7 +15,9 @@ from sora_jax.core.storage import sha256
 from sora_jax.generate.generator import Generator, latent_shape, video_size, with_dtype
 from sora_jax.generate.inputs.opened_inputs import OpenedInputs
 from sora_jax.generate.prompts import prompt_notes
-from sora_jax.generate.request import Request
+from sora_jax.generate.refine.refiner import read_refiner
+from sora_jax.generate.refine.target import Target, named, target_of
+from sora_jax.generate.request import Refinement, Request
 from sora_jax.generate.sampling import rolling
 from sora_jax.generate.sampling.clips import Noise
 from sora_jax.generate.sampling.pipeline import check_prompts, fill_batch, sample_latents
@@ -35,18 +37,21 @@ class Part:
     """Videos of a request that have all settings in common, checked and with their inputs opened.
 
     paths: of their files; None: they are kept in memory.
+    target: what a refiner makes of them; without one, as they are sampled.
     """
 
     request: Request
     inputs: OpenedInputs
     paths: Sequence[pathlib.Path | None]
+    target: Target
 
     @property
     def pixels(self) -> int:
         """Of all frames of its videos."""
-        height, width = video_size(self.inputs.settings)
+        height, width = self.target.size
         frames = new_frames(self.inputs) if self.request.inputs.long else self.inputs.settings.frames
-        return len(self.paths) * (frames + sum(video.frames for video in self.inputs.videos)) * height * width
+        frames += sum(video.frames for video in self.inputs.videos)
+        return len(self.paths) * frames * self.target.factor * height * width
 
 
 def open_parts(
@@ -59,9 +64,19 @@ def open_parts(
         settings = checked_settings(part, trained)
         if settings not in opened:
             opened[settings] = OpenedInputs(part, settings, trained, console)
-        parts.append(Part(part, opened[settings], left[: len(part.prompts)]))
+        inputs = opened[settings]
+        target = refined_target(inputs.settings, part.refinement)
+        parts.append(Part(part, inputs, left[: len(part.prompts)], target))
         left = left[len(part.prompts) :]
     return parts
+
+
+def refined_target(settings: SampleSettings, refinement: Refinement | None) -> Target:
+    """What becomes of videos of these settings. Raises: InputError if the refiner can't make it."""
+    if not refinement:
+        return Target([video_size(settings)], 1, settings.fps)
+    scale = read_refiner(refinement.checkpoint)[2].refine.scale
+    return target_of(video_size(settings), settings.fps, refinement.size, refinement.fps, scale, "--refine")
 
 
 def checked_settings(request: Request, trained: Settings) -> SampleSettings:
@@ -141,6 +156,9 @@ def describe(generator: Generator, part: Part, weights: str, console: rich.conso
         metadata["guidance_low"] = guidance_low(generator, settings)
     else:
         del metadata["guidance_low"]
+    if request.refinement:
+        made = {"size": named(part.target.size), "fps": part.target.fps}
+        metadata["refined"] = made | {"refiner": request.refinement.checkpoint.name}
     if part.inputs.files:
         metadata["input_hashes"] = {path.name: sha256(path) for path in part.inputs.files}
     strength = request.inputs.edit_strength

@@ -105,6 +105,31 @@ class PromptSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Refinement:
+    """What a refiner makes of each video before it is written.
+
+    checkpoint: workdir of a refiner, or a release of one.
+    size: WIDTHxHEIGHT; fps: frames a second, a multiple of the video's; None: the video's.
+    """
+
+    checkpoint: pathlib.Path
+    size: str
+    fps: float | None = None
+
+    @classmethod
+    def read(cls, text: str, checkpoint: pathlib.Path) -> "Refinement":
+        """ "128x128" or "128x128@32"."""
+        size, at, rate = text.partition("@")
+        try:
+            fps = float(rate) if at else None
+        except ValueError:
+            raise InputError(
+                f"--refine={text}: write WIDTHxHEIGHT or WIDTHxHEIGHT@FPS, such as 128x128@32"
+            ) from None
+        return cls(checkpoint, size, fps)
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
     """Videos to make: one for each prompt, all of one task.
 
@@ -117,6 +142,7 @@ class Request:
     media: how input files are decoded, and the limits that hold meanwhile.
     asked: the prompts, or the story, before they were expanded; () if they were not.
     lora: adapters to add, each PATH or PATH:STRENGTH; for one of two experts high=PATH or low=PATH.
+    refinement: of the videos; None: they are written as they are sampled.
     """
 
     prompts: tuple[str, ...]
@@ -130,6 +156,7 @@ class Request:
     media: Options = dataclasses.field(default_factory=Options)
     asked: tuple[str, ...] = ()
     lora: tuple[str, ...] = ()
+    refinement: Refinement | None = None
 
     def settings(self, own: SampleSettings) -> SampleSettings:
         """The checkpoint's own settings with the changes."""

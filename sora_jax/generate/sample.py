@@ -22,6 +22,8 @@ from sora_jax.generate.generator import Generator, load_generator, read_run
 from sora_jax.generate.output.files import check_outputs, keep_raw_frames, output_paths, write_video
 from sora_jax.generate.output.provenance import marked, params_hash
 from sora_jax.generate.parts import Part, describe, expand_prompts, note, open_parts, prepared_generator
+from sora_jax.generate.refine.refiner import load_refiner
+from sora_jax.generate.refine.sampled import RefinedVideos
 from sora_jax.generate.request import Request, check_request, untrained_note
 from sora_jax.generate.sampling.batches import Batches, Progress
 from sora_jax.generate.sampling.clips import Clip, Noise
@@ -29,6 +31,8 @@ from sora_jax.generate.sampling.pipeline import check_prompts
 from sora_jax.generate.sampling.sampler import LongVideos, ShortVideos, VideoSampler
 from sora_jax.generate.setting_sources import with_adapter_settings
 from sora_jax.models.autoencoder.streaming import decode_stream
+
+VideoSource = ShortVideos | LongVideos | RefinedVideos
 
 
 class IncompleteError(InputError):
@@ -179,7 +183,7 @@ def check_job(work: Work, checkpoint: pathlib.Path, trained: Settings | None):
     request, work.lines = with_adapter_settings(request, trained)
     parts = open_parts(request, paths, trained, job.console)
     if job.out:
-        check_outputs(paths, parts[0].inputs.settings.fps, sum(part.pixels for part in parts))
+        check_outputs(paths, parts[0].target.fps, sum(part.pixels for part in parts))
     note(job.console, untrained_note(request.inputs, trained))
     if job.expand:
         expanded = expand_prompts(request, job.expand, job.console).parts()
@@ -207,6 +211,8 @@ def make_videos(generator: Generator, checkpoint: pathlib.Path, works: Sequence[
                         source = long_source(own, part, paths, metadata, console, progress)
                     else:
                         source = short_source(own, part, batches, progress)
+                    if refinement := part.request.refinement:
+                        source = RefinedVideos(source, part, load_refiner(refinement.checkpoint))
                     sources.append((work, part, metadata, source))
         batches.plan()
         for work, part, metadata, source in sources:
@@ -269,9 +275,9 @@ def long_source(
     return source
 
 
-def make_video(work: Work, part: Part, n: int, source: ShortVideos | LongVideos, metadata: Mapping):
+def make_video(work: Work, part: Part, n: int, source: VideoSource, metadata: Mapping):
     """Sample and write video n of a part."""
-    request, fps, path, console = part.request, part.inputs.settings.fps, part.paths[n], work.job.console
+    request, fps, path, console = part.request, part.target.fps, part.paths[n], work.job.console
     own = {"prompt": request.prompts[n], "number": request.first + n, **metadata}
     if request.asked:
         own["asked"] = list(request.asked) if request.inputs.story else request.asked[n]

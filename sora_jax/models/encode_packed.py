@@ -1,6 +1,7 @@
 """Packed sequences whose clips are still pixels, encoded inside a compiled program by a frozen autoencoder."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,14 @@ from sora_jax.models.autoencoder.pixels import frame_axes
 from sora_jax.models.layers.params import bind
 
 CHUNK = 4  # latent frames at a time
+WHOLE = ("pixels", "low", "trust")  # fields of a batch that hold whole clips
 
 
 def place_packed(batch: PatchBatch) -> PatchBatch:
-    """`mesh.place` of packed sequences: tokens over their axes, pixels over "batch" alone."""
-    placed = place(batch.replace(pixels=None), "batch tokens")
-    return placed if batch.pixels is None else placed.replace(pixels=place(batch.pixels, "batch"))
+    """`mesh.place` of packed sequences: tokens over their axes, what belongs to whole clips over "batch" alone."""
+    whole = {name: getattr(batch, name) for name in WHOLE}
+    placed = place(batch.replace(**dict.fromkeys(WHOLE)), "batch tokens")
+    return placed.replace(**{name: None if x is None else place(x, "batch") for name, x in whole.items()})
 
 
 def encode_packed(
@@ -31,12 +34,38 @@ def encode_packed(
     Args:
       batch: with pixels; clip i of a sequence is its segment i + 1, one after the other.
       patch: the transformer's.
-    Returns: with patches [B, N, P] bfloat16, 0 for padding.
+    Returns: with patches [B, N, P] bfloat16, 0 for padding. Of a refiner's pairs, `condition` is the patches of
+      `low`, and `trust` is that of each patch's frames, [B, N, stride] float32.
     Raises: InputError for a clip that is no multiple of the autoencoder's strides or the patch.
     """
-    model = bind(Autoencoder, settings, params)
-    B, _, _, H, W, _ = batch.pixels.shape
     N = batch.segment_ids.shape[1]
+
+    def filled(clips):  # [k, B, n, P] -> [B, N, P]
+        rows = jnp.moveaxis(clips, 0, 1)
+        rows = jnp.reshape(rows, (len(rows), -1, rows.shape[-1]), out_sharding=spec("batch . ."))
+        rows = jax.reshard(jnp.pad(rows, ((0, 0), (0, N - rows.shape[1]), (0, 0))), spec("batch tokens ."))
+        return jnp.where(batch.segment_ids[..., None] > 0, rows, 0)
+
+    made = batch.replace(patches=filled(_encode(settings, params, batch.pixels, patch)), pixels=None)
+    if batch.low is None:
+        return made
+    trust = trust_of_latents(batch.trust, settings.temporal_stride)[:, :, :: patch[0]]  # [B, k, f, stride]
+    cells = math.prod(batch.low.shape[3:5]) // (settings.spatial_stride**2 * math.prod(patch[1:]))
+    trust = jnp.moveaxis(jnp.repeat(trust, cells, axis=2, total_repeat_length=trust.shape[2] * cells), 1, 0)
+    condition = filled(_encode(settings, params, batch.low, patch))
+    return made.replace(condition=condition, trust=filled(trust), low=None)
+
+
+def trust_of_latents(trust, stride: int):
+    """The trust in the frames of each latent frame, [..., F] -> [..., f, stride]; the first one's is repeated."""
+    repeated = jnp.concatenate([trust[..., :1]] * (stride - 1) + [trust], axis=-1)
+    return jnp.reshape(repeated, (*trust.shape[:-1], -1, stride))
+
+
+def _encode(settings, params, pixels, patch):
+    """Patches of clips, [B, k, F, H, W, 3] uint8 -> [k, B, n, P] bfloat16."""
+    model = bind(Autoencoder, settings, params)
+    *_, H, W, _ = pixels.shape
     axes = ". ." if over_gloo() else frame_axes(H // settings.spatial_stride, W // settings.spatial_stride)
     layout = spec(f"batch . {axes} .")
 
@@ -50,9 +79,4 @@ def encode_packed(
         mean, _ = model.encode(video, chunk=CHUNK)
         return cut(jax.reshard(model.to_latents(mean), spec("batch . . . .")).astype(jnp.bfloat16))
 
-    patches = jax.lax.map(encoded, jnp.moveaxis(batch.pixels, 1, 0))
-    shape = (B, -1, patches.shape[-1])
-    patches = jnp.reshape(jnp.moveaxis(patches, 0, 1), shape, out_sharding=spec("batch . ."))
-    patches = jnp.pad(patches, ((0, 0), (0, N - patches.shape[1]), (0, 0)))
-    patches = jax.reshard(patches, spec("batch tokens ."))
-    return batch.replace(patches=jnp.where(batch.segment_ids[..., None] > 0, patches, 0), pixels=None)
+    return jax.lax.map(encoded, jnp.moveaxis(pixels, 1, 0))

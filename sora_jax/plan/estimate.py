@@ -105,7 +105,7 @@ def _types(settings: Settings):
         (2,) * len(AXES), AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES)
     )
     with jax.sharding.use_abstract_mesh(mesh):
-        objective = make_objective(settings)
+        objective = make_objective(settings, settings.autoencoder)
         optimizer = make_optimizer(settings.optimizer, settings.train.steps, objective.players, objective.rates)
         return abstract_state(objective, optimizer), abstract_frozen(settings)
 

@@ -11,7 +11,7 @@ import jax
 import rich.console
 
 from sora_jax.cluster.compiler_flags import compiler_options
-from sora_jax.config.schema import Settings
+from sora_jax.config.schema import REFINE, Settings
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.progress import run_interruptibly
@@ -222,7 +222,7 @@ def plan(
     """
     if what not in ("train", "sample", "decode", "encode"):
         raise InputError(f"--what={what}: {did_you_mean(what, ('train', 'sample', 'decode', 'encode'))}")
-    if what == "train" and settings.data.autoencoder:
+    if what == "train" and settings.data.autoencoder and settings.objective != REFINE:
         raise InputError("config.data.autoencoder: a step with an autoencoder can't be planned; leave it empty")
     by_formulas = what == "train" and settings.objective == "flow"
     if not by_formulas and (search or formulas or not topology.compiled):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from sora_jax.checkpoint.frozen_params import compute_types
 from sora_jax.checkpoint.restore import abstract_on_mesh
 from sora_jax.config.load import parse_size
-from sora_jax.config.schema import DISTILLATIONS, LoraSettings, Settings
+from sora_jax.config.schema import DISTILLATIONS, REFINE, LoraSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import spec
 from sora_jax.core.patches import PatchBatch, patch_grid
@@ -55,7 +55,7 @@ def make_program(settings: Settings, what: str) -> Program:
 
 def train(settings: Settings) -> Program:
     """One update of the training loop."""
-    objective = make_objective(settings)
+    objective = make_objective(settings, settings.autoencoder)
     optimizer = make_optimizer(settings.optimizer, settings.train.steps, objective.players, objective.rates)
     state = abstract_on_mesh(abstract_state(objective, optimizer))
     frozen, batch = abstract_on_mesh(abstract_frozen(settings)), abstract_batch(settings)
@@ -150,6 +150,8 @@ def abstract_frozen(settings: Settings) -> dict:
         frozen["teacher"] = compute_types(abstract_trained(settings), settings)
     if settings.text.weights and not settings.data.embeddings:
         frozen["text_encoder"] = abstract_model(settings)["text_encoder"]
+    if settings.data.autoencoder:
+        frozen["autoencoder"] = abstract_params(Autoencoder, settings.autoencoder)
     return frozen
 
 
@@ -166,8 +168,14 @@ def abstract_batch(settings: Settings):
             raise InputError(f"config.data.crop_size: {data.crop_size!r} must be WIDTHxHEIGHT")
         return typed((data.batch, data.crop_frames, *size, 3), jnp.uint8, make_objective(settings).axes)
     B, N, S, I = data.batch, data.sequence_length, data.text_length, image_token_capacity(settings)
-    axes = make_objective(settings).axes
+    axes = "batch tokens"
     rows = _rows(settings, B, N, B, S, I, jnp.bfloat16, axes)
+    if settings.objective == REFINE:
+        size = parse_size(data.crop_size, "config.data.crop_size")
+        shape = (B, data.clips_per_sequence, max(data.frames))
+        pixels = typed((*shape, *size, 3), jnp.uint8, "batch")
+        rows = rows.replace(patches=None, condition=None, pixels=pixels, low=pixels)
+        rows = rows.replace(trust=typed(shape, jnp.float32, "batch"))
     if data.embeddings:
         rows = rows.replace(text=typed((B, S, settings.text.width), jnp.bfloat16, axes))
     if settings.flow.ghosts:

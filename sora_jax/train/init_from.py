@@ -11,11 +11,12 @@ from sora_jax.checkpoint.meta import EXECUTION, MODELS, check_models, read_meta
 from sora_jax.checkpoint.model_folder import autoencoder_folder, load_model, load_settings, model_hash
 from sora_jax.checkpoint.restore import restore_trained
 from sora_jax.checkpoint.workdir import find_checkpoint
-from sora_jax.config.schema import AutoencoderSettings, Settings
+from sora_jax.config.schema import REFINE, AutoencoderSettings, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import as_path
 from sora_jax.data.loader.mixture import Mixture
 from sora_jax.models.autoencoder.model import Autoencoder
+from sora_jax.models.video_model import join
 from sora_jax.train.state import TrainState
 
 STATISTICS = ("latent_mean", "latent_std")  # settings that are measured after an autoencoder's training
@@ -35,6 +36,8 @@ def check_init_from(settings: Settings, records: Mixture):
     stored, _ = read_meta(*find_checkpoint(folder))
     # Any transformer may begin as another one, or learn from it.
     groups = MODELS if stored.objective == "autoencoder" else MODELS[1:]
+    if settings.objective == REFINE and not stored.transformer.condition_channels:
+        stored = with_condition(stored, settings)
     check_models(stored, settings, str(folder), groups)
     for name, same in (
         ("tokenizer.model", (folder / "tokenizer.model").read_bytes() == records.tokenizer.read_bytes()),
@@ -47,6 +50,14 @@ def check_init_from(settings: Settings, records: Mixture):
             )
 
 
+def with_condition(stored: Settings, settings: Settings) -> Settings:
+    """The settings of a model without channels beside the noise, with those of a refiner that begins as it."""
+    channels = settings.transformer.condition_channels
+    return dataclasses.replace(
+        stored, transformer=dataclasses.replace(stored.transformer, condition_channels=channels)
+    )
+
+
 def check_autoencoder(settings: Settings, folder: pathlib.Path):
     """Raise InputError if the autoencoder in a folder is not the one that the settings describe."""
     stored = load_settings(autoencoder_folder(folder), AutoencoderSettings)
@@ -57,7 +68,9 @@ def check_autoencoder(settings: Settings, folder: pathlib.Path):
 
 
 def init_from(settings: Settings, state: TrainState) -> TrainState:
-    """A new state with the weights of `train.init_from`, and its own where these have none (a discriminator).
+    """A new state with the weights of `train.init_from`, and its own where these have none.
+
+    Those are a discriminator's, or a refiner's for its condition, which are 0: it begins as the other model.
 
     Args:
       state: on the current mesh; so is the returned one.
@@ -69,6 +82,8 @@ def init_from(settings: Settings, state: TrainState) -> TrainState:
         found, step = find_checkpoint(folder)
         params = restore_trained(found, step, read_meta(found, step)[0])
         params = with_adapters(params, settings, settings.lora.base)
+        if settings.objective == REFINE:
+            params = join(params, state.params)
         if settings.objective == "moment_matching":
             params = {name: jax.tree.map(jnp.copy, params) for name in state.params}
     else:

@@ -29,6 +29,22 @@ def model_folder(name: str) -> pathlib.Path:
     return folder
 
 
+def refiner_folder(
+    given: pathlib.Path | None, checkpoint: pathlib.Path = MODELS[DEFAULT], flag: str = "checkpoint"
+) -> pathlib.Path:
+    """The folder of a refiner: the given one, or `refiner` in the folder of a model.
+
+    Raises: InputError if none is given, and the model has none.
+    """
+    folder = given or checkpoint / "refiner"
+    if given is None and not folder.is_dir():
+        raise InputError(
+            f"--{flag}: {checkpoint} has no refiner; train one as docs/guide/refining.md says, and name its "
+            f"workdir, --{flag}=runs/refiner"
+        )
+    return folder
+
+
 def remark(name: str, prompt: str) -> str:
     """What the model of a world does not know of a prompt, with the nearest that it knows; "" for other models."""
     if name == "emoji":

@@ -148,7 +148,7 @@ def test_tiles_blend_into_the_whole(monkeypatch):
         # A corner is further from every seam than the network sees.
         np.testing.assert_allclose(tiles[:, :2, :2], whole[:, :2, :2], atol=1e-5)
         with monkeypatch.context() as patch:
-            patch.setattr(streaming, "_fade", lambda *args, fade=streaming._fade: np.ones_like(fade(*args)))
+            patch.setattr(streaming, "fade", lambda *args, fade=streaming.fade: np.ones_like(fade(*args)))
             averaged = run(12)
         errors = [np.abs(made.astype(np.float32) - whole).mean() for made in (tiles, averaged)]
         assert 0 < errors[0] < 0.9 * errors[1]

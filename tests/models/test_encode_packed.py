@@ -175,7 +175,7 @@ def test_training_on_the_fly_equals_training_on_prepared_latents(home):
     for step in (grids.index((3, 2, 3)), grids.index((3, 4, 4))):
         numbers = range(4 * step, 4 * step + 4)
         slots = [plan[number] for number in numbers]
-        made = [each.assemble(slots, slots[0][0].clip) for each in rows]
+        made = [each.assemble(slots, slots[0][0].clip, range(len(slots))) for each in rows]
         batches.append([draw_conditioning_masks(batch, numbers, home.settings) for batch in made])
         for mesh in (tiny.mesh_of(), tiny.mesh_of(data=2, ulysses=4)):
             with jax.set_mesh(mesh):

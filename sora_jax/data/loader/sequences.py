@@ -3,7 +3,7 @@
 import functools
 import math
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -145,7 +145,7 @@ class PackedSequences:
         strides = (coder.temporal_stride, coder.spatial_stride, coder.spatial_stride)
         shapes, odd = [], []
         for clip in self._clips:
-            F, H, W = clip.shape[:3]
+            F, H, W, _ = self._pixel_shape(clip)
             sizes = (F - 1 + strides[0], H, W)  # the first frame counts as a stride of frames
             shapes.append(tuple(size // stride for size, stride in zip(sizes, strides, strict=True)))
             if any(size % (stride * p) for size, stride, p in zip(sizes, strides, self._patch, strict=True)):
@@ -158,6 +158,10 @@ class PackedSequences:
                 f"{time} n + {time - strides[0] + 1}; `prepare` it with this config"
             )
         return shapes
+
+    def _pixel_shape(self, clip):
+        """Shape [F, H, W, 3] of what is taken of a clip's pixels."""
+        return clip.shape
 
     def groups(self) -> list[tuple[np.ndarray, int]]:
         """(indices of clips that may share a batch, maximum number of them in a sequence), for each such group.
@@ -184,20 +188,21 @@ class PackedSequences:
         """The source files of these clips."""
         return [self._clips[clip].source for clip in clips]
 
-    def assemble(self, sequences: list[tuple[Slot, ...]], first: int) -> PatchBatch:
+    def assemble(self, sequences: list[tuple[Slot, ...]], first: int, numbers: Sequence[int]) -> PatchBatch:
         """The batch of these sequences: patches [B, N, P] in the records' bfloat16, or pixels.
 
         Args:
           sequences: the clips of each.
+          numbers: of the sequences, for random draws.
           first: a clip of the global batch, of which these sequences are a part; all clips of a batch of pixels
             have its shape.
         """
         batch = self._empty_batch(len(sequences), first)
-        for b, slots in enumerate(sequences):
+        for b, (slots, number) in enumerate(zip(sequences, numbers, strict=True)):
             if slots:
                 row = jax.tree.map(lambda array: array[b], batch)  # noqa: B023
                 self._put_positions(row, slots)
-                self._put_clips(row, slots)
+                self._put_clips(row, slots, number)
         return batch
 
     def _empty_batch(self, B, first):
@@ -219,8 +224,8 @@ class PackedSequences:
             arrays["patches"] = np.zeros((B, N, P * transformer.channels), dtype)
         else:
             count = self._clips_of_grid[self.grids[first]]
-            arrays["pixels"] = np.zeros((B, count, *self._clips[first].shape), np.uint8)
-        if transformer.condition_channels:
+            arrays["pixels"] = np.zeros((B, count, *self._pixel_shape(self._clips[first])), np.uint8)
+        if transformer.condition_channels and self.kind == "latents":
             arrays["condition"] = np.zeros((B, N, P * transformer.condition_channels), dtype)
         if transformer.image_width:
             arrays["image"] = np.zeros((B, I, transformer.image_width), dtype)
@@ -235,7 +240,7 @@ class PackedSequences:
         np.concatenate([_positions(grid) for grid in grids], out=row.positions[filled])
         row.segment_ids[filled] = np.repeat(np.arange(1, len(slots) + 1), counts)
 
-    def _put_clips(self, row, slots):
+    def _put_clips(self, row, slots, number):
         """Fill in patches or pixels, text, and the inputs of image-to-video."""
         n = s = 0
         for segment, slot in enumerate(slots, start=1):
@@ -244,7 +249,7 @@ class PackedSequences:
             if row.pixels is None:
                 put_patches(row.patches[here], record["latents"], self._patch)
             else:
-                row.pixels[segment - 1] = record["pixels"]
+                self._put_pixels(row, segment - 1, slot, record, number)
             if row.condition is not None:
                 put_patches(row.condition[here], self._condition(record["given"], grid), self._patch)
             if row.image is not None:
@@ -255,6 +260,10 @@ class PackedSequences:
             length = self._max_tokens if self._settings.text.padded else len(text)
             row.text_segment_ids[s : s + length] = segment
             s += length
+
+    def _put_pixels(self, row, place, slot, record, number):
+        """Fill in the pixels of clip `place` of sequence `number`."""
+        row.pixels[place] = record["pixels"]
 
     def _condition(self, latents, grid):
         """The condition channels of a clip, [f, h, w, C]."""

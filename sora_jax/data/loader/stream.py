@@ -12,7 +12,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from sora_jax.config.schema import Settings
+from sora_jax.config.schema import REFINE, Settings
 from sora_jax.core.errors import InputError
 from sora_jax.core.patches import PatchBatch
 from sora_jax.data.loader.conditioning_masks import check_frame_times, draw_conditioning_masks
@@ -20,6 +20,7 @@ from sora_jax.data.loader.crops import Crops
 from sora_jax.data.loader.ghosts import add_ghosts
 from sora_jax.data.loader.mixture import ClipOrder, Mixture
 from sora_jax.data.loader.packing import PackPlan, Slot, clip_work, pack_in_order
+from sora_jax.data.loader.pairs import PairedSequences
 from sora_jax.data.loader.sequences import PackedSequences
 from sora_jax.data.loader.shape_plan import ShapePlan
 
@@ -70,7 +71,7 @@ def train_sequences(settings: Settings, *, rows: Sequence[int] | None = None) ->
     Raises: InputError if there is no such data set, a clip or caption is longer than a sequence, or ghosts are
       asked for with pixels.
     """
-    clips = PackedSequences(settings, "train")
+    clips = open_sequences(settings, "train")
     data = settings.data
     local = range(data.batch) if rows is None else rows
     check_frame_times(settings.masks, clips.longest)
@@ -81,7 +82,8 @@ def train_sequences(settings: Settings, *, rows: Sequence[int] | None = None) ->
     def batch_at(step):
         numbers = [step * data.batch + i for i in local]
         first = plan[step * data.batch][0].clip
-        batch = draw_conditioning_masks(clips.assemble([plan[i] for i in numbers], first), numbers, settings)
+        batch = clips.assemble([plan[i] for i in numbers], first, numbers)
+        batch = draw_conditioning_masks(batch, numbers, settings)
         return add_ghosts(batch, numbers, settings)
 
     return Stream(
@@ -96,6 +98,11 @@ def train_sequences(settings: Settings, *, rows: Sequence[int] | None = None) ->
             slot.clip for i in range(data.batch) for slot in plan[step * data.batch + i]
         ),
     )
+
+
+def open_sequences(settings: Settings, split: str) -> PackedSequences:
+    """The clips of a split as the objective takes them: alone, or as pairs for a refiner."""
+    return (PairedSequences if settings.objective == REFINE else PackedSequences)(settings, split)
 
 
 def plan_sequences(clips: PackedSequences, settings: Settings) -> PackPlan | ShapePlan:
@@ -116,7 +123,7 @@ def validation_sequences(settings: Settings, *, rows: Sequence[int] | None = Non
 
     The last batch is filled up with empty sequences. Arguments and errors: as for `train_sequences`.
     """
-    clips = PackedSequences(settings, "validation")
+    clips = open_sequences(settings, "validation")
     data = settings.data
     local = range(data.batch) if rows is None else rows
     lengths = np.array([lengths[0] for lengths in clips.tokens])
@@ -130,7 +137,8 @@ def validation_sequences(settings: Settings, *, rows: Sequence[int] | None = Non
 
     def batch_at(step):
         of_batch = held[step * data.batch : (step + 1) * data.batch]
-        return clips.assemble([of_batch[i] for i in local], of_batch[0][0].clip)
+        numbers = [step * data.batch + i for i in local]
+        return clips.assemble([of_batch[i] for i in local], of_batch[0][0].clip, numbers)
 
     return Stream(
         batch_at=batch_at,

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from sora_jax.cluster.agreement import run_on_first_host
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import USER_ERRORS, check_bucket, in_bucket
+from sora_jax.generate.output.audio import AudioTrack
 from sora_jax.generate.output.provenance import marked, write_manifest
 from sora_jax.generate.output.writer import VideoWriter
 
@@ -73,6 +74,8 @@ def write_video(
     metadata: Mapping,
     files: Sequence[pathlib.Path] = (),
     watermark: str = "",
+    *,
+    audio: AudioTrack | None = None,
 ) -> str:
     """Write the mp4 while its frames are made, and then its manifest.
 
@@ -80,13 +83,14 @@ def write_video(
 
     Args:
       files: that the video was made from, for the manifest.
+      audio: sound to copy.
     Returns: why it could not be written, the same on all hosts; "": it was.
     Raises: whatever making the frames raises.
     """
     error = ""
     if jax.process_index() == 0:
         try:
-            with VideoWriter(path, fps, metadata=metadata) as video:
+            with VideoWriter(path, fps, metadata=metadata, audio=audio) as video:
                 for chunk in _tagged(frames):
                     video.write(marked(chunk, watermark) if watermark else chunk)
             write_manifest(path, metadata, files)

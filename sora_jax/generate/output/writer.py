@@ -15,6 +15,7 @@ from av.video.reformatter import ColorRange, Colorspace
 import sora_jax
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import as_path, atomic_write, local_file
+from sora_jax.generate.output.audio import AudioCopy, AudioTrack
 
 BT709 = 1  # primaries, transfer and matrix of HD video (ITU-T H.273, value 1 in each of its tables)
 EXIF_DESCRIPTION, EXIF_SOFTWARE = 0x010E, 0x0131
@@ -32,10 +33,19 @@ class VideoWriter:
       metadata: how the video was made (prompt, seed, settings), JSON values, for `read_metadata`. Players show
         the prompt as the title. Every file says that it is AI-generated.
       crf: x264's constant rate factor, 0 (lossless) to 51; 18 is hard to tell from the original.
+      audio: sound to copy, as long as the video is.
     Raises: InputError for a path, a rate or frames that can't be written.
     """
 
-    def __init__(self, path: str | os.PathLike, fps: float, *, metadata: Mapping | None = None, crf: int = 18):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        fps: float,
+        *,
+        metadata: Mapping | None = None,
+        crf: int = 18,
+        audio: AudioTrack | None = None,
+    ):
         self.path = as_path(path)
         if self.path.suffix.lower() != ".mp4":
             raise InputError(f"{path}: videos are written as .mp4; end the name so")
@@ -44,7 +54,7 @@ class VideoWriter:
         self._crf = crf
         self._metadata = described(metadata)
         self._shape: tuple[int, ...] | None = None
-        self._stream = None
+        self._stream, self._track, self._sound = None, audio, None
 
     def __enter__(self) -> "VideoWriter":
         self._file = self._open_file()
@@ -79,6 +89,8 @@ class VideoWriter:
                 )
             )
             self.frames += 1
+            if self._sound:
+                self._sound.until(self.frames / self.rate)
 
     @contextlib.contextmanager
     def _open_file(self):
@@ -94,10 +106,14 @@ class VideoWriter:
                 comment=json.dumps(self._metadata),
                 description="AI-generated video",
             )
-            yield
-            if not self.frames:
-                raise InputError(f"{self.path}: a video of 0 frames; write at least one")
-            self._encode(None)
+            try:
+                yield
+                if not self.frames:
+                    raise InputError(f"{self.path}: a video of 0 frames; write at least one")
+                self._encode(None)
+            finally:
+                if self._sound:
+                    self._sound.close()
 
     def _open_stream(self):
         H, W, _ = self._shape
@@ -108,6 +124,7 @@ class VideoWriter:
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = ColorRange.MPEG
+        self._sound = AudioCopy(self._track, self._container) if self._track else None
         return stream
 
     def _encode(self, frame):

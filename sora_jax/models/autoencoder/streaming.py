@@ -38,17 +38,19 @@ def decode_stream(
     yield from _run(_tiled(step, tile, 1, settings.spatial_stride) if tile else step, chunks)
 
 
-def decode_more(params: dict, settings: AutoencoderSettings, latents, cache=None):
+def decode_more(params: dict, settings: AutoencoderSettings, latents, cache=None, *, tile: int = 0):
     """The next frames of a video whose latents are generated while it is decoded.
 
     Args:
       latents: normalised, [F', H', W', C].
       cache: of the call before; None if the video begins.
+      tile: as for `decode_stream`, the same in all calls.
     Returns: frames, [F, H, W, 3] uint8; cache.
     """
-    made = []
+    made, step = [], functools.partial(_step, decode_next, settings, params, 1)
+    step = _tiled(step, tile, 1, settings.spatial_stride) if tile else step
     for chunk in _chunks(latents, 1, functools.partial(_check_latents, settings)):
-        frames, cache = _step(decode_next, settings, params, 1, chunk, cache)
+        frames, cache = step(chunk, cache)
         made.append(np.asarray(frames)[0])
     return np.concatenate(made), cache
 
@@ -125,24 +127,24 @@ def _tiled(step, tile, size_in, size_out):
 
     def run(chunk, caches):
         H, W = (side // size_in for side in chunk.shape[2:4])
-        tiles = list(itertools.product(_spans(H, tile), _spans(W, tile)))
+        tiles = list(itertools.product(spans(H, tile), spans(W, tile)))
         total, weight, kept = None, np.zeros((H * size_out, W * size_out, 1), np.float32), []
         for (rows, columns), cache in zip(tiles, caches or [None] * len(tiles), strict=True):
             made, cache = step(chunk[:, :, _scaled(rows, size_in), _scaled(columns, size_in)], cache)
             kept.append(jax.device_get(cache))
             if total is None:
                 total = np.zeros((*made.shape[:2], *weight.shape[:2], made.shape[-1]), np.float32)
-            fade = _fade(rows, H, size_out)[:, None, None] * _fade(columns, W, size_out)[:, None]
+            share = fade(rows, H, size_out)[:, None, None] * fade(columns, W, size_out)[:, None]
             place = np.s_[_scaled(rows, size_out), _scaled(columns, size_out)]
-            total[:, :, *place] += fade * np.asarray(made)
-            weight[place] += fade
+            total[:, :, *place] += share * np.asarray(made)
+            weight[place] += share
         blended = total / weight
         return (np.rint(blended) if made.dtype == np.uint8 else blended).astype(made.dtype), kept
 
     return run
 
 
-def _spans(side, tile):
+def spans(side, tile):
     """Slices of the tiles along a side: evenly spaced, overlapping by at least a quarter."""
     tile = min(tile, side)
     overlap = tile // 4
@@ -155,7 +157,7 @@ def _scaled(span, size):
     return slice(span.start * size, span.stop * size)
 
 
-def _fade(span, side, size):
+def fade(span, side, size):
     """Weights of a tile's pixels along a side: they fall to 0 over a quarter towards other tiles."""
     n = (span.stop - span.start) * size
     place, slope = np.arange(n) + 0.5, n / 4

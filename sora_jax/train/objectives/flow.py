@@ -74,12 +74,17 @@ class FlowObjective:
     def loss(self, params, frozen_params, batch: PatchBatch, drawn):
         """The squared error of the velocity, summed over patches, and their number."""
         batch, frozen_params = self.encoded(batch, frozen_params)
+        return self.flow_loss(params, frozen_params, batch, *drawn)
+
+    def flow_loss(self, params, frozen_params, batch: PatchBatch, noise, times):
+        """The loss of a batch of latents."""
         model = bind(trained_model(self.settings), self.settings, join(params, frozen_params))
         embedded = model.embed_text(batch)
         errors, counts = flow_errors(
             lambda patches, times, time_index: model.velocity(embedded, patches, times, time_index),
             batch,
-            *drawn,
+            noise,
+            times,
             conditioning_time=self.settings.masks.noise,
         )
         return jnp.sum(errors), jnp.sum(counts), {}

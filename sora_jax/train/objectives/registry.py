@@ -7,6 +7,7 @@ from sora_jax.config.schema import AutoencoderSettings, Settings
 from sora_jax.train.objectives.autoencoder import AutoencoderObjective
 from sora_jax.train.objectives.distillation import GuidanceDistillation, MomentMatching
 from sora_jax.train.objectives.flow import FlowObjective
+from sora_jax.train.objectives.refiner import RefinerObjective
 
 
 class Objective(Protocol):
@@ -59,15 +60,22 @@ class Objective(Protocol):
         """
 
 
-def make_objective(settings: Settings) -> Objective:
-    """The objective that `settings.objective` names."""
+def make_objective(settings: Settings, autoencoder: AutoencoderSettings | None = None) -> Objective:
+    """The objective that `settings.objective` names.
+
+    Args:
+      autoencoder: settings of the one that encodes in the step; None: those in the folder data.autoencoder.
+    """
     if settings.objective == "autoencoder":
         return AutoencoderObjective(settings)
     folder = settings.data.autoencoder
     # The stored settings, not the config's: they hold the latents' statistics.
-    stored = load_settings(autoencoder_folder(folder), AutoencoderSettings) if folder else None
+    stored = None
+    if folder:
+        stored = autoencoder or load_settings(autoencoder_folder(folder), AutoencoderSettings)
     objectives = {
         "flow": FlowObjective,
+        "refine": RefinerObjective,
         "guidance_distillation": GuidanceDistillation,
         "moment_matching": MomentMatching,
     }

@@ -47,6 +47,7 @@ SETS = {
     "clips": _set(130, {"one": 8_000, "two": 6_000, "across": 4_000, "along": 4_000, "warm": 4_000}),
     "aspects": VideoSet({"any": (2_400, World(seed=140, sizes=("96x64", "64x96")))}),
     "long": VideoSet({"any": (1_000, World(seed=150, lengths=(33,)))}),
+    "refiner": VideoSet({"any": (4_000, World(seed=160, sizes=("128x128",)))}),
 }
 LEAST = 8  # videos of a part
 
