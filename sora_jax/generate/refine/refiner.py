@@ -20,7 +20,8 @@ from sora_jax.diffusion.conditioning import refiner_condition
 from sora_jax.diffusion.flow import quantize_time, time_table
 from sora_jax.diffusion.solvers import ancestral, time_grid
 from sora_jax.generate.generator import Generator, load_model_of, read_run
-from sora_jax.generate.sampling.pipeline import SOLVERS, tokenize
+from sora_jax.generate.sampling.clips import tokenize
+from sora_jax.generate.sampling.pipeline import SOLVERS
 from sora_jax.models.autoencoder.streaming import fade, spans
 from sora_jax.models.layers.params import bind
 from sora_jax.models.video_model import VideoModel
