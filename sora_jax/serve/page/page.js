@@ -356,7 +356,7 @@ at("login").onsubmit = async event => {
   try {
     await api("login", { method: "POST", headers, body: JSON.stringify({ key: at("key").value.trim() }) });
     at("lock").close();
-    at("wrong").hidden = true;
+    at("wrong").hidden = at("error").hidden = true;
     await (page ? refresh() : open());
   } catch (error) { at("wrong").textContent = error.message; at("wrong").hidden = false }
 };
