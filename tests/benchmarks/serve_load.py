@@ -83,8 +83,8 @@ async def use(port: int, counts: Counts, end: float):
     while time.monotonic() < end:
         body = {**BODY, "seed": random.randrange(2**31)}
         status, headers, content = await client.ask("create", "POST", "/v1/videos", body)
-        if status == 429:
-            await asyncio.sleep(int(headers["retry-after"]) + random.random())
+        if status != 200:
+            await asyncio.sleep(int(headers.get("retry-after", 1)) + random.random())
             continue
         id = json.loads(content)["id"]
         if random.random() < DELETED:
