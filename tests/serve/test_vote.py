@@ -27,12 +27,9 @@ from sora_jax.evaluate.benchmark import Options
 from sora_jax.evaluate.subjects import open_subjects
 from sora_jax.evaluate.vote_videos import videos_to_vote_on
 from sora_jax.evaluate.votes import read_votes
-from sora_jax.worlds.shapes.renderer import render, sample_scene
-
-pytest.importorskip("fastapi", reason="needs sora_jax[serve]")
-
 from sora_jax.serve.request_filter import RequestFilter
 from sora_jax.serve.vote import Ballot, VotingSession, make_pairs, make_vote_app, report_votes
+from sora_jax.worlds.shapes.renderer import render, sample_scene
 
 PROMPTS = ("a red circle moves right", "a <b>blue</b> square", "a green triangle")
 
