@@ -20,11 +20,12 @@ from sora_jax.checkpoint.model_folder import WEIGHTS
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, reason_unwritable
 from sora_jax.checkpoint.renamed import has_one_norm, with_norm
 from sora_jax.checkpoint.restore import read_state, verify
-from sora_jax.checkpoint.workdir import BROKEN, CHECKPOINTS, RELEASED, steps_in
+from sora_jax.checkpoint.workdir import BROKEN, CHECKPOINTS, COMMIT, RELEASED, orbax_path, steps_in
 from sora_jax.cluster.agreement import raise_on_all_hosts, run_on_first_host
 from sora_jax.config.schema import Settings
+from sora_jax.core.buckets import bucket_reason
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import USER_ERRORS, as_path, explain_os_errors
+from sora_jax.core.storage import USER_ERRORS, as_path, explain_os_errors, in_bucket, move_folder
 
 # Bytes from which each replica of an array writes a part of it. Slicing a smaller array takes longer than writing
 # it: in the first save each slice is a program to compile.
@@ -70,10 +71,13 @@ class Checkpoints:
         self._requested = RequestedSteps(as_path(workdir))
         kept = [manager.LatestN(keep), self._requested]
         kept += [manager.EveryNSteps(keep_every)] if keep_every else []
+        commit_file = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=manager.AnyPreservationPolicy(kept),
             save_decision_policy=manager.FixedIntervalPolicy(1),  # the loop decides
             cleanup_tmp_directories=True,
+            # A folder in a bucket can't be renamed; for gs:// this is Orbax's default.
+            atomicity_options=commit_file if in_bucket(workdir) else None,
         )
         self.folder = as_path(workdir).resolve() / CHECKPOINTS
         if (self.folder.parent / RELEASED / WEIGHTS).is_file():
@@ -83,7 +87,9 @@ class Checkpoints:
             )
         self._bytes = 0  # of the last state that was to be saved
         with explain_os_errors(self.folder):
-            self.manager = ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
+            self.manager = ocp.CheckpointManager(
+                orbax_path(self.folder), item_names=("state", "meta"), options=options
+            )
         # A failed write is one exception here; Orbax and asyncio also log a traceback for each of its tasks.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(is_not_of_a_write)
@@ -102,7 +108,8 @@ class Checkpoints:
 
         Raises: InputError if all steps were set aside as broken.
         """
-        latest = self.manager.latest_step()
+        # Not the manager's: it takes a bucket that does not answer for an empty one.
+        latest = max(steps_in(self.folder), default=None)
         if latest is None and (aside := sorted(path.name for path in self.folder.glob(f"*{BROKEN}*"))):
             raise InputError(
                 f"{self.folder}: holds no step that can be used, only {', '.join(aside)}; put a copy there, or "
@@ -182,18 +189,23 @@ class Checkpoints:
             for step in broken:
                 before = len(list(self.folder.glob(f"{step}{BROKEN}*")))
                 name = f"{step}{BROKEN}" + (f".{before + 1}" if before else "")
-                (self.folder / str(step)).rename(self.folder / name)
+                move_folder(self.folder / str(step), self.folder / name, mark=COMMIT)
 
     def _checked(self, write):
         try:
             write()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of a bucket: of all kinds
+            if not isinstance(error, OSError | ValueError) and not self._bucket_reason(error):
+                raise
             # Orbax drops tasks that it has not begun; Python warns about each when it is collected.
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             raise InputError(self._describe_failure(error)) from error
 
-    def _describe_failure(self, error: OSError | ValueError) -> str:
-        reason = reason_unwritable(error)
+    def _bucket_reason(self, error: Exception) -> str:
+        return bucket_reason(error, self.folder.scheme) if in_bucket(self.folder) else ""
+
+    def _describe_failure(self, error: Exception) -> str:
+        reason = self._bucket_reason(error) or reason_unwritable(error)
         last = max(steps_in(self.folder), default=None)
         kept = f"step {last} is complete and stays" if last is not None else "there is none yet"
         if reason not in (USER_ERRORS[errno.ENOSPC], USER_ERRORS[errno.EDQUOT]):

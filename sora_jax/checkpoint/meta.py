@@ -13,7 +13,7 @@ from sora_jax.checkpoint.checksums import checksums, named_leaves
 from sora_jax.checkpoint.model_folder import load_settings
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, read_with_orbax
 from sora_jax.checkpoint.renamed import present_name
-from sora_jax.checkpoint.workdir import BROKEN, RELEASED, steps_in
+from sora_jax.checkpoint.workdir import BROKEN, RELEASED, orbax_path, steps_in
 from sora_jax.config.load import anchored, from_json
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
@@ -61,7 +61,7 @@ def load_meta(folder: pathlib.Path, step: int) -> Meta:
 
     Raises: BrokenCheckpoint; InputError if it can't be read here, or not by this version.
     """
-    path, handler = folder / str(step) / "meta", ocp.JsonCheckpointHandler()
+    path, handler = orbax_path(folder / str(step) / "meta"), ocp.JsonCheckpointHandler()
     content = read_with_orbax(lambda: handler.restore(path, args=ocp.args.JsonRestore()), path)
     try:
         expected = content.pop("sha256", None)

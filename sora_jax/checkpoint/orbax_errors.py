@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import jax
 
+from sora_jax.core.buckets import bucket_reason
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import USER_ERRORS
+from sora_jax.core.storage import USER_ERRORS, in_bucket
 
 # Reasons why a read fails though the files are whole, by the system's number or TensorStore's status.
 UNREADABLE = {
@@ -43,7 +44,7 @@ def read_with_orbax(read: Callable, path: pathlib.Path):
     except (jax.errors.JaxRuntimeError, MemoryError):
         raise  # the devices failed, not the files
     except Exception as error:  # Orbax, its parsers and TensorStore raise exceptions of all kinds
-        if reason := reason_unreadable(error):
+        if reason := reason_unreadable(error, path):
             raise InputError(f"{path}: can't be read, {reason}") from error
         raise BrokenCheckpoint(describe_damage(error, path.name)) from error
     finally:
@@ -68,8 +69,10 @@ class PatientPolicy(asyncio.DefaultEventLoopPolicy):
         return PatientLoop()
 
 
-def reason_unreadable(error: Exception) -> str | None:
+def reason_unreadable(error: Exception, path: pathlib.Path) -> str | None:
     """Why a read failed, if the reason says nothing about the files; else None."""
+    if in_bucket(path) and not isinstance(error, FileNotFoundError):
+        return bucket_reason(error, str(path).partition(":")[0]) or None
     if isinstance(error, OSError):
         return UNREADABLE.get(error.errno)
     text = f"{error} {error.__cause__}"
@@ -87,7 +90,7 @@ def describe_damage(error: Exception, name: str) -> str:
     return f"{array[1] if array else name} can't be read, {why.splitlines()[0]}"
 
 
-def reason_unwritable(error: OSError | ValueError) -> str:
+def reason_unwritable(error: Exception) -> str:
     """Why a write failed."""
     number = _system_error(str(error)) or getattr(error, "errno", None)
     return USER_ERRORS.get(number) or str(error).splitlines()[0][:300]

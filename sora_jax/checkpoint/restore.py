@@ -17,7 +17,7 @@ from sora_jax.checkpoint.meta import check_leaves, explain_broken, load_meta
 from sora_jax.checkpoint.model_folder import WEIGHTS, load_params
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint, read_with_orbax
 from sora_jax.checkpoint.renamed import present_name
-from sora_jax.checkpoint.workdir import RELEASED
+from sora_jax.checkpoint.workdir import RELEASED, orbax_path
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
 from sora_jax.models.video_model import abstract_trained
@@ -33,7 +33,7 @@ def read_state(folder: pathlib.Path, step: int, abstract):
       abstract: a TrainState of shapes with shardings, or a part of it as nested dicts.
     Raises: BrokenCheckpoint; InputError if it can't be read here.
     """
-    path, handler = folder / str(step) / "state", ocp.PyTreeCheckpointHandler()
+    path, handler = orbax_path(folder / str(step) / "state"), ocp.PyTreeCheckpointHandler()
     wanted = named_leaves(abstract)
     item = abstract
     if any(
@@ -72,7 +72,7 @@ def verify_step(folder: pathlib.Path, step: int) -> int:
     leaves = load_meta(folder, step).leaves
     if not leaves:
         raise InputError(f"{folder}/{step}: has no checksums, an early version wrote it")
-    path, handler = folder / str(step) / "state", ocp.PyTreeCheckpointHandler()
+    path, handler = orbax_path(folder / str(step) / "state"), ocp.PyTreeCheckpointHandler()
     stored = read_with_orbax(lambda: handler.metadata(path), path).tree
     if missing := leaves.keys() - {present_name(name) for name in named_leaves(stored)}:
         raise BrokenCheckpoint(f"{min(missing)} is not there")

@@ -3,7 +3,7 @@
 import datetime
 import math
 import pathlib
-import shutil
+import stat
 
 import rich.console
 import rich.table
@@ -12,10 +12,10 @@ from sora_jax.checkpoint.kept_steps import read_kept_steps
 from sora_jax.checkpoint.meta import load_meta
 from sora_jax.checkpoint.orbax_errors import BrokenCheckpoint
 from sora_jax.checkpoint.restore import verify_step
-from sora_jax.checkpoint.workdir import BROKEN, find_steps
+from sora_jax.checkpoint.workdir import BROKEN, COMMIT, find_steps
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import explain_os_errors
+from sora_jax.core.storage import explain_os_errors, in_bucket, remove_folder
 
 DELETED = ".deleted"  # suffix of a folder that is being deleted
 
@@ -48,8 +48,12 @@ def count_params(leaves) -> int:
 
 def size_and_time(path: pathlib.Path) -> tuple[str, str]:
     """(size of a folder in MB, time of its last change)."""
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    when = datetime.datetime.fromtimestamp(path.stat().st_mtime)
+    if in_bucket(path):  # a folder there has no time of its own
+        found = path.statuses()
+    else:
+        found = [file.stat() for file in path.rglob("*") if file.is_file()] + [path.stat()]
+    size = sum(status.st_size for status in found if not stat.S_ISDIR(status.st_mode))
+    when = datetime.datetime.fromtimestamp(max((status.st_mtime for status in found), default=0))
     return f"{size / 1e6:,.1f}", f"{when:%Y-%m-%d %H:%M}"
 
 
@@ -89,6 +93,13 @@ def verify(workdir: pathlib.Path, console: rich.console.Console):
         raise InputError("; ".join(broken))
 
 
+def delete_step(path: pathlib.Path):
+    """Delete a step's folder, in such an order that it never looks complete while half of it is gone."""
+    if not in_bucket(path):
+        path = path.rename(path.with_name(path.name.removesuffix(DELETED) + DELETED))
+    remove_folder(path, mark=COMMIT)
+
+
 def prune(workdir: pathlib.Path, keep: int, keep_every: int, *, dry_run: bool, console: rich.console.Console):
     """Delete all steps but the last `keep`, the multiples of `keep_every` (0: none), and those asked for.
 
@@ -108,8 +119,7 @@ def prune(workdir: pathlib.Path, keep: int, keep_every: int, *, dry_run: bool, c
         size, _ = size_and_time(path)
         if not dry_run:
             with explain_os_errors(path):
-                # Renamed first: a step that is half deleted must not look complete.
-                shutil.rmtree(path.rename(path.with_name(path.name.removesuffix(DELETED) + DELETED)))
+                delete_step(path)
         console.print(
             f"{path}: {'would be deleted' if dry_run else 'deleted'}, {size} MB", highlight=False, soft_wrap=True
         )

@@ -6,13 +6,17 @@ A released model (see sora_jax.checkpoint.release) has `model/` in place of `che
 
 import pathlib
 
+from etils import epath
+
+from sora_jax import compat
 from sora_jax.checkpoint.model_folder import WEIGHTS, open_tensors
 from sora_jax.core.errors import InputError, did_you_mean
-from sora_jax.core.storage import as_path
+from sora_jax.core.storage import as_path, in_bucket
 
 CHECKPOINTS = "checkpoints"
 RELEASED = "model"  # the folder of a released model's weights
 STEP = "step"  # in the metadata of these weights: updates done
+COMMIT = "commit_success.txt"  # in a bucket: the last file of a step, without which it is no step
 BROKEN = ".broken"  # suffix of a checkpoint that is known to be broken
 
 
@@ -63,7 +67,23 @@ def find_steps(workdir: pathlib.Path) -> tuple[pathlib.Path, list[int]]:
 
 def steps_in(folder: pathlib.Path) -> list[int]:
     """The complete steps in a folder of checkpoints, in order, without those that were set aside."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    steps = [path for path in folder.glob("*") if path.name.isdigit()]
+    return sorted(int(path.name) for path in steps if not in_bucket(path) or (path / COMMIT).exists())
+
+
+def written_at(folder: pathlib.Path, step: int) -> int:
+    """When a step was written, in nanoseconds since 1970."""
+    path = folder / str(step)
+    return (path / COMMIT if in_bucket(path) else path).stat().st_mtime_ns
+
+
+def orbax_path(path: pathlib.Path):
+    """The path as Orbax takes it."""
+    if not in_bucket(path):
+        return path
+    if path.scheme == "s3":
+        compat.let_orbax_use_s3()
+    return epath.Path(str(path))
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:

@@ -12,7 +12,7 @@ import sora_jax
 from sora_jax.checkpoint.frozen_params import LOW_NOISE
 from sora_jax.checkpoint.meta import load_meta, read_meta
 from sora_jax.checkpoint.model_folder import model_hash
-from sora_jax.checkpoint.workdir import CHECKPOINTS, RELEASED, find_checkpoint, find_steps
+from sora_jax.checkpoint.workdir import CHECKPOINTS, RELEASED, find_checkpoint, find_steps, written_at
 from sora_jax.config.load import from_json
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
@@ -101,7 +101,7 @@ def weights_hash(workdir: pathlib.Path, folder: pathlib.Path, step: int) -> str:
         leaves = load_meta(folder, step).leaves
         averaged = {name: leaf["sum"] for name, leaf in leaves.items() if name.startswith("ema.")}
         # An early version stored no checksums.
-        parts.append(averaged or (folder / str(step)).stat().st_mtime_ns)
+        parts.append(averaged or written_at(folder, step))
     coder = workdir / "autoencoder" / "model.safetensors"
     parts.append(content_hash(coder) if coder.is_file() else "")
     beside = [workdir / LOW_NOISE] if (workdir / LOW_NOISE).is_dir() else []

@@ -18,6 +18,7 @@ from sora_jax.core.random_keys import seed_key
 from sora_jax.core.storage import as_path
 from sora_jax.models.layers.params import count_params
 from sora_jax.train.autoencoder_statistics import save_autoencoder
+from sora_jax.train.bucket_lock import lock_of
 from sora_jax.train.init_from import init_from
 from sora_jax.train.monitoring.held_out_loss import HeldOutLoss
 from sora_jax.train.monitoring.loss_monitor import LossMonitor
@@ -28,7 +29,6 @@ from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.setup import attention_kernel, check_batch, open_data, write_workdir
 from sora_jax.train.state import TrainState, abstract_state, init_state
 from sora_jax.train.step import make_step
-from sora_jax.train.workdir_lock import WorkdirLock
 
 
 def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Console) -> TrainState:
@@ -68,7 +68,7 @@ class Trainer:
         self.settings, self.workdir, self.console = settings, workdir, console
         self.mesh = make_mesh(settings.mesh)
         check_batch(settings, self.mesh)
-        self.workdir_lock = WorkdirLock(workdir)
+        self.workdir_lock = lock_of(workdir)
         self.monitor = RunMonitor(settings, workdir, self.mesh, console)
         self.data = open_data(settings, workdir, self.mesh)
         assert_equal_across_hosts({f"the data set {settings.data.path}": self.data.hash})

@@ -50,6 +50,13 @@ class WorkdirLock:
         if self._lost.is_set():
             raise InputError(f"{self.path.parent}: another process took this run over; this one stops")
 
+    def held_by(self, owner: dict) -> str:
+        """The message to another run that wants the lock."""
+        return (
+            f"{self.path.parent}: process {owner['pid']} on {owner['host']} has trained here since "
+            f"{owner['time']}; take another --workdir, or stop that process"
+        )
+
     def _acquire(self):
         touched, deadline = None, time.monotonic() + STALE_SECONDS
         while True:
@@ -60,10 +67,7 @@ class WorkdirLock:
                     write_owner(file, self._me)
                     return
                 if is_local(owner, self._me) or last != touched:
-                    raise InputError(
-                        f"{self.path.parent}: process {owner['pid']} on {owner['host']} has trained here since "
-                        f"{owner['time']}; take another --workdir, or stop that process"
-                    )
+                    raise InputError(self.held_by(owner))
             time.sleep(1)
 
     def _touch(self):
@@ -83,9 +87,9 @@ def is_locked(workdir: pathlib.Path) -> bool:
 def has_died(workdir: pathlib.Path) -> bool:
     """Whether the owner of a workdir's lock died and no supervisor has started the run again since."""
     path = workdir / FILE
-    with contextlib.suppress(OSError), path.open(encoding="utf-8") as file:
-        owner, me = read_owner(file), describe_process()
-        untouched = time.time() - os.fstat(file.fileno()).st_mtime
+    with contextlib.suppress(OSError):
+        owner, me = valid_owner(path.read_bytes()), describe_process()
+        untouched = time.time() - path.stat().st_mtime
         alive = owner is not None and is_local(owner, me) and not is_dead(owner, me)
         return untouched > DEAD_SECONDS and not alive
     return False
@@ -107,8 +111,13 @@ def opened(path: pathlib.Path) -> Iterator:
 def read_owner(file) -> dict | None:
     """The owner that a lock names; None if it is new, or was cut short."""
     file.seek(0)
+    return valid_owner(file.read())
+
+
+def valid_owner(content: str | bytes) -> dict | None:
+    """The owner in the content of a lock; None if it is none."""
     try:
-        owner = json.load(file)
+        owner = json.loads(content)
     except ValueError:
         return None
     return owner if isinstance(owner, dict) and {"host", "pid", "time"} <= owner.keys() else None

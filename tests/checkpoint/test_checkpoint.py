@@ -210,9 +210,12 @@ def test_averages_that_are_broken_are_named_and_nothing_is_moved(workdir):
 
 
 def test_a_disk_that_can_not_be_read_is_not_a_broken_checkpoint():
-    assert reason_unreadable(PermissionError(13, "denied")) == "no permission to read it"
-    assert reason_unreadable(ValueError("UNAVAILABLE: Error reading")) == "the disk is not reachable"
-    assert reason_unreadable(ValueError("DATA_LOSS: Error reading")) is None
+    assert reason_unreadable(PermissionError(13, "denied"), pathlib.Path("a")) == "no permission to read it"
+    assert (
+        reason_unreadable(ValueError("UNAVAILABLE: Error reading"), pathlib.Path("a"))
+        == "the disk is not reachable"
+    )
+    assert reason_unreadable(ValueError("DATA_LOSS: Error reading"), pathlib.Path("a")) is None
 
 
 def test_a_step_of_a_version_before_checksums_is_taken_and_told(workdir):
