@@ -15,7 +15,7 @@ from sora_jax.checkpoint.restore import verify_step
 from sora_jax.checkpoint.workdir import BROKEN, COMMIT, find_steps
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import explain_os_errors, in_bucket, remove_folder
+from sora_jax.core.storage import explain_os_errors, in_bucket, move_folder, remove_folder
 
 DELETED = ".deleted"  # suffix of a folder that is being deleted
 
@@ -96,7 +96,8 @@ def verify(workdir: pathlib.Path, console: rich.console.Console):
 def delete_step(path: pathlib.Path):
     """Delete a step's folder, in such an order that it never looks complete while half of it is gone."""
     if not in_bucket(path):
-        path = path.rename(path.with_name(path.name.removesuffix(DELETED) + DELETED))
+        whole, path = path, path.with_name(path.name.removesuffix(DELETED) + DELETED)
+        move_folder(whole, path)
     remove_folder(path, mark=COMMIT)
 
 

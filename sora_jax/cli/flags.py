@@ -139,6 +139,10 @@ MESH = Flag(
     "Axes of the device mesh: data, fsdp, ring, ulysses, tensor, e.g. data=2,ulysses=4; -1: all devices left.",
     default="data=-1",
 )
+CACHE = Flag(
+    "cache", "Folder on this host's disk for copies of what is read from gs:// and s3://; its processes share it."
+)
+CACHE_GB = Flag("cache-gb", "Size of that folder; what was used longest ago is removed.", float, 200.0, min=0)
 NO_COMPILE_CACHE = Flag(
     "no-compile-cache",
     "Compile everything, instead of loading what an earlier command compiled.",

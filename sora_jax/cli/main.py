@@ -17,8 +17,9 @@ import sora_jax
 from sora_jax.cli.commands import COMMANDS, subcommands
 from sora_jax.cli.compile_cache import use_compile_cache
 from sora_jax.cli.config_flags import define_config, one_line
-from sora_jax.cli.flags import NO_COMPILE_CACHE, Command
+from sora_jax.cli.flags import CACHE, CACHE_GB, NO_COMPILE_CACHE, Command
 from sora_jax.cli.help import help_text, overview
+from sora_jax.core import local_cache
 from sora_jax.core.console import Console
 from sora_jax.core.errors import InputError, Terminated, did_you_mean, print_error, printable
 from sora_jax.core.storage import check_bucket
@@ -78,6 +79,7 @@ def run(name: str, arguments: list[str]):
         return
     command, console = COMMANDS[name], Console(stderr=True)
     values = parse(command, [f"sora-jax {name}", *arguments])
+    use_local_cache(values)
     check_buckets(command, values)
     # Grain and TFDS ask absl whether the program has read its flags.
     flags.FLAGS.mark_as_parsed()
@@ -109,6 +111,13 @@ def parse(command: Command, argv: list[str]) -> flags.FlagValues:
         raise InputError(f"{left[1]!r}: flags begin with --; quote a value with blanks in it")
     command.check_required(values)
     return values
+
+
+def use_local_cache(values: flags.FlagValues):
+    """Keep copies of files in buckets where --cache says."""
+    if CACHE.key in values and values[CACHE.key].value:
+        os.environ[local_cache.VARIABLE] = values[CACHE.key].value
+        os.environ[local_cache.GB_VARIABLE] = str(values[CACHE_GB.key].value)
 
 
 def check_buckets(command: Command, values: flags.FlagValues):

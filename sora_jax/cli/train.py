@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sora_jax.cli.flags import LORA, NO_COMPILE_CACHE, Command, Flag, settings_of
+from sora_jax.cli.flags import CACHE, CACHE_GB, LORA, NO_COMPILE_CACHE, Command, Flag, settings_of
 from sora_jax.config.load import with_absolute_paths
 from sora_jax.core.storage import as_path
 
@@ -40,7 +40,7 @@ KEYS = (
 COMMAND = Command(
     "a data set -> a trained model",
     {
-        "Input": (LORA,),
+        "Input": (LORA, CACHE, CACHE_GB),
         "Output": (
             Flag(
                 "workdir",

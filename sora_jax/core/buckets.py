@@ -10,6 +10,7 @@ import datetime
 import fnmatch
 import functools
 import importlib.util
+import logging
 import os
 import pathlib
 import re
@@ -39,6 +40,9 @@ def _set_options():
     """Options of the file systems, before the first of them is made."""
     import fsspec
 
+    # They log a traceback for each request that they give up; the error says it in one line.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    logging.getLogger("s3fs").setLevel(logging.CRITICAL)
     # With TensorFlow installed epath would go through it, by other rules.
     os.environ["EPATH_USE_TF"] = "false"
     for name in ("gs", "gcs", "s3"):
@@ -129,6 +133,8 @@ class BucketPath(PosixGPath):
                 self.fs.call_s3("list_objects_v2", Bucket=self.bucket, MaxKeys=1)
 
     def _info(self) -> dict | None:
+        if len(self.parts) < 3:  # above all buckets
+            return None
         # fsspec's own `exists` is False after any error.
         with explained(self), contextlib.suppress(FileNotFoundError):
             return self.fs.info(str(self))

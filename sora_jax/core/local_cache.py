@@ -14,7 +14,7 @@ import platformdirs
 from sora_jax.core.errors import InputError
 
 VARIABLE = "SORA_JAX_FILES"  # the folder; its default is the platform's folder for caches
-BYTES_VARIABLE = "SORA_JAX_FILES_GB"
+GB_VARIABLE = "SORA_JAX_FILES_GB"
 DEFAULT_GB = 200.0
 TRIES = 3  # of a copy that differs from its checksum
 IN_USE_SECONDS = 60  # a copy that was asked for so lately is not removed: its file may not be open yet
@@ -105,6 +105,11 @@ def _use(copy: pathlib.Path) -> bool:
     return True
 
 
+def cache_is_named() -> bool:
+    """Whether somebody has named a folder for copies: large files are copied only then."""
+    return bool(os.environ.get(VARIABLE))
+
+
 @functools.cache
 def local_cache() -> LocalCache:
     """The cache of this process: in $SORA_JAX_FILES, of at most $SORA_JAX_FILES_GB.
@@ -113,7 +118,7 @@ def local_cache() -> LocalCache:
     """
     folder = os.environ.get(VARIABLE) or platformdirs.user_cache_path("sora_jax") / "files"
     try:
-        size = float(os.environ.get(BYTES_VARIABLE) or DEFAULT_GB)
+        size = float(os.environ.get(GB_VARIABLE) or DEFAULT_GB)
     except ValueError:
-        raise InputError(f"{BYTES_VARIABLE}={os.environ[BYTES_VARIABLE]}: must be a number of gigabytes") from None
+        raise InputError(f"{GB_VARIABLE}={os.environ[GB_VARIABLE]}: must be a number of gigabytes") from None
     return LocalCache(pathlib.Path(folder).expanduser(), int(size * 1e9))

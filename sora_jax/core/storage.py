@@ -210,7 +210,7 @@ class HashCache:
         """Write the file, if there is anything new. Raises: InputError if it can't be written."""
         if self._new:
             with atomic_write(self._path) as temporary:
-                temporary.write_text(json.dumps(self._hashes))
+                temporary.write_text(json.dumps(self._hashes, sort_keys=True))
 
 
 def weights_digest(folder: str | os.PathLike) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -47,8 +48,8 @@ def evaluate(
       is measured; NotGoodEnough, after everything is written, if a model fails a benchmark or what is wanted.
     """
     wanted = wanted or Wanted()
-    paths = [str(subject) for subject in subjects if isinstance(subject, pathlib.Path)]
-    opened = [subject for subject in subjects if not isinstance(subject, pathlib.Path)]
+    paths = [str(subject) for subject in subjects if isinstance(subject, os.PathLike)]
+    opened = [subject for subject in subjects if not isinstance(subject, os.PathLike)]
     opened += open_subjects(paths, (), "", out) if paths else []
     chosen = {subject.name: choose(subject, suite, benchmarks) for subject in opened}
     measured = {name for names in chosen.values() for name in names}

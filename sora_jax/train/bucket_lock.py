@@ -1,6 +1,7 @@
 """The lock on a workdir in a bucket, where an object that must not exist yet has one writer."""
 
 import json
+import secrets
 import time
 from contextlib import suppress
 
@@ -14,6 +15,12 @@ SETTLE_SECONDS = 2  # after which two that took over the same dead lock see whic
 
 class BucketLock(WorkdirLock):
     """A WorkdirLock in a bucket: its owner writes the object again and again, so that it is seen to live."""
+
+    def __init__(self, workdir):
+        super().__init__(workdir)
+        self._me |= {
+            "id": secrets.token_hex(8)
+        }  # two starts of one process within a second differ in nothing else
 
     def __exit__(self, *_):
         self._released.set()
@@ -32,13 +39,14 @@ class BucketLock(WorkdirLock):
             if self._is_mine(owner):
                 return
             seen = seen or version
-            if owner is None or is_dead(owner, self._me) or time.monotonic() > deadline:
+            dead = owner is None or is_dead(owner, self._me)
+            if not dead and (is_local(owner, self._me) or version != seen):
+                raise InputError(self.held_by(owner))
+            if dead or time.monotonic() > deadline:
                 self.path.unlink(missing_ok=True)
                 taken_over = True
-                continue
-            if is_local(owner, self._me) or version != seen:
-                raise InputError(self.held_by(owner))
-            time.sleep(1)
+            else:
+                time.sleep(1)
 
     def _touch(self):
         touched = 0

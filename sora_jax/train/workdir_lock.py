@@ -63,11 +63,13 @@ class WorkdirLock:
             with opened(self.path) as file:
                 owner, last = read_owner(file), os.fstat(file.fileno()).st_mtime_ns
                 touched = touched or last
-                if owner is None or is_dead(owner, self._me) or time.monotonic() > deadline:
+                dead = owner is None or is_dead(owner, self._me)
+                # Before the deadline is looked at: another run may have taken over just now.
+                if not dead and (is_local(owner, self._me) or last != touched):
+                    raise InputError(self.held_by(owner))
+                if dead or time.monotonic() > deadline:
                     write_owner(file, self._me)
                     return
-                if is_local(owner, self._me) or last != touched:
-                    raise InputError(self.held_by(owner))
             time.sleep(1)
 
     def _touch(self):

@@ -75,8 +75,8 @@ def test_of_two_that_take_over_a_dead_run_one_has_it(folder):
 
     threads = [threading.Thread(target=enter, args=(lock,)) for lock in locks]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
-    assert sorted(outcomes) == ["has it", "told"]
     [lock.__exit__() for lock in locks]
+    assert sorted(outcomes) == ["has it", "told"]
 
 
 def test_a_run_that_was_taken_over_saves_no_more(folder):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from concurrent.futures import ThreadPoolExecutor
 
 from sora_jax.config.schema import Settings
 from sora_jax.core.errors import InputError
@@ -13,19 +14,23 @@ FORMAT = 3  # version of the data set's format; data sets of another version are
 HASHES = ".hashes.json"  # content hashes of the sources, so that they are read once
 UNFINISHED = ".unfinished"  # folder of the shards of a run that is not complete
 
+_THREADS = 16  # that wait for a disk or a bucket
+
 # Keys whose values are hashes: meaningless to people.
 _HASHES = ("autoencoder", "tokenizer", "image encoder", "text encoder")
 
 
 def hash_sources(sources: list[Source], cache: HashCache) -> dict[str, str]:
     """The content hash of each source, by name. Of a file that can't be read, the hash of its name."""
-    hashes = {}
-    for source in sources:
+
+    def hash_of(source: Source) -> str:
         try:
-            hashes[source.name] = cache.get(source.path, source.hash, str(source.span or ""))
+            return cache.get(source.path, source.hash, str(source.span or ""))
         except (InputError, OSError):
-            hashes[source.name] = digest(source.name)
-    return hashes
+            return digest(source.name)
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return dict(zip([s.name for s in sources], threads.map(hash_of, sources), strict=True))
 
 
 def describe(

@@ -6,6 +6,7 @@ Captions come from tables (`data/prepare/captions.py`) and from a `.txt` or `.js
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import unicodedata
 from collections.abc import Iterator
 
 from sora_jax.core.errors import InputError, did_you_mean, printable
-from sora_jax.core.storage import content_hash
+from sora_jax.core.storage import as_path, content_hash, in_bucket, local_file
 from sora_jax.core.text_files import decode_text, read_text
 from sora_jax.data.media.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from sora_jax.data.prepare.captions import TABLES, captions_of_entry, clean, read_table
@@ -40,11 +41,13 @@ class Source:
     captions: tuple[str, ...] = ()
     span: tuple[int, int] | None = None
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """In bytes; 0 if the file is not there."""
         if self.span:
             return self.span[1]
+        if in_bucket(self.path):
+            return self.path.stat().st_size
         return self.path.stat().st_size if self.path.is_file() else 0
 
     def hash(self) -> str:
@@ -58,19 +61,22 @@ class Source:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[pathlib.Path]:
-        """A path to a file with the content: a temporary copy of what lies in a tar."""
-        if self.span is None:
+        """A path to a file with the content: a temporary copy of what lies in a tar or in a bucket."""
+        if self.span is None and not in_bucket(self.path):
             yield self.path
             return
         with tempfile.TemporaryDirectory(prefix="sora_jax-") as folder:
             path = pathlib.Path(folder, pathlib.PurePosixPath(self.name).name)
-            with path.open("wb") as file:
-                file.writelines(self._chunks())
+            if self.span is None:
+                self.path.download(path)
+            else:
+                with path.open("wb") as file:
+                    file.writelines(self._chunks())
             yield path
 
     def _chunks(self):
         first, left = self.span
-        with self.path.open("rb") as file:
+        with local_file(self.path).open("rb") as file:
             file.seek(first)
             while left and (chunk := file.read(min(left, _COPY_BYTES))):
                 left -= len(chunk)
@@ -101,10 +107,10 @@ def find_sources(folder: pathlib.Path, captions: pathlib.Path | None = None) -> 
     Returns: where there are tables, the files that they name; else all files.
     Raises: InputError if the folder is absent or has no video, or a table is damaged or names absent files.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     _check_folder(folder)
     names = list(_walk(folder))
-    tables = [pathlib.Path(captions)] if captions else [folder / n for n in names if _base(n) in TABLES]
+    tables = [as_path(captions)] if captions else [folder / n for n in names if _base(n) in TABLES]
     media, skipped, other = {}, [], []
     for name in names:
         if reason := _bad_name(name):
@@ -166,6 +172,10 @@ def _raise_empty(folder):
 
 def _walk(folder):
     """Names of the files below a folder, relative to it; links to folders are followed, each folder once."""
+    if in_bucket(folder):
+        names = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+        yield from sorted(name for name in names if not name.startswith(".") and "/." not in name)
+        return
     seen = set()
     for here, folders, files in os.walk(folder, followlinks=True):
         status = pathlib.Path(here).stat()
@@ -260,7 +270,7 @@ def _read_tar(path, name):
     """The videos and pictures of a webdataset tar, whose members of one key belong together."""
     media, texts = [], {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(local_file(path), "r:") as tar:
             for member in tar:
                 suffix = _suffix(member.name)
                 if not member.isfile() or _base(member.name).startswith("."):

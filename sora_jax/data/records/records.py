@@ -26,7 +26,9 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from sora_jax.core.errors import InputError, did_you_mean
-from sora_jax.core.storage import as_path
+from sora_jax.core.local_cache import cache_is_named
+from sora_jax.core.storage import as_path, in_bucket
+from sora_jax.data.records.shard_copies import ShardCopies
 
 SPLITS = ("train", "validation")
 KINDS = ("pixels", "latents")
@@ -146,8 +148,20 @@ class Records:
         for split, info in tfds.builder_from_directory(str(self.path)).info.splits.items():
             parts = info.file_instructions
             first = np.cumsum([0, *(part.take for part in parts)])
-            held[split] = ArrayRecordDataSource(parts), first, [pathlib.Path(part.filename).name for part in parts]
+            names = [pathlib.PurePath(part.filename).name for part in parts]
+            held[split] = self._open(parts), first, names
         return held
+
+    def _open(self, parts):
+        """The records of some files: in a bucket from copies, if a cache is named."""
+        if in_bucket(self.path):
+            if cache_is_named():
+                return ShardCopies(self.path, parts, self.sums)
+            if self.path.scheme == "s3":
+                raise InputError(
+                    f"{self.path}: records in s3:// are read from copies; name --cache=FOLDER for them"
+                )
+        return ArrayRecordDataSource(parts)
 
     def read(self, split: str, index: int) -> np.ndarray:
         """One record's array: pixels uint8 [F, H, W, 3] or latents bfloat16 [f, h, w, C]."""

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sora_jax.core.errors import InputError
+from sora_jax.core.storage import local_file
 from sora_jax.data.records.records import Clip, Records
 
 _CHUNK = 2**23  # bytes read at a time
@@ -71,7 +72,7 @@ def _explain(folder, name, *, missing, index_is_intact):
     if missing:
         return [f"is missing{lost}"]
     try:
-        source = ArrayRecordDataSource(str(folder / name))
+        source = ArrayRecordDataSource(str(local_file(folder / name)))
         count = len(source)
     except RuntimeError as error:
         return [f"can't be opened, {_reason(error)}{lost}"]

@@ -12,6 +12,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from sora_jax.core.growing_file import open_growing
 from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import atomic_write, explain_os_errors
 from sora_jax.train.monitoring.flops import PEAK_FLOPS
@@ -42,7 +43,7 @@ class MetricsLog:
             board = workdir / "tensorboard"
             with explain_os_errors(self.path):
                 board.mkdir(parents=True, exist_ok=True)
-                self.file = self.path.open("a", encoding="utf-8")
+                self.file = open_growing(self.path)
                 # Not SummaryWriter: its thread dies when it can't write, and the run would wait for it forever.
                 self.board = EventsWriter(str(board / "events"))
                 self.board.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))

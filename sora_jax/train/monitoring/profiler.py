@@ -2,13 +2,14 @@
 
 import collections
 import pathlib
+import tempfile
 from collections.abc import Iterable
 
 import jax
 import rich.console
 import rich.table
 
-from sora_jax.core.storage import atomic_write, explain_os_errors
+from sora_jax.core.storage import atomic_write, copy_file, explain_os_errors, in_bucket, remove_folder
 
 REQUEST = "profile"  # a file of this name in the workdir requests a profile of the next steps
 REQUEST_STEPS = 5
@@ -43,7 +44,9 @@ class Profiler:
             options.python_tracer_level = 0  # tracing Python doubles the time
             with explain_os_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            jax.profiler.start_trace(self.folder, profiler_options=options)
+            # The profiler writes to disks alone.
+            self.traced = pathlib.Path(tempfile.mkdtemp()) if in_bucket(self.folder) else self.folder
+            jax.profiler.start_trace(self.traced, profiler_options=options)
 
     def after(self, step: int, state, *, last: bool):
         """Stop the trace, if this was its last step, and print its table."""
@@ -52,10 +55,14 @@ class Profiler:
         jax.block_until_ready(state)
         folder, self.folder = self.folder, None
         jax.profiler.stop_trace()
-        file = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+        file = max(self.traced.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
         steps = step - self.span[0] + 1
         table = top_operations(jax.profiler.ProfileData.from_file(str(file)), steps)
         self.console.print(table)
+        if in_bucket(folder):
+            for path in self.traced.rglob("*.*"):
+                copy_file(path, folder / path.relative_to(self.traced).as_posix())
+            remove_folder(self.traced)
         with atomic_write(folder / "operations.txt") as temporary, temporary.open("w") as text:
             rich.console.Console(file=text, width=120).print(table)
         self.console.print(f"profile of steps {self.span[0]} to {step}: {folder}", highlight=False)
