@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import os
 import pathlib
 import socket
@@ -48,6 +49,7 @@ def s3_server() -> Iterator[str]:
     """The address of a server for s3://, a thread of this process, which ends with the block."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

@@ -49,7 +49,7 @@ def test_the_last_are_kept_and_come_back_to_the_last_bit(folder):
     state, data_hash, notes = restore(folder / "run")
     jax.tree.map(np.testing.assert_array_equal, state, state_at(3))
     assert (data_hash, notes) == ("hash", []) and verify_step(checkpoints, 2) > 0
-    assert written_at(checkpoints, 3) > written_at(checkpoints, 2) > 1e18
+    assert written_at(checkpoints, 3) >= written_at(checkpoints, 2) > 1e18  # S3 counts seconds
     ema = restore_ema(checkpoints, 2, abstract_on_mesh(jax.eval_shape(lambda: state_at(0).ema)))
     jax.tree.map(np.testing.assert_array_equal, ema, state_at(2).ema)
 
