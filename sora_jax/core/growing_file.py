@@ -29,7 +29,7 @@ class UploadedFile:
         self.path = path
         self._content = bytearray(path.read_bytes() if path.exists() else b"")
         self._uploaded, self._error = len(self._content), None
-        self._closed = threading.Event()
+        self._closed, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -47,17 +47,22 @@ class UploadedFile:
     def flush(self):
         """Nothing: the thread uploads what was written."""
 
+    def sync(self):
+        """Upload what was written, now. Raises: InputError if it can't be uploaded."""
+        with self._lock:
+            self._upload()
+
     def close(self):
         """Upload what is left. Raises: InputError if it can't be uploaded."""
         if not self._closed.is_set():
             self._closed.set()
             self._thread.join()
-            self._upload()
+            self.sync()
 
     def _run(self):
         while not self._closed.wait(UPLOAD_SECONDS):
             try:
-                self._upload()
+                self.sync()
                 self._error = None
             except (InputError, OSError) as error:
                 self._error = error

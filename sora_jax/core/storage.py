@@ -18,9 +18,15 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from sora_jax.core.errors import InputError, did_you_mean
 from sora_jax.core.local_cache import local_cache
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+    from sora_jax.core.buckets import BucketPath
 
 # Errors that the user can mend; any other OSError is a bug and keeps its traceback.
 USER_ERRORS = {
@@ -56,15 +62,16 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
     return bucket_path(os.fspath(path))
 
 
-def in_bucket(path: str | os.PathLike) -> bool:
+def in_bucket(path: str | os.PathLike) -> "TypeIs[BucketPath]":
     """Whether a path lies in a bucket."""
     return "://" in os.fspath(path)
 
 
 def check_bucket(path: str | os.PathLike):
     """Raise InputError if a path lies in a bucket that does not exist, can't be listed or does not answer."""
+    path = as_path(path)
     if in_bucket(path):
-        as_path(path).check_bucket()
+        path.check_bucket()
 
 
 def local_file(path: str | os.PathLike) -> pathlib.Path:
@@ -193,7 +200,7 @@ class HashCache:
 
     def get(self, path: pathlib.Path, compute: Callable[[], str], part: str = "") -> str:
         """The hash of a file, or of a part of it, computed if it is not known yet. Raises: OSError."""
-        before = path.stat()
+        before: Any = path.stat()
         if in_bucket(path):
             key = f"{path}:{before.version}:{part}"
         else:

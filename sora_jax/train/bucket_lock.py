@@ -5,6 +5,7 @@ import secrets
 import time
 from contextlib import suppress
 
+from sora_jax.core.buckets import BucketPath
 from sora_jax.core.errors import InputError
 from sora_jax.core.storage import in_bucket
 from sora_jax.train import workdir_lock
@@ -15,6 +16,8 @@ SETTLE_SECONDS = 2  # after which two that took over the same dead lock see whic
 
 class BucketLock(WorkdirLock):
     """A WorkdirLock in a bucket: its owner writes the object again and again, so that it is seen to live."""
+
+    path: BucketPath
 
     def __init__(self, workdir):
         super().__init__(workdir)

@@ -170,6 +170,10 @@ class Trainer:
                 pending = n, values, last or due or n % settings.log_every == 0
                 if last or n % settings.save_every == 0:
                     self.workdir_lock.check()
+                    # A checkpoint never lacks the lines of its updates.
+                    report(*pending)
+                    pending = None
+                    metrics.sync()
                     checkpoints.save(state, self.settings, self.data.hash)
                     self.monitor.saved()
                 self.monitor.after_step(n, state, last=last)

@@ -9,12 +9,12 @@ final state and the loss of every step must equal those of a run that nobody dis
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import random
-import shutil
 import signal
 import statistics
 import subprocess
@@ -25,7 +25,11 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import bucket_servers
+
+from sora_jax.checkpoint.workdir import COMMIT, orbax_path
 from sora_jax.cluster.heartbeat import TRAINING, Beat, read_beat
+from sora_jax.core.storage import as_path, in_bucket, remove_folder
 
 CONFIG = """
 import tiny
@@ -60,13 +64,13 @@ class Kill:
 
 
 class Home:
-    """Data, a config and the uninterrupted run, in a folder."""
+    """Data, a config and the uninterrupted run, in a folder; the workdirs below `base`, which may be a bucket."""
 
-    def __init__(self, folder: pathlib.Path, steps: int):
+    def __init__(self, folder: pathlib.Path, steps: int, base: pathlib.Path | None = None):
         from tiny import SETTINGS
         from tiny_run import write_data
 
-        self.folder, self.steps = folder, steps
+        self.folder, self.steps, self.base = folder, steps, base or folder
         (folder / "config.py").write_text(CONFIG)
         write_data(folder / "data", "latents", SETTINGS.autoencoder)
         began = time.monotonic()
@@ -80,7 +84,7 @@ class Training:
     """A run under the supervisor; a context manager that leaves no process behind."""
 
     def __init__(self, home: Home, name: str):
-        self.home, self.workdir = home, home.folder / name
+        self.home, self.workdir = home, home.base / name
         self.signs = home.folder / f"{name}-signs"
         self.signs.mkdir()
         flags = [f"--config={home.folder}/config.py", f"--config.train.steps={home.steps}", "--config.mesh.data=2"]
@@ -99,7 +103,7 @@ class Training:
             "train",
         ]
         supervised = [sys.executable, ROOT / "launch/local.py", "--processes=2", "--devices=2", "--platform=cpu"]
-        supervised += [f"--hang={HANG}", "--restarts=20", f"--logs={self.workdir}-logs"]
+        supervised += [f"--hang={HANG}", "--restarts=20", f"--logs={home.folder / name}-logs"]
         with (home.folder / f"{name}.log").open("wb") as log:
             self.process = subprocess.Popen(
                 [*supervised, "--", *command, *flags], env=os.environ | told, stdout=log, stderr=log
@@ -140,7 +144,12 @@ class Training:
             return all(beat.doing == TRAINING and beat.step >= max(step, beat.start + 1) for beat in beats)
 
         def saving(beats):
-            return due(beats) and any((self.workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+            if not due(beats):
+                return False
+            folder = self.workdir / "checkpoints"
+            if in_bucket(folder):
+                return any(not (step / COMMIT).exists() for step in folder.glob("[0-9]*"))
+            return any(folder.glob("*.orbax-checkpoint-tmp*"))
 
         beats = self.wait(saving if moment == "in a save" else due)
         time.sleep(rng.uniform(0, 0.05))
@@ -172,7 +181,7 @@ class Training:
         import numpy as np
         import orbax.checkpoint as ocp
 
-        folder = self.workdir.resolve() / "checkpoints" / str(self.home.steps) / "state"
+        folder = orbax_path(self.workdir.resolve() / "checkpoints" / str(self.home.steps) / "state")
         with ocp.PyTreeCheckpointer() as checkpointer:
             there = checkpointer.metadata(folder).item_metadata.tree
             whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), there)
@@ -206,16 +215,24 @@ def plan(kills: int, rng: random.Random) -> list[tuple[signal.Signals, str, str]
 
 
 def torture(
-    folder: pathlib.Path, kills: int, per_run: int, steps: int, seed: int, minutes: float = 1e9, tell=print
+    folder: pathlib.Path,
+    kills: int,
+    per_run: int,
+    steps: int,
+    seed: int,
+    minutes: float = 1e9,
+    tell=print,
+    base: pathlib.Path | None = None,
 ):
     """(kills, how many runs, how many of them came to the same state, seconds of the run left alone).
 
     Args:
       minutes: after which nothing more is killed.
+      base: where the workdirs are, if not in `folder`.
     """
     until = time.monotonic() + minutes * 60
     rng = random.Random(seed)
-    home = Home(folder, steps)
+    home = Home(folder, steps, base)
     tell(f"left alone: {home.seconds:.0f} s")
     todo, done, runs, equal = plan(kills, rng), [], 0, 0
     while todo and time.monotonic() < until:
@@ -232,7 +249,7 @@ def torture(
         runs += 1
         equal += (alike := same(run, home))
         tell(f"run {runs - 1}: {'the same' if alike else 'ANOTHER'} final state")
-        shutil.rmtree(run.workdir)
+        remove_folder(run.workdir)
     return done, runs, equal, home.seconds
 
 
@@ -261,9 +278,15 @@ def main():
     parser.add_argument("--minutes", type=float, default=1e9, help="after which nothing more is killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, help="a file for the table")
+    parser.add_argument("--storage", choices=("disk", "gs", "s3"), default="disk", help="where the workdirs are")
     options = parser.parse_args()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        base = None
+        if options.storage != "disk":
+            address = stack.enter_context(bucket_servers.SERVERS[options.storage]())
+            os.environ.update(bucket_servers.environment(options.storage, address))
+            base = as_path(bucket_servers.new_bucket(options.storage, address))
         kills, runs, equal, alone = torture(
             pathlib.Path(folder),
             options.kills,
@@ -272,6 +295,7 @@ def main():
             options.seed,
             options.minutes,
             lambda *words: print(*words, flush=True),
+            base,
         )
     text = (
         f"{len(kills)} kills of {runs} runs of {options.steps} updates ({alone:.0f} s left alone), "

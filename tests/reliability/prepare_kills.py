@@ -2,6 +2,7 @@
 
     python tests/reliability/prepare_kills.py --kills=20
     python tests/reliability/prepare_kills.py --kills=6 --processes=2 --autoencoder
+    python tests/reliability/prepare_kills.py --kills=6 --storage=gs
 
 Half of the moments are uniform in time, the others within a few milliseconds of a random change in the folder,
 so that the short steps at the end are hit as well. Of two processes one is killed, or both. A data set that is
@@ -25,6 +26,7 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import bucket_servers
 import jax
 import processes
 import tiny
@@ -34,6 +36,7 @@ from rich.table import Table
 from sora_jax.checkpoint.model_folder import save_model
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.mesh import make_mesh
+from sora_jax.core.storage import as_path, in_bucket
 from sora_jax.models.autoencoder.model import Autoencoder
 from sora_jax.models.layers.params import init_params
 from sora_jax.worlds.shapes.renderer import World, write_world
@@ -69,7 +72,9 @@ class Preparation:
                 self.processes.append(subprocess.Popen(command, env=told, stdout=file, stderr=file))
 
     def files(self) -> dict[str, int]:
-        """Names below the folder, with their inodes."""
+        """Names below the folder, with their inodes; 0 in a bucket."""
+        if in_bucket(self.out):  # objects have no inodes
+            return {path.relative_to(self.out).as_posix(): 0 for path in self.out.rglob("*")}
         found = {}
         for folder, _, names in os.walk(self.out):
             for name in names:
@@ -126,12 +131,21 @@ def main() -> int:
     parser.add_argument("--videos", type=int, default=48)
     parser.add_argument("--autoencoder", action="store_true", help="latents, not pixels")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--storage", choices=("disk", "gs", "s3"), default="disk", help="where the data sets are written"
+    )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        return torture(pathlib.Path(folder), options)
+    with contextlib.ExitStack() as stack:
+        folder = out = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if options.storage != "disk":
+            address = stack.enter_context(bucket_servers.SERVERS[options.storage]())
+            os.environ.update(bucket_servers.environment(options.storage, address))
+            out = as_path(bucket_servers.new_bucket(options.storage, address))
+        return torture(folder, out, options)
 
 
-def torture(folder: pathlib.Path, options) -> int:
+def torture(folder: pathlib.Path, base: pathlib.Path, options) -> int:
+    """Prepare data sets of the videos in `folder`, below `base`, and kill; returns the exit code."""
     draw = random.Random(options.seed)
     (folder / "config.py").write_text(CONFIG)
     write_world(folder / "videos", options.videos, World(1, sizes=("64x64", "96x64"), lengths=(17, 27, 1)))
@@ -143,17 +157,17 @@ def torture(folder: pathlib.Path, options) -> int:
             save_model(folder / "autoencoder", Autoencoder, settings, params)
         arguments.append(f"--autoencoder={folder / 'autoencoder'}")
     log = folder / "log"
-    whole = Preparation(arguments, folder / "whole", 1, log)
+    whole = Preparation(arguments, base / "whole", 1, log)
     events = collections.OrderedDict()
     while whole.running():
         events.setdefault(frozenset(whole.files()), time.monotonic() - whole.started)
     whole.wait()
     seconds = time.monotonic() - whole.started
-    expected = contents(folder / "whole")
+    expected = contents(base / "whole")
     table = Table("data set", "kills", "killed when", "complete shards written again", "files that differ")
     killed = number = faults = 0
     while killed < options.kills:
-        out, stages, kept, again = folder / f"killed-{number}", [], set(), 0
+        out, stages, kept, again = base / f"killed-{number}", [], set(), 0
         while True:
             run = Preparation(arguments, out, options.processes, log)
             # At a random moment of the whole, or just after a random change; None: left to end.

@@ -67,7 +67,7 @@ class Source:
             return
         with tempfile.TemporaryDirectory(prefix="sora_jax-") as folder:
             path = pathlib.Path(folder, pathlib.PurePosixPath(self.name).name)
-            if self.span is None:
+            if in_bucket(self.path) and self.span is None:
                 self.path.download(path)
             else:
                 with path.open("wb") as file:

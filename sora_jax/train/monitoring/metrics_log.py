@@ -12,7 +12,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from sora_jax.core.growing_file import open_growing
+from sora_jax.core.growing_file import UploadedFile, open_growing
 from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import atomic_write, explain_os_errors
 from sora_jax.train.monitoring.flops import PEAK_FLOPS
@@ -106,6 +106,11 @@ class MetricsLog:
             summary = Summary(value=[Summary.Value(tag=tag, image=value)])
             self.board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             self.board.flush()
+
+    def sync(self):
+        """Bring all lines to where they outlive this process: in a bucket they are sent from time to time."""
+        if self.first_host and isinstance(self.file, UploadedFile):
+            self.file.sync()
 
     def close(self):
         if self.bar:
