@@ -14,7 +14,7 @@ from sora_jax.cluster.agreement import raise_on_all_hosts, run_on_first_host
 from sora_jax.config.schema import MeshSettings
 from sora_jax.core.errors import InputError, NotGoodEnough, did_you_mean
 from sora_jax.core.mesh import make_mesh
-from sora_jax.core.storage import explain_os_errors, remove_stale_temporaries, temporary_path
+from sora_jax.core.storage import explain_os_errors, in_bucket, remove_stale_temporaries, temporary_path
 from sora_jax.evaluate.benchmark import Benchmark, Options, Subject, measure_once
 from sora_jax.evaluate.checkpoint_under_test import CheckpointUnderTest, write_kept
 from sora_jax.evaluate.results import Results, write_report
@@ -122,6 +122,8 @@ def check_writable(out: pathlib.Path):
             trial.unlink()
         except FileNotFoundError:  # as in /proc
             raise InputError(f"--out={out}: no folder can be made there") from None
+    if in_bucket(out):  # which has no temporary files
+        return
     for folder in itertools.chain([out], (path for path in out.rglob("*") if path.is_dir())):
         remove_stale_temporaries(folder)
 

@@ -94,3 +94,16 @@ def test_a_run_is_trained_stopped_continued_released_and_sampled(folder, config,
         run("sample", f"--checkpoint={folder}/{checkpoint}", "--prompt=a bird", f"--out={out}")
         assert read_metadata(out)["prompt"] == "a bird"
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["gs", "s3"], indirect=True)
+def test_sample_videos_profiles_and_reports_go_into_a_bucket(folder, config):
+    tiny_run.write_data(folder / "data", "latents", tiny.SETTINGS.autoencoder)
+    train = [config, f"--config.data.path={folder}/data", f"--workdir={folder}/run"]
+    run("train", *train, "--config.train.sample_every=2", "--config.train.sample_prompts=('a bird',)")
+    assert (folder / "run/samples/2/000.mp4").is_file() and "000.webp" in (folder / "run/index.html").read_text()
+    run("train", *train, "--config.train.steps=4", "--config.train.profile=3:4")
+    assert any(path.name.endswith(".xplane.pb") for path in (folder / "run/profiles").rglob("*"))
+    run("evaluate", f"--checkpoint={folder}/run", "--suite=loss", f"--out={folder}/evaluation")
+    assert (folder / "evaluation/index.html").is_file() and (folder / "evaluation/evaluation.json").is_file()
