@@ -1,7 +1,6 @@
 """Copies of files in buckets on this host's disk: checked, shared by its processes, bounded in size."""
 
 import base64
-import functools
 import hashlib
 import os
 import pathlib
@@ -110,7 +109,6 @@ def cache_is_named() -> bool:
     return bool(os.environ.get(VARIABLE))
 
 
-@functools.cache
 def local_cache() -> LocalCache:
     """The cache of this process: in $SORA_JAX_FILES, of at most $SORA_JAX_FILES_GB.
 

@@ -91,7 +91,6 @@ def reads(folder: pathlib.Path):
             os.environ.pop(local_cache.VARIABLE, None)
             if named:
                 os.environ[local_cache.VARIABLE] = str(folder / "cache")
-                local_cache.local_cache.cache_clear()
             found = []
             for host in range(HOSTS):
                 before = counts.seen
