@@ -147,7 +147,7 @@ def create(arguments: Sequence[str]):
     parser = pod.Parser("Create a run on the current cluster of kubectl.")
     parser.add_argument("--name", type=pod.name, required=True)
     parser.add_pod()
-    parser.add_argument("--image", required=True, help="Container image with sora_jax; see launch/Dockerfile.")
+    parser.add_argument("--image", required=True, help="Container image with sora_jax; see launch/tpu.Dockerfile.")
     parser.add_argument("--claim", default="", help="PersistentVolumeClaim, mounted at /data.")
     parser.add_argument(
         "--restarts",

@@ -52,7 +52,7 @@ td:not(.short), th:not(.short) { min-width: 16em; overflow-wrap: anywhere }
 .pair b { color: var(--ink); font-weight: 600 }
 .sheet { table-layout: fixed }
 .sheet th, .sheet td { min-width: 0; padding: 8px; vertical-align: top }
-.sheet thead th:first-child { width: 80px }
+.sheet thead th:first-child { width: 96px }
 .sheet img { display: block; width: 100%; height: auto }
 .time { width: 55% }
 .bar { height: 8px; min-width: 2px; border-radius: 4px; background: var(--blue) }
@@ -162,11 +162,12 @@ class Pairs:
 class Sheet:
     """A table of videos as animated pictures, loaded when they come into view, each a link to its mp4.
 
-    header: of the columns; rows: (name, a video for each column, None: absent).
+    header: of the columns; rows: (name, a video for each column, None: absent); corner: title of the names.
     """
 
     header: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Clip | None]]]
+    corner: str = "step"
 
     def html(self, folder: pathlib.Path) -> str:
         def shown(clip: Clip | None) -> str:
@@ -185,7 +186,7 @@ class Sheet:
             f"<tr><th>{html.escape(name)}</th>{''.join(shown(clip) for clip in clips)}</tr>"
             for name, clips in self.rows
         )
-        head = f"<thead><tr><th>step</th>{names}</tr></thead>"
+        head = f"<thead><tr><th>{html.escape(self.corner)}</th>{names}</tr></thead>"
         least = 80 + 160 * len(self.header)  # pixels; a narrow window scrolls
         table = f'<table class="sheet" style="min-width: {least}px">{head}<tbody>{rows}</tbody></table>'
         return f'<div class="scroll">{table}</div>'
@@ -281,52 +282,6 @@ def write_page(path: str | os.PathLike, title: str, summary: str, sections: Sequ
             "<footer>Written by sora_jax. Videos made by models are AI-generated.</footer></main></body></html>\n",
             encoding="utf-8",
         )
-
-
-def write_demo_page(
-    path: str | os.PathLike,
-    *,
-    before: Sequence[Clip],
-    after: Sequence[Clip],
-    reconstructions: Sequence[Picture],
-    curves: Picture,
-    seconds: Mapping[str, float],
-    facts: Mapping[str, str | float],
-) -> None:
-    """Write the demo's index.html.
-
-    Args:
-      before, after: a video for each prompt, of the released model and of the model after training.
-      reconstructions: pictures by `draw_reconstruction`.
-      curves: the picture by `draw_loss_curves`.
-      seconds: name of a phase -> its duration.
-      facts: name -> value, of the machine, the data and the models.
-    Raises: InputError if a file that the page shows is absent.
-    """
-    write_page(
-        path,
-        "sora_jax: the demo",
-        "One command made all of this on this machine: captioned videos of a small world, an autoencoder that "
-        "compresses them and a transformer that makes new ones from text, both trained a little further on them.",
-        [
-            Section(
-                "Samples before",
-                "Each video was made from the text below it, starting from noise, by the model as it ships.",
-                [Gallery(before)],
-            ),
-            Section(
-                "Samples after", "From the same noise, by the model as it was trained here.", [Gallery(after)]
-            ),
-            Section(
-                "The autoencoder",
-                "Videos that it was not trained on, what is left of them after compression, and the difference.",
-                reconstructions,
-            ),
-            Section("Training", "Every logged loss, pale, and its running mean.", [curves]),
-            Section("Time", "By the clock on the wall, installing not counted.", [Durations(seconds)]),
-            Section("Numbers", "What was trained, and where.", [Table(("", "value"), list(facts.items()))]),
-        ],
-    )
 
 
 def link(file: str | os.PathLike, folder: pathlib.Path) -> str:

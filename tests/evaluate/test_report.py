@@ -32,7 +32,6 @@ from sora_jax.report.page import (
     Table,
     duration,
     shown,
-    write_demo_page,
     write_page,
 )
 
@@ -212,15 +211,20 @@ def test_frames_are_spread_from_the_first_to_the_last():
 def demo_page(folder):
     draw_loss_curves(folder / "loss.png", {"run": write_metrics(folder / "m.jsonl", [3.0, 2.0, 1.0])})
     draw_reconstruction(folder / "media/sheet.png", moving_square(), moving_square())
-    write_demo_page(
-        folder / "index.html",
-        before=[clip(folder / "media", f"before {i} & more", caption=f"<b>{i}</b>") for i in range(2)],
-        after=[clip(folder / "media", f"after {i} & more", caption=f"<b>{i + 2}</b>") for i in range(2)],
-        reconstructions=[Picture(folder / "media/sheet.png", "34.1 dB")],
-        curves=Picture(folder / "loss.png", "losses"),
-        seconds={"Training": 61.0, "Sampling": 2.0},
-        facts={"Parameters": 4_213_111, "Machine": "2 cores"},
+    before, after = (
+        [clip(folder / "media", f"{name} {i} & more", caption=f"<b>{i + first}</b>") for i in range(2)]
+        for name, first in (("before", 0), ("after", 2))
     )
+    sections = [
+        Section("Before", "", [Gallery(before)]),
+        Section("After", "", [Gallery(after)]),
+        Section(
+            "Pictures", "", [Picture(folder / "media/sheet.png", "34.1 dB"), Picture(folder / "loss.png", "a")]
+        ),
+        Section("Time", "", [Durations({"Training": 61.0, "Sampling": 2.0})]),
+        Section("Numbers", "", [Table(("", "value"), [("Parameters", 4_213_111), ("Machine", "2 cores")])]),
+    ]
+    write_page(folder / "index.html", "A page", "About it", sections)
     return Reader(folder / "index.html")
 
 
