@@ -52,7 +52,7 @@ td:not(.short), th:not(.short) { min-width: 16em; overflow-wrap: anywhere }
 .pair b { color: var(--ink); font-weight: 600 }
 .sheet { table-layout: fixed }
 .sheet th, .sheet td { min-width: 0; padding: 8px; vertical-align: top }
-.sheet thead th:first-child { width: 96px }
+.sheet thead th:first-child { width: 120px }
 .sheet img { display: block; width: 100%; height: auto }
 .time { width: 55% }
 .bar { height: 8px; min-width: 2px; border-radius: 4px; background: var(--blue) }
@@ -187,7 +187,7 @@ class Sheet:
             for name, clips in self.rows
         )
         head = f"<thead><tr><th>{html.escape(self.corner)}</th>{names}</tr></thead>"
-        least = 80 + 160 * len(self.header)  # pixels; a narrow window scrolls
+        least = 120 + 160 * len(self.header)  # pixels; a narrow window scrolls
         table = f'<table class="sheet" style="min-width: {least}px">{head}<tbody>{rows}</tbody></table>'
         return f'<div class="scroll">{table}</div>'
 
