@@ -1,13 +1,11 @@
 """Completion in the shells themselves: keys are typed into an interactive shell, and its line is read."""
 
-import fcntl
 import os
 import pty
 import re
 import select
 import shutil
 import subprocess
-import termios
 import time
 
 import pytest
@@ -31,14 +29,7 @@ class Shell:
         self.terminal, inner = pty.openpty()
         environment = os.environ | {"TERM": "dumb", "PS1": "$ ", "HOME": str(folder), "HISTFILE": ""}
         self.process = subprocess.Popen(
-            command,
-            stdin=inner,
-            stdout=inner,
-            stderr=inner,
-            cwd=folder,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # the shell controls the terminal
+            ["setsid", "--ctty", *command], stdin=inner, stdout=inner, stderr=inner, cwd=folder, env=environment
         )
         os.close(inner)
         # The quotes keep the line itself, which the terminal echoes, from being taken for its output.
