@@ -1,7 +1,6 @@
 """The command `evaluate`."""
 
 import dataclasses
-import pathlib
 import re
 import shlex
 
@@ -13,28 +12,13 @@ from sora_jax.core.storage import as_path
 
 
 def run(values, console):
-    from sora_jax.evaluate.benchmark import Options
-    from sora_jax.evaluate.evaluate import evaluate
-    from sora_jax.evaluate.subjects import open_subjects
-    from sora_jax.evaluate.suites.registry import BENCHMARKS
+    from sora_jax.api import runs
     from sora_jax.evaluate.verdict.decisions import Wanted
     from sora_jax.evaluate.verdict.formats import parse_formats
-    from sora_jax.worlds.emoji.suite import BENCHMARKS as EMOJI_BENCHMARKS
-    from sora_jax.worlds.shapes import SHIPPED_MODEL
-    from sora_jax.worlds.shapes.benchmarks import BENCHMARKS as SHAPES_BENCHMARKS
 
     check_combination(values)
-    asked = [*(values.checkpoint or ()), *(values.subject or ())]
-    if len(asked) > 1 and not values.out:
-        raise InputError(f"--out is missing: name a folder for the report on {len(asked)} subjects")
-    if values.subject and not values.out:
-        raise InputError("--out is missing: name a folder for the report")
-    beside = _beside(values.checkpoint[0]) if values.checkpoint else pathlib.Path()
-    out = as_path(values.out or beside / "evaluation")
-    checkpoints = list(values.checkpoint or ([] if values.subject else [str(SHIPPED_MODEL)]))
-    suite = [name.strip() for name in values.suite]
-    if not asked and not suite:
-        suite = ["shapes"]  # the data set that the shipped model was trained on is not shipped
+    checkpoints, subjects = list(values.checkpoint or ()), list(values.subject or ())
+    out = runs.report_folder(checkpoints, subjects, values.out)
     wanted = Wanted(
         parse_formats(values.format, out),
         tuple(values.require or ()),
@@ -43,29 +27,21 @@ def run(values, console):
         values.best,
         _command(values),
     )
-    options = Options(
-        prompts=tuple(read_lines(values, "prompts", console)) if values.prompts else (),
-        sizes=tuple(values.size),
-        frames=_lengths(values.frames),
+    options = {
+        "prompts": tuple(read_lines(values, "prompts", console)) if values.prompts else (),
+        "sizes": tuple(values.size),
+        "frames": _lengths(values.frames),
+        "dimensions": tuple(name.strip() for name in values.dimensions),
         **{key: values[key].value for key in ("data", "samples", "seconds", "seed", "videos")},
         **{key: values[key].value for key in ("lpips", "videomae", "clip", "vbench")},
-        dimensions=tuple(name.strip() for name in values.dimensions),
-    )
-    arguments = {
-        "benchmarks": BENCHMARKS | SHAPES_BENCHMARKS | EMOJI_BENCHMARKS,
-        "suite": suite,
-        "options": options,
     }
-    arguments |= {"mesh": mesh_of(values), "console": console}
     if values.vote:
-        subjects = open_subjects(checkpoints, values.subject or (), values.step, out)
-        return _vote(subjects, out, options, values, console)
+        return _vote(values, out, options, console)
+    arguments = {"suite": [name.strip() for name in values.suite], "mesh": mesh_of(values), "console": console}
     if values.watch:
-        _watch(values, out, wanted, arguments)
+        _watch(values, out, wanted, arguments | options)
     else:
-        evaluate(
-            open_subjects(checkpoints, values.subject or (), values.step, out), out, wanted=wanted, **arguments
-        )
+        runs.evaluate(checkpoints, out, subjects=subjects, step=values.step, wanted=wanted, **arguments, **options)
     console.print(f"report: {out / 'index.html'}", highlight=False)
 
 
@@ -82,20 +58,24 @@ def check_combination(values):
         raise InputError(f"--{min(unused).replace('_', '-')}: --vote measures nothing and does not use it")
 
 
-def _vote(subjects, out, options, values, console):
+def _vote(values, out, options, console):
     check_packages("--vote")
+    from sora_jax.evaluate.benchmark import Options
+    from sora_jax.evaluate.subjects import open_subjects
     from sora_jax.evaluate.vote_videos import videos_to_vote_on
     from sora_jax.serve.vote import make_pairs, serve_votes
 
+    subjects = open_subjects(values.checkpoint or (), values.subject or (), values.step, out)
     if len(subjects) < 2:
         raise InputError("--vote: needs two checkpoints or more; give --checkpoint again")
-    videos = videos_to_vote_on(subjects, options=options, mesh=mesh_of(values), console=console)
+    videos = videos_to_vote_on(subjects, options=Options(**options), mesh=mesh_of(values), console=console)
     serve_votes(make_pairs(videos), out, address=(values.host, values.port), console=console)
 
 
 def _watch(values, out, wanted, arguments):
     """Evaluate the checkpoints of a run as they come, and judge the last one."""
-    from sora_jax.evaluate.evaluate import evaluate, judge
+    from sora_jax.api import runs
+    from sora_jax.evaluate.evaluate import judge
     from sora_jax.evaluate.watch import watch
 
     every = re.fullmatch(r"every:([1-9]\d*)", values.step or "every:1")
@@ -105,7 +85,7 @@ def _watch(values, out, wanted, arguments):
         raise InputError(f"--step={values.step}: with --watch write every:N")
 
     def measure(subjects):
-        return evaluate(subjects, out, wanted=dataclasses.replace(wanted, judge=False), **arguments)
+        return runs.measure(subjects, out, wanted=dataclasses.replace(wanted, judge=False), **arguments)
 
     workdir = as_path(values.checkpoint[0])
     console = arguments["console"]
@@ -114,12 +94,6 @@ def _watch(values, out, wanted, arguments):
     checks = [check for check in summary.get("checks", ()) if check["subject"] == last.get("name")]
     found = {suite: {last["name"]: values} for suite, values in last.items() if isinstance(values, dict)}
     judge(found, {"checks": checks}, out, wanted)
-
-
-def _beside(checkpoint: str) -> pathlib.Path:
-    """The workdir of a checkpoint, which may be given as one of its steps."""
-    path = as_path(checkpoint)
-    return path.parent.parent if path.name.isdecimal() and path.parent.name == "checkpoints" else path
 
 
 def _command(values) -> str:

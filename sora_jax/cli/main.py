@@ -16,9 +16,10 @@ from absl import flags
 import sora_jax
 from sora_jax.cli.commands import COMMANDS, subcommands
 from sora_jax.cli.compile_cache import use_compile_cache
-from sora_jax.cli.config_flags import define_config, one_line
+from sora_jax.cli.config_flags import define_config
 from sora_jax.cli.flags import CACHE, CACHE_GB, NO_COMPILE_CACHE, Command
 from sora_jax.cli.help import help_text, overview
+from sora_jax.config.files import one_line
 from sora_jax.core import local_cache
 from sora_jax.core.console import Console
 from sora_jax.core.errors import InputError, Terminated, did_you_mean, print_error, printable

@@ -52,8 +52,8 @@ WATERMARK = Flag("watermark", "Text to write into the lower right corner of the 
 
 
 def run(values, console):
+    from sora_jax.api.model import Model
     from sora_jax.generate.request import PromptSettings, Refinement, Request
-    from sora_jax.generate.sample import sample
     from sora_jax.worlds.shipped import refiner_folder
 
     story = story_of(values, console)
@@ -76,15 +76,10 @@ def run(values, console):
         request = dataclasses.replace(request, refinement=Refinement.read(values.refine, refiner))
     elif values.refiner:
         raise InputError("--refiner: is for --refine; name the size, for example --refine=128x128")
+    options = {"mesh": mesh_of(values), "lora": request.lora, "dtype": values.dtype or "", "console": console}
+    model = Model(checkpoint, **options)
     print_remarks(values, [prompt for prompt, _ in prompts], console)
-    sample(
-        checkpoint,
-        request,
-        as_path(values.out),
-        expand=expander_of(values, console) if values.expand else None,
-        mesh=mesh_of(values),
-        console=console,
-    )
+    model.generate(request, values.out, expand=expander_of(values, console) if values.expand else None)
 
 
 def print_remarks(values, prompts, console):

@@ -1,20 +1,12 @@
 """The command `train`."""
 
-import dataclasses
-
 from sora_jax.cli.flags import CACHE, CACHE_GB, LORA, NO_COMPILE_CACHE, Command, Flag, settings_of
-from sora_jax.config.load import with_absolute_paths
-from sora_jax.core.storage import as_path
 
 
 def run(values, console):
-    from sora_jax.interop.adapters.weights import absolute_choice
-    from sora_jax.train.loop import train
+    from sora_jax.api import train
 
-    settings = with_absolute_paths(settings_of(values))
-    base = tuple(map(absolute_choice, values.lora or settings.lora.base))
-    settings = dataclasses.replace(settings, lora=dataclasses.replace(settings.lora, base=base))
-    train(settings, as_path(values.workdir), console=console)
+    train(settings_of(values), values.workdir, lora=values.lora or (), console=console)
 
 
 KEYS = (

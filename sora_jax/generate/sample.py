@@ -112,17 +112,20 @@ def sample(
     mesh: MeshSettings,
     console: rich.console.Console,
     generator: Generator | None = None,
+    load: Callable[[], Generator] | None = None,
     **job,
 ) -> list[Made]:
     """A video for each prompt of a request; those of a run of the solver are on disk before the next run begins.
 
     Args:
-      checkpoint, mesh, generator: as `sample_jobs` takes them.
+      checkpoint, mesh, generator, load: as `sample_jobs` takes them.
       out, console, and `expand` and `on_progress` in `job`: as Job has them.
     Raises: InputError for a checkpoint, prompt, given file, size or length that can't be used, before the first
       step; IncompleteError after the last video, if some could not be made; what on_progress raises.
     """
-    (outcome,) = sample_jobs(checkpoint, [Job(request, out, console, **job)], mesh=mesh, generator=generator)
+    (outcome,) = sample_jobs(
+        checkpoint, [Job(request, out, console, **job)], mesh=mesh, generator=generator, load=load
+    )
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
@@ -134,6 +137,7 @@ def sample_jobs(
     *,
     mesh: MeshSettings,
     generator: Generator | None = None,
+    load: Callable[[], Generator] | None = None,
 ) -> list[list[Made] | Exception]:
     """The videos of several requests of any sizes and tasks, sampled together; or why a job has not made all.
 
@@ -143,6 +147,7 @@ def sample_jobs(
       checkpoint: as `load_generator` takes it.
       jobs: with the same adapters.
       generator: the checkpoint's with the jobs' adapters, if it is loaded already, on this mesh.
+      load: loads it, once the jobs are checked; None: as `load_generator` does.
     Returns: for each job its videos in the order of its prompts, or the exception that `sample` raises for it. One
       job's fault, or end, does not touch the others.
     Raises: InputError if the jobs differ in their adapters.
@@ -158,7 +163,7 @@ def sample_jobs(
     with jax.set_mesh(devices):
         if ready and generator is None:
             dtype = ready[0].parts[0].inputs.settings.dtype or None
-            generator = load_generator(checkpoint, dtype=dtype, lora=jobs[0].request.lora)
+            generator = load() if load else load_generator(checkpoint, dtype=dtype, lora=jobs[0].request.lora)
             for work in ready:
                 for line in work.lines:
                     work.job.console.print(line)

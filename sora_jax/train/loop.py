@@ -31,17 +31,24 @@ from sora_jax.train.state import TrainState, abstract_state, init_state
 from sora_jax.train.step import make_step
 
 
-def train(settings: Settings, workdir: pathlib.Path, *, console: rich.console.Console) -> TrainState:
+def train(
+    settings: Settings,
+    workdir: pathlib.Path,
+    *,
+    console: rich.console.Console,
+    on_metrics: Callable[[int, dict], None] = lambda step, values: None,
+) -> TrainState:
     """Train, or continue training, until `train.steps` updates are done.
 
     SIGTERM to any process ends the run sooner: all processes save after the same update.
 
     Args:
       workdir: folder for everything that the run writes.
+      on_metrics: called with each logged update and its metrics, as they are in metrics.jsonl.
     Returns: the last state.
     Raises: InputError for settings, data or a workdir that do not fit together.
     """
-    trainer = Trainer(settings, as_path(workdir), console)
+    trainer = Trainer(settings, as_path(workdir), console, on_metrics)
     with (
         jax.set_mesh(trainer.mesh),
         trainer.lock(),
@@ -64,8 +71,14 @@ class Trainer:
     Making one writes nothing, so that a mistake of input leaves no trace.
     """
 
-    def __init__(self, settings: Settings, workdir: pathlib.Path, console: rich.console.Console):
-        self.settings, self.workdir, self.console = settings, workdir, console
+    def __init__(
+        self,
+        settings: Settings,
+        workdir: pathlib.Path,
+        console: rich.console.Console,
+        on_metrics: Callable[[int, dict], None],
+    ):
+        self.settings, self.workdir, self.console, self.on_metrics = settings, workdir, console, on_metrics
         self.mesh = make_mesh(settings.mesh)
         check_batch(settings, self.mesh)
         self.workdir_lock = lock_of(workdir)
@@ -144,7 +157,7 @@ class Trainer:
         def report(n, values, logged):
             losses.update(n, values)
             if logged:
-                metrics.log(n, values | {"skipped": losses.take_skipped()})
+                self.on_metrics(n, metrics.log(n, values | {"skipped": losses.take_skipped()}))
 
         batches = self.data.stream.iterate(start)
         # A budget that starting takes up still makes one update, so that there is a checkpoint.

@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import rich.console
 
-from sora_jax.cli.config_flags import read_config
+from sora_jax.config.files import read_config
 from sora_jax.config.load import from_config
 from sora_jax.config.schema import MeshSettings
 from sora_jax.plan import estimate

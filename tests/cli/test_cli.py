@@ -11,8 +11,8 @@ import pytest
 import sora_jax
 from sora_jax.cli import help as cli_help
 from sora_jax.cli.commands import COMMANDS
-from sora_jax.cli.config_flags import read_config
 from sora_jax.cli.main import main
+from sora_jax.config.files import read_config
 from sora_jax.config.load import to_config
 from sora_jax.config.schema import Settings
 

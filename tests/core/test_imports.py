@@ -17,6 +17,7 @@ LAYERS = (
     ("train", "captioning"),
     ("evaluate",),
     ("worlds",),
+    ("api",),
     ("serve", "plan", "cli"),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

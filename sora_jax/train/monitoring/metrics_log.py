@@ -59,8 +59,8 @@ class MetricsLog:
         self._wait += wait
         self._count += 1
 
-    def log(self, step: int, metrics: dict):
-        """Write the metrics of a step and the speed since the last call; waits until the step is done."""
+    def log(self, step: int, metrics: dict) -> dict[str, float]:
+        """Write the metrics of a step and the speed since the last call, and return them; waits for the step."""
         values = {name: float(value) for name, value in metrics.items()}
         now = time.perf_counter()
         seconds = now - self._since
@@ -72,7 +72,7 @@ class MetricsLog:
         self._units = self._flops = self._wait = self._count = 0
         self._since = now
         if not self.first_host:
-            return
+            return values
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         with explain_os_errors(self.path):
             self.file.write(json.dumps({"step": step, **values}) + "\n")
@@ -87,6 +87,7 @@ class MetricsLog:
         else:
             of = f"/{self.steps}" if self.steps else ""
             self.console.print(f"step {step}{of}  {numbers}", highlight=False)
+        return values
 
     @contextlib.contextmanager
     def excluded(self):
