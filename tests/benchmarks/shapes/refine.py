@@ -77,9 +77,10 @@ def still_change(video: np.ndarray, truth: np.ndarray) -> float:
     return float(np.abs(np.diff(video.astype(int), axis=0)).mean(axis=-1)[stands].mean())
 
 
-def tile_step(video: np.ndarray) -> float:
-    """Mean step across the borders of tiles over that elsewhere."""
-    step = np.abs(np.diff(video.astype(np.float32), axis=2)).mean(axis=(0, 1, 3))
+def tile_step(video: np.ndarray, truth: np.ndarray) -> float:
+    """Mean step of the error across the borders of tiles over that elsewhere; 1: no seams."""
+    error = video.astype(np.float32) - truth
+    step = np.abs(np.diff(error, axis=2)).mean(axis=(0, 1, 3))
     border = np.isin(np.arange(1, SIDE), [32, 64, 96])  # tiles of 64 pixels begin every 32 of 128
     return float(step[border].mean() / step[~border].mean())
 
@@ -94,7 +95,7 @@ def measures(video, truth, low, scene) -> dict[str, float]:
         "made small, PSNR": float(np.minimum(psnr(resized(video, low.shape[1:3], AREA), low), MAX_PSNR).mean()),
         "still": still_change(video, truth),
         "flicker": motion["flicker"],
-        "tiles": tile_step(video) / tile_step(truth),
+        "tiles": tile_step(video, truth),
         "prompt": float(all(agree.values())),
     }
 
