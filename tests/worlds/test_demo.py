@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from sora_jax.core.console import Console
+from sora_jax.core.errors import InputError
 from sora_jax.worlds.shapes import demo
-from sora_jax.worlds.shapes.drawings import DRAWINGS, GROUNDS, draw_all
+from sora_jax.worlds.shapes.drawings import DRAWINGS, GROUNDS, Drawing, draw_all, write_drawings
 from sora_jax.worlds.shapes.renderer import BACKGROUNDS
 
 
@@ -38,3 +40,18 @@ def test_a_background_alone_is_no_sample_of_its_caption(clips):
     blank = demo.measure(asked, clips, empty)
     # At most the smallest drawing on each background.
     assert blank["nearest"] <= len(GROUNDS) and blank["psnr"] < 20
+
+
+@pytest.mark.slow
+def test_clips_of_ones_own_are_learned_from_and_asked_for_by_their_captions(tmp_path, clips):
+    folder = tmp_path / "mine"
+    write_drawings(folder, (Drawing(clip.caption, clip.video, True) for clip in clips[:3]), fps=demo.FPS)
+    next(folder.glob("*star*.txt")).unlink()  # a file without a caption is left out
+    found = demo.make_clips(tmp_path / "out", folder, Console(stderr=True))
+    captions = {clip.caption for clip in found}
+    assert captions == {path.read_text().strip() for path in folder.glob("*.txt")} and len(captions) == 2
+    assert all(clip.trained_on and clip.video.shape == (demo.FRAMES, demo.SIDE, demo.SIDE, 3) for clip in found)
+    with pytest.raises(InputError, match="--videos: none of 3 files can be used"):
+        for path in folder.glob("*.txt"):
+            path.unlink()
+        demo.make_clips(tmp_path / "none", folder, Console(stderr=True))

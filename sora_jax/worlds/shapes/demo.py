@@ -18,7 +18,6 @@ import rich.console
 from sora_jax.checkpoint.model_folder import load_settings
 from sora_jax.checkpoint.workdir import RELEASED, find_checkpoint
 from sora_jax.config.schema import DataSettings, MeshSettings, OptimizerSettings, Settings, TrainSettings
-from sora_jax.core.errors import InputError
 from sora_jax.core.patches import patch_grid
 from sora_jax.data.media.video import probe, read_clip
 from sora_jax.data.prepare.prepare import Options, prepare
@@ -145,20 +144,19 @@ def make_clips(
     """Prepare the clips to learn from.
 
     Returns: these clips; of the drawings also those that are kept from training.
-    Raises: InputError if no video has a caption.
+    Raises: InputError if no video of enough frames has a caption.
     """
     drawings = None
     if videos is None:
         videos, drawings = out / "videos", draw_all(frames=FRAMES, size=SIDE)
         write_drawings(videos, (drawing for drawing in drawings if drawing.shown), fps=FPS)
-    world = World(sizes=(SIZE,), lengths=(FRAMES,), fps=FPS)
-    write_world(out / "known/videos", REHEARSED, world)
     settings = demo_settings(out, 0.0)
     shipped = Options(
         autoencoder=SHIPPED_AUTOENCODER, tokenizer=SHIPPED_MODEL / "tokenizer.model", uncaptioned="skip"
     )
-    prepare(settings, out / "known/videos", out / "known/latents", shipped, console=console)
     prepare(settings, videos, out / "latents", shipped, console=console)
+    write_world(out / "known/videos", REHEARSED, World(sizes=(SIZE,), lengths=(FRAMES,), fps=FPS))
+    prepare(settings, out / "known/videos", out / "known/latents", shipped, console=console)
     if drawings:
         return [CaptionedVideo(drawing.caption, drawing.video, drawing.shown) for drawing in drawings]
     pixels = dataclasses.replace(settings, objective="autoencoder")
@@ -166,10 +164,7 @@ def make_clips(
     records = Records(out / "pixels", "pixels")
     clips = records.clips("train")
     order = sorted(range(len(clips)), key=lambda index: clips[index].source)[:MOST_CLIPS]
-    found = [CaptionedVideo(clips[index].captions[0], records.read("train", index)) for index in order]
-    if not found:
-        raise InputError(f"--videos={videos}: no video of {FRAMES / FPS:.1f} seconds or more has a caption")
-    return found
+    return [CaptionedVideo(clips[index].captions[0], records.read("train", index)) for index in order]
 
 
 def choose(clips: list[CaptionedVideo]) -> list[CaptionedVideo]:
