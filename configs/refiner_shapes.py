@@ -48,7 +48,7 @@ def get_config(part="outputs"):
     # Windows of a long video begin with refined frames.
     config.masks.update(dict.fromkeys(CONDITIONING_TASKS, 0.0) | {"text": 3.0, "prefix": 1.0})
     config.flow.update(ghosts=0.0, shift_scale=1.0, shift=2.0, time_min=0.0, time_max=0.65)
-    config.refine.autoencoder_tile = 64  # its attention has seen no larger frames
+    config.refine.autoencoder_tile = 64  # it was trained on no larger frames
     config.optimizer.update(learning_rate=5e-4, warmup_steps=20)
     config.train.update(init_from=str(SHIPPED), steps=1000, save_every=50, eval_every=200)
     config.sample.update(
