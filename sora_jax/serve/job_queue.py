@@ -146,8 +146,7 @@ class JobQueue:
         """
         size, fps, frames = self.model.check(request)
         with self._change:
-            if len(self._waiting) >= MAX_WAITING:
-                raise QueueFull(max(1, min(60, round(self._mean_seconds))))
+            self.check_room()
             token, now = secrets.token_hex(16), time.time()
             stem = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{request.inputs.name}-{request.seed}"
             job = Job(f"video_{token}", request, f"{stem}-{token[:6]}.mp4", now, size, fps, frames, source=source)
@@ -160,6 +159,11 @@ class JobQueue:
             self._waiting.append(job)
             self._change.notify_all()
         return job
+
+    def check_room(self):
+        """Raise QueueFull if too many wait."""
+        if len(self._waiting) >= MAX_WAITING:
+            raise QueueFull(max(1, min(60, round(self._mean_seconds))))
 
     def get(self, id: str) -> Job | None:
         return self._jobs.get(id)

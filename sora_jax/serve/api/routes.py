@@ -63,12 +63,21 @@ def make_router(queue: JobQueue, limits: Limits) -> fastapi.APIRouter:
             response.headers["openai-poll-after-ms"] = str(POLL_MS if soon else LONG_POLL_MS)
         return describe(queue, job)
 
+    def full_error(full: QueueFull) -> ApiError:
+        return ApiError(429, str(full), code="queue_full", headers={"retry-after": str(full.retry_after)})
+
+    def refuse_if_full():
+        """Raise the error of a full queue before a request waits for a thread and its files are decoded."""
+        try:
+            queue.check_room()
+        except QueueFull as full:
+            raise full_error(full) from None
+
     def submit(body: pydantic.BaseModel, task: str, source: str | None) -> Job:
         try:
             return queue.submit(make_request(files, body, task), source=source)
         except QueueFull as full:
-            headers = {"retry-after": str(full.retry_after)}
-            raise ApiError(429, str(full), code="queue_full", headers=headers) from None
+            raise full_error(full) from None
         except StorageError as error:
             raise ApiError(503, str(error), headers={"retry-after": "30"}) from None
         except InputError as error:
@@ -77,6 +86,7 @@ def make_router(queue: JobQueue, limits: Limits) -> fastapi.APIRouter:
     @router.post("/videos", openapi_extra=_takes("CreateBody"))
     async def create(request: Request, response: fastapi.Response) -> Video:
         body = await read_body(request, CreateBody)
+        refuse_if_full()
         return answer(response, await in_thread(submit, body, "", None))
 
     @router.post("/videos/edits", openapi_extra=_takes("EditBody"))
@@ -147,7 +157,7 @@ def make_router(queue: JobQueue, limits: Limits) -> fastapi.APIRouter:
                 return fastapi.Response(await in_thread(thumbnail, path), media_type="image/webp")
             if variant == "spritesheet":
                 return fastapi.Response(await in_thread(spritesheet, path), media_type="image/jpeg")
-            path = await in_thread(local_file, path)
+            path = await anyio.to_thread.run_sync(local_file, path)  # it waits for no decoder
             path.stat()
         except (FileNotFoundError, InputError):  # deleted by hand
             raise not_found(video_id) from None
