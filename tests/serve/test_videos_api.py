@@ -168,7 +168,7 @@ def test_a_video_as_the_reference_and_an_asked_length_with_a_picture_are_refused
 
 
 def test_a_full_queue_is_a_429_and_no_job_is_made_twice(client, server):
-    server.model.step_seconds = 0.1
+    server.model.step_seconds = 1.0
     made = []
     with openai.OpenAI(api_key="x", base_url=server.url, max_retries=0) as hasty:
         with pytest.raises(openai.RateLimitError) as raised:
