@@ -32,6 +32,7 @@ def server(tmp_path_factory):
 def client(server):
     for job in list(server.queue.newest()):
         server.queue.delete(job.id)
+    wait_until(lambda: not server.queue.running)
     server.model.step_seconds = 0.0
     server.model.made.clear()
     with openai.OpenAI(api_key="x", base_url=server.url) as client:
