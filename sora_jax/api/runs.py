@@ -51,6 +51,7 @@ def train(
     lora: Sequence[str] = (),
     console: Console | None = None,
     on_metrics: Callable[[int, dict], None] = lambda step, values: None,
+    trackers: Sequence[str] = ("tensorboard",),
 ) -> Training:
     """A trained model in a workdir; a run that it holds is continued.
 
@@ -59,6 +60,7 @@ def train(
       lora: adapters to train on, each PATH or PATH:STRENGTH.
       console: for notes and progress; None: silent.
       on_metrics: called with each logged update and its metrics; an exception that it raises ends the run.
+      trackers: of tensorboard, wandb and mlflow, as --tracker takes them.
     Raises: InputError for settings, data or a workdir that do not fit together.
     """
     if isinstance(config, str | os.PathLike):
@@ -67,7 +69,8 @@ def train(
     base = tuple(map(absolute_choice, lora or settings.lora.base))
     settings = dataclasses.replace(settings, lora=dataclasses.replace(settings.lora, base=base))
     folder = as_path(workdir)
-    state = loop.train(settings, folder, console=console or Console(quiet=True), on_metrics=on_metrics)
+    console = console or Console(quiet=True)
+    state = loop.train(settings, folder, console=console, on_metrics=on_metrics, trackers=trackers)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return Training(folder, int(state.step), [json.loads(line) for line in lines])
 

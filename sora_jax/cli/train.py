@@ -6,7 +6,7 @@ from sora_jax.cli.flags import CACHE, CACHE_GB, LORA, NO_COMPILE_CACHE, Command,
 def run(values, console):
     from sora_jax.api import train
 
-    train(settings_of(values), values.workdir, lora=values.lora or (), console=console)
+    train(settings_of(values), values.workdir, lora=values.lora or (), console=console, trackers=values.tracker)
 
 
 KEYS = (
@@ -38,6 +38,13 @@ COMMAND = Command(
                 "workdir",
                 "Folder for everything that the run writes; a run that it holds is continued.",
                 example="runs/first",
+            ),
+            Flag(
+                "tracker",
+                "Where numbers and sample videos go besides metrics.jsonl and samples/: tensorboard, wandb, "
+                "mlflow, several with commas, or jsonl for nowhere else.",
+                default="tensorboard",
+                commas=True,
             ),
         ),
         "Hardware": (NO_COMPILE_CACHE,),

@@ -1,9 +1,10 @@
 """The training loop, the same for every objective."""
 
 import contextlib
+import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import rich.console
@@ -24,6 +25,8 @@ from sora_jax.train.monitoring.held_out_loss import HeldOutLoss
 from sora_jax.train.monitoring.loss_monitor import LossMonitor
 from sora_jax.train.monitoring.metrics_log import MetricsLog
 from sora_jax.train.monitoring.run_monitor import RunMonitor
+from sora_jax.train.monitoring.trackers import DEFAULT as DEFAULT_TRACKERS
+from sora_jax.train.monitoring.trackers import Trackers, check_trackers
 from sora_jax.train.objectives.registry import make_objective
 from sora_jax.train.optimizer import make_optimizer
 from sora_jax.train.setup import attention_kernel, check_batch, open_data, write_workdir
@@ -37,6 +40,7 @@ def train(
     *,
     console: rich.console.Console,
     on_metrics: Callable[[int, dict], None] = lambda step, values: None,
+    trackers: Sequence[str] = DEFAULT_TRACKERS,
 ) -> TrainState:
     """Train, or continue training, until `train.steps` updates are done.
 
@@ -45,10 +49,11 @@ def train(
     Args:
       workdir: folder for everything that the run writes.
       on_metrics: called with each logged update and its metrics, as they are in metrics.jsonl.
+      trackers: names of TRACKERS.
     Returns: the last state.
     Raises: InputError for settings, data or a workdir that do not fit together.
     """
-    trainer = Trainer(settings, as_path(workdir), console, on_metrics)
+    trainer = Trainer(settings, as_path(workdir), console, on_metrics, trackers)
     with (
         jax.set_mesh(trainer.mesh),
         trainer.lock(),
@@ -77,8 +82,11 @@ class Trainer:
         workdir: pathlib.Path,
         console: rich.console.Console,
         on_metrics: Callable[[int, dict], None],
+        trackers: Sequence[str],
     ):
-        self.settings, self.workdir, self.console, self.on_metrics = settings, workdir, console, on_metrics
+        check_trackers(trackers)
+        self.settings, self.workdir, self.console = settings, workdir, console
+        self.on_metrics, self.trackers = on_metrics, trackers
         self.mesh = make_mesh(settings.mesh)
         check_batch(settings, self.mesh)
         self.workdir_lock = lock_of(workdir)
@@ -121,6 +129,17 @@ class Trainer:
         )
         return state
 
+    def _metrics_log(self, start: int) -> MetricsLog:
+        values = dataclasses.asdict(self.settings)
+        return MetricsLog(
+            self.workdir,
+            start,
+            None if self.settings.train.minutes else self.settings.train.steps,
+            self.objective.unit,
+            self.console,
+            lambda: Trackers(self.trackers, self.workdir, start, values, self.console),
+        )
+
     def _start(self) -> TrainState:
         run_on_first_host(lambda: write_workdir(self.workdir, self.data.records, self.settings))
         # Checkpoints of several processes need a shared disk.
@@ -149,8 +168,7 @@ class Trainer:
           state: donated to the first update.
         """
         settings, start = self.settings.train, int(state.step)
-        steps = None if settings.minutes else settings.steps
-        metrics = MetricsLog(self.workdir, start, steps, self.objective.unit, self.console)
+        metrics = self._metrics_log(start)
         self.monitor.begin(start, self.frozen_params, metrics, self.objective.unit)
         losses = LossMonitor(self.workdir, settings.bad_steps, self.data.stream.sources_at, self.console)
 

@@ -125,9 +125,7 @@ def test_samples_are_videos_pictures_and_in_tensorboard(home):
     for file in (home.workdir / "tensorboard").glob("events*"):
         for value, step in pictures(file):
             shown[value.tag, step] = value.image
-    assert set(shown) == {
-        (f"samples/{n:03} {prompt}", step) for n, prompt in enumerate(PROMPTS) for step in (2, 4)
-    }
+    assert set(shown) == {(f"samples/{n:03}", step) for n in range(len(PROMPTS)) for step in (2, 4)}
     for image in shown.values():
         with PIL.Image.open(io.BytesIO(image.encoded_image_string)) as gif:
             assert (gif.format, gif.n_frames, gif.size) == ("GIF", 5, (image.width, image.height))

@@ -1,25 +1,24 @@
-"""The metrics of a run: metrics.jsonl, TensorBoard and a progress bar."""
+"""The metrics of a run: metrics.jsonl, trackers and a progress bar."""
 
 import contextlib
 import json
 import math
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
 import rich.console
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from sora_jax.core.growing_file import UploadedFile, open_growing
 from sora_jax.core.progress import progress_bar
 from sora_jax.core.storage import atomic_write, explain_os_errors
 from sora_jax.train.monitoring.flops import PEAK_FLOPS
+from sora_jax.train.monitoring.trackers import Gif, Trackers
 
 
 class MetricsLog:
-    """Writes `metrics.jsonl` and `tensorboard/` in a workdir, on the first host only.
+    """Writes `metrics.jsonl` in a workdir, and the same to trackers, on the first host only.
 
     Lines of steps after `start` are dropped: those updates were lost when the run stopped.
 
@@ -27,9 +26,15 @@ class MetricsLog:
     """
 
     def __init__(
-        self, workdir: pathlib.Path, start: int, steps: int | None, unit: str, console: rich.console.Console
+        self,
+        workdir: pathlib.Path,
+        start: int,
+        steps: int | None,
+        unit: str,
+        console: rich.console.Console,
+        trackers: Callable[[], Trackers] | None = None,
     ):
-        """`steps` is None for a run that ends by time."""
+        """`steps` is None for a run that ends by time; `trackers` makes them, on the first host."""
         self.unit, self.steps, self.console = unit, steps, console
         self.first_host = jax.process_index() == 0
         self.peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
@@ -40,13 +45,10 @@ class MetricsLog:
         if self.first_host:
             self.path = workdir / "metrics.jsonl"
             keep_lines(self.path, start)
-            board = workdir / "tensorboard"
             with explain_os_errors(self.path):
-                board.mkdir(parents=True, exist_ok=True)
+                workdir.mkdir(parents=True, exist_ok=True)
                 self.file = open_growing(self.path)
-                # Not SummaryWriter: its thread dies when it can't write, and the run would wait for it forever.
-                self.board = EventsWriter(str(board / "events"))
-                self.board.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+            self.trackers = trackers() if trackers else None
             if console.is_terminal:
                 self.bar = progress_bar(console)
                 self.bar.start()
@@ -73,12 +75,11 @@ class MetricsLog:
         self._since = now
         if not self.first_host:
             return values
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         with explain_os_errors(self.path):
             self.file.write(json.dumps({"step": step, **values}) + "\n")
             self.file.flush()
-            self.board.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
-            self.board.flush()
+        if self.trackers:
+            self.trackers.scalars(step, values)
         numbers = f"loss {values['loss']:.4f}  {values[self.unit + '_per_s']:,.0f} {self.unit}/s"
         if "held_out_loss" in values:
             numbers = f"held-out loss {values['held_out_loss']:.4f}  {numbers}"
@@ -96,17 +97,10 @@ class MetricsLog:
         yield
         self._since += time.perf_counter() - began
 
-    def picture(self, step: int, tag: str, image: bytes, size: tuple[int, int]):
-        """Add a PNG or an animated GIF to TensorBoard; call it on the first host only.
-
-        tensorboardX's `add_video` writes the same summary, but nothing at all without moviepy.
-        """
-        height, width = size
-        value = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=image)
-        with explain_os_errors(self.path):
-            summary = Summary(value=[Summary.Value(tag=tag, image=value)])
-            self.board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
-            self.board.flush()
+    def video(self, step: int, name: str, gif: Gif):
+        """Add a sample video to the trackers; call it on the first host only."""
+        if self.trackers:
+            self.trackers.video(step, name, gif)
 
     def sync(self):
         """Bring all lines to where they outlive this process: in a bucket they are sent from time to time."""
@@ -117,8 +111,10 @@ class MetricsLog:
         if self.bar:
             self.bar.stop()
         if self.first_host:
-            with explain_os_errors(self.path), self.file, contextlib.closing(self.board):
-                pass
+            if self.trackers:
+                self.trackers.close()
+            with explain_os_errors(self.path):
+                self.file.close()
 
 
 def keep_lines(path: pathlib.Path, last: int):

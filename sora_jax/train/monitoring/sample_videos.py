@@ -28,9 +28,10 @@ from sora_jax.models.video_model import join
 from sora_jax.report.figures import draw_loss_curves
 from sora_jax.report.page import Clip, Picture, Section, Sheet, write_page
 from sora_jax.train.monitoring.metrics_log import MetricsLog
+from sora_jax.train.monitoring.trackers import Gif
 
 FOLDER, PAGE = "samples", "index.html"
-MAX_SIDE = 320  # pixels, of the previews in the page and in TensorBoard
+MAX_SIDE = 320  # pixels, of the previews in the page and in trackers
 
 
 def check_samples(settings: Settings, mesh: jax.sharding.Mesh):
@@ -66,7 +67,7 @@ class SampleVideos:
         self._autoencoder: tuple[AutoencoderSettings, dict] | None = None
 
     def make(self, step: int, ema: dict, frozen_params: dict, metrics: MetricsLog, advance: Callable[[], None]):
-        """Write `samples/STEP/N.mp4` and `.webp`, add them to TensorBoard, and rewrite the page."""
+        """Write `samples/STEP/N.mp4` and `.webp`, pass them to the trackers, and rewrite the page."""
         if self._autoencoder is None:
             self._autoencoder = load_model(self.workdir / "autoencoder", Autoencoder, AutoencoderSettings)
         train, sample = self.settings.train, self.settings.sample
@@ -91,8 +92,8 @@ class SampleVideos:
             if jax.process_index() == 0:
                 frames = preview(paths[n], sample.fps, sample.frames)
                 write_webp(paths[n].with_suffix(".webp"), frames, sample.fps)
-                prompt = train.sample_prompts[n]
-                metrics.picture(step, f"samples/{n:03} {prompt}", gif_of(frames, sample.fps), frames.shape[1:3])
+                gif = Gif(gif_of(frames, sample.fps), *frames.shape[1:3], train.sample_prompts[n])
+                metrics.video(step, f"samples/{n:03}", gif)
         if jax.process_index() == 0:
             write_sheet(self.workdir, self.settings)
             self.console.print(f"samples of step {step}: {self.workdir / PAGE}", markup=False, highlight=False)
@@ -107,7 +108,7 @@ def preview(path: pathlib.Path, fps: float, frames: int) -> np.ndarray:
 
 
 def gif_of(frames: np.ndarray, fps: float) -> bytes:
-    """An animated GIF: TensorBoard plays it among its images, and knows no WebP."""
+    """An animated GIF."""
     first, *rest = (PIL.Image.fromarray(frame) for frame in frames)
     file = io.BytesIO()
     # GIF's unit is a hundredth of a second.
