@@ -92,7 +92,8 @@ class SampleVideos:
             if jax.process_index() == 0:
                 frames = preview(paths[n], sample.fps, sample.frames)
                 write_webp(paths[n].with_suffix(".webp"), frames, sample.fps)
-                gif = Gif(gif_of(frames, sample.fps), *frames.shape[1:3], train.sample_prompts[n])
+                height, width = frames.shape[1:3]
+                gif = Gif(gif_of(frames, sample.fps), height, width, train.sample_prompts[n])
                 metrics.video(step, f"samples/{n:03}", gif)
         if jax.process_index() == 0:
             write_sheet(self.workdir, self.settings)
