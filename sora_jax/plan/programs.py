@@ -159,19 +159,25 @@ def cast(tree, dtype: str):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), tree)
 
 
+def _crop_size(settings: Settings) -> tuple[int, int]:
+    """(height, width) of the crops. Raises: InputError if one number is given for both."""
+    size = parse_size(settings.data.crop_size, "config.data.crop_size")
+    if isinstance(size, int):
+        raise InputError(f"config.data.crop_size: {settings.data.crop_size!r} must be WIDTHxHEIGHT")
+    return size
+
+
 def abstract_batch(settings: Settings):
     """Types of a batch of the training loop."""
     data = settings.data
     if settings.objective == "autoencoder":
-        size = parse_size(data.crop_size, "config.data.crop_size")
-        if isinstance(size, int):
-            raise InputError(f"config.data.crop_size: {data.crop_size!r} must be WIDTHxHEIGHT")
+        size = _crop_size(settings)
         return typed((data.batch, data.crop_frames, *size, 3), jnp.uint8, make_objective(settings).axes)
     B, N, S, I = data.batch, data.sequence_length, data.text_length, image_token_capacity(settings)
     axes = "batch tokens"
     rows = _rows(settings, B, N, B, S, I, jnp.bfloat16, axes)
     if settings.objective == REFINE:
-        size = parse_size(data.crop_size, "config.data.crop_size")
+        size = _crop_size(settings)
         shape = (B, data.clips_per_sequence, max(data.frames))
         pixels = typed((*shape, *size, 3), jnp.uint8, "batch")
         rows = rows.replace(patches=None, condition=None, pixels=pixels, low=pixels)

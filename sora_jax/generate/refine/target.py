@@ -67,7 +67,7 @@ def check_size(source: tuple[int, int], size: tuple[int, int], where: str):
     """Raise InputError for a size that a video of the size `source` can't be refined to."""
     smallest, largest = times(source, 1.0), times(source, MOST)
     ratios = [wanted / side for wanted, side in zip(size, source, strict=True)]
-    even = tuple(side + side % 2 for side in size)
+    even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
     if max(size) > MAX_SIDE:
         raise InputError(f"{where}: H.264 holds at most {MAX_SIDE} pixels on a side")
     if min(ratios) < 1 or max(ratios) > MOST + ASPECT:
