@@ -12,7 +12,7 @@ from typing import Any
 import PIL.Image
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import as_path, atomic_write
+from sora_jax.core.storage import as_path, atomic_write, local_file
 
 SHORT = 36  # letters of a table's cell that stay on one line
 
@@ -100,7 +100,7 @@ class Clip:
     note: str = ""
 
     def html(self, folder: pathlib.Path) -> str:
-        with PIL.Image.open(self.preview) as image:
+        with PIL.Image.open(local_file(self.preview)) as image:
             width, height = image.size
         size = f'width="{width}" height="{height}"' + (' class="pixels"' if width < 200 else "")
         video, preview = link(self.video, folder), link(self.preview, folder)
@@ -145,7 +145,7 @@ class Pairs:
     def _pair(self, pair: Pair, folder: pathlib.Path) -> str:
         sides = ""
         for name, clip in zip(self.names, pair.clips, strict=True):
-            with PIL.Image.open(clip.preview) as image:
+            with PIL.Image.open(local_file(clip.preview)) as image:
                 width, height = image.size
             size = f'width="{width}" height="{height}"' + (' class="pixels"' if width < 200 else "")
             sides += (
@@ -173,7 +173,7 @@ class Sheet:
         def shown(clip: Clip | None) -> str:
             if clip is None:
                 return "<td>–</td>"
-            with PIL.Image.open(clip.preview) as image:
+            with PIL.Image.open(local_file(clip.preview)) as image:
                 width, height = image.size
             size = f'width="{width}" height="{height}"' + (' class="pixels"' if width < 200 else "")
             return (

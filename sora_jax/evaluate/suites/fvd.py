@@ -18,7 +18,7 @@ from sora_jax.config.schema import MeshSettings, SampleSettings
 from sora_jax.core.errors import InputError
 from sora_jax.core.mesh import make_mesh
 from sora_jax.core.progress import progress_bar
-from sora_jax.core.storage import atomic_write
+from sora_jax.core.storage import atomic_write, local_file
 from sora_jax.data.media.video import probe
 from sora_jax.evaluate.benchmark import Benchmark, Options, Subject, read_video
 from sora_jax.evaluate.metrics.frechet import frechet_distance
@@ -109,7 +109,7 @@ def _measure(checkpoint: Subject, options: Options, console) -> dict:
                     made = features(settings, params, videos, lambda n, bar=bar, task=task: bar.advance(task, n))
                 with atomic_write(path) as temporary:
                     np.save(temporary, made)
-            sets[which] = np.load(path)
+            sets[which] = np.load(local_file(path))
         found: dict[str, object] = {
             "fvd": frechet_distance(sets["samples"], sets["real"]),
             "samples": count,
