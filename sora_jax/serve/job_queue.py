@@ -19,6 +19,7 @@ from sora_jax.core.errors import InputError
 from sora_jax.generate.request import Request
 from sora_jax.serve.api.previews import encoded
 from sora_jax.serve.jobs import COMPLETED, FAILED, QUEUED, RUNNING, Job, JobStore
+from sora_jax.serve.priority import give_way
 
 MAX_WAITING = 20  # requests in the queue
 MAX_FAILED = 1000  # failed jobs that are remembered
@@ -215,6 +216,7 @@ class JobQueue:
         return True
 
     def _work(self):
+        give_way()
         while True:
             jobs = self._take()
             began = time.perf_counter()

@@ -15,6 +15,7 @@ from sora_jax.serve.keys import ApiKeys
 from sora_jax.serve.loaded_model import LoadedModel, Loading
 from sora_jax.serve.metrics import Metrics
 from sora_jax.serve.page_data import page_data
+from sora_jax.serve.priority import giving_way
 from sora_jax.serve.request_filter import LOCAL, RequestFilter
 from sora_jax.serve.server import listen, serve_app
 from sora_jax.serve.uploads import Limits
@@ -70,7 +71,7 @@ def serve(
     sys.setswitchinterval(SWITCH_SECONDS)
     limits, metrics = limits or Limits(), Metrics()
     with listen(access.host, access.port) as listening:
-        model = LoadedModel(checkpoint, loading, limits=limits, console=console)
+        model = giving_way(LoadedModel, checkpoint, loading, limits=limits, console=console)
         store = JobStore(out.resolve())
         queue = JobQueue(model, store, console=console, retention=retention, on_end=metrics.on_end)
         app = make_server_app(queue, limits, metrics, access=access, examples=examples)

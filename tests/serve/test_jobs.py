@@ -6,7 +6,9 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -16,6 +18,7 @@ from serving import DrawingModel, serving
 from sora_jax.generate.request import Request, TaskInputs
 from sora_jax.serve.job_queue import JobQueue, Retention
 from sora_jax.serve.jobs import COMPLETED, FAILED, Job, JobStore
+from sora_jax.serve.priority import STEPS, giving_way
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 QUIET = rich.console.Console(quiet=True)
@@ -162,3 +165,17 @@ def test_inputs_are_kept_while_a_job_has_them(tmp_path):
     assert kept.is_file()
     store.remove_unused_inputs([], older=-1)
     assert not kept.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
+def test_threads_that_compute_give_way_and_pass_that_on():
+    def own():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def with_started():
+        with ThreadPoolExecutor(1) as executor:
+            return own(), executor.submit(own).result()
+
+    before = own()
+    assert giving_way(with_started) == (min(19, before + STEPS),) * 2
+    assert own() == before
