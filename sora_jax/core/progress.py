@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import TypeVar
 
 import rich.console
 import rich.progress
+
+from sora_jax.core.errors import Terminated
 
 LINE_SECONDS = 30  # between the lines in a file
 
@@ -54,13 +57,11 @@ def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
     )
 
 
-def run_interruptibly(
-    work: Callable[[], Result], console: rich.console.Console, text: str, *, exit_code: int = 130
-) -> Result:
+def run_interruptibly(work: Callable[[], Result], console: rich.console.Console, text: str) -> Result:
     """The result of work that spends minutes outside of Python, such as compiling.
 
     Python handles Ctrl-C between its own instructions only, so the work runs in a thread of its own. After an
-    interruption the process ends with `exit_code` as soon as its error is reported: the work can't be stopped.
+    interruption the process ends as soon as its error is reported: the work can't be stopped.
 
     Args:
       text: what is being done; printed at times if the console is no terminal.
@@ -82,8 +83,9 @@ def run_interruptibly(
             if not console.is_terminal and time.monotonic() - last > LINE_SECONDS:
                 last = time.monotonic()
                 console.print(f"{text}: {last - began:,.0f} s so far", soft_wrap=True)
-    except KeyboardInterrupt:
-        atexit.register(os._exit, exit_code)
+    except KeyboardInterrupt as error:
+        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        atexit.register(os._exit, 128 + number)
         raise
     result, error = done[0]
     if error:

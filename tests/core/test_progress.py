@@ -60,10 +60,13 @@ def test_a_command_says_how_to_go_on_and_leaves_no_temporary_file(tmp_path, numb
         from sora_jax.core.progress import run_interruptibly
         from sora_jax.core.storage import atomic_write
 
+        def work():
+            print("begun", flush=True)
+            ctypes.CDLL(None).sleep(60)
+
         def run(values, console):
             with atomic_write("{tmp_path}/file") as temporary:
-                print("begun", flush=True)
-                run_interruptibly(lambda: ctypes.CDLL(None).sleep(60), console, "sleeping")
+                run_interruptibly(work, console, "sleeping")
 
         # A background job of a shell is born with SIGINT ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -78,6 +81,7 @@ def test_a_command_says_how_to_go_on_and_leaves_no_temporary_file(tmp_path, numb
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
     )
     assert process.stdout.readline() == "begun\n"
+    time.sleep(0.2)  # the caller waits for the work
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == code

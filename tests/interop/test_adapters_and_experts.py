@@ -27,6 +27,8 @@ from sora_jax.generate.request import Request
 from sora_jax.generate.sampling import pipeline
 from sora_jax.models.video_model import VideoModel
 from sora_jax.serve.job_queue import JobQueue
+from sora_jax.serve.jobs import COMPLETED, JobStore
+from sora_jax.serve.loaded_model import LoadedModel, Loading
 from sora_jax.serve.uploads import Limits
 
 SETTINGS = tiny.change(tiny_run.SETTINGS, sample={"size": "32x32", "frames": 5, "steps": 2, "solver": "euler"})
@@ -231,19 +233,15 @@ def test_the_server_uses_adapters_and_the_settings_that_they_bring(home):
     flags = [f"--lora={few}:0.5", f"--lora={home.folder}/down.safetensors:-0.25"]
     wanted = home.sample("base", "wanted.mp4", *flags, "--seed=3")
     limits = Limits(bytes=2**20, pixels=256 * 256, frames=60)
-    queue = JobQueue(
-        home.folder / "base",
-        home.folder / "served",
-        mesh=MeshSettings(),
-        limits=limits,
-        console=rich.console.Console(quiet=True),
-        lora=[flag.removeprefix("--lora=") for flag in flags],
-    )
+    quiet = rich.console.Console(quiet=True)
+    loading = Loading(MeshSettings(), lora=[flag.removeprefix("--lora=") for flag in flags])
+    model = LoadedModel(home.folder / "base", loading, limits=limits, console=quiet)
+    queue = JobQueue(model, JobStore(home.folder / "served"), console=quiet)
     job = queue.submit(Request(("a bird",), seed=3))
     while not job.over:
         queue.wait(job, 1)
-    assert job.state == "made", job.error
+    assert job.state == COMPLETED, job.error
+    served = queue.store.video(job)
     assert job.total == 1
-    np.testing.assert_array_equal(frames_of(job.out), wanted)
-    sampled, served = (read_metadata(path) for path in (home.folder / "wanted.mp4", job.out))
-    assert sampled == served
+    np.testing.assert_array_equal(frames_of(served), wanted)
+    assert read_metadata(served) == read_metadata(home.folder / "wanted.mp4")
