@@ -59,7 +59,7 @@ def test_a_data_set_is_the_same_bytes_on_every_storage(folder, config, tmp_path)
 
 @pytest.mark.parametrize(
     "folder",
-    [pytest.param("disk", marks=pytest.mark.slow), "gs", pytest.param("s3", marks=pytest.mark.slow)],
+    [pytest.param("disk", marks=pytest.mark.exhaustive), "gs", pytest.param("s3", marks=pytest.mark.exhaustive)],
     indirect=True,
 )
 def test_a_run_is_trained_stopped_continued_released_and_sampled(folder, config, tmp_path, capfd):
