@@ -19,6 +19,7 @@ from sora_jax.config.schema import (
 )
 from sora_jax.core.mesh import make_mesh, spec
 from sora_jax.core.patches import PatchBatch, grid_positions
+from sora_jax.diffusion.noise import ClipNoise
 from sora_jax.models.layers.params import abstract_params
 
 SETTINGS = Settings(
@@ -124,3 +125,8 @@ def count(jaxpr, name: str, where: str = "") -> int:
         turns = eqn.params["length"] if eqn.primitive.name == "scan" else 1
         total += turns * sum(count(inner, name, where) for inner in jax.extend.core.jaxprs_in_params(eqn.params))
     return total
+
+
+def clip_noise(keys) -> ClipNoise:
+    """The noise of sequences of one clip each, from their keys [B]."""
+    return ClipNoise(jax.vmap(jax.random.key_data)(keys)[:, None])

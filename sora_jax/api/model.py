@@ -1,8 +1,9 @@
 """A trained model: prompts, pictures and videos in, videos out."""
 
+import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict, Unpack, overload
 
 import jax
@@ -18,6 +19,7 @@ from sora_jax.core.storage import as_path
 from sora_jax.generate.generator import Generator, load_generator, read_run
 from sora_jax.generate.request import PromptSettings, Request, TaskInputs
 from sora_jax.generate.sample import sample
+from sora_jax.generate.sampling.stream import VideoStream
 from sora_jax.worlds.shipped import DEFAULT, model_folder
 
 
@@ -189,6 +191,22 @@ class Model:
         """A video with new surroundings; the option `size` is that of the whole."""
         return self._make([prompt], {"task": "outpaint", "videos": self._videos(video)}, options)[0]
 
+    def stream(self, prompt: str, *, seed: int = 0, **settings) -> VideoStream:
+        """An endless video that is shown while it is made, a few frames at a time.
+
+            with model.stream("a prompt") as video:
+                for chunk in video:  # [F, H, W, 3] uint8
+                    ...
+
+        Setting `video.prompt` changes what comes next. Leaving the block ends it.
+
+        Args:
+          settings: as config.sample has them; `frames` is the length of a window.
+        """
+        _check_known(settings, declarations(SampleSettings))
+        with jax.set_mesh(make_mesh(self.mesh)):
+            return VideoStream(self.generator, dataclasses.replace(self.settings, **settings), prompt, seed=seed)
+
     def generate(
         self,
         request: Request,
@@ -218,9 +236,7 @@ class Model:
         return tuple(self._files.video(one, self.settings.fps) for one in given)
 
     def _make(self, prompts: Sequence[str], inputs: Mapping, options: Mapping[str, Any]) -> list[Video]:
-        known = Options.__annotations__
-        if unknown := set(options) - set(known):
-            raise InputError(f"{min(unknown)}: no such option, {did_you_mean(min(unknown), known)}")
+        _check_known(options, Options.__annotations__)
         settings = declarations(SampleSettings)
         request = Request(
             tuple(prompts),
@@ -233,6 +249,12 @@ class Model:
         )
         given = {"on_progress": options["on_progress"]} if "on_progress" in options else {}
         return self.generate(request, options.get("out"), **given)
+
+
+def _check_known(options: Iterable[str], known: Iterable[str]):
+    """Raise InputError for an option that there is not."""
+    if unknown := set(options) - set(known):
+        raise InputError(f"{min(unknown)}: no such option, {did_you_mean(min(unknown), known)}")
 
 
 def load(

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from sora_jax.api.model import Model, load
+from sora_jax.checkpoint.workdir import split_step
 from sora_jax.config.files import ConfigDict, read_config
 from sora_jax.config.load import from_config, with_absolute_paths
 from sora_jax.config.schema import MeshSettings, Settings
@@ -20,6 +21,7 @@ from sora_jax.evaluate.suites.registry import BENCHMARKS as GENERAL
 from sora_jax.evaluate.verdict.decisions import Wanted
 from sora_jax.interop.adapters.weights import absolute_choice
 from sora_jax.train import loop
+from sora_jax.train.monitoring.trackers import DEFAULT as DEFAULT_TRACKERS
 from sora_jax.worlds.emoji.suite import BENCHMARKS as EMOJI
 from sora_jax.worlds.shapes import SHIPPED_MODEL
 from sora_jax.worlds.shapes.benchmarks import BENCHMARKS as SHAPES
@@ -51,7 +53,7 @@ def train(
     lora: Sequence[str] = (),
     console: Console | None = None,
     on_metrics: Callable[[int, dict], None] = lambda step, values: None,
-    trackers: Sequence[str] = ("tensorboard",),
+    trackers: Sequence[str] = DEFAULT_TRACKERS,
 ) -> Training:
     """A trained model in a workdir; a run that it holds is continued.
 
@@ -142,6 +144,4 @@ def report_folder(checkpoints: Sequence[str], subjects: Sequence[str], out: str)
         )
     if out or not checkpoints:
         return as_path(out or "evaluation")
-    path = as_path(checkpoints[0])
-    workdir = path.parent.parent if path.name.isdecimal() and path.parent.name == "checkpoints" else path
-    return workdir / "evaluation"
+    return split_step(as_path(checkpoints[0]))[0] / "evaluation"

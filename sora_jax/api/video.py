@@ -9,7 +9,7 @@ import tempfile
 import numpy as np
 
 from sora_jax.core.errors import InputError
-from sora_jax.core.storage import as_path
+from sora_jax.core.storage import as_path, copy_file
 from sora_jax.data.media.video import probe, read_clip
 from sora_jax.generate.output.files import write_video
 from sora_jax.generate.sample import Made
@@ -71,9 +71,8 @@ class Video:
         """
         target = as_path(path)
         if self._made.path is not None:
-            target.write_bytes(self._path.read_bytes())
-            manifest = self._path.with_suffix(".c2pa.json")
-            target.with_suffix(".c2pa.json").write_text(manifest.read_text())
+            copy_file(self._path, target)
+            copy_file(self._path.with_suffix(".c2pa.json"), target.with_suffix(".c2pa.json"))
             return target
         chunks = iter([self.frames])
         if reason := write_video(target, chunks, self.fps, self._made.metadata, self._made.files):

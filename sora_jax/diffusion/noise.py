@@ -41,8 +41,3 @@ class ClipNoise:
         if self.places is None:
             return drawn[:, 0]
         return jnp.take_along_axis(jnp.reshape(drawn, (len(drawn), -1, P)), self.places[..., None], axis=1)
-
-
-def clip_noise(keys) -> ClipNoise:
-    """The noise of sequences of one clip each, from their keys [B]."""
-    return ClipNoise(jax.vmap(jax.random.key_data)(keys)[:, None])

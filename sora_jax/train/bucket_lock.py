@@ -21,9 +21,8 @@ class BucketLock(WorkdirLock):
 
     def __init__(self, workdir):
         super().__init__(workdir)
-        self._me |= {
-            "id": secrets.token_hex(8)
-        }  # two starts of one process within a second differ in nothing else
+        # Two starts of one process within a second differ in nothing else.
+        self._me |= {"id": secrets.token_hex(8)}
 
     def __exit__(self, *_):
         self._released.set()

@@ -53,6 +53,18 @@ def test_orbax_has_a_store_of_array_metadata():
     assert hasattr(compat.array_metadata_store(), "write")
 
 
+def test_orbax_itself_does_not_use_s3_yet():
+    """When it does, `let_orbax_use_s3` is to be removed."""
+    code = (
+        "from orbax.checkpoint._src.serialization.tensorstore_utils import _use_gcs_driver as takes\n"
+        "assert takes('gs://bucket/run') and not takes('s3://bucket/run')\n"
+        "from sora_jax.compat import let_orbax_use_s3; let_orbax_use_s3()\n"
+        "from orbax.checkpoint._src.serialization.tensorstore_utils import _use_gcs_driver as takes\n"
+        "assert takes('gs://bucket/run') and takes('s3://bucket/run') and not takes('/run')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_compat_imports_nothing_before_it_is_asked():
     code = "import sys, sora_jax.compat; sys.exit(any(name in sys.modules for name in ('jax', 'orbax', 'flax')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -18,7 +18,6 @@ from sora_jax.diffusion.flow import (
     velocity_to,
 )
 from sora_jax.diffusion.guidance import guided
-from sora_jax.diffusion.noise import clip_noise
 from sora_jax.diffusion.solvers import ancestral, dpm, euler, heun, time_grid, unipc
 from sora_jax.models.layers.params import bind, init_params
 from sora_jax.models.video_model import VideoModel
@@ -58,7 +57,7 @@ def test_solver_error_falls_at_its_order_on_a_gaussian(solver, order):
 
 
 def noise_of(rows):
-    return clip_noise(jax.random.split(jax.random.key(0), rows))
+    return tiny.clip_noise(jax.random.split(jax.random.key(0), rows))
 
 
 def test_ancestral_steps_end_in_the_data_s_distribution_from_any_noise(one_device):

@@ -75,6 +75,16 @@ def test_every_task_takes_arrays_pictures_and_videos(home, model):
     assert np.abs(same.frames.astype(int) - longer.frames[:5]).mean() < 60  # through an untrained autoencoder
 
 
+def test_a_stream_gives_frames_until_its_reader_leaves(model):
+    with model.stream("a bird", frames=9, steps=1) as video:
+        chunks = iter(video)
+        first = next(chunks)
+        video.prompt = "a rabbit"
+        assert first.shape == (1, 64, 64, 3) and [len(next(chunks)) for _ in range(5)] == [2] * 5
+    with pytest.raises(InputError, match="stepps: no such option"):
+        model.stream("a bird", stepps=3)
+
+
 def test_what_can_not_be_made_is_said_in_one_line(model, home):
     with pytest.raises(InputError, match="this package does not have its weights"):
         sora_jax.load("emoji")

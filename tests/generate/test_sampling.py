@@ -14,7 +14,6 @@ from sora_jax.core.patches import PatchBatch
 from sora_jax.data.tokenizer import train_tokenizer
 from sora_jax.diffusion.conditioning import renoised, start_from
 from sora_jax.diffusion.flow import shift_times
-from sora_jax.diffusion.noise import clip_noise
 from sora_jax.generate.generator import Generator
 from sora_jax.generate.inputs.conditioning_images import ConditioningFrames
 from sora_jax.generate.sampling import pipeline
@@ -113,7 +112,7 @@ def test_a_step_without_guidance_costs_half(alone):
     program = StepProgram(SETTINGS, pipeline.SOLVERS["euler"])
     pairs, state = jax.eval_shape(
         lambda params, batch: pipeline.begin(
-            program, params, batch, clip_noise(jax.random.split(jax.random.key(0), 1)), jnp.float32(1)
+            program, params, batch, tiny.clip_noise(jax.random.split(jax.random.key(0), 1)), jnp.float32(1)
         ),
         generator.params,
         batch,

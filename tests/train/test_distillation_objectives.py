@@ -17,7 +17,6 @@ from sora_jax.checkpoint.workdir import find_checkpoint
 from sora_jax.cli.main import main
 from sora_jax.config.load import to_json
 from sora_jax.diffusion.flow import noisy_patches
-from sora_jax.diffusion.noise import clip_noise
 from sora_jax.diffusion.solvers import euler
 from sora_jax.generate.sampling.steps import StepInputs, StepProgram, begin, solver_step
 from sora_jax.models.layers.params import bind
@@ -100,7 +99,7 @@ def test_the_target_is_the_velocity_that_guided_sampling_uses(one_device):
     program = StepProgram(settings, euler)
     params, at = jax.tree.map(jnp.asarray, teacher()), 0.8
     in_sampling = tiny.on_mesh(batch.replace(text=texts, text_segment_ids=ids))
-    pairs, _ = begin(program, params, in_sampling, clip_noise(jax.random.split(jax.random.key(1), 1)))
+    pairs, _ = begin(program, params, in_sampling, tiny.clip_noise(jax.random.split(jax.random.key(1), 1)))
     noise = pairs.patches[:1]
     batch = tiny.on_mesh(batch)
     x, table, time_index = noisy_patches(
