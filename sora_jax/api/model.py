@@ -194,10 +194,7 @@ class Model:
     def stream(self, prompt: str, *, seed: int = 0, **settings) -> VideoStream:
         """An endless video that is shown while it is made, a few frames at a time.
 
-            with model.stream("a prompt") as video:
-                for chunk in video:  # [F, H, W, 3] uint8
-                    ...
-
+        A context manager whose iterator gives chunks of frames, [F, H, W, 3] uint8.
         Setting `video.prompt` changes what comes next. Leaving the block ends it.
 
         Args:

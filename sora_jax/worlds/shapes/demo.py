@@ -208,10 +208,11 @@ def write_demo(out, asked, samples, measures, seconds) -> pathlib.Path:
         rows.append((caption, [shown.get("clips"), shown["before"], shown["after"]]))
     draw_loss_curves(out / "loss.png", {"transformer": out / "transformer/metrics.jsonl"})
     first, last = measures["before"], measures["after"]
+    shipped, trained = (find_checkpoint(folder)[1] for folder in (SHIPPED_MODEL, out / "transformer"))
     table = [
         ["samples nearest to the clip of their caption", first["nearest"], last["nearest"]],
         ["PSNR to that clip, dB", f"{first['psnr']:.1f}", f"{last['psnr']:.1f}"],
-        ["updates", *(find_checkpoint(folder)[1] for folder in (SHIPPED_MODEL, out / "transformer"))],
+        ["updates", f"{shipped:,}", f"{shipped:,} + {trained:,}"],
     ]
     unseen = "" if asked[0].trained_on else " It was shown the drawings on other backgrounds than these."
     about = (
